@@ -49,7 +49,7 @@ class AndMask(Aggregator):
         return shard.map(self.votes.mask, dtype=torch.bool)
 
     def forward(self, shard: UpdateShard) -> Tensor:
-        mask = self.mask(shard)
+        shard.kept = mask = self.mask(shard)
         masked = torch.where(mask, self.aggregate_buffers(shard), 0.0)
         return rescale_layers(masked, mask, shard) if self.rescale else masked
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from fl_lightning.aggregators.and_mask import rescale_layers
 from fl_lightning.aggregators.trimmed_mean import TrimmedMean
 from fl_lightning.aggregators.votes import SignConsistency
-from fl_lightning.updates.order_statistics import trimmed_mean
 from fl_lightning.updates.shard import UpdateShard
+from fl_lightning.updates.trimming import trimmed
 
 
 class Invariant(TrimmedMean):
@@ -61,5 +61,11 @@ class Invariant(TrimmedMean):
 
     def forward(self, shard: UpdateShard) -> Tensor:
         b = self.trim(shard.num_clients)
-        masked = shard.map(lambda values: torch.where(self.votes.mask(values), trimmed_mean(values, b), 0.0))
-        return rescale_layers(masked, self.mask(shard), shard) if self.rescale else masked
+        if self.votes.ignore_zeros:  # each coordinate has a threshold of its own
+            kept: Tensor | None = self.mask(shard)
+            masked = torch.where(kept, trimmed(shard, b).mean, 0.0)
+        else:
+            masked, kept = trimmed(shard, b, self.votes.threshold(shard.num_clients))
+        assert kept is not None
+        shard.kept = kept
+        return rescale_layers(masked, kept, shard) if self.rescale else masked

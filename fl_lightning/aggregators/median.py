@@ -7,8 +7,8 @@ ICML 2018, https://arxiv.org/abs/1803.01498, Definition 1.
 from torch import Tensor
 
 from fl_lightning.aggregators.base import Aggregator
-from fl_lightning.updates.order_statistics import median
 from fl_lightning.updates.shard import UpdateShard
+from fl_lightning.updates.trimming import trimmed
 
 
 class Median(Aggregator):
@@ -21,7 +21,7 @@ class Median(Aggregator):
     """
 
     def forward(self, shard: UpdateShard) -> Tensor:
-        return shard.map(median)
+        return trimmed(shard, (shard.num_clients - 1) // 2).mean
 
     def aggregate_buffers(self, shard: UpdateShard) -> Tensor:
         return self.forward(shard)

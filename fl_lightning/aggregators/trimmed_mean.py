@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.aggregators.votes import check_alpha, check_trim, trim_count
-from fl_lightning.updates.order_statistics import trimmed_mean
 from fl_lightning.updates.shard import UpdateShard
+from fl_lightning.updates.trimming import trimmed
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +48,7 @@ class TrimmedMean(Aggregator):
         return min(b, most)
 
     def forward(self, shard: UpdateShard) -> Tensor:
-        b = self.trim(shard.num_clients)
-        return shard.map(lambda values: trimmed_mean(values, b))
+        return trimmed(shard, self.trim(shard.num_clients)).mean
 
     def aggregate_buffers(self, shard: UpdateShard) -> Tensor:
         return TrimmedMean.forward(self, shard)

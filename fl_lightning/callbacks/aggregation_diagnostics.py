@@ -1,6 +1,7 @@
 """What the rule did to a round's updates."""
 
 import lightning as L
+import torch
 from torch import Tensor
 
 from fl_lightning.federation import Federation
@@ -28,7 +29,8 @@ class AggregationDiagnostics(L.Callback):
 
     def on_aggregate(self, federation: Federation, shard: UpdateShard, aggregate: Tensor) -> None:
         if shard.num_clients:
-            values = diagnose(shard, aggregate, federation.aggregator.mask(shard), federation.parameters_layout.names)
+            mask = federation.aggregator.mask(shard) if shard.kept is None else shard.kept
+            values = diagnose(shard, aggregate, mask, federation.parameters_layout.names)
             if not self.per_layer:
                 values = {name: value for name, value in values.items() if not name.startswith("kept_fraction/")}
             federation.log_dict({f"diagnostics/{name}": value for name, value in values.items()}, batch_size=1)
@@ -43,23 +45,30 @@ def diagnose(shard: UpdateShard, aggregate: Tensor, mask: Tensor, layer_names: l
         mask: (S,) bool, the coordinates that the rule keeps.
         layer_names: one per entry of `shard.layers`.
     """
+    n, malicious = shard.num_clients, shard.malicious
+
+    def partial(values: Tensor, aggregate: Tensor, mask: Tensor) -> Tensor:
+        """(N + 3,) float64: squares of each update, of their mean and of the aggregate; coordinates with the attackers."""
+        wide = values.double()
+        votes = values[malicious].sign().sum(0).sign()
+        with_attackers = mask & (votes != 0) & (aggregate.sign() == votes)
+        squares = [wide.square().sum(1), wide.mean(0).square().sum()[None], aggregate.double().square().sum()[None]]
+        return torch.cat([*squares, with_attackers.sum()[None].double()])
+
+    sums = shard.reduce(partial, aggregate, mask).cpu()  # all in one pass over the updates
+    norms, with_attackers = sums[: n + 2].sqrt(), int(sums[n + 2])
     kept = shard.count_by_layer(mask)
     total = max(1, int(kept.sum()))
-    norms = shard.norms()
-    before = shard.reduce(lambda values: values.double().mean(0).square().sum()).sqrt()
-    after = shard.with_rows(aggregate[None]).norms()
     figures = {
         "kept_fraction": int(kept.sum()) / shard.num_coordinates,
-        "norm_before": float(before),
-        "norm_after": float(after),
+        "norm_before": float(norms[n]),
+        "norm_after": float(norms[n + 1]),
     }
     for name, count, size in zip(layer_names, kept.tolist(), shard.layers, strict=True):
         figures[f"kept_fraction/{name}"] = count / size
-    for name, group in (("benign", ~shard.malicious), ("malicious", shard.malicious)):
+    for name, group in (("benign", ~malicious), ("malicious", malicious)):
         if group.any():
-            figures[f"update_norm_{name}"] = float(norms[group.cpu()].mean())
-    if shard.malicious.any():
-        votes = shard.map(lambda values: values[shard.malicious].sign().sum(0).sign())
-        with_attackers = mask & (votes != 0) & (aggregate.sign() == votes)
-        figures["malicious_direction"] = int(shard.count(with_attackers.sum())) / total
+            figures[f"update_norm_{name}"] = float(norms[:n][group.cpu()].mean())
+    if malicious.any():
+        figures["malicious_direction"] = with_attackers / total
     return figures

@@ -55,6 +55,8 @@ class UpdateShard:
 
     Attributes:
         root: (S,) float32, the server's own update from its root set, for rules that ask for one.
+        kept: (S,) bool, the coordinates that the rule's mask let move, where it has aggregated these updates and has a mask.
+        compiled: whether rules may run compiled, which takes seconds for a new number of clients; bits are the same.
     """
 
     def __init__(
@@ -70,18 +72,21 @@ class UpdateShard:
         distributed: bool = False,
         seed: int = 0,
         round_number: int = 0,
+        compiled: bool = False,
     ) -> None:
         self.buckets = list(buckets)
         self.weights = weights
         self.malicious = malicious
         self.clients = clients
         self.root: Tensor | None = None
+        self.kept: Tensor | None = None
         self.num_coordinates = num_coordinates
         self.start = start
         self.layers = [num_coordinates] if layers is None else list(layers)
         self.distributed = distributed  # not the group itself: see Exchange
         self.seed = seed
         self.round_number = round_number
+        self.compiled = compiled
 
     @classmethod
     def from_updates(cls, updates: Tensor, weights: Tensor | None = None, malicious: Tensor | None = None) -> UpdateShard:
@@ -322,6 +327,7 @@ class UpdateShard:
         """Drop all clients but those where `rows` ((N,) bool) is true, one bucket at a time."""
         self.weights, self.malicious = self.weights[rows], self.malicious[rows]
         self.clients = None if self.clients is None else self.clients[rows.cpu()]
+        self.compiled = False  # a number of clients that may not come again is not worth it
         for i, bucket in enumerate(self.buckets):
             self.buckets[i] = bucket[rows]
 

@@ -1,0 +1,163 @@
+"""The trimmed mean of all updates, and the mask of their signs, in one pass over them.
+
+This is the invariant aggregator's inner loop (X. Wang, D. Dimitriadis, S. Koyejo, S. Tople, "Invariant Aggregator for Defending
+against Federated Backdoor Attacks", AISTATS 2024, https://arxiv.org/abs/2210.01834, Algorithms 1 and 2). A piece of the updates
+goes through the network of `order_statistics` while it is in the cache. Compiled, all rows of a column are in registers, and
+the time is about that of reading the updates once. Both ways give the same bits.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.dlpack import from_dlpack
+
+from fl_lightning.updates.cache import working_set_bytes
+from fl_lightning.updates.order_statistics import NETWORK_ROWS, mean_of_ascending, network, order_statistics, trimmed_mean
+from fl_lightning.updates.shard import CACHE_ELEMENTS, UpdateShard
+
+log = logging.getLogger(__name__)
+
+COMPILED_ROWS = 32
+"""Most rows that are worth compiling: beyond, a CPU's registers no longer hold a column's intermediate results."""
+
+
+class Trimmed(NamedTuple):
+    """What becomes of a round's updates.
+
+    Attributes:
+        mean: (S,) float32, the trimmed mean; 0 at coordinates that are not kept.
+        kept: (S,) bool, where enough signs agree; None where that was not asked for.
+    """
+
+    mean: Tensor
+    kept: Tensor | None
+
+
+def trimmed(shard: UpdateShard, b: int, least_votes: int | None = None) -> Trimmed:
+    """Mean of the order statistics b+1 .. N-b of every coordinate, where |sum_i sign(g_ik)| is large enough.
+
+    Args:
+        shard: N finite updates.
+        b: entries trimmed from each tail, with N - 2b >= 1.
+        least_votes: the least |sum of signs| that is kept, in [0, N]; without it everything is.
+
+    Example:
+        >>> shard = UpdateShard.from_updates(torch.tensor([[1.0, 0.3], [2.0, -0.2], [3.0, 0.1], [-90.0, -1.2]]))
+        >>> trimmed(shard, 1, least_votes=2).mean
+        tensor([1.5000, 0.0000])
+    """
+    n = shard.num_clients
+    kernel = compiled(n, b, least_votes, shard.weights.device) if shard.compiled and n <= COMPILED_ROWS else None
+    parts = []
+    for bucket in shard.buckets:
+        narrow = bucket.shape[1] < 2  # a width that compilers make a special case of
+        parts.append(_trim_eagerly(bucket, b, least_votes) if kernel is None or narrow else kernel(bucket))
+    means, masks = zip(*parts, strict=True)
+    mean = means[0] if len(means) == 1 else torch.cat(means)
+    return Trimmed(mean, None if least_votes is None else masks[0] if len(masks) == 1 else torch.cat(masks))
+
+
+def _trim_eagerly(bucket: Tensor, b: int, least_votes: int | None) -> tuple[Tensor, Tensor]:
+    """(N, s) -> (s,) mean and mask, a cache-sized piece at a time; whole on a GPU."""
+    n, s = bucket.shape
+    mean, kept = bucket.new_empty(s), torch.ones(s, dtype=torch.bool, device=bucket.device)
+    on_cpu, by_network = bucket.device.type == "cpu", n <= NETWORK_ROWS
+    columns = max(256, (working_set_bytes() // 4 if by_network else CACHE_ELEMENTS) // n) if on_cpu else max(1, s)
+    scratch = torch.empty(n + 1, min(columns, s)) if on_cpu and by_network else None
+    for piece, of_mean, of_kept in zip(bucket.split(columns, 1), mean.split(columns), kept.split(columns), strict=True):
+        if least_votes is None:
+            of_mean.copy_(trimmed_mean(piece, b, scratch))
+        else:
+            for out, found in zip((of_mean, of_kept), masked_trimmed_mean(piece, b, least_votes, scratch), strict=True):
+                out.copy_(found)
+    return mean, kept
+
+
+def masked_trimmed_mean(values: Tensor, b: int, least_votes: int, scratch: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Trimmed mean and mask of a piece: (N, c) float32 -> (c,) float32, 0 where masked, and (c,) bool.
+
+    In ascending order a column is Q negative entries, zeros, and P positive ones. Be e = ceil((N + least) / 2). If the e-th
+    entry from the end is positive, then P >= e and P - Q >= 2e - N >= least. If it is negative, then P < e, Q > N - e and
+    P - Q < least. Only where it is zero the votes must be counted. Likewise for Q - P with the e-th entry from the start.
+
+    Args:
+        values: (N, c), finite.
+        b: entries trimmed from each tail.
+        least_votes: the least |P - Q| that is kept.
+        scratch: memory for a network, see `order_statistics`; the votes are always counted where there is none.
+    """
+    n = len(values)
+    if scratch is None:
+        mean, kept = trimmed_mean(values, b), _count_votes(values) >= least_votes
+    else:
+        enough = -(-(n + least_votes) // 2)
+        first, last = min(b, n - enough), max(n - b, enough)
+        rows = order_statistics(values, first, last, scratch)
+        mean = mean_of_ascending(rows[b - first : n - b - first])
+        from_end, from_start = rows[n - enough - first], rows[enough - 1 - first]
+        kept = (from_end > 0) | (from_start < 0)
+        if bool(((from_end == 0) | (from_start == 0)).any()):
+            kept = _count_votes(values) >= least_votes
+    return torch.where(kept, mean, 0.0), kept
+
+
+def _count_votes(values: Tensor) -> Tensor:
+    """(N, c) -> (c,) |sum of signs|; sums of integers up to N are exact in any order."""
+    return values.sign().sum(0).abs()
+
+
+# ---- compiled --------------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=32)
+def compiled(n: int, b: int, least_votes: int | None, device: torch.device) -> Callable[[Tensor], tuple[Tensor, Tensor]] | None:
+    """The whole of `_trim_eagerly` in one kernel for any number of columns above 1, bit for bit the same.
+
+    Takes seconds for a new (n, b, least_votes) and tells so; None, and a warning, where there is no compiler.
+    """
+    exchanges = network(n, b, n - b)
+
+    def kernel(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
+        votes = rows[0].sign() if least_votes is not None else rows[0]
+        for row in rows[1:] if least_votes is not None else []:
+            votes = votes + row.sign()
+        rows = list(rows)
+        for low, high, minimum, maximum in exchanges:
+            below, above = rows[low], rows[high]
+            if minimum:
+                rows[low] = torch.minimum(below, above)
+            if maximum:
+                rows[high] = torch.maximum(below, above)
+        total = rows[b]
+        for row in rows[b + 1 : n - b]:
+            total = total + row
+        total = torch.where(total == 0, 0.0, total)  # compilers drop the + 0.0 that gives zeros their sign
+        mean = total / (n - 2 * b)
+        return (mean, votes) if least_votes is None else (torch.where(votes.abs() >= least_votes, mean, 0.0), votes.abs())
+
+    function = torch.compile(kernel, dynamic=True, fullgraph=True)
+
+    @torch.no_grad()  # whether gradients are on would be a case of its own
+    def run(bucket: Tensor) -> tuple[Tensor, Tensor]:
+        # Rows that are views would tie the kernel to the shape of what they are views of, so they become tensors of their own.
+        mean, votes = function([from_dlpack(row) for row in bucket.unbind(0)])
+        return mean, votes >= (least_votes or 0)
+
+    began = time.perf_counter()
+    try:
+        with torch._dynamo.config.patch(recompile_limit=1000):
+            run(torch.zeros(n, 1032, device=device)[:, 5:1031])  # at odd addresses, so that none is taken for granted
+    except (RuntimeError, OSError) as error:
+        log.warning(
+            "the rule's inner loop cannot be compiled, and runs as it is, several times slower: %s", str(error).split("\n")[0]
+        )
+        return None
+    log.info("compiled the rule's inner loop for %d clients in %.1f s", n, time.perf_counter() - began)
+    return run
