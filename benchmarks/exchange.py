@@ -50,7 +50,7 @@ def measure(options: argparse.Namespace, device: torch.device) -> None:
     raw_out = torch.empty(n * exchange.padded, device=device)
 
     def ours() -> float:
-        updates = exchange.local_updates(n, local)
+        updates = exchange.local_updates(n, local, torch.zeros(options.coordinates, device=device))
         for bucket in updates.buckets:
             bucket.zero_()
 

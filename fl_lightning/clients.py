@@ -162,21 +162,18 @@ class Clients:
         benign = torch.nonzero(~cohort.malicious).flatten()
         memory = self.fetch_memory(cohort.clients[benign], owner[benign])
 
-        old, old_buffers = broadcast.weights, self.buffer_layout.flatten(self.module)
         snapshot = Snapshot(self.module)
-        updates = self.exchange.local_updates(len(owner), len(mine))
-        buffer_updates = self.buffer_exchange.local_updates(len(owner), len(mine))
+        updates = self.exchange.local_updates(len(owner), len(mine), broadcast.weights)
+        buffer_updates = self.buffer_exchange.local_updates(len(owner), len(mine), self.buffer_layout.flatten(self.module))
         logs = []
         for k, position in enumerate(mine):
             if position < len(cohort):
                 logs.append((position, self.train_client(t, round_, position, broadcast, memory)))
             else:
                 others[position - len(cohort)][1]()
-            torch.sub(old, self.layout.flatten(self.module), out=updates.scratch[: len(old)])
-            updates.store(k)
-            room = buffer_updates.scratch[: len(old_buffers)]
-            torch.sub(old_buffers, self.buffer_layout.flatten(self.module), out=room)
-            buffer_updates.store(k)
+            for layout, room in ((self.layout, updates), (self.buffer_layout, buffer_updates)):
+                layout.flatten(self.module, out=room.new)
+                room.store(k)
             snapshot.restore(self.module)
         self.return_memory(memory, cohort.clients[benign], owner[benign])
         return Trained(

@@ -137,10 +137,13 @@ class Federation(L.LightningModule):
                 shard.root = root.values[0]
             if cohort.malicious.any():
                 self.attack(shard, buffer_shard, others, trained.rehearsed)
+                shard.look_again(shard.malicious)
+                buffer_shard.look_again(shard.malicious)
 
         with self.phase("aggregation"):
             excluded = self.exclude_nonfinite(cohort, shard, buffer_shard)
             aggregate = self.aggregator(shard) if shard.num_clients else torch.zeros(shard.width, device=self.device)  # (S,)
+            shard.settle()  # whatever the rule looked at
 
         with self.phase("exchange"):
             gradient = self.exchange.to_all(aggregate)  # (d,)

@@ -62,10 +62,9 @@ class Invariant(TrimmedMean):
     def forward(self, shard: UpdateShard) -> Tensor:
         b = self.trim(shard.num_clients)
         if self.votes.ignore_zeros:  # each coordinate has a threshold of its own
-            kept: Tensor | None = self.mask(shard)
+            kept = self.mask(shard)
             masked = torch.where(kept, trimmed(shard, b).mean, 0.0)
         else:
             masked, kept = trimmed(shard, b, self.votes.threshold(shard.num_clients))
-        assert kept is not None
         shard.kept = kept
         return rescale_layers(masked, kept, shard) if self.rescale else masked

@@ -4,17 +4,19 @@ Before the exchange rank r holds whole updates, (K_r, d), of the clients that it
 the coordinates that rank r owns. Rank r owns S_pad = ceil(blocks / W) * block consecutive coordinates from r * S_pad on;
 the last ranks may own fewer, or none, and columns beyond d are padding.
 
-Memory on a rank is K_r * d for the updates plus one bucket of N * s: updates are stored bucket by bucket in the order in
-which they are sent, and each bucket is given up as soon as its coordinates have arrived.
+Memory on a rank is K_r * d for the updates plus two buckets of N * s: updates are stored bucket by bucket in the order in
+which they are sent, each bucket is given up as soon as its coordinates have arrived, and the next one travels meanwhile.
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fl_lightning.updates.arriving import ArrivingBuckets, Finish
 from fl_lightning.updates.shard import UpdateShard, all_gather, block_size
 
 BUCKET_BYTES = 16 * 2**20
@@ -24,23 +26,38 @@ BUCKET_BYTES = 16 * 2**20
 class LocalUpdates:
     """The updates of the clients that this rank trained, laid out for sending.
 
+    Args:
+        bucket_columns: s of each bucket.
+        num_local: K_r.
+        world: W.
+        old: (d,) float32, what the clients started from.
+
     Attributes:
+        new: (d,) float32; write a client's weights here, then call `store`.
         buckets: (W, K_r, s) float32 per bucket; entry [w, k, j] is a coordinate that rank w owns.
-        scratch: (W * S_pad,) float32; write an update into its first d entries, then call `store`.
+        finite: (K_r,) bool, which of the updates are finite everywhere.
     """
 
-    def __init__(self, bucket_columns: list[int], num_local: int, world: int, device: torch.device) -> None:
-        self.world = world
+    def __init__(self, bucket_columns: list[int], num_local: int, world: int, old: Tensor) -> None:
+        d, device = len(old), old.device
         self.buckets = [torch.empty(world, num_local, columns, device=device) for columns in bucket_columns]
-        self.scratch = torch.zeros(world * sum(bucket_columns), device=device)
+        self.finite = torch.ones(num_local, dtype=torch.bool, device=device)
+        padded = old.new_zeros(2, world * sum(bucket_columns))
+        padded[0, :d] = old
+        self.new = padded[1, :d]
+        self._old_parts, self._new_parts = padded.view(2, world, -1)
 
     def store(self, k: int) -> None:
-        """Keep what stands in `scratch` as the update of this rank's k-th client."""
+        """Keep what `old` has over `new` as the update of this rank's k-th client."""
         at = 0
-        parts = self.scratch.view(self.world, -1)
         for bucket in self.buckets:
-            bucket[:, k] = parts[:, at : at + bucket.shape[2]]
-            at += bucket.shape[2]
+            columns = slice(at, at + bucket.shape[2])
+            update = bucket[:, k]
+            torch.sub(self._old_parts[:, columns], self._new_parts[:, columns], out=update)
+            # Looked at while it is in the cache. NaN and infinities survive in the extremes.
+            if update.numel():
+                self.finite[k] &= torch.stack(update.aminmax()).isfinite().all()
+            at = columns.stop
 
 
 class Exchange:
@@ -51,13 +68,17 @@ class Exchange:
         device: where vectors live.
         bucket_bytes: memory for one bucket of N * s float32 during the exchange; at least one block of coordinates goes
             at a time, so that is the lower bound.
+        compiled: whether rules may run compiled on what is exchanged.
     """
 
-    def __init__(self, layers: Sequence[int], device: torch.device, *, bucket_bytes: int = BUCKET_BYTES) -> None:
+    def __init__(
+        self, layers: Sequence[int], device: torch.device, *, bucket_bytes: int = BUCKET_BYTES, compiled: bool = False
+    ) -> None:
         self.layers = list(layers)
         self.num_coordinates = num_coordinates = sum(layers)
         self.device = device
         self.bucket_bytes = bucket_bytes
+        self.compiled = compiled
         # The group is not kept: an object that holds it when Python shuts down makes gloo abort the process.
         initialized = dist.is_available() and dist.is_initialized()
         self.world = dist.get_world_size() if initialized else 1
@@ -76,9 +97,9 @@ class Exchange:
         columns = max(1, self.bucket_bytes // (4 * num_clients) // self.block) * self.block
         return [min(columns, self.padded - first) for first in range(0, self.padded, columns)]
 
-    def local_updates(self, num_clients: int, num_local: int) -> LocalUpdates:
-        """Room for the updates of this rank's K_r clients of a round with N."""
-        return LocalUpdates(self.bucket_columns(num_clients), num_local, self.world, self.device)
+    def local_updates(self, num_clients: int, num_local: int, old: Tensor) -> LocalUpdates:
+        """Room for the updates of this rank's K_r clients of a round with N, who all start from `old` ((d,) float32)."""
+        return LocalUpdates(self.bucket_columns(num_clients), num_local, self.world, old)
 
     def to_coordinates(
         self,
@@ -103,7 +124,8 @@ class Exchange:
             round_number: t, for the same.
 
         Returns:
-            A shard whose rows are in cohort order, whatever ranks trained them.
+            A shard whose rows are in cohort order, whatever ranks trained them. Its buckets arrive one by one, as they are
+            asked for.
         """
         n = len(owner)
         sent = torch.bincount(owner, minlength=self.world).tolist()  # K_q of every rank q
@@ -111,28 +133,39 @@ class Exchange:
         order = torch.argsort(arrival)
         in_order = torch.equal(order, torch.arange(n))
         order = order.tolist()
-        buckets = []
-        columns_left = self.stop - self.start
-        while updates.buckets:
-            bucket = updates.buckets.pop(0)
+        width = self.stop - self.start
+        ends = accumulate(bucket.shape[2] for bucket in updates.buckets)
+        columns_left = iter([width - end + bucket.shape[2] for bucket, end in zip(updates.buckets, ends, strict=True)])
+
+        def begin() -> Finish:
+            bucket, left = updates.buckets.pop(0), next(columns_left)
             s = bucket.shape[2]
-            if not self.distributed:
-                rows = bucket.view(n, s)
-            else:
-                rows = torch.empty(n, s, device=self.device)
-                dist.all_to_all_single(
+            rows, work = bucket.view(n, s) if not self.distributed else torch.empty(n, s, device=self.device), None
+            if self.distributed:
+                work = dist.all_to_all_single(
                     rows.view(-1),
                     bucket.view(-1),
                     output_split_sizes=[k * s for k in sent],
                     input_split_sizes=[sent[self.rank] * s] * self.world,
+                    async_op=True,
                 )
-                del bucket
-            if not in_order:
-                reorder(rows, order)
-            buckets.append(rows[:, : max(0, min(s, columns_left))])
-            columns_left -= s
+
+            def finish() -> Tensor:
+                if work is not None:
+                    work.wait()
+                if not in_order:
+                    reorder(rows, order)
+                return rows[:, : max(0, min(s, left))]
+
+            return finish
+
+        finite = torch.full((n,), self.num_coordinates == 0, dtype=torch.int64, device=self.device)
+        finite[owner.to(self.device) == self.rank] = updates.finite.long()
+        if self.distributed and self.num_coordinates:
+            dist.all_reduce(finite)  # of every row one rank tells
+        arriving = ArrivingBuckets(begin, len(updates.buckets), width)
         return UpdateShard(
-            buckets,
+            arriving if self.distributed else list(arriving),
             weights.to(self.device),
             malicious.to(self.device),
             num_coordinates=self.num_coordinates,
@@ -142,6 +175,8 @@ class Exchange:
             distributed=self.distributed,
             seed=seed,
             round_number=round_number,
+            compiled=self.compiled,
+            finite=finite > 0,
         )
 
     def to_all(self, values: Tensor) -> Tensor:

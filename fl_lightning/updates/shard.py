@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fl_lightning.seeding import generator
+from fl_lightning.updates.arriving import ArrivingBuckets, RowsOf
 
 MAX_BLOCKS = 256
 """Most blocks that the coordinates are cut into, and so the most ranks that share them."""
@@ -52,11 +53,12 @@ class UpdateShard:
         distributed: whether the coordinates are shared out over the default process group.
         seed: the experiment's seed, for rules that draw.
         round_number: t, for the same.
+        compiled: whether rules may run compiled, which takes seconds for a new number of clients; bits are the same.
+        finite: (N,) bool, which updates are finite at all d coordinates, where that is known.
 
     Attributes:
         root: (S,) float32, the server's own update from its root set, for rules that ask for one.
         kept: (S,) bool, the coordinates that the rule's mask let move, where it has aggregated these updates and has a mask.
-        compiled: whether rules may run compiled, which takes seconds for a new number of clients; bits are the same.
     """
 
     def __init__(
@@ -73,8 +75,9 @@ class UpdateShard:
         seed: int = 0,
         round_number: int = 0,
         compiled: bool = False,
+        finite: Tensor | None = None,
     ) -> None:
-        self.buckets = list(buckets)
+        self.buckets = buckets if isinstance(buckets, (ArrivingBuckets, RowsOf)) else list(buckets)
         self.weights = weights
         self.malicious = malicious
         self.clients = clients
@@ -87,6 +90,7 @@ class UpdateShard:
         self.seed = seed
         self.round_number = round_number
         self.compiled = compiled
+        self.finite = finite
 
     @classmethod
     def from_updates(cls, updates: Tensor, weights: Tensor | None = None, malicious: Tensor | None = None) -> UpdateShard:
@@ -112,12 +116,17 @@ class UpdateShard:
     @property
     def width(self) -> int:
         """S, the coordinates on this rank."""
-        return sum(bucket.shape[1] for bucket in self.buckets)
+        return sum(bucket.shape[1] for bucket in self.buckets) if isinstance(self.buckets, list) else self.buckets.width
+
+    def settle(self) -> None:
+        """Have all buckets here. Collectives begin with it, so that ranks never disagree on what comes first."""
+        if not isinstance(self.buckets, list):
+            self.buckets = list(self.buckets)
 
     @property
     def values(self) -> Tensor:
         """(N, S) float32, all buckets side by side; a copy if there are several, so for tests and small models."""
-        return self.buckets[0] if len(self.buckets) == 1 else torch.cat(self.buckets, dim=1)
+        return self.buckets[0] if len(self.buckets) == 1 else torch.cat(list(self.buckets), dim=1)
 
     @property
     def shares(self) -> Tensor:
@@ -224,6 +233,7 @@ class UpdateShard:
         Returns:
             The sum over all blocks of all ranks, on every rank.
         """
+        self.settle()
         size = block_size(self.num_coordinates)
         # What a partial sum looks like must be known also where this rank holds no coordinate.
         empty = function(torch.zeros(self.num_clients, 1, device=self.weights.device), *(t.new_zeros(1) for t in along))
@@ -292,6 +302,7 @@ class UpdateShard:
     def count(self, integers: Tensor) -> Tensor:
         """Add an integer tensor of every rank; exact, so in any order."""
         assert not integers.is_floating_point(), "floats must be added in block order: use reduce()"
+        self.settle()
         if self.distributed:
             integers = integers.clone()
             dist.all_reduce(integers)
@@ -315,19 +326,34 @@ class UpdateShard:
         return self.count(counts)
 
     def finite_rows(self) -> Tensor:
-        """(N,) bool, which updates are finite at all d coordinates."""
-        bad = torch.zeros(self.num_clients, dtype=torch.int64, device=self.weights.device)
+        """(N,) bool, which updates are finite at all d coordinates; looked at where nobody has done so yet."""
+        if self.finite is None:
+            self.finite = torch.ones_like(self.malicious)
+            self.look_again(self.finite)
+        return self.finite
+
+    def look_again(self, rows: Tensor) -> None:
+        """See which of the updates that `rows` ((N,) bool) names are finite, as after they were rewritten."""
+        if self.finite is None or not rows.any():
+            return
+        bad = torch.zeros(int(rows.sum()), dtype=torch.int64, device=self.weights.device)
+        everyone = bool(rows.all())
         for bucket in self.buckets:
             if bucket.shape[1]:
-                low, high = bucket.amin(dim=1), bucket.amax(dim=1)  # NaN and infinities survive in the extremes
+                looked_at = bucket if everyone else bucket[rows]
+                low, high = looked_at.amin(dim=1), looked_at.amax(dim=1)  # NaN and infinities survive in the extremes
                 bad += ~(low.isfinite() & high.isfinite())
-        return self.count(bad) == 0
+        self.finite = self.finite.clone()
+        self.finite[rows] = self.count(bad) == 0
 
     def keep(self, rows: Tensor) -> None:
         """Drop all clients but those where `rows` ((N,) bool) is true, one bucket at a time."""
         self.weights, self.malicious = self.weights[rows], self.malicious[rows]
         self.clients = None if self.clients is None else self.clients[rows.cpu()]
+        self.finite = None if self.finite is None else self.finite[rows]
         self.compiled = False  # a number of clients that may not come again is not worth it
+        self.settle()
+        assert isinstance(self.buckets, list)
         for i, bucket in enumerate(self.buckets):
             self.buckets[i] = bucket[rows]
 
@@ -336,7 +362,9 @@ class UpdateShard:
         parts = []
         for rows in (slice(None, first), slice(first, None)):
             part = copy(self)
-            part.buckets = [bucket[rows] for bucket in self.buckets]
+            whole = self.buckets
+            part.buckets = [bucket[rows] for bucket in whole] if isinstance(whole, list) else RowsOf(whole, rows)
+            part.finite = None if self.finite is None else self.finite[rows]
             part.weights, part.malicious = self.weights[rows], self.malicious[rows]
             part.clients = None if self.clients is None else self.clients[rows]
             parts.append(part)

@@ -33,11 +33,11 @@ class Trimmed(NamedTuple):
 
     Attributes:
         mean: (S,) float32, the trimmed mean; 0 at coordinates that are not kept.
-        kept: (S,) bool, where enough signs agree; None where that was not asked for.
+        kept: (S,) bool, where enough signs agree; everywhere, if that was not asked for.
     """
 
     mean: Tensor
-    kept: Tensor | None
+    kept: Tensor
 
 
 def trimmed(shard: UpdateShard, b: int, least_votes: int | None = None) -> Trimmed:
@@ -61,7 +61,7 @@ def trimmed(shard: UpdateShard, b: int, least_votes: int | None = None) -> Trimm
         parts.append(_trim_eagerly(bucket, b, least_votes) if kernel is None or narrow else kernel(bucket))
     means, masks = zip(*parts, strict=True)
     mean = means[0] if len(means) == 1 else torch.cat(means)
-    return Trimmed(mean, None if least_votes is None else masks[0] if len(masks) == 1 else torch.cat(masks))
+    return Trimmed(mean, masks[0] if len(masks) == 1 else torch.cat(masks))
 
 
 def _trim_eagerly(bucket: Tensor, b: int, least_votes: int | None) -> tuple[Tensor, Tensor]:
@@ -148,7 +148,7 @@ def compiled(n: int, b: int, least_votes: int | None, device: torch.device) -> C
     def run(bucket: Tensor) -> tuple[Tensor, Tensor]:
         # Rows that are views would tie the kernel to the shape of what they are views of, so they become tensors of their own.
         mean, votes = function([from_dlpack(row) for row in bucket.unbind(0)])
-        return mean, votes >= (least_votes or 0)
+        return mean, torch.ones_like(votes, dtype=torch.bool) if least_votes is None else votes >= least_votes
 
     began = time.perf_counter()
     try:

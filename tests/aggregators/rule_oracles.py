@@ -230,9 +230,9 @@ def exchange_on_a_rank() -> Exchange:
 def shard_on_a_rank(exchange: Exchange, updates: Tensor, owner: Tensor, round_number: int = 5) -> UpdateShard:
     """The rank's coordinates of the updates that are finite, after an exchange; clients bear their rows' numbers."""
     local = torch.nonzero(owner == exchange.rank).flatten().tolist()
-    room = exchange.local_updates(NUM_CLIENTS, len(local))
+    room = exchange.local_updates(NUM_CLIENTS, len(local), torch.zeros(sum(LAYERS)))
     for k, client in enumerate(local):
-        room.scratch[: sum(LAYERS)] = updates[client]
+        room.new[:] = -updates[client]
         room.store(k)
     everyone = torch.arange(1.0, NUM_CLIENTS + 1), torch.zeros(NUM_CLIENTS).bool(), torch.arange(NUM_CLIENTS)
     shard = exchange.to_coordinates(room, owner, *everyone, seed=3, round_number=round_number)

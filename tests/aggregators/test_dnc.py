@@ -239,9 +239,9 @@ def rules_on_a_rank() -> dict[str, list[bytes]]:
     local = torch.nonzero(owner == exchange.rank).flatten().tolist()
     found = {}
     for loud in (False, True):
-        room = exchange.local_updates(NUM_CLIENTS, len(local))
+        room = exchange.local_updates(NUM_CLIENTS, len(local), torch.zeros(sum(LAYERS)))
         for k, client in enumerate(local):
-            room.scratch[: sum(LAYERS)] = updates_on_ranks(loud)[client]
+            room.new[:] = -updates_on_ranks(loud)[client]
             room.store(k)
         weights, none = torch.arange(1.0, NUM_CLIENTS + 1), torch.zeros(NUM_CLIENTS).bool()
         shard = exchange.to_coordinates(room, owner, weights, none, seed=5, round_number=3)

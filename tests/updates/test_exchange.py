@@ -44,13 +44,16 @@ def drawn_updates(d: int) -> Tensor:
 def send(exchange: Exchange, updates: Tensor, owner: Tensor, weights: Tensor, malicious: Tensor) -> UpdateShard:
     """What a round does: each rank stores its own clients' updates, then all exchange."""
     local = torch.nonzero(owner == exchange.rank).flatten().tolist()
-    room = exchange.local_updates(len(owner), len(local))
+    room = exchange.local_updates(len(owner), len(local), torch.zeros(updates.shape[1]))
     for k, client in enumerate(local):
-        room.scratch[: updates.shape[1]] = updates[client]
+        room.new[:] = -updates[client]
         room.store(k)
-        room.scratch[: updates.shape[1]] = float("nan")  # whatever is left there must not matter
-    room.scratch[updates.shape[1] :] = float("nan")  # nor must the padding
+        room.new[:] = float("nan")  # whatever is left there must not matter
     shard = exchange.to_coordinates(room, owner, weights, malicious)
+    if exchange.distributed:
+        assert len(room.buckets) == max(0, len(shard.buckets) - 1)  # the first is on its way
+    assert torch.equal(shard.finite_rows(), updates.isfinite().all(dim=1))
+    shard.settle()
     assert room.buckets == []  # given up
     return shard
 
@@ -160,10 +163,10 @@ def test_one_process_exchanges_nothing_and_copies_nothing() -> None:
     exchange = Exchange([3, 2], CPU, bucket_bytes=1)
     assert (exchange.world, exchange.rank, exchange.distributed) == (1, 0, False)
     assert (exchange.start, exchange.stop) == (0, 5)
-    room = exchange.local_updates(2, 2)
+    room = exchange.local_updates(2, 2, torch.full((5,), 20.0))
     (bucket,) = room.buckets
     for k in range(2):
-        room.scratch[:5] = torch.arange(5.0) + 10 * k
+        room.new[:] = 20 - (torch.arange(5.0) + 10 * k)
         room.store(k)
     shard = exchange.to_coordinates(room, torch.zeros(2, dtype=torch.int64), torch.ones(2), torch.zeros(2).bool())
     assert torch.equal(shard.values, torch.tensor([[0.0, 1, 2, 3, 4], [10, 11, 12, 13, 14]]))
@@ -183,7 +186,7 @@ def memory() -> list[tuple[int, int, list[int]]]:
     for k_by_rank in ([1, 1, 1], [3, 0, 0]):
         owner = torch.tensor([rank for rank, k in enumerate(k_by_rank) for _ in range(k)])
         exchange = Exchange([10 * 1024], CPU, bucket_bytes=4 * 3 * 1024)
-        room = exchange.local_updates(3, k_by_rank[exchange.rank])
+        room = exchange.local_updates(3, k_by_rank[exchange.rank], torch.zeros(10 * 1024))
         references = [weakref.ref(bucket) for bucket in room.buckets]
         held = sum(bucket.numel() for bucket in room.buckets)
         largest = max(bucket.shape[2] for bucket in room.buckets)
@@ -199,7 +202,8 @@ def memory() -> list[tuple[int, int, list[int]]]:
 
         dist.all_to_all_single = counted
         try:
-            exchange.to_coordinates(room, owner, torch.ones(3), torch.zeros(3).bool())
+            for _ in exchange.to_coordinates(room, owner, torch.ones(3), torch.zeros(3).bool()).buckets:
+                pass
         finally:
             dist.all_to_all_single = real
         results.append((held, largest, alive))
