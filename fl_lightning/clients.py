@@ -20,6 +20,7 @@ from fl_lightning.attacks.base import Attack, Attacker, Broadcast
 from fl_lightning.cohort import Cohort, assign_owners
 from fl_lightning.data.base import Samples
 from fl_lightning.data.module import FederatedDataModule
+from fl_lightning.executors import LocalExecutor
 from fl_lightning.local_training import LocalTraining, average_logs
 from fl_lightning.seeding import derive_seed, generator, seed_global_generators
 from fl_lightning.updates.exchange import Exchange, LocalUpdates
@@ -138,6 +139,7 @@ class Clients:
         self.memory: dict[int, Tensor] = {}
         self.memory_size = rule.client_memory_size(data.train, self.num_classes)
         self.benign = benign
+        self.executor = LocalExecutor(module, local)
         self.leaks = [attack for attack in attacks if overrides(attack, "leak")]
 
     def train(self, t: int, cohort: Cohort, broadcast: Broadcast) -> Trained:
@@ -162,7 +164,7 @@ class Clients:
         benign = torch.nonzero(~cohort.malicious).flatten()
         memory = self.fetch_memory(cohort.clients[benign], owner[benign])
 
-        snapshot = Snapshot(self.module)
+        snapshot = self.executor.start = Snapshot(self.module)
         updates = self.exchange.local_updates(len(owner), len(mine), broadcast.weights)
         buffer_updates = self.buffer_exchange.local_updates(len(owner), len(mine), self.buffer_layout.flatten(self.module))
         logs = []
@@ -202,7 +204,7 @@ class Clients:
         try:
             if not malicious:
                 logs = self.rule.train_benign(self.module, samples, self.num_classes, draws, memory.get(client, torch.empty(0)))
-                return self.local.train(self.module, samples, draws) if logs is None else logs
+                return self.executor.train(samples, draws) if logs is None else logs
             if not len(samples):
                 return {}
             constraining = [attack for attack in self.attacks if overrides(attack, "constrain")]
@@ -211,7 +213,7 @@ class Clients:
                 for attack in constraining:
                     attack.constrain(self.module, broadcast, step, steps)
 
-            return self.local.train(self.module, samples, draws, after_step if constraining else None)
+            return self.executor.train(samples, draws, after_step if constraining else None)
         except Exception as error:
             error.add_note(f"while training client {client} in round {t} on {len(samples)} samples")
             raise
@@ -232,7 +234,7 @@ class Clients:
     def train_on(self, samples: Samples, t: int, purpose: str, number: int, steps: int | None = None) -> dict[str, float]:
         """Train on what no client reports; keyed by (seed, purpose, round, number)."""
         seed_global_generators(derive_seed(self.seed, purpose, t, number))
-        return self.local.train(self.module, samples, generator(self.seed, f"{purpose} batches", t, number), steps=steps)
+        return self.executor.train(samples, generator(self.seed, f"{purpose} batches", t, number), steps=steps)
 
     # ---- what clients keep -------------------------------------------------------------------------------------------
 

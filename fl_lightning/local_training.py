@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import lightning as L
 import torch
@@ -51,6 +51,16 @@ UNUSED_HOOKS = (
 """Hooks of Lightning's training that a client may define in vain."""
 
 
+class Stepper(Protocol):
+    """Takes a client's steps in a way of its own, such as `RecordedSteps`."""
+
+    def begin(self) -> None:
+        """Another client begins."""
+
+    def step(self, batch: Any, index: int, optimizer: Optimizer, logs: LogCollector) -> None:
+        """Train on one batch, the `index`-th of this client."""
+
+
 @dataclass(frozen=True)
 class LocalTraining:
     """How long and how a client trains in a round.
@@ -61,12 +71,17 @@ class LocalTraining:
         batch_size: B. A last batch of a single sample is joined to the one before it, as BatchNorm cannot train on one.
         precision: `bf16` runs `training_step` under bfloat16 autocast; parameters, updates and aggregation stay float32.
         gradient_clip_norm: largest norm of a step's gradient; 0 for no clipping.
+        executor: how steps are taken. `sequential`: as the module has them. `graph`: recorded once per shape of batch and
+            replayed without Python (on GPUs as a CUDA graph), bit for bit the same; SGD only. `auto`: the faster of these two,
+            by measurement. `stacked`: benign clients of a rank together, their weights stacked; equal to the others up to
+            rounding alone, so that bits depend on the number of ranks. What an executor cannot take is trained sequentially.
     """
 
     epochs: float = 1.0
     batch_size: int = 64
     precision: Literal["32", "bf16"] = "32"
     gradient_clip_norm: float = 0.0
+    executor: Literal["auto", "sequential", "stacked", "graph"] = "auto"
 
     def __post_init__(self) -> None:
         if not (self.epochs >= LEAST_EPOCHS and math.isfinite(self.epochs)):
@@ -75,6 +90,8 @@ class LocalTraining:
             raise ConfigurationError(f"model.local.precision must be 32 or bf16, got {self.precision!r}")
         if self.batch_size < 1:
             raise ConfigurationError(f"model.local.batch_size must be at least 1, got {self.batch_size}")
+        if self.executor not in ("auto", "sequential", "stacked", "graph"):
+            raise ConfigurationError(f"model.local.executor must be auto, sequential, stacked or graph, got {self.executor!r}")
         if not self.gradient_clip_norm >= 0:
             raise ConfigurationError(f"model.local.gradient_clip_norm must be 0 (off) or more, got {self.gradient_clip_norm}")
 
@@ -85,6 +102,7 @@ class LocalTraining:
         generator: torch.Generator,
         after_step: Callable[[int, int], None] | None = None,
         steps: int | None = None,
+        stepper: Stepper | None = None,
     ) -> dict[str, float]:
         """Train the module in place.
 
@@ -94,6 +112,7 @@ class LocalTraining:
             generator: CPU generator of this client and round: order of the samples and augmentation.
             after_step: called after every batch with the number of batches so far and in all.
             steps: batches to train on, as many epochs as they take, in place of what `epochs` says.
+            stepper: takes the steps in a way of its own, bit for bit the same.
 
         Returns:
             What the module logged, averaged over the steps.
@@ -107,18 +126,23 @@ class LocalTraining:
         epochs = self.epochs if steps is None else math.inf
         steps = self.num_steps(len(samples)) if steps is None else steps
         step = epoch_number = 0
+        if stepper is not None:
+            stepper.begin()
         with collected_logs(module) as logs:
             for epoch in epoch_batches(len(samples), epochs, self.batch_size, generator, device):
                 for indices in epoch[: steps - step]:
                     batch = resident(samples.batch(indices, generator), device)
-                    optimizer.zero_grad(set_to_none=True)
-                    with self.autocast(device):
-                        loss = read_loss(module.training_step(*(batch, step)[:step_arguments]))
-                    if loss is not None:
-                        loss.backward()
-                        if self.gradient_clip_norm:
-                            nn.utils.clip_grad_norm_(parameters, self.gradient_clip_norm)
-                        optimizer.step()
+                    if stepper is not None:
+                        stepper.step(batch, step, optimizer, logs)
+                    else:
+                        optimizer.zero_grad(set_to_none=True)
+                        with self.autocast(device):
+                            loss = read_loss(module.training_step(*(batch, step)[:step_arguments]))
+                        if loss is not None:
+                            loss.backward()
+                            if self.gradient_clip_norm:
+                                nn.utils.clip_grad_norm_(parameters, self.gradient_clip_norm)
+                            optimizer.step()
                     step += 1
                     if after_step is not None:  # also where the module skipped the batch, which may be the last
                         after_step(step, steps)
@@ -307,11 +331,21 @@ class LogCollector:
 def collected_logs(module: L.LightningModule) -> Iterator[LogCollector]:
     """Send `self.log` of the module to a collector."""
     collector = LogCollector()
-    module.__dict__["log"] = collector.log  # shadows the method, also for self.log_dict, which calls it
-    try:
+    with logs_to(module, collector.log):
         yield collector
+
+
+@contextmanager
+def logs_to(module: L.LightningModule, function: Callable[..., None]) -> Iterator[None]:
+    """Call `function` in place of the module's `log`, also if another stands in its place already."""
+    before = module.__dict__.get("log")
+    module.__dict__["log"] = function  # shadows the method, also for self.log_dict, which calls it
+    try:
+        yield
     finally:
         del module.__dict__["log"]
+        if before is not None:
+            module.__dict__["log"] = before
 
 
 def average_logs(of_ranks: list[list[tuple[int, dict[str, float]]]]) -> dict[str, float]:

@@ -1,0 +1,167 @@
+"""The choice of how local steps are taken: by measurement, never at the cost of a bit or of a run."""
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from tiny import TinyClient, fit, tiny_federation, tiny_tensors
+from torch import Tensor
+
+from fl_lightning import LocalTraining, executors
+from fl_lightning.errors import ConfigurationError
+from fl_lightning.executors import LocalExecutor, python_state
+from fl_lightning.models import MLP
+from fl_lightning.recorded_steps import RecordedSteps
+from fl_lightning.updates.layout import Snapshot, parameter_layout
+
+SIZES = (6, 16, 3)
+
+
+def weights_after(executor: LocalExecutor, clients: int = 6) -> Tensor:
+    """(clients, d) what each client of 30 samples ends with, all from the same start."""
+    layout, start, found = parameter_layout(executor.module), Snapshot(executor.module), []
+    executor.start = start
+    for i in range(clients):
+        torch.manual_seed(i)
+        executor.train(tiny_tensors(30, seed=i), torch.Generator().manual_seed(i))
+        found.append(layout.flatten(executor.module))
+        start.restore(executor.module)
+    return torch.stack(found)
+
+
+def made(executor: str, module: Any = None) -> LocalExecutor:
+    torch.manual_seed(0)
+    return LocalExecutor(module or MLP(sizes=SIZES), LocalTraining(batch_size=4, executor=executor))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """Seconds that a client takes in each way, in place of real ones; local training has taken long enough at once."""
+    monkeypatch.setattr(executors, "SECONDS_BEFORE_TRIAL", -1.0)
+    cost, now = {"sequential": 1.0, "graph": 0.5}, [0.0]
+    real = LocalTraining.train
+
+    def train(self: LocalTraining, *args: Any, stepper: Any = None, **kwargs: Any) -> Any:
+        now[0] += cost["sequential" if stepper is None else "graph"]
+        return real(self, *args, stepper=stepper, **kwargs)
+
+    monkeypatch.setattr(LocalTraining, "train", train)
+    monkeypatch.setattr(executors.time, "perf_counter", lambda: now[0])
+    return cost
+
+
+def test_auto_takes_the_faster(clock: dict[str, float]) -> None:
+    expected = weights_after(made("sequential"))
+    executor = made("auto")
+    assert torch.equal(weights_after(executor), expected)
+    assert (executor.chosen, executor.reason) == ("graph", "recorded steps of MLP take 0.50 times as long")
+    clock["graph"] = 1.5
+    executor = made("auto")
+    assert torch.equal(weights_after(executor), expected)
+    assert (executor.chosen, executor.reason) == ("sequential", "recorded steps of MLP take 1.50 times as long")
+    assert executor.recorded is None
+
+
+def test_auto_does_not_measure_before_it_could_pay() -> None:
+    executor = made("auto")
+    assert torch.equal(weights_after(executor), weights_after(made("sequential")))
+    assert executor.chosen is None
+
+
+def test_auto_refuses_other_bits(clock: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    real = RecordedSteps.step
+
+    def step(self: RecordedSteps, *args: Any) -> None:
+        real(self, *args)
+        self.state[0].view(-1)[0] += 1e-3
+
+    monkeypatch.setattr(RecordedSteps, "step", step)
+    executor = made("auto")
+    assert torch.equal(weights_after(executor), weights_after(made("sequential")))
+    assert (executor.chosen, executor.reason) == ("sequential", "recorded steps of MLP give other bits")
+
+
+class Counting(MLP):
+    def __init__(self) -> None:
+        super().__init__(sizes=SIZES)
+        self.steps_taken = 0
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.steps_taken += 1
+        return super().training_step(batch, batch_idx)
+
+
+class Warming(MLP):
+    """Its first batch counts less: a recording of another batch would not know."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return super().training_step(batch, batch_idx) * (0.1 if batch_idx == 0 else 1.0)
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        (Counting, "steps of Counting are not recorded: its steps_taken changes as it trains"),
+        (lambda: Warming(sizes=SIZES), "recorded steps of Warming give other bits"),
+    ],
+)
+def test_auto_sees_what_a_recording_would_miss(clock: dict[str, float], module: Any, reason: str) -> None:
+    executor = made("auto", module())
+    found = weights_after(executor)
+    torch.manual_seed(0)
+    assert (executor.chosen, executor.reason) == ("sequential", reason)
+    assert torch.equal(found, weights_after(made("sequential", executor.module)))
+
+
+class ReadsBack(MLP):
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        return loss * 2 if loss.item() > 1e9 else loss
+
+
+@pytest.mark.parametrize("asked", ["auto", "graph"])
+def test_what_cannot_be_recorded_falls_back_with_one_line(
+    clock: dict[str, float], asked: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    executor = made(asked, ReadsBack(sizes=SIZES))
+    with caplog.at_level(logging.INFO, logger="fl_lightning"):
+        found = weights_after(executor)
+    assert torch.equal(found, weights_after(made("sequential", executor.module)))
+    (record,) = caplog.records
+    assert record.message.startswith("local training is sequential: steps of ReadsBack are not recorded: ")
+    assert record.levelno == (logging.WARNING if asked == "graph" else logging.INFO)
+
+
+def test_graph_is_taken_from_the_first_client_on() -> None:
+    executor = made("graph")
+    assert torch.equal(weights_after(executor), weights_after(made("sequential")))
+    assert executor.recorded is not None
+    assert executor.recorded.recordings
+
+
+@pytest.mark.parametrize("executor", ["graph", "auto"])
+def test_a_run_ends_with_the_same_bits(executor: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executors, "SECONDS_BEFORE_TRIAL", 0.0)
+
+    def run(executor: Any) -> tuple[Tensor, Any]:
+        federation = tiny_federation(local=LocalTraining(epochs=1.5, batch_size=8, executor=executor))
+        trainer = fit(federation, rounds=3)
+        return federation.parameters_layout.flatten(federation.client), trainer.callback_metrics["client/loss"]
+
+    expected, found = run("sequential"), run(executor)
+    assert torch.equal(found[0], expected[0])
+    assert found[1] == expected[1]
+
+
+def test_an_executor_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="must be auto, sequential, stacked or graph, got 'fast'"):
+        LocalTraining(executor="fast")  # type: ignore[arg-type]
+
+
+def test_python_state_is_what_a_step_may_change() -> None:
+    module = TinyClient()
+    before = python_state(module)
+    module.net[0].seen = [1]  # type: ignore[assignment]
+    module.lr = 0.2
+    assert {name for name, value in python_state(module).items() if before.get(name) != value} == {"net.0.seen", "lr"}

@@ -1,0 +1,233 @@
+"""Recorded steps: the same bits as plain ones, for whatever can be recorded; a reason for whatever cannot."""
+
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+import torchmetrics
+from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.optim import SGD, Adam
+
+from fl_lightning.data import TensorSamples
+from fl_lightning.local_training import LocalTraining
+from fl_lightning.models import CNN, LSTM, MLP, Classifier, ResNet18
+from fl_lightning.recorded_steps import RECORD_AFTER, NotRecordableError, RecordedSteps, without_python
+from fl_lightning.updates.layout import Snapshot, named_state
+
+
+class Net(Classifier):
+    """Anything that may stand in a step: BatchNorm, dropout, a frozen and an unused parameter, logs."""
+
+    def __init__(self, configure: Any = None, **tweaks: Any) -> None:
+        super().__init__(optimizer=lambda parameters: SGD(parameters, lr=0.1, momentum=0.9))
+        self.net = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 3))
+        self.frozen = nn.Parameter(torch.ones(6), requires_grad=False)
+        self.unused = nn.Parameter(torch.ones(2))
+        self.configure, self.tweaks = configure, tweaks
+        self.calls = 0
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.net(inputs * self.frozen)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        self.log("loss", loss)
+        self.log("twice", loss * 2)
+        self.log("twice", loss * 4)
+        self.log("constant", 3.0)
+        if self.tweaks.get("read_back") and loss.item() > 100:
+            return loss * 2
+        if self.tweaks.get("skip"):
+            return None
+        if self.tweaks.get("count"):
+            self.calls += 1
+        return {"loss": loss} if self.tweaks.get("dict") else loss
+
+    def configure_optimizers(self) -> Any:
+        return super().configure_optimizers() if self.configure is None else self.configure(self)
+
+
+def samples(n: int, shape: tuple[int, ...] = (6,), seed: int = 0) -> TensorSamples:
+    draws = torch.Generator().manual_seed(seed)
+    return TensorSamples(torch.randn(n, *shape, generator=draws), torch.randint(3, (n,), generator=draws))
+
+
+def trained(
+    module: L.LightningModule, local: LocalTraining, clients: list[TensorSamples], stepper: RecordedSteps | None, **how: Any
+) -> list[tuple[list[Tensor], dict[str, float]]]:
+    """Everything that each client ends with, all from the same start."""
+    start, found = Snapshot(module), []
+    for i, data in enumerate(clients):
+        torch.manual_seed(i)
+        logs = local.train(module, data, torch.Generator().manual_seed(i), stepper=stepper, **how)
+        found.append(([tensor.clone() for _, tensor in named_state(module)], logs))
+        start.restore(module)
+    return found
+
+
+def assert_same(module: L.LightningModule, local: LocalTraining, clients: list[TensorSamples], **how: Any) -> RecordedSteps:
+    stepper = RecordedSteps(module, local)
+    expected = trained(module, local, clients, None, **how)
+    found = trained(module, local, clients, stepper, **how)
+    for (a, of_a), (b, of_b) in zip(expected, found, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+        assert of_a == of_b
+    return stepper
+
+
+CLIENTS = [samples(n, seed=n) for n in (40, 41, 8, 3, 40, 33)]
+
+OPTIMIZERS = {
+    "plain": lambda m: SGD(m.parameters(), lr=0.1),
+    "momentum": lambda m: SGD(m.parameters(), lr=0.1, momentum=0.9),
+    "nesterov, decay": lambda m: SGD(m.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.1),
+    "foreach": lambda m: SGD(m.parameters(), lr=0.1, momentum=0.5, foreach=True),
+    "groups": lambda m: SGD(
+        [{"params": m.net[0].parameters(), "lr": 0.01}, {"params": [*m.net[4].parameters(), m.unused], "momentum": 0.0}],
+        lr=0.1,
+        momentum=0.9,
+    ),
+    "scheduler": lambda m: (
+        [optimizer := SGD(m.parameters(), lr=0.1, momentum=0.9)],
+        [{"scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5), "interval": "step"}],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_same_bits_and_logs(name: str) -> None:
+    torch.manual_seed(0)
+    stepper = assert_same(Net(OPTIMIZERS[name]), LocalTraining(epochs=2.5, batch_size=8), CLIENTS)
+    assert stepper.recordings
+
+
+@pytest.mark.parametrize("local", [{"gradient_clip_norm": 0.05}, {"precision": "bf16"}, {"batch_size": 1, "epochs": 0.2}])
+def test_whatever_local_training_asks_for(local: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    module = Net() if local.get("batch_size") != 1 else MLP(sizes=(6, 5, 3))
+    settings: dict[str, Any] = {"batch_size": 8, "epochs": 2.0, **local}
+    assert_same(module, LocalTraining(**settings), CLIENTS)
+
+
+def test_steps_of_other_kinds() -> None:
+    assert_same(Net(dict=True), LocalTraining(batch_size=8), CLIENTS)
+    assert_same(Net(), LocalTraining(batch_size=8), CLIENTS, steps=7)
+
+
+def test_what_happens_between_steps_counts() -> None:
+    module: Any = Net()
+
+    def pull(step: int, steps: int) -> None:
+        with torch.no_grad():
+            module.net[0].weight.mul_(0.5 + step / steps)
+
+    assert_same(module, LocalTraining(batch_size=8), CLIENTS, after_step=pull)
+
+
+@pytest.mark.parametrize(
+    ("module", "shape"),
+    [
+        (lambda: CNN(image_size=8, channels=[4, 6], hidden=8), (3, 8, 8)),
+        (lambda: CNN(image_size=8, channels=[4], hidden=8, channels_last=True), (3, 8, 8)),
+        (lambda: ResNet18(stem="cifar", num_classes=3), (3, 8, 8)),
+        (lambda: ResNet18(stem="cifar", num_classes=3, norm="group"), (3, 8, 8)),
+    ],
+    ids=["CNN", "channels last", "ResNet", "group norm"],
+)
+def test_the_packages_networks(module: Any, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    stepper = assert_same(module(), LocalTraining(batch_size=2), [samples(2 * RECORD_AFTER + 5, shape)])
+    assert stepper.recordings
+    replayed = next(iter(stepper.recordings.values()))
+    assert not isinstance(replayed.run, torch.fx.GraphModule), "replayed in Python"
+
+
+def test_rare_shapes_are_not_recorded() -> None:
+    stepper = assert_same(Net(), LocalTraining(batch_size=8), [samples(n) for n in (24, 24, 13, 14, 15)])
+    assert len(stepper.recordings) == 1
+    assert len(stepper.seen) == 4  # full batches, and remainders of 5, 6 and 7
+
+
+def test_a_replaced_buffer_is_found_again() -> None:
+    torch.manual_seed(0)
+    module, local = Net(), LocalTraining(batch_size=8)
+    stepper = RecordedSteps(module, local)
+    trained(module, local, CLIENTS, stepper)
+    module.net[1].running_mean = torch.full((16,), 0.5)
+    expected = trained(module, local, CLIENTS, None)
+    for (a, _), (b, _) in zip(expected, trained(module, local, CLIENTS, stepper), strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+class Reads(MLP):
+    """Its batches are of another kind."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return super().training_step((batch[0], batch[1]), batch_idx)
+
+
+class WithName(TensorSamples):
+    def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> Any:
+        return (*super().batch(indices, generator), "a name")
+
+
+class Counts(MLP):
+    def __init__(self) -> None:
+        super().__init__(sizes=(6, 3))
+        self.metric = torchmetrics.MeanMetric()
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        (lambda: Net(lambda m: Adam(m.parameters())), "its optimizer is Adam"),
+        (lambda: Net(lambda m: SGD(m.parameters(), lr=0.1, momentum=0.9, dampening=0.5)), "dampening"),
+        (lambda: Net(lambda m: SGD(m.parameters(), lr=torch.tensor(0.1))), "learning rate is a tensor"),
+        (lambda: Net(read_back=True), "cannot be traced"),
+        (lambda: Net(skip=True), "skipped a batch"),
+        (Counts, "torchmetrics"),
+    ],
+)
+def test_what_cannot_be_recorded_is_refused_with_a_reason(module: Any, reason: str) -> None:
+    made, local = module(), LocalTraining(batch_size=8)
+    with pytest.raises(NotRecordableError, match=reason):
+        trained(made, local, CLIENTS, RecordedSteps(made, local))
+
+
+def test_batches_that_are_not_tensors_are_refused() -> None:
+    module, local = Reads(sizes=(6, 3)), LocalTraining(batch_size=8)
+    data = WithName(torch.randn(20, 6), torch.randint(3, (20,)))
+    with pytest.raises(NotRecordableError, match=r"hold \['Tensor', 'str'\], not tensors alone"):
+        trained(module, local, [data], RecordedSteps(module, local))
+
+
+def test_an_lstm_is_refused() -> None:
+    module = LSTM(dimension=4, hidden=5, optimizer=lambda parameters: SGD(parameters, lr=0.1))
+    data, local = samples(30, (7, 5)).relabel(torch.zeros(30).long()), LocalTraining(batch_size=4)
+    with pytest.raises(NotRecordableError, match="cannot be"):
+        trained(module, local, [data], RecordedSteps(module, local))
+
+
+def test_a_graph_that_torchscript_does_not_know_is_replayed_as_it_is() -> None:
+    class Unknown(nn.Module):
+        def forward(self, x: Tensor) -> list[Tensor]:
+            torch._foreach_add_([x], 1.0)  # TorchScript does not see that this writes into x
+            return [x]
+
+    x = torch.ones(2)
+    graph = make_fx(Unknown())(x.clone())
+    assert without_python(graph, [x]) is graph
+    assert torch.equal(x, torch.ones(2))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_cuda_graphs_give_the_same_bits(channels_last: bool) -> None:
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
+    torch.manual_seed(0)
+    module = CNN(image_size=8, channels=[4, 6], hidden=8, channels_last=channels_last).cuda()
+    data = [samples(n, (3, 8, 8)).to(torch.device("cuda")) for n in (40, 41, 40)]
+    assert assert_same(module, LocalTraining(batch_size=8), data).recordings
