@@ -14,7 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import lightning as L
 import torch
@@ -24,14 +24,14 @@ from torch import Tensor
 
 from fl_lightning import sharded_state
 from fl_lightning.aggregators.base import Aggregator
-from fl_lightning.attacks.base import Attack, Broadcast, Knowledge
+from fl_lightning.attacks.base import Attack, Broadcast, Knowledge, stamped_sets
 from fl_lightning.clients import Clients
 from fl_lightning.cohort import Cohort, CohortSampler
-from fl_lightning.data.base import Samples, join
 from fl_lightning.data.module import FederatedDataModule
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.local_training import LocalTraining, check_client
 from fl_lightning.prediction import check_predictions, class_probabilities, predict, predicted_classes
+from fl_lightning.resources import Compile, check_memory, compiling_pays
 from fl_lightning.sharded_state import Part
 from fl_lightning.strategy import FederatedStrategy
 from fl_lightning.updates.exchange import BUCKET_BYTES, Exchange
@@ -71,6 +71,8 @@ class Federation(L.LightningModule):
             weighted mean, `keep` leaves the global ones as they are.
         seed: the experiment's seed; all draws are keyed by it.
         bucket_bytes: memory for one bucket of coordinates during the exchange.
+        compile_rules: whether rules that can (trimmed mean, median, invariant) run compiled, with the same bits: `auto` if the
+            rounds save more time than compiling takes, `always`, or `never`.
 
     Example:
         >>> from fl_lightning.aggregators import Invariant
@@ -89,10 +91,13 @@ class Federation(L.LightningModule):
         buffers: Literal["trimmed", "mean", "keep"] = "trimmed",
         seed: int = 0,
         bucket_bytes: int = BUCKET_BYTES,
+        compile_rules: Compile = "auto",
     ) -> None:
         super().__init__()
         if buffers not in ("trimmed", "mean", "keep"):
             raise ConfigurationError(f"model.buffers must be trimmed, mean or keep, got {buffers!r}")
+        if compile_rules not in get_args(Compile):
+            raise ConfigurationError(f"model.compile_rules must be auto, always or never, got {compile_rules!r}")
         if bucket_bytes < 1:
             raise ConfigurationError(f"model.bucket_bytes must be at least 1, got {bucket_bytes}")
         if not 0 <= seed < 2**32:
@@ -107,6 +112,7 @@ class Federation(L.LightningModule):
         self.buffer_policy = buffers
         self.seed = seed
         self.bucket_bytes = bucket_bytes
+        self.compile_rules: Compile = compile_rules
         self.last_step: Tensor | None
         self.register_buffer("last_step", None)  # (d,), old minus new, where an attack watches it
         self.seconds: dict[str, float] = defaultdict(float)
@@ -262,9 +268,10 @@ class Federation(L.LightningModule):
         self.check(data)
         self.parameters_layout = parameter_layout(self.client)
         self.buffers_layout = buffer_layout(self.client, nothing=self.buffer_policy == "keep")
-        self.exchange = Exchange(self.parameters_layout.sizes, device, bucket_bytes=self.bucket_bytes)
+        size = self.cohort.clients_per_round * self.parameters_layout.num_coordinates / self.trainer.world_size
+        compiled = compiling_pays(self.compile_rules, size, self.trainer.max_epochs or 0, device)
+        self.exchange = Exchange(self.parameters_layout.sizes, device, bucket_bytes=self.bucket_bytes, compiled=compiled)
         self.buffer_exchange = Exchange(self.buffers_layout.sizes, device, bucket_bytes=self.bucket_bytes)
-        data.to(device)
         malicious = set(self.cohort.malicious_clients(self.seed, len(data.clients)).tolist())
         self.clients = Clients(
             self.client,
@@ -277,24 +284,15 @@ class Federation(L.LightningModule):
             self.seed,
             benign=[client for client in range(len(data.clients)) if client not in malicious],
         )
+        ranks_on_node = self.trainer.world_size // self.trainer.num_nodes
+        check_memory(self.clients, self.cohort, self.aggregator, self.configure_optimizers(), self.attacks, ranks_on_node)
+        data.to(device)
         if any(attack.watches_steps for attack in self.attacks):
             self.last_step = torch.zeros(self.exchange.num_coordinates, device=device)
-        self.add_stamped_sets(data)
-
-    def add_stamped_sets(self, data: FederatedDataModule) -> None:
-        """Put what the attacks stamp among the evaluation sets: `stamped`, and `stamped/<name>` for parts of a trigger."""
-        assert data.task is not None
-        # Those there belong to another federation over the same data.
-        data.evaluation = {name: samples for name, samples in data.evaluation.items() if not name.startswith("stamped")}
-        stamped = [samples for attack in self.attacks if (samples := attack.stamp(data.task.test)) is not None]
-        if stamped:
-            data.evaluation["stamped"] = join(stamped).to(self.exchange.device)
-        parts: dict[str, list[Samples]] = defaultdict(list)
-        for attack in self.attacks:
-            for name, samples in attack.stamp_parts(data.task.test).items():
-                parts[name].append(samples)
-        for name, of_name in parts.items():
-            data.evaluation[f"stamped/{name}"] = join(of_name).to(self.exchange.device)
+        # Stamped sets that are there belong to another federation over the same data.
+        kept = {name: samples for name, samples in data.evaluation.items() if not name.startswith("stamped")}
+        stamped = stamped_sets(self.attacks, data.task.test)  # pyrefly: ignore[missing-attribute]
+        data.evaluation = kept | {name: samples.to(device) for name, samples in stamped.items()}
 
     def check(self, data: FederatedDataModule) -> None:
         """Raise `ConfigurationError` if cohort, rule, client or attacks do not fit the data that were dealt out."""

@@ -95,7 +95,6 @@ class Footprint:
             numbers("broadcast weights", "d", d),
             numbers("server optimizer", "copies * d", copies, d),
             numbers("watched step", "d", self.watched * d),
-            numbers("old and new weights", "2 * (W * S)", 2, self.world * owned(d, self.world)),
             numbers("rule's vectors", "vectors * S", self.rule_vectors, owned(d, self.world)),
         ]
 
@@ -106,6 +105,7 @@ class Footprint:
         k = max(self.local_clients, -(-n // world))
         s = owned(d, world)
         blocks = -(-s // block_size(d))
+        sums = 2 * max(1, blocks.bit_length())  # of pairs of blocks, pairs of pairs, ... at most
         gathered = world * (1 + self.gather_copies)
         trained = numbers("trained updates", "K_r * (W * S)", k, world * s)
         shard = numbers("shard", "N * S", n, s)
@@ -113,6 +113,7 @@ class Footprint:
         training = [
             trained,
             buffers,
+            numbers("old and new weights", "2 * (W * S)", 2, world * s),
             Term("snapshot", "the model", self.model_bytes),
             numbers("gradients", "d", d),
             numbers("client's optimizer", "copies * d", self.optimizer_copies, d),
@@ -120,9 +121,9 @@ class Footprint:
         exchange = [max(trained, shard, key=lambda term: term.bytes), buffers]
         aggregation = [shard, buffers, numbers("aggregate", "S", s), numbers("next watched step", "2 * d", 2 * self.watched, d)]
         if self.sum_size:
-            # Partial sums of a rank's own blocks; of all blocks, with a padded copy of its own, where they are gathered.
-            held = blocks if world == 1 else (2 + gathered) * blocks
-            aggregation.append(numbers("sums over coordinates", "blocks * sum", held, self.sum_size, width=FLOAT64))
+            # Of a rank's own blocks; of all ranks' too, with a padded copy of its own, where they are gathered.
+            held = sums if world == 1 else (2 + gathered) * sums
+            aggregation.append(numbers("sums over coordinates", "sums * size", held, self.sum_size, width=FLOAT64))
             aggregation.append(numbers("block as float64 too", "N * block", n, block_size(d), width=FLOAT32 + FLOAT64))
         if world > 1:
             bucket = min(n * s, max(n * block_size(d), self.bucket_bytes // FLOAT32))

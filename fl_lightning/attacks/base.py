@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fl_lightning.data.base import Samples
+from fl_lightning.data.base import Samples, join
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.seeding import generator
 from fl_lightning.updates.shard import UpdateShard
@@ -185,6 +185,18 @@ class Attack:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
+
+
+def stamped_sets(attacks: Sequence[Attack], test: Samples) -> dict[str, Samples]:
+    """What ASR is measured on: `stamped`, if any attack stamps the test set, and `stamped/<name>` for parts of a trigger."""
+    parts: dict[str, list[Samples]] = {}
+    for attack in attacks:
+        named = {f"stamped/{name}": samples for name, samples in attack.stamp_parts(test).items()}
+        if (whole := attack.stamp(test)) is not None:
+            named = {"stamped": whole, **named}
+        for name, samples in named.items():
+            parts.setdefault(name, []).append(samples)
+    return {name: join(samples) for name, samples in parts.items()}
 
 
 def check_fraction(name: str, fraction: float, usual: float) -> None:

@@ -30,7 +30,8 @@ class RunRecord(L.Callback):
     `run.json` is replaced at every evaluation, so a run that is killed leaves what it had; `finished` tells. Its keys:
     `acc`, `asr` (last evaluation), `acc_last10`, `asr_last10` (means of the last ten), `history` (one entry per evaluation:
     `round` and every `val/` metric), `rounds`, `seed`, `config`, `config_hash`, `world_size`, `versions`, `hardware`,
-    `seconds` (per phase of the rounds, on rank 0), `client_updates_per_second` (evaluation not counted),
+    `seconds` (per phase of the rounds, on rank 0), `executor` (how rank 0 took local steps in the end),
+    `client_updates_per_second` (evaluation not counted),
     `peak_memory_bytes` (the largest of all ranks), `excluded_updates`, `weights_sha256` (of the final global parameters and
     buffers), `finished`.
 
@@ -107,6 +108,7 @@ class RunRecord(L.Callback):
             "rounds": trainer.global_step,
             "seed": federation.seed,
             "excluded_updates": federation.excluded_updates,
+            "executor": federation.clients.executor.chosen or "sequential",
             "client_updates_per_second": federation.client_updates / busy if busy else None,
             "seconds": {phase: round(seconds, 4) for phase, seconds in federation.seconds.items()},
             "peak_memory_bytes": int(peak),
@@ -224,7 +226,10 @@ def show(record: dict[str, Any], folder: Path) -> None:
     table.add_row("ASR", percent(record["asr"]), percent(record["asr_last10"]))
     console = Console()
     console.print(table)
-    phases = ", ".join(f"{phase.replace('_', ' ')} {seconds:.1f}" for phase, seconds in record["seconds"].items())
+    total = sum(record["seconds"].values()) or 1.0
+    phases = ", ".join(
+        f"{phase.replace('_', ' ')} {seconds:.1f} ({seconds / total:.0%})" for phase, seconds in record["seconds"].items()
+    )
     rate = record["client_updates_per_second"]
     console.print(f"Seconds: {phases}. {rate:.1f} client updates/s on {record['world_size']} rank(s)." if rate else "")
     if record["excluded_updates"]:

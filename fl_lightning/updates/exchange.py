@@ -59,6 +59,10 @@ class LocalUpdates:
                 self.finite[k] &= torch.stack(update.aminmax()).isfinite().all()
             at = columns.stop
 
+    def close(self) -> None:
+        """Give up everything but the updates, which are about to travel."""
+        self.new = self._old_parts = self._new_parts = self.new.new_empty(0)
+
 
 class Exchange:
     """The journey of (., d) vectors between ranks; the same on one process, without communication.
@@ -127,6 +131,7 @@ class Exchange:
             A shard whose rows are in cohort order, whatever ranks trained them. Its buckets arrive one by one, as they are
             asked for.
         """
+        updates.close()
         n = len(owner)
         sent = torch.bincount(owner, minlength=self.world).tolist()  # K_q of every rank q
         arrival = torch.argsort(owner, stable=True)  # row j that arrives is client arrival[j] of the cohort

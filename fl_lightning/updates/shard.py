@@ -4,7 +4,7 @@ After the exchange a rank holds, for every client of the round, the coordinates 
 needs nothing else (`map`). A rule that needs distances gets sums over all coordinates (`reduce`, `gram`).
 
 Bits do not depend on the number of ranks: coordinates are cut into fixed blocks that are never split between ranks, sums
-are taken inside a block and the blocks' partial results are added in block order.
+are taken inside a block, and the blocks' partial results are added in pairs, pairs of pairs and so on, by the blocks' numbers.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fl_lightning.seeding import generator
 from fl_lightning.updates.arriving import ArrivingBuckets, RowsOf
+from fl_lightning.updates.pairwise_sums import PairwiseSums, nodes_of
 
 MAX_BLOCKS = 256
 """Most blocks that the coordinates are cut into, and so the most ranks that share them."""
@@ -237,22 +238,16 @@ class UpdateShard:
         size = block_size(self.num_coordinates)
         # What a partial sum looks like must be known also where this rank holds no coordinate.
         empty = function(torch.zeros(self.num_clients, 1, device=self.weights.device), *(t.new_zeros(1) for t in along))
-        blocks = [(i, first) for i, bucket in enumerate(self.buckets) for first in range(0, bucket.shape[1], size)]
-        # Written into one tensor: small ones of their own, between large temporaries, would keep the heap from reusing those.
-        stacked = empty.new_empty((len(blocks), *empty.shape))
-        at = 0
-        for out, (i, first) in zip(stacked, blocks, strict=True):
+        sums, at = PairwiseSums(self.start // size), 0
+        for i, first in [(i, first) for i, bucket in enumerate(self.buckets) for first in range(0, bucket.shape[1], size)]:
             # A block's rows are put side by side in memory: a sum over rows that lie apart would round differently.
             block = self.buckets[i][:, first : first + size].contiguous()
             columns = slice(at, at + block.shape[1])
-            out.copy_(function(block, *(tensor[columns] for tensor in along)))
+            sums.add(function(block, *(tensor[columns] for tensor in along)))
             at += block.shape[1]
         if self.distributed:
-            stacked = self._gather_blocks(stacked, size)
-        total = torch.zeros_like(empty)
-        for block in stacked:
-            total += block
-        return total
+            sums = self._gather_sums(sums, empty, size)
+        return torch.zeros_like(empty) if not sums.nodes else sums.total()
 
     def norms(self) -> Tensor:
         """(N,) float64 on CPU, Euclidean norms over all d coordinates; finite for any float32 updates."""
@@ -301,7 +296,7 @@ class UpdateShard:
 
     def count(self, integers: Tensor) -> Tensor:
         """Add an integer tensor of every rank; exact, so in any order."""
-        assert not integers.is_floating_point(), "floats must be added in block order: use reduce()"
+        assert not integers.is_floating_point(), "floats must be added in a fixed order: use reduce()"
         self.settle()
         if self.distributed:
             integers = integers.clone()
@@ -392,16 +387,23 @@ class UpdateShard:
         counts[dist.get_rank()] = number
         return int(self.count(counts)[: dist.get_rank()].sum())
 
-    def _gather_blocks(self, stacked: Tensor, size: int) -> Tensor:
-        """All ranks' partial sums in block order; ranks own whole, consecutive blocks."""
+    def _gather_sums(self, own: PairwiseSums, empty: Tensor, size: int) -> PairwiseSums:
+        """The sums of all ranks, which own whole, consecutive blocks; each has a few, and others know which."""
         world = dist.get_world_size()
         blocks = -(-self.num_coordinates // size)
-        most = -(-blocks // world)
-        padded = stacked.new_zeros((most, *stacked.shape[1:]))
-        padded[: len(stacked)] = stacked
-        gathered = padded.new_empty((world * most, *stacked.shape[1:]))
+        each = -(-blocks // world)
+        places = [nodes_of(min(rank * each, blocks), min((rank + 1) * each, blocks)) for rank in range(world)]
+        most = max(map(len, places))
+        padded = empty.new_zeros((most, *empty.shape))
+        for out, (_, node) in zip(padded, own.nodes, strict=False):
+            out.copy_(node)
+        gathered = padded.new_empty((world * most, *empty.shape))
         all_gather(gathered, padded)
-        return gathered[:blocks]
+        sums = PairwiseSums(0)
+        for rank, of_rank in enumerate(places):
+            for i, place in enumerate(of_rank):
+                sums.insert(place, gathered[rank * most + i])
+        return sums
 
 
 def _combined(values: Tensor, factors: Sequence[float]) -> Tensor:

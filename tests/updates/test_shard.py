@@ -138,11 +138,11 @@ def test_reduce_sums_inside_blocks_of_block_size() -> None:
 
 
 @pytest.mark.parametrize("widths", [(4096,), (1024, 3072), (2048, 1024, 1024), (1024, 1024, 1024, 1024)])
-def test_reduce_adds_blocks_in_order(widths: tuple[int, ...]) -> None:
-    # Each block has one large or small entry; only from left to right is 2^60 + 1 - 2^60 + 1 equal to 1.
+def test_reduce_adds_blocks_in_pairs(widths: tuple[int, ...]) -> None:
+    # Each block has one large or small entry; in pairs (2^60 + 1) + (-2^60 + 1) is 0, from left to right it would be 1.
     updates = torch.zeros(1, 4096)
     updates[0, [0, 1024, 2048, 3072]] = torch.tensor([2.0**60, 1.0, -(2.0**60), 1.0])
-    assert cut(updates, *widths).reduce(lambda values: values.double().sum()).item() == 1
+    assert cut(updates, *widths).reduce(lambda values: values.double().sum()).item() == 0
 
 
 def test_reduce_takes_any_shape_and_no_coordinates_at_all() -> None:

@@ -1,0 +1,77 @@
+"""What a run takes, reckoned before it: whether a round fits into memory, and whether compiling its rule pays."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Literal
+
+import torch
+from torch.optim import Optimizer
+
+from fl_lightning.aggregators.base import Aggregator
+from fl_lightning.attacks.base import Attack
+from fl_lightning.clients import Clients
+from fl_lightning.cohort import CohortSampler, assign_owners
+from fl_lightning.footprint import Footprint, available_bytes, check_fits, module_bytes, state_copies, tensor_bytes
+from fl_lightning.local_training import read_optimizers
+
+Compile = Literal["auto", "always", "never"]
+
+SAVED_SECONDS = {"cpu": 1.5e-9, "cuda": 3e-11}
+"""Per update and coordinate, that a compiled rule is faster by: on one Zen 3 core; on a GPU by its memory bandwidth."""
+
+COMPILE_SECONDS, LOAD_SECONDS = 20.0, 4.0
+"""To compile a rule's inner loop, and to load it from a cache."""
+
+
+def check_memory(
+    clients: Clients, cohort: CohortSampler, rule: Aggregator, server: Optimizer, attacks: list[Attack], ranks_on_node: int
+) -> None:
+    """Raise `ConfigurationError` if a round takes more memory than there is, on the rank that has the least.
+
+    To be called on all ranks, before the data are moved to the device.
+    """
+    exchange, data = clients.exchange, clients.data
+    on_cpu = exchange.device.type == "cpu"
+    first = assign_owners(cohort.draw(clients.seed, 0, data.sizes).weights.long(), exchange.world)
+    n = cohort.clients_per_round
+    footprint = Footprint(
+        num_clients=n + int(rule.needs_root),
+        num_coordinates=exchange.num_coordinates,
+        model_bytes=module_bytes(clients.module),
+        world=exchange.world,
+        local_clients=int(first.bincount().max()),
+        bucket_bytes=exchange.bucket_bytes,
+        num_buffers=clients.buffer_exchange.num_coordinates,
+        data_bytes=tensor_bytes([data.train, *data.evaluation.values(), data.root_samples]),
+        optimizer_copies=state_copies(read_optimizers(clients.module.configure_optimizers())[0]),
+        server_copies=state_copies(server),
+        gather_copies=int(on_cpu),  # gloo's all-gather makes one of its own
+        watched=any(attack.watches_steps for attack in attacks),
+    )
+    free = exchange.collect(available_bytes(exchange.device, ranks_on_node))
+    held = footprint.model_bytes + footprint.data_bytes if on_cpu else 0  # on a GPU neither is there yet
+    check_fits(footprint, min((size for size in free if size is not None), default=None), held)
+
+
+def compiling_pays(wanted: Compile, size: float, rounds: int, device: torch.device) -> bool:
+    """Whether rules are to run compiled; bits are the same either way.
+
+    `auto` compiles if the rounds save more time than compiling takes. Where TORCHINDUCTOR_CACHE_DIR names a folder that lasts,
+    what an earlier run compiled is only loaded.
+
+    Args:
+        wanted: `auto`, or what is to be done in any case.
+        size: N * d / W, the numbers that a rank aggregates in a round.
+        rounds: of the run; negative for no end.
+        device: of the updates.
+
+    Example:
+        >>> [compiling_pays("auto", 20 * d, 300, torch.device("cpu")) for d in (40_000, 11_700_000)]
+        [False, True]
+    """
+    if wanted != "auto":
+        return wanted == "always"
+    cost = LOAD_SECONDS if os.environ.get("TORCHINDUCTOR_CACHE_DIR") else COMPILE_SECONDS
+    return SAVED_SECONDS.get(device.type, 0.0) * size * (math.inf if rounds < 0 else rounds) > cost

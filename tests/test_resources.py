@@ -1,0 +1,40 @@
+import pytest
+import torch
+from tiny import fit, tiny_data, tiny_federation
+
+from fl_lightning import resources
+from fl_lightning.errors import ConfigurationError
+from fl_lightning.resources import COMPILE_SECONDS, LOAD_SECONDS, SAVED_SECONDS, compiling_pays
+
+CPU = torch.device("cpu")
+
+
+def test_compiling_pays_when_the_rounds_save_more_than_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    size = COMPILE_SECONDS / SAVED_SECONDS["cpu"] / 100  # what 100 rounds are just worth
+    assert not compiling_pays("auto", 0.99 * size, 100, CPU)
+    assert compiling_pays("auto", 1.01 * size, 100, CPU)
+    assert compiling_pays("auto", 1.0, -1, CPU)  # no end
+    assert not compiling_pays("auto", 1e30, 100, torch.device("meta"))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "somewhere")
+    assert compiling_pays("auto", 1.01 * size * LOAD_SECONDS / COMPILE_SECONDS, 100, CPU)
+
+
+def test_what_is_wanted_is_done() -> None:
+    assert compiling_pays("always", 1.0, 1, CPU)
+    assert not compiling_pays("never", 1e30, -1, CPU)
+
+
+def test_a_round_that_does_not_fit_is_refused_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resources, "available_bytes", lambda *_: 1000)
+    with pytest.raises(
+        ConfigurationError, match=r"a round takes at least .* but 0\.0 MiB are free; lower model\.cohort"
+    ) as told:
+        fit(tiny_federation(), tiny_data(), rounds=1)
+    for term in ("N = 7, d = 447, W = 1", "global model", "trained updates", "snapshot", "client's optimizer"):
+        assert term in str(told.value)
+
+
+def test_where_the_system_does_not_tell_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resources, "available_bytes", lambda *_: None)
+    fit(tiny_federation(), tiny_data(), rounds=1)
