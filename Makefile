@@ -21,3 +21,4 @@ bench:
 	python -m benchmarks.rounds
 	python -m benchmarks.aggregators
 	torchrun --standalone --nproc-per-node 2 -m benchmarks.exchange
+	python -m benchmarks.scaling

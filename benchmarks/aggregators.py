@@ -1,4 +1,4 @@
-"""Seconds and memory of each server rule, against FedAvg and against a trimmed mean by `torch.sort`, in the same run.
+"""Seconds and memory of each server rule, against FedAvg, one read of the updates and a trimmed mean by `torch.sort`.
 
 OMP_NUM_THREADS=1 python -m benchmarks.aggregators
 """
@@ -13,7 +13,7 @@ import torch
 from benchmarks.common import alternate, emit, peak_bytes, significant, summary, timed
 from benchmarks.plain_loop import sorted_trimmed_mean
 from fl_lightning import aggregators
-from fl_lightning.aggregators import Aggregator, Bucketing, NearestNeighborMixing, TrimmedMean
+from fl_lightning.aggregators import Aggregator, Bucketing, Invariant, NearestNeighborMixing, TrimmedMean
 from fl_lightning.updates import UpdateShard
 
 
@@ -40,7 +40,12 @@ def main() -> None:
         shard = UpdateShard.from_updates(torch.randn(n, d, generator=draws).to(device))
         shard.root = shard.mean()  # in place of the server's own update, for rules that ask for one
         candidates = {type(rule).__name__: partial(rule, shard) for rule in rules(n)}
+        compiled = UpdateShard.from_updates(shard.values)
+        compiled.compiled = True
+        candidates["Invariant, compiled"] = partial(Invariant(tau=0.2, alpha=0.25), compiled)
+        candidates["one read"] = partial(torch.mv, shard.values, torch.ones(d, device=device))
         candidates["torch.sort, trimmed mean"] = partial(sorted_trimmed_mean, shard.values, -(-n // 4))
+        candidates["Invariant, compiled"]()  # compiles
         # Before anything ran, so that no rule finds memory that another has freed.
         peaks = {name: peak_bytes(run, device) for name, run in candidates.items()}
         clocks = {name: timed(run, device) for name, run in candidates.items()}
@@ -52,6 +57,7 @@ def main() -> None:
                 "coordinates": d,
                 "seconds": of_rule,
                 "of_fedavg": significant(of_rule["median"] / seconds["FedAvg"]["median"]),
+                "of_one_read": significant(of_rule["median"] / seconds["one read"]["median"]),
                 "of_torch_sort": significant(of_rule["median"] / seconds["torch.sort, trimmed mean"]["median"]),
                 "peak_mb": significant(peaks[name] / 2**20),
                 "of_updates": significant(peaks[name] / (4 * n * d)),

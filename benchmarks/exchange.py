@@ -5,18 +5,23 @@
 Measured is clients -> coordinates -> clients: `to_coordinates` of all updates and `to_all` of one row as the aggregate, each
 with all that it does beside communication. The raw figure is a single `all_to_all_single` on one preallocated buffer of the
 same updates, which neither puts rows in order nor brings an aggregate back.
+
+Buckets travel while a rule works on those before them. How much of the exchange that hides is told by the same with the
+invariant aggregator in it, against exchange and rule one after the other.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+from functools import partial
 
 import torch
 import torch.distributed as dist
 
 from benchmarks.common import alternate, emit, significant, summary, timed
-from fl_lightning.updates import Exchange
+from fl_lightning.aggregators import Invariant
+from fl_lightning.updates import Exchange, UpdateShard
 from fl_lightning.updates.exchange import BUCKET_BYTES
 
 
@@ -49,14 +54,18 @@ def measure(options: argparse.Namespace, device: torch.device) -> None:
     raw_in = torch.zeros(world * local * exchange.padded, device=device)
     raw_out = torch.empty(n * exchange.padded, device=device)
 
-    def ours() -> float:
+    rule = Invariant(tau=0.2, alpha=0.25)
+    rest: list[UpdateShard] = []
+
+    def ours(*, with_rule: bool = False) -> float:
         updates = exchange.local_updates(n, local, torch.zeros(options.coordinates, device=device))
         for bucket in updates.buckets:
-            bucket.zero_()
+            bucket.normal_()
 
         def there_and_back() -> None:
             shard = exchange.to_coordinates(updates, owner, torch.ones(n), torch.zeros(n, dtype=torch.bool))
-            exchange.to_all(shard.buckets[0][0] if len(shard.buckets) == 1 else torch.cat([b[0] for b in shard.buckets]))
+            exchange.to_all(rule(shard) if with_rule else shard.row(0))
+            rest[:] = [shard]
 
         dist.barrier()
         return slowest(timed(there_and_back, device)())
@@ -73,12 +82,20 @@ def measure(options: argparse.Namespace, device: torch.device) -> None:
         dist.barrier()
         return slowest(timed(collective, device)())
 
+    def rule_alone() -> float:
+        dist.barrier()
+        return slowest(timed(partial(rule, rest[0]), device)())
+
     def slowest(seconds: float) -> float:
         most = torch.tensor(seconds, dtype=torch.float64, device=device)
         dist.all_reduce(most, op=dist.ReduceOp.MAX)
         return most.item()
 
-    seconds = {name: summary(values) for name, values in alternate({"raw": raw, "ours": ours}, repeats=options.repeats).items()}
+    candidates = {"raw": raw, "ours": ours, "with rule": partial(ours, with_rule=True), "rule": rule_alone}
+    measured = alternate(candidates, repeats=options.repeats)
+    seconds = {name: summary(values) for name, values in measured.items()}
+    one_by_one = [exchanged + ruled for exchanged, ruled in zip(measured["ours"], measured["rule"], strict=True)]
+    overlapped = [both / apart for both, apart in zip(measured["with rule"], one_by_one, strict=True)]
     if rank == 0:
         row = {
             "ranks": world,
@@ -89,6 +106,9 @@ def measure(options: argparse.Namespace, device: torch.device) -> None:
             "exchange_seconds": seconds["ours"],
             "all_to_all_seconds": seconds["raw"],
             "ratio": significant(seconds["ours"]["median"] / seconds["raw"]["median"]),
+            "with_rule_seconds": seconds["with rule"],
+            "rule_seconds": seconds["rule"],
+            "with_rule_of_one_by_one": summary(overlapped),
             "repeats": options.repeats,
         }
         emit("exchange", row, device)

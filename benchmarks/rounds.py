@@ -4,7 +4,7 @@
 
 Both train the same clients of the same cohorts on the same batches with the same rule and end with the same weights, which
 is checked. Neither evaluates, checkpoints or logs. The plain loop has its inputs standardised and its cohorts drawn before
-the clock starts.
+the clock starts; `Federation` has chosen and prepared its executor in rounds before.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from __future__ import annotations
 import argparse
 import copy
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor
-from torch.nn.utils import parameters_to_vector
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from benchmarks.common import alternate, emit, significant, summary, synchronize
 from benchmarks.plain_loop import plain_rounds, sorted_invariant, weighted_mean
@@ -35,13 +37,15 @@ BATCH_SIZE = 64
 
 
 class Stopwatch(L.Callback):
-    """The seconds from the start of the first round to the end of the last."""
+    """The seconds from the start of a round to the end of the last; the model is as it was at first when the clock starts."""
 
-    began = 0.0
-    seconds = 0.0
+    def __init__(self, first: int, weights: Tensor) -> None:
+        self.first, self.weights = first, weights
+        self.began = self.seconds = 0.0
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.current_epoch == 0:
+        if trainer.current_epoch == self.first:
+            vector_to_parameters(self.weights.to(pl_module.device), pl_module.client.parameters())  # pyrefly: ignore[bad-argument-type, missing-attribute]
             synchronize(pl_module.device)
             self.began = time.perf_counter()
 
@@ -52,7 +56,13 @@ class Stopwatch(L.Callback):
 
 @dataclass
 class Case:
-    """What is trained, and the weights that each way ended with."""
+    """What is trained, and the weights that each way ended with.
+
+    Attributes:
+        warm_rounds: rounds of `Federation` before the clock starts, in which it prepares its executor.
+        ours: the network of `Federation`, where it is not `model`; it starts from the same weights.
+        local: how `Federation` trains, beside the size of batches.
+    """
 
     task: str
     rule: str
@@ -62,29 +72,37 @@ class Case:
     clients_per_round: int
     rounds: int
     device: torch.device
+    warm_rounds: int = 0
+    ours: Classifier | None = None
+    local: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.data.setup("fit")
         self.cohort = CohortSampler(clients_per_round=self.clients_per_round, malicious_fraction=0.0)
         self.weights: dict[str, Tensor] = {}
+        self.executor = ""
 
     def federation(self) -> float:
         """Seconds of the rounds of `Federation`."""
-        model = copy.deepcopy(self.model)
+        weights = parameters_to_vector(self.model.parameters()).detach()
+        model = copy.deepcopy(self.ours or self.model)
+        vector_to_parameters(weights, model.parameters())
         rule = FedAvg() if self.rule == "FedAvg" else Invariant(tau=TAU, alpha=ALPHA)
-        local = LocalTraining(batch_size=BATCH_SIZE)
-        stopwatch = Stopwatch()
+        local = LocalTraining(batch_size=BATCH_SIZE, **self.local)
+        stopwatch = Stopwatch(self.warm_rounds, weights)
+        federation = Federation(model, rule, cohort=self.cohort, local=local, seed=SEED)
         L.Trainer(
             accelerator="gpu" if self.device.type == "cuda" else "cpu",
             devices=1,
-            max_epochs=self.rounds,
+            max_epochs=self.warm_rounds + self.rounds,
             callbacks=[stopwatch],
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
             limit_val_batches=0,
-        ).fit(Federation(model, rule, cohort=self.cohort, local=local, seed=SEED), datamodule=self.data)
+        ).fit(federation, datamodule=self.data)
+        self.executor = federation.clients.way
         self.weights["federation"] = parameters_to_vector(model.parameters()).detach().cpu()
         return stopwatch.seconds
 
@@ -92,7 +110,8 @@ class Case:
         """Seconds of the same rounds of the plain loop."""
         model = copy.deepcopy(self.model).to(self.device)
         inputs, targets = (part.to(self.device) for part in self.data.train.batch(torch.arange(len(self.data.train))))
-        cohorts = [self.cohort.draw(SEED, t, self.data.sizes).clients.tolist() for t in range(self.rounds)]
+        first, last = self.warm_rounds, self.warm_rounds + self.rounds
+        cohorts = [self.cohort.draw(SEED, t, self.data.sizes).clients.tolist() for t in range(first, last)]
         trim = -(-self.clients_per_round // 4)
         synchronize(self.device)
         began = time.perf_counter()
@@ -104,7 +123,7 @@ class Case:
             cohorts,
             rule=weighted_mean if self.rule == "FedAvg" else lambda updates, _: sorted_invariant(updates, TAU, trim),
             optimizer=partial(torch.optim.SGD, lr=self.learning_rate, momentum=0.9),
-            shuffle=lambda t, client, n: torch.randperm(n, generator=generator(SEED, "batches", t, client)),
+            shuffle=lambda t, client, n: torch.randperm(n, generator=generator(SEED, "batches", first + t, client)),
             batch_size=BATCH_SIZE,
         )
         synchronize(self.device)
@@ -120,6 +139,22 @@ def images(num_clients: int, per_client: int) -> FederatedDataModule:
     return FederatedDataModule.from_datasets(samples, samples, partition=IID(num_clients=num_clients), num_classes=10)
 
 
+def cases(rounds: int, device: torch.device) -> Iterator[Case]:
+    """The MLP and the CNN by each executor, and the ways that a configuration can make the CNN faster."""
+    few = max(1, rounds // 10)
+    phishing, pictures = Phishing(IID(num_clients=100)), images(10, 500)
+    mlp, cnn, channels_last = MLP(), CNN(), CNN(channels_last=True)
+    for rule in ("FedAvg", "Invariant"):
+        for executor in ("sequential", "graph", "stacked", "auto") if rule == "FedAvg" else ("auto",):
+            local = {"executor": executor}
+            yield Case("phishing, MLP", rule, mlp, phishing, 0.1, 20, rounds, device, warm_rounds=2 * rounds, local=local)
+    for ours, name in ((cnn, "CNN"), (channels_last, "CNN, channels last")):
+        yield Case(f"images 3 x 32 x 32, {name}", "FedAvg", cnn, pictures, 0.01, 4, few, device, 1, ours)
+    if device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        name, local = "images 3 x 32 x 32, CNN, channels last, bf16", {"precision": "bf16"}
+        yield Case(name, "FedAvg", cnn, pictures, 0.01, 4, few, device, 1, channels_last, local)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Federation against the plain loop, in client updates per second.")
     parser.add_argument("--rounds", type=int, default=20, help="rounds of one run with the MLP; a tenth of it with the CNN")
@@ -128,21 +163,18 @@ def main() -> None:
     options = parser.parse_args()
     quiet()
     torch.manual_seed(SEED)
-    device, few = torch.device(options.device), max(1, options.rounds // 10)
-    for rule in ("FedAvg", "Invariant"):
-        for case in (
-            Case("phishing, MLP", rule, MLP(), Phishing(IID(num_clients=100)), 0.1, 20, options.rounds, device),
-            Case("images 3 x 32 x 32, CNN", rule, CNN(), images(10, 128), 0.01, 5, few, device),
-        ):
-            seconds = alternate({"plain": case.plain, "federation": case.federation}, repeats=options.repeats)
-            updates = case.rounds * case.clients_per_round
-            rates = {name: [updates / s for s in measured] for name, measured in seconds.items()}
-            ratios = [ours / plain for ours, plain in zip(rates["federation"], rates["plain"], strict=True)]
-            row = {"task": case.task, "rule": rule, "clients_per_round": case.clients_per_round, "rounds": case.rounds}
-            row |= {f"{name}_updates_per_second": summary(rate) for name, rate in rates.items()}
-            difference = (case.weights["federation"] - case.weights["plain"]).abs().max().item()
-            row |= {"ratio": summary(ratios), "largest_difference": significant(difference), "repeats": options.repeats}
-            emit("rounds", row, device)
+    device = torch.device(options.device)
+    for case in cases(options.rounds, device):
+        seconds = alternate({"plain": case.plain, "federation": case.federation}, repeats=options.repeats)
+        updates = case.rounds * case.clients_per_round
+        rates = {name: [updates / s for s in measured] for name, measured in seconds.items()}
+        ratios = [ours / plain for ours, plain in zip(rates["federation"], rates["plain"], strict=True)]
+        row = {"task": case.task, "rule": case.rule, "clients_per_round": case.clients_per_round, "rounds": case.rounds}
+        row |= {"asked": case.local.get("executor", "auto"), "executor": case.executor}
+        row |= {f"{name}_updates_per_second": summary(rate) for name, rate in rates.items()}
+        difference = (case.weights["federation"] - case.weights["plain"]).abs().max().item()
+        row |= {"ratio": summary(ratios), "largest_difference": significant(difference), "repeats": options.repeats}
+        emit("rounds", row, device)
 
 
 if __name__ == "__main__":

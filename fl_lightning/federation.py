@@ -266,6 +266,7 @@ class Federation(L.LightningModule):
                 "model.local.precision for the clients' training"
             )
         self.check(data)
+        self.local.warn_of_slow_precision(device)
         self.parameters_layout = parameter_layout(self.client)
         self.buffers_layout = buffer_layout(self.client, nothing=self.buffer_policy == "keep")
         size = self.cohort.clients_per_round * self.parameters_layout.num_coordinates / self.trainer.world_size

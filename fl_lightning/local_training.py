@@ -155,6 +155,14 @@ class LocalTraining:
             parameter.grad = None
         return logs.averages()
 
+    def warn_of_slow_precision(self, device: torch.device) -> None:
+        """Say so where bf16 is emulated, as on CPUs without instructions for it."""
+        if self.precision == "bf16" and device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            log.warning(
+                "model.local.precision is bf16, but this CPU has no instructions for it: convolutions will take several times "
+                "as long as in 32"
+            )
+
     def num_steps(self, n: int) -> int:
         """Batches that a client of n samples trains on in a round."""
         return sum(count for _, count in epoch_parts(n, self.epochs, self.batch_size))
