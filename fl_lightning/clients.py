@@ -6,7 +6,8 @@ these N + E are trained on rank r.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -23,8 +24,11 @@ from fl_lightning.data.module import FederatedDataModule
 from fl_lightning.executors import LocalExecutor
 from fl_lightning.local_training import LocalTraining, average_logs
 from fl_lightning.seeding import derive_seed, generator, seed_global_generators
+from fl_lightning.stacked_training import NotStackableError, StackedTraining
 from fl_lightning.updates.exchange import Exchange, LocalUpdates
 from fl_lightning.updates.layout import Layout, Snapshot
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -140,6 +144,8 @@ class Clients:
         self.memory_size = rule.client_memory_size(data.train, self.num_classes)
         self.benign = benign
         self.executor = LocalExecutor(module, local)
+        own_way = type(rule).train_benign is not Aggregator.train_benign
+        self.stacked = StackedTraining(module, local) if local.executor == "stacked" and not own_way else None
         self.leaks = [attack for attack in attacks if overrides(attack, "leak")]
 
     def train(self, t: int, cohort: Cohort, broadcast: Broadcast) -> Trained:
@@ -167,16 +173,26 @@ class Clients:
         snapshot = self.executor.start = Snapshot(self.module)
         updates = self.exchange.local_updates(len(owner), len(mine), broadcast.weights)
         buffer_updates = self.buffer_exchange.local_updates(len(owner), len(mine), self.buffer_layout.flatten(self.module))
-        logs = []
-        for k, position in enumerate(mine):
-            if position < len(cohort):
-                logs.append((position, self.train_client(t, round_, position, broadcast, memory)))
-            else:
-                others[position - len(cohort)][1]()
+        place = {position: k for k, position in enumerate(mine)}
+        logs: dict[int, dict[str, float]] = {}
+
+        def keep(position: int, logged: dict[str, float]) -> None:
+            """Store what the module holds as the update of who stands there, and start anew."""
             for layout, room in ((self.layout, updates), (self.buffer_layout, buffer_updates)):
                 layout.flatten(self.module, out=room.new)
-                room.store(k)
+                room.store(place[position])
+            logs[position] = logged
             snapshot.restore(self.module)
+
+        for position, logged in self.train_together(t, round_, mine):
+            keep(position, logged)
+        for position in mine:
+            if position >= len(cohort):
+                others[position - len(cohort)][1]()
+                keep(position, {})
+            elif position not in logs:
+                keep(position, self.train_client(t, round_, position, broadcast, memory))
+        logged_here = [(position, of_client) for position, of_client in logs.items() if position < len(cohort)]
         self.return_memory(memory, cohort.clients[benign], owner[benign])
         return Trained(
             updates,
@@ -186,8 +202,38 @@ class Clients:
             malicious=torch.cat([cohort.malicious, torch.zeros(extra, dtype=torch.bool)]),
             clients=torch.cat([cohort.clients, torch.full((extra,), -1)]),
             rehearsed=[len(of_attack) for of_attack in round_.rehearsals],
-            logs=average_logs(self.exchange.collect(logs)),
+            logs=average_logs(self.exchange.collect(logged_here)),
         )
+
+    def train_together(self, t: int, round_: LocalRound, mine: list[int]) -> Iterator[tuple[int, dict[str, float]]]:
+        """Train benign clients in a stack, if that is asked for and possible.
+
+        Yields:
+            A position in the cohort and what its client logged, each time with that client's weights in the module.
+        """
+        if self.stacked is None:
+            return
+        benign = [position for position in mine if position < len(round_.cohort) and not round_.cohort.malicious[position]]
+        clients = [int(round_.cohort.clients[position]) for position in benign]
+        stack = [(self.benign_samples(client), generator(self.seed, "batches", t, client)) for client in clients]
+        try:
+            for i, logs in self.stacked.train(stack) if stack else ():
+                yield benign[i], logs
+        except NotStackableError as error:
+            self.stacked = None
+            log.warning("local training is sequential: clients are not stacked, as %s", error)
+
+    @property
+    def way(self) -> str:
+        """How clients are trained, as far as that has been decided."""
+        return "stacked" if self.stacked is not None else self.executor.chosen or "sequential"
+
+    def benign_samples(self, client: int) -> Samples:
+        """What a benign client trains on, which attacks may have reached into."""
+        samples = self.data.client(client)
+        for attack in self.leaks:
+            samples = attack.leak(samples, client, self.benign, self.seed)
+        return samples
 
     def train_client(
         self, t: int, round_: LocalRound, position: int, broadcast: Broadcast, memory: dict[int, Tensor]
@@ -195,11 +241,9 @@ class Clients:
         """Train one client of the cohort in place; all its randomness comes from (seed, round, client). Returns its logs."""
         client = int(round_.cohort.clients[position])
         malicious = bool(round_.cohort.malicious[position])
-        samples = round_.poisoned[client] if malicious else self.data.client(client)
+        poisoned = round_.poisoned[client] if malicious else None
         seed_global_generators(derive_seed(self.seed, "client", t, client))
-        if not malicious:
-            for attack in self.leaks:
-                samples = attack.leak(samples, client, self.benign, self.seed)
+        samples = self.benign_samples(client) if poisoned is None else poisoned
         draws = generator(self.seed, "batches", t, client)
         try:
             if not malicious:

@@ -1,5 +1,6 @@
 """The choice of how local steps are taken: by measurement, never at the cost of a bit or of a run."""
 
+import copy
 import logging
 from typing import Any
 
@@ -165,3 +166,37 @@ def test_python_state_is_what_a_step_may_change() -> None:
     module.net[0].seen = [1]  # type: ignore[assignment]
     module.lr = 0.2
     assert {name for name, value in python_state(module).items() if before.get(name) != value} == {"net.0.seen", "lr"}
+
+
+# ---- stacked ---------------------------------------------------------------------------------------------------------
+
+
+def run(module: Any, executor: Any, rounds: int = 2) -> tuple[Tensor, Any]:
+    """The weights that a run ends with, and its clients."""
+    federation = tiny_federation(client=module, local=LocalTraining(epochs=1.5, batch_size=8, executor=executor))
+    fit(federation, rounds=rounds)
+    return federation.parameters_layout.flatten(federation.client), federation.clients
+
+
+def test_a_stacked_run_ends_close_to_a_sequential_one() -> None:
+    torch.manual_seed(0)
+    module = MLP(sizes=SIZES)
+    expected, _ = run(copy.deepcopy(module), "sequential")
+    found, clients = run(copy.deepcopy(module), "stacked")
+    assert clients.way == "stacked"
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    assert not torch.equal(found, parameter_layout(module).flatten(module))
+
+
+def test_what_cannot_be_stacked_is_trained_sequentially_with_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(0)
+    module = TinyClient(dropout=0.5)
+    expected, _ = run(copy.deepcopy(module), "sequential")
+    with caplog.at_level(logging.WARNING, logger="fl_lightning"):
+        found, clients = run(copy.deepcopy(module), "stacked")
+    assert torch.equal(found, expected)
+    assert clients.way == "sequential"
+    (line,) = [record.message for record in caplog.records if "stacked" in record.message]
+    assert line.startswith(
+        "local training is sequential: clients are not stacked, as TinyClient cannot be trained in a stack: "
+    )

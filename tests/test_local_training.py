@@ -305,7 +305,9 @@ def test_bad_settings_are_refused(settings_, message):
         LocalTraining(**settings_)
 
 
-@pytest.mark.parametrize(("precision", "supported", "warned"), [("bf16", False, True), ("bf16", True, False), ("32", False, False)])
+@pytest.mark.parametrize(
+    ("precision", "supported", "warned"), [("bf16", False, True), ("bf16", True, False), ("32", False, False)]
+)
 def test_bf16_without_instructions_for_it_is_warned_of(precision, supported, warned, monkeypatch, caplog):
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
     LocalTraining(precision=precision).warn_of_slow_precision(CPU)

@@ -108,7 +108,7 @@ class RunRecord(L.Callback):
             "rounds": trainer.global_step,
             "seed": federation.seed,
             "excluded_updates": federation.excluded_updates,
-            "executor": federation.clients.executor.chosen or "sequential",
+            "executor": federation.clients.way,
             "client_updates_per_second": federation.client_updates / busy if busy else None,
             "seconds": {phase: round(seconds, 4) for phase, seconds in federation.seconds.items()},
             "peak_memory_bytes": int(peak),

@@ -74,7 +74,8 @@ def order_statistics(values: Tensor, first: int, last: int, scratch: Tensor | No
         values: (N, c) float32, finite; left unchanged.
         first: lowest wanted rank, 0-based.
         last: one past the highest; 0 <= first < last <= N.
-        scratch: (N + 1 or more, c or more) float32 that is written over; memory of its own per exchange where left out.
+        scratch: (N + 1 or more, c or more) float32 on the CPU that is written over; memory of its own per exchange where left
+            out.
 
     Returns:
         last - first tensors of shape (c,), some of which may be views of `values` or of `scratch`.
@@ -94,21 +95,24 @@ def order_statistics(values: Tensor, first: int, last: int, scratch: Tensor | No
             if maximum:
                 rows[high] = torch.maximum(a, b)
     else:
-        rows = _exchange_in_place(list(values), list(scratch[:, : values.shape[1]]), exchanges)
+        arrays = _exchange_in_place(list(values.numpy()), list(scratch[:, : values.shape[1]].numpy()), exchanges)
+        rows = [torch.from_numpy(row) for row in arrays]
     return rows[first:last]
 
 
-def _exchange_in_place(rows: list[Tensor], spare: list[Tensor], exchanges: tuple[CompareExchange, ...]) -> list[Tensor]:
+def _exchange_in_place(
+    rows: list[np.ndarray], spare: list[np.ndarray], exchanges: tuple[CompareExchange, ...]
+) -> list[np.ndarray]:
     """Run a network without allocating: a row moves into a spare one when it is first written, and gives it back when it moves
-    on or is read no more."""
+    on or is read no more. By NumPy, whose minima and maxima take two thirds of the time of PyTorch's."""
     ours = [False] * len(rows)  # whether a row lies in spare memory, where it may be written over
     for low, high, minimum, maximum in exchanges:
         a, b = rows[low], rows[high]
         if minimum and maximum:
             rows[low] = spare.pop()
-            torch.minimum(a, b, out=rows[low])
+            np.minimum(a, b, out=rows[low])
             rows[high] = b if ours[high] else spare.pop()
-            torch.maximum(a, b, out=rows[high])
+            np.maximum(a, b, out=rows[high])
             if ours[low]:
                 spare.append(a)
             ours[low] = ours[high] = True
@@ -116,7 +120,7 @@ def _exchange_in_place(rows: list[Tensor], spare: list[Tensor], exchanges: tuple
         at, other = (low, high) if minimum else (high, low)
         if not ours[at]:
             rows[at], ours[at] = spare.pop(), True
-        (torch.minimum if minimum else torch.maximum)(a, b, out=rows[at])
+        (np.minimum if minimum else np.maximum)(a, b, out=rows[at])
         if ours[other]:  # nothing reads it any more
             spare.append(rows[other])
             ours[other] = False

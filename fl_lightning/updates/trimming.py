@@ -101,11 +101,15 @@ def masked_trimmed_mean(values: Tensor, b: int, least_votes: int, scratch: Tenso
         first, last = min(b, n - enough), max(n - b, enough)
         rows = order_statistics(values, first, last, scratch)
         mean = mean_of_ascending(rows[b - first : n - b - first])
-        from_end, from_start = rows[n - enough - first], rows[enough - 1 - first]
-        kept = (from_end > 0) | (from_start < 0)
-        if bool(((from_end == 0) | (from_start == 0)).any()):
+        # NumPy compares several times faster than PyTorch.
+        from_end, from_start = rows[n - enough - first].numpy(), rows[enough - 1 - first].numpy()
+        if from_end.all() and from_start.all():
+            kept = torch.from_numpy((from_end > 0) | (from_start < 0))
+        else:
             kept = _count_votes(values) >= least_votes
-    return torch.where(kept, mean, 0.0), kept
+    # Zero where masked: all bits of the others are kept. Ten times faster than `torch.where`.
+    mean.view(torch.int32).bitwise_and_(kept.to(torch.int32).neg_())
+    return mean, kept
 
 
 def _count_votes(values: Tensor) -> Tensor:

@@ -1,0 +1,300 @@
+"""Train several clients at once: their parameters are stacked along a first axis, and a step is one call for all of them.
+
+The user's `training_step` runs under `torch.vmap`, the user's optimizer on the stack. What cannot be trained so (dropout, an
+LSTM, an optimizer that looks at whole tensors) is refused with a reason; `LocalTraining.train` trains it client by client.
+
+Letters: K clients in the stack, those that train longest first; h have not finished; g of these have batches of one size b.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import pickle
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import count
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.optim import SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+from torchmetrics import Metric
+
+from fl_lightning.data.base import Samples
+from fl_lightning.local_training import LocalTraining, collected_logs, epoch_batches, read_loss, read_optimizers, resident
+
+log = logging.getLogger(__name__)
+
+ELEMENTWISE = (SGD, Adam, AdamW, NAdam, RAdam, RMSprop, Adagrad, Adadelta, Adamax)  # a stack is one more parameter to them
+
+
+class NotStackableError(Exception):
+    """Why a module or its data cannot be trained in a stack; one clear line."""
+
+
+class StackedTraining:
+    """Trains clients as `LocalTraining.train` does, on the same batches, but together.
+
+    Results agree up to rounding. With SGD in float32 a client's update (new minus old weights) differs by less than 1e-5 of its
+    norm, by 1e-4 where BatchNorm sees few samples. Adam and the like make whole steps of gradients that are 0 but for rounding,
+    as of a bias before BatchNorm. In bf16 updates differ as much as from float32: under `torch.vmap` autocast reaches matrix
+    products, but neither a CPU's convolutions nor losses. A stack takes K times the memory of a client.
+
+    Args:
+        module: the client. Parameters that require no gradient are shared by the stack and must not change.
+        local: how long and how a client trains.
+        compiled: whether to compile steps on full batches, which takes seconds for every new number of clients that take one.
+    """
+
+    def __init__(self, module: L.LightningModule, local: LocalTraining, *, compiled: bool = False) -> None:
+        self.module, self.local = module, local
+        self._client = _TrainingStep(module)
+        first: dict[Tensor, str] = {}
+        self._names = {  # of each part's parameters and buffers: the first name that the tensor goes by
+            name: first.setdefault(tensor, name)
+            for prefix, part in self._client.named_modules()
+            for name, tensor in (*part.named_parameters(prefix, False), *part.named_buffers(prefix, False))
+        }
+        self._losses: Callable[..., Any] = torch.vmap(self._loss, in_dims=(0, 0, 0, None), randomness="error")
+        self._compiled = torch.compile(self._losses) if compiled else None
+
+    def train(self, clients: Sequence[tuple[Samples, torch.Generator]]) -> Iterator[tuple[int, dict[str, float]]]:
+        """Train all clients from what the module holds. When this returns it is done; the iterator hands out the results.
+
+        Args:
+            clients: data and batch generator of each, as `LocalTraining.train` takes them. No generator's state changes.
+
+        Yields:
+            (i, what client i logged) for i = 0, ..., K-1, with that client's parameters and buffers in the module.
+
+        Raises:
+            NotStackableError: if it cannot be done, for whatever reason; the module is as it was.
+        """
+        before = {part: dict(vars(part)) for part in self.module.modules()}
+        try:
+            stack = self._train(clients, before)
+        except Exception as error:
+            for part, attributes in before.items():
+                part.__dict__ = attributes
+            raise NotStackableError(f"{type(self.module).__name__} cannot be trained in a stack: {_reason(error)}") from error
+        return self._hand_out(stack)
+
+    def _hand_out(self, stack: _Stack) -> Iterator[tuple[int, dict[str, float]]]:
+        own = dict((*self._client.named_parameters(), *self._client.named_buffers()))
+        logs = {name: of_name.tolist() for name, of_name in stack.logs.items()}
+        for i, row in enumerate(sorted(range(len(stack.order)), key=stack.order.__getitem__)):
+            for name, trained in stack.trained.items():
+                own[name].detach().copy_(trained[row])
+            yield i, {name: of_name[row][0] / of_name[row][1] for name, of_name in logs.items() if of_name[row][1]}
+
+    def _train(self, clients: Sequence[tuple[Samples, torch.Generator]], before: dict[nn.Module, dict[str, Any]]) -> _Stack:
+        """The trained stack; `before` are the attributes of the module's parts."""
+        if any(isinstance(part, Metric) for part in self.module.modules()):
+            raise NotStackableError("it holds torchmetrics objects, which keep one state for all clients")
+        self.module.train()
+        sizes = [len(samples) for samples, _ in clients]
+        order = sorted(range(len(clients)), key=lambda i: (-self.local.num_steps(sizes[i]), -sizes[i]))
+        optimizer, scheduler = read_optimizers(self.module.configure_optimizers())
+        stack = _Stack(self._client, order, optimizer)
+        epoch_steps = {replace(self.local, epochs=1.0).num_steps(n) for n in sizes if n}
+        if len(epoch_steps) > 1 and self.local.epochs > 1 and scheduler.scheduler is not None and scheduler.interval == "epoch":
+            raise NotStackableError("its scheduler waits for ends of epochs, which differ between clients of different sizes")
+        optimizer.zero_grad()
+        optimizer.step()  # does nothing without gradients, but schedulers want to follow a step
+        streams = [self._batches(clients[i][0], clients[i][1].clone_state(), stack.device) for i in order]
+        drawn = _global_draws()
+        for step in count():
+            batches = [batch for stream in streams[: stack.height] if (batch := next(stream, None)) is not None]
+            if not batches:
+                break
+            if len(batches) < stack.height:
+                stack.shrink(len(batches))
+            self._step(stack, batches, step)
+            scheduler.after_step(step + 1)
+            if len(epoch_steps) == 1 and (step + 1) % max(epoch_steps) == 0:
+                scheduler.after_epoch((step + 1) // max(epoch_steps))
+            for group, of_own in zip(stack.optimizer.param_groups, optimizer.param_groups, strict=True):
+                group.update({name: value for name, value in of_own.items() if name != "params"})
+            if step == 0:
+                _check_untouched(before, drawn)
+        return stack
+
+    def _batches(self, samples: Samples, generator: torch.Generator, device: torch.device) -> Iterator[tuple[int, Any]]:
+        """A client's batches with their sizes, drawn in the order in which `LocalTraining.train` draws them."""
+        for epoch in epoch_batches(len(samples), self.local.epochs, self.local.batch_size, generator, device):
+            for indices in epoch:
+                yield len(indices), resident(samples.batch(indices, generator), device)
+
+    def _step(self, stack: _Stack, batches: list[tuple[int, Any]], step: int) -> None:
+        """One step of the h clients; those with batches of one size are one call."""
+        groups: dict[int, list[int]] = defaultdict(list)
+        for row, (size, _) in enumerate(batches):
+            groups[size].append(row)
+        gradients: dict[str, Tensor] = {}
+        for size, members in groups.items():
+            rows: slice | Tensor = slice(members[0], members[-1] + 1)  # which copies nothing, but takes neighbours alone
+            if members[-1] - members[0] + 1 > len(members):
+                rows = torch.tensor(members).to(stack.device, non_blocking=True)
+            compiled = step > 0 and size == self.local.batch_size and len(members) > 1
+            of_group = self._gradients(stack, rows, _stacked([batches[row][1] for row in members]), step, compiled)
+            if gradients and gradients.keys() != of_group.keys():
+                raise NotStackableError("which parameters its loss depends on is not the same for all batches")
+            if len(members) == stack.height:
+                gradients, of_group = of_group, {}
+            for name, gradient in of_group.items():
+                gradients.setdefault(name, torch.empty_like(stack.parameters[name]))[rows] = gradient
+        if self.local.gradient_clip_norm:
+            gradients = torch.vmap(_clipped, in_dims=(0, None))(gradients, self.local.gradient_clip_norm)
+        for name, parameter in stack.parameters.items():
+            parameter.grad = gradients.get(name)  # without one the optimizer passes the parameter over
+        stack.optimizer.step()
+
+    def _gradients(self, stack: _Stack, rows: slice | Tensor, batch: Any, step: int, compiled: bool) -> dict[str, Tensor]:
+        """The gradients of a group of clients, (g, ...) each; their buffers and logs are brought up to date."""
+        parameters = {name: stacked[rows].detach().requires_grad_() for name, stacked in stack.parameters.items()}
+        arguments = (parameters, {name: stacked[rows] for name, stacked in stack.buffers.items()}, batch, step)
+        with self.local.autocast(stack.device):
+            losses, logs, buffers = self._run_compiled(*arguments) if compiled else self._losses(*arguments)
+        # No loss depends on another client's parameters, so one backward pass gives each client its own gradient. In the first
+        # step the module's own parameters are asked for too: if a loss depends on these, it passes by the stack.
+        wanted = [*parameters.values(), *(stack.own if step == 0 else ())]
+        found = torch.autograd.grad(losses, wanted, torch.ones_like(losses), allow_unused=True)
+        if any(gradient is not None for gradient in found[len(parameters) :]):
+            raise NotStackableError("it reaches its parameters by other ways than as attributes of modules")
+        for name, buffer in buffers.items():
+            stack.buffers[name][rows] = buffer
+        for name, values in logs.items():
+            stack.logs.setdefault(name, torch.zeros(len(stack.order), 2, device=stack.device))[rows] += values
+        return {name: gradient for name, gradient in zip(parameters, found, strict=False) if gradient is not None}
+
+    def _loss(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], batch: Any, step: int) -> Any:
+        """One client's loss; by name (2,) float32, the sum and the number of the values it logged; its buffers afterwards."""
+        given = {**parameters, **buffers}
+        state = {name: given[first] for name, first in self._names.items() if first in given}
+        with collected_logs(self.module) as logs:
+            # Torch's own way to tie weights leaves modules that have two names with the stack's tensors in them.
+            loss = read_loss(functional_call(self._client, state, (batch, step), tie_weights=False))
+        if loss is None or logs.metrics:
+            what = "logs torchmetrics objects" if logs.metrics else "skips a batch"
+            raise NotStackableError(f"its training_step {what}, which may not be the same for all clients")
+        sums = {name: torch.as_tensor(of_name, device=loss.device).float().reshape(()) for name, of_name in logs.sums.items()}
+        values = {name: torch.stack([total, torch.full_like(total, logs.counts[name])]) for name, total in sums.items()}
+        # Where the module put another tensor in the place of a buffer, `functional_call` has put it into `state`.
+        return loss.reshape(()), values, {name: state[name].detach() for name in buffers}
+
+    def _run_compiled(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], batch: Any, step: int) -> Any:
+        """`_losses`, compiled if that is wanted and works."""
+        if self._compiled is not None:
+            for tensor in (*parameters.values(), *buffers.values(), *tree_leaves(batch)):
+                torch._dynamo.maybe_mark_dynamic(tensor, 0)
+            try:
+                with torch._dynamo.config.patch(recompile_limit=16):  # cross entropy is compiled for one g at a time
+                    return self._compiled(parameters, buffers, batch, step)
+            except Exception as error:
+                log.warning("a stack's step cannot be compiled, and runs as it is: %s", _reason(error))
+                self._compiled = None
+        return self._losses(parameters, buffers, batch, step)
+
+
+class _TrainingStep(nn.Module):
+    """A client's `training_step` as a `forward`, which is what `functional_call` calls."""
+
+    def __init__(self, client: L.LightningModule) -> None:
+        super().__init__()
+        self.client = client
+        self.num_arguments = len(inspect.signature(client.training_step).parameters)
+
+    def forward(self, *arguments: Any) -> Any:  # batch, batch_idx
+        return self.client.training_step(*arguments[: self.num_arguments])
+
+
+class _Stack:
+    """K copies of a client's trainable parameters and of its buffers, and an optimizer of the same kind as its own.
+
+    `trained` holds them by name, (K, ...) each, of client order[r] in row r; `parameters` and `buffers` are its first h rows.
+    """
+
+    def __init__(self, client: nn.Module, order: list[int], optimizer: Optimizer) -> None:
+        named = {name: parameter for name, parameter in client.named_parameters() if parameter.requires_grad}
+        self.own = list(named.values())
+        self.device = self.own[0].device
+        self.order, self.height = order, len(order)
+        tensors = (*named.items(), *client.named_buffers())
+        self.trained = {name: tensor.detach().expand(len(order), *tensor.shape).clone() for name, tensor in tensors}
+        self.parameters = {name: self.trained[name] for name in named}
+        self.buffers = {name: tensor for name, tensor in self.trained.items() if name not in named}
+        self.logs: dict[str, Tensor] = {}  # by name (K, 2) float32: sum and number of the values logged
+        kind = type(optimizer)
+        if kind not in ELEMENTWISE:
+            raise NotStackableError(f"its optimizer {kind.__name__} is not known to treat each number by itself")
+        hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
+        if any(hooks) or any(parameter._backward_hooks for parameter in self.own):
+            raise NotStackableError("its optimizer or its parameters have hooks")
+        stacked = dict(zip(self.own, self.parameters.values(), strict=True))
+        if any(p.requires_grad and p not in stacked for group in optimizer.param_groups for p in group["params"]):
+            raise NotStackableError("its optimizer holds tensors that are no parameters of the module")
+        # Parameters that require no gradient, which no optimizer moves, are left out.
+        groups = [{**of, "params": [stacked[p] for p in of["params"] if p in stacked]} for of in optimizer.param_groups]
+        options = {name: value for name, value in optimizer.defaults.items() if name in inspect.signature(kind).parameters}
+        self.optimizer = kind(groups, **options)
+
+    def shrink(self, height: int) -> None:
+        """Leave the first rows alone to the optimizer, with their part of its state."""
+        self.height = height
+        narrowed = {old: old[:height] for old in self.parameters.values()}
+        self.parameters = {name: narrowed[old] for name, old in self.parameters.items()}
+        self.buffers = {name: old[:height] for name, old in self.buffers.items()}
+        for group in self.optimizer.param_groups:
+            group["params"] = [narrowed[old] for old in group["params"]]
+        for old, new in narrowed.items():
+            # What has another shape than the parameter, like the count of steps, is one for all clients.
+            self.optimizer.state[new] = {
+                name: value[:height] if isinstance(value, Tensor) and value.shape == old.shape else value
+                for name, value in self.optimizer.state.pop(old, {}).items()
+            }
+
+
+def _stacked(batches: list[Any]) -> Any:
+    """Batches of b samples as one: tensors (g, b, ...), and tuples, lists and dicts of them."""
+    leaves, structures = zip(*(tree_flatten(batch) for batch in batches), strict=True)
+    kinds = [[(leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else None for leaf in batch] for batch in leaves]
+    if None in kinds[0]:
+        raise NotStackableError("its batches hold something else than tensors")
+    if any(kind != kinds[0] for kind in kinds) or any(structure != structures[0] for structure in structures):
+        raise NotStackableError("clients' batches of one number of samples have different shapes, types or names")
+    return tree_unflatten([torch.stack(parts) for parts in zip(*leaves, strict=True)], structures[0])
+
+
+def _clipped(gradients: dict[str, Tensor], limit: float) -> dict[str, Tensor]:
+    """One client's gradients, clipped as `nn.utils.clip_grad_norm_` does it."""
+    norm = torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients.values()]).norm()
+    return {name: gradient * (limit / (norm + 1e-6)).clamp(max=1.0) for name, gradient in gradients.items()}
+
+
+def _global_draws() -> bytes:
+    """The state of the generators that code draws from without naming one."""
+    return pickle.dumps((random.getstate(), np.random.get_state(), torch.get_rng_state().numpy()))  # noqa: NPY002
+
+
+def _check_untouched(before: dict[nn.Module, dict[str, Any]], drawn: bytes) -> None:
+    """Refuse a module that keeps something of a client outside of its buffers, or random numbers that it must not share."""
+    if drawn != _global_draws():
+        raise NotStackableError("its training_step or its data draw from the global random generators")
+    for part, attributes in before.items():
+        for name, value in vars(part).items():
+            if name != "training" and (name not in attributes or attributes[name] is not value):
+                raise NotStackableError(f"its training_step sets the attribute {name!r}, which would be one for all clients")
+
+
+def _reason(error: Exception) -> str:
+    """Why something did not work, in one line."""
+    if "randomness" in (line := str(error).strip().split("\n")[0]):
+        return "its training_step draws random numbers (dropout?), which would differ from those of training one by one"
+    return line if isinstance(error, NotStackableError) else f"{type(error).__name__}: {line}"
