@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from fl_lightning.aggregators.base import Aggregator
+from fl_lightning.aggregators.mixing import Mixing
 from fl_lightning.attacks.base import Attack, Attacker, Broadcast
 from fl_lightning.cohort import Cohort, assign_owners
 from fl_lightning.data.base import Samples
@@ -144,7 +145,10 @@ class Clients:
         self.memory_size = rule.client_memory_size(data.train, self.num_classes)
         self.benign = benign
         self.executor = LocalExecutor(module, local)
-        own_way = type(rule).train_benign is not Aggregator.train_benign
+        rules = [part for part in rule.modules() if isinstance(part, Aggregator) and not isinstance(part, Mixing)]
+        own_way = any(type(part).train_benign is not Aggregator.train_benign for part in rules)
+        if own_way and local.executor == "stacked":
+            log.warning("clients are not stacked, as %s trains them in its own way", type(rule).__name__)
         self.stacked = StackedTraining(module, local) if local.executor == "stacked" and not own_way else None
         self.leaks = [attack for attack in attacks if overrides(attack, "leak")]
 
@@ -193,6 +197,7 @@ class Clients:
             elif position not in logs:
                 keep(position, self.train_client(t, round_, position, broadcast, memory))
         logged_here = [(position, of_client) for position, of_client in logs.items() if position < len(cohort)]
+        self.executor.start = None
         self.return_memory(memory, cohort.clients[benign], owner[benign])
         return Trained(
             updates,
@@ -215,13 +220,16 @@ class Clients:
             return
         benign = [position for position in mine if position < len(round_.cohort) and not round_.cohort.malicious[position]]
         clients = [int(round_.cohort.clients[position]) for position in benign]
-        stack = [(self.benign_samples(client), generator(self.seed, "batches", t, client)) for client in clients]
+        stack = []
+        for client in clients:
+            seed_global_generators(derive_seed(self.seed, "client", t, client))
+            stack.append((self.benign_samples(client), generator(self.seed, "batches", t, client)))
         try:
             for i, logs in self.stacked.train(stack) if stack else ():
                 yield benign[i], logs
         except NotStackableError as error:
-            self.stacked = None
-            log.warning("local training is sequential: clients are not stacked, as %s", error)
+            # In this round alone: a run that is resumed after it must not know.
+            log.warning("local training of round %d is sequential: clients are not stacked, as %s", t, error)
 
     @property
     def way(self) -> str:

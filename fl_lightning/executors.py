@@ -1,7 +1,9 @@
 """How clients' local steps are taken: as the module has them, or recorded and replayed.
 
-Both give the same bits, so the choice is free. It is made by measurement: once local training has taken a second, one client is
-trained in both ways, and the faster one goes on if the weights are equal to the bit.
+Both give the same bits, so the choice is free. `auto` makes it by measurement: once local training has taken a second, one
+client is trained in both ways, and the faster one goes on if weights and logs are equal to the bit. As what a step takes from
+elsewhere in Python may change later, `auto` records only modules whose class says `recordable = True`; the package's own do.
+`graph` records any module, if the first client's weights and logs are equal to the bit.
 """
 
 from __future__ import annotations
@@ -15,11 +17,11 @@ import lightning as L
 import torch
 from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import Tensor, nn
+from torch import Tensor
 
 from fl_lightning.data.base import Samples
 from fl_lightning.local_training import LocalTraining
-from fl_lightning.recorded_steps import NotRecordableError, RecordedSteps
+from fl_lightning.recorded_steps import RECORD_AFTER, NotRecordableError, RecordedSteps, python_state
 from fl_lightning.updates.layout import Snapshot, named_state
 
 log = logging.getLogger(__name__)
@@ -36,22 +38,27 @@ class LocalExecutor:
         local: how a client trains, and which executor is asked for.
 
     Attributes:
-        chosen: `sequential` or `graph`; None while `auto` has not measured yet.
-        reason: why `chosen` was, in a few words.
-        start: what clients start from; set it whenever that changes.
+        start: what clients start from, where they train.
+        chosen: `sequential` or `graph`; None while that is open.
+        reason: why, in a few words.
     """
 
     def __init__(self, module: L.LightningModule, local: LocalTraining) -> None:
         self.module, self.local = module, local
+        self.start: Snapshot | None = None
         self.recorded: RecordedSteps | None = None
         self.chosen: Literal["sequential", "graph"] | None = None
         self.reason = "asked for"
-        self.start = Snapshot(module)
         self.seconds = 0.0
-        if local.executor == "graph":
-            self.chosen = "graph"
-        elif local.executor != "auto":
+        if local.executor in ("sequential", "stacked"):
             self.chosen = "sequential"
+        elif local.executor == "auto" and not vars(type(module)).get("recordable", False):
+            self._choose("sequential", f"{type(module).__name__} does not say that it is recordable")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies: recordings belong to the module that they were made for."""
+        undone = {"recorded": None, "chosen": None if self.recorded is not None else self.chosen}
+        return {**vars(self), **undone}
 
     def train(
         self,
@@ -61,11 +68,10 @@ class LocalExecutor:
         steps: int | None = None,
     ) -> dict[str, float]:
         """As `LocalTraining.train`, in the module, from the weights that it holds."""
-        if self.chosen == "sequential":
-            return self.local.train(self.module, samples, generator, after_step, steps)
         if self.chosen == "graph":
             return self._replay(samples, generator, after_step, steps)
-        if self.seconds > SECONDS_BEFORE_TRIAL and after_step is None and steps is None and len(samples):
+        patient = self.local.executor == "auto" and self.seconds < SECONDS_BEFORE_TRIAL
+        if self.chosen is None and not patient and after_step is None and steps is None and len(samples):
             return self._try(samples, generator)
         began = time.perf_counter()
         logs = self.local.train(self.module, samples, generator, after_step, steps)
@@ -73,14 +79,13 @@ class LocalExecutor:
         return logs
 
     def _replay(self, samples: Samples, generator: torch.Generator, *how: Any) -> dict[str, float]:
-        """By recorded steps; sequentially, from the start and from now on, where a step cannot be recorded."""
+        """By recorded steps; sequentially, from the start and from now on, where that fails."""
+        assert self.start is not None, "clients start from somewhere"
         draws, global_draws = generator.get_state(), _collect_rng_states()
         try:
-            if self.recorded is None:
-                self.recorded = RecordedSteps(self.module, self.local)
             return self.local.train(self.module, samples, generator, *how, stepper=self.recorded)
-        except NotRecordableError as error:
-            self._choose("sequential", f"steps of {type(self.module).__name__} are not recorded: {error}")
+        except Exception as error:  # a mistake of the user's own comes again below
+            self._choose("sequential", self._refusal(error))
         self.start.restore(self.module)
         generator.set_state(draws)
         _set_rng_states(global_draws)
@@ -88,10 +93,11 @@ class LocalExecutor:
 
     def _try(self, samples: Samples, generator: torch.Generator) -> dict[str, float]:
         """Train a client in both ways, from the same draws, and choose. The module ends as sequential training leaves it."""
-        draws, name = generator.get_state(), type(self.module).__name__
+        assert self.start is not None, "clients start from somewhere"
+        start, draws, name = self.start, generator.get_state(), type(self.module).__name__
 
         def timed(stepper: RecordedSteps | None) -> tuple[float, list[Tensor], dict[str, float]]:
-            self.start.restore(self.module)
+            start.restore(self.module)
             generator.set_state(draws)
             self._wait()
             began = time.perf_counter()
@@ -103,44 +109,39 @@ class LocalExecutor:
         python = python_state(self.module)
         try:
             recorded = RecordedSteps(self.module, self.local)
-            for _ in range(2):  # the first time is for recording
-                seconds, found, _ = timed(recorded)
-        except NotRecordableError as error:
-            self._choose("sequential", f"steps of {name} are not recorded: {error}")
+            for _ in range(RECORD_AFTER + 1):  # by then every shape of its batches is recorded
+                timed(recorded)
+            seconds, found, found_logs = timed(recorded)
+        except Exception as error:
+            self._choose("sequential", self._refusal(error))
             return timed(None)[2]
         of_sequential, expected, logs = timed(None)
         changed = [key for key, value in python_state(self.module).items() if python.get(key) != value]
+        same = all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)) and found_logs == logs
+        took = f"recorded steps of {name} take {seconds / of_sequential:.2f} times as long"
         if changed:
             self._choose("sequential", f"steps of {name} are not recorded: its {changed[0]} changes as it trains")
-        elif not all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)):
+        elif not same:
             self._choose("sequential", f"recorded steps of {name} give other bits")
-        elif seconds >= of_sequential:
-            self._choose("sequential", f"recorded steps of {name} take {seconds / of_sequential:.2f} times as long")
+        elif seconds >= of_sequential and self.local.executor == "auto":
+            self._choose("sequential", took)
         else:
             self.recorded = recorded
-            self._choose("graph", f"recorded steps of {name} take {seconds / of_sequential:.2f} times as long")
+            self._choose("graph", took)
         return logs
+
+    def _refusal(self, error: Exception) -> str:
+        kind = "" if isinstance(error, NotRecordableError) else f"{type(error).__name__}: "
+        return f"steps of {type(self.module).__name__} are not recorded: {kind}{str(error).strip().splitlines()[0]}"
 
     def _choose(self, executor: Literal["sequential", "graph"], reason: str) -> None:
         self.chosen, self.reason = executor, reason
         if executor == "sequential":
             self.recorded = None  # and its memory
-        wanted = self.local.executor == "graph"
-        log.log(logging.WARNING if wanted else logging.INFO, "local training is %s: %s", executor, reason)
+        failed = self.local.executor == "graph" and executor == "sequential"
+        log.log(logging.WARNING if failed else logging.INFO, "local training is %s: %s", executor, reason)
 
     def _wait(self) -> None:
         device = next(self.module.parameters()).device
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-
-
-def python_state(module: nn.Module) -> dict[str, Any]:
-    """What a module's steps might change beside tensors: plain attributes, and how long its lists are, by name."""
-    found: dict[str, Any] = {}
-    for place, part in module.named_modules():
-        for name, value in vars(part).items():
-            if isinstance(value, (bool, int, float, str)):
-                found[f"{place}.{name}".lstrip(".")] = value
-            elif isinstance(value, (list, dict, set)) and not name.startswith("_"):
-                found[f"{place}.{name}".lstrip(".")] = len(value)
-    return found

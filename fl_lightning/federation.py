@@ -270,7 +270,7 @@ class Federation(L.LightningModule):
         self.parameters_layout = parameter_layout(self.client)
         self.buffers_layout = buffer_layout(self.client, nothing=self.buffer_policy == "keep")
         size = self.cohort.clients_per_round * self.parameters_layout.num_coordinates / self.trainer.world_size
-        compiled = compiling_pays(self.compile_rules, size, self.trainer.max_epochs or 0, device)
+        compiled = compiling_pays(self.compile_rules, size, (self.trainer.max_epochs, self.trainer.max_steps), device)
         self.exchange = Exchange(self.parameters_layout.sizes, device, bucket_bytes=self.bucket_bytes, compiled=compiled)
         self.buffer_exchange = Exchange(self.buffers_layout.sizes, device, bucket_bytes=self.bucket_bytes)
         malicious = set(self.cohort.malicious_clients(self.seed, len(data.clients)).tolist())
@@ -286,7 +286,8 @@ class Federation(L.LightningModule):
             benign=[client for client in range(len(data.clients)) if client not in malicious],
         )
         ranks_on_node = self.trainer.world_size // self.trainer.num_nodes
-        check_memory(self.clients, self.cohort, self.aggregator, self.configure_optimizers(), self.attacks, ranks_on_node)
+        if stage == "fit":
+            check_memory(self.clients, self.cohort, self.aggregator, self.configure_optimizers(), self.attacks, ranks_on_node)
         data.to(device)
         if any(attack.watches_steps for attack in self.attacks):
             self.last_step = torch.zeros(self.exchange.num_coordinates, device=device)

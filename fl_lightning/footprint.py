@@ -235,7 +235,8 @@ def available_bytes(device: torch.device, ranks_on_node: int, root: Path = Path(
         root: of the file system that tells about the CPU's memory.
     """
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # PyTorch's own, to be had at once
+        return torch.cuda.mem_get_info(device)[0] + cached
     if device.type != "cpu":
         return None
     found = [free for free in (system_free(root), *cgroup_free(root)) if free is not None]

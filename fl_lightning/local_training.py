@@ -54,8 +54,11 @@ UNUSED_HOOKS = (
 class Stepper(Protocol):
     """Takes a client's steps in a way of its own, such as `RecordedSteps`."""
 
-    def begin(self) -> None:
-        """Another client begins."""
+    def begin(self, optimizer: Optimizer) -> None:
+        """Another client begins, with a fresh optimizer."""
+
+    def look_again(self) -> None:
+        """The module's tensors may be others than before."""
 
     def step(self, batch: Any, index: int, optimizer: Optimizer, logs: LogCollector) -> None:
         """Train on one batch, the `index`-th of this client."""
@@ -127,7 +130,7 @@ class LocalTraining:
         steps = self.num_steps(len(samples)) if steps is None else steps
         step = epoch_number = 0
         if stepper is not None:
-            stepper.begin()
+            stepper.begin(optimizer)
         with collected_logs(module) as logs:
             for epoch in epoch_batches(len(samples), epochs, self.batch_size, generator, device):
                 for indices in epoch[: steps - step]:
@@ -146,6 +149,8 @@ class LocalTraining:
                     step += 1
                     if after_step is not None:  # also where the module skipped the batch, which may be the last
                         after_step(step, steps)
+                        if stepper is not None:
+                            stepper.look_again()
                     scheduler.after_step(step)
                 epoch_number += 1
                 scheduler.after_epoch(epoch_number)

@@ -13,13 +13,15 @@ from __future__ import annotations
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils import get_total_norm
 from torch.optim import SGD, Optimizer
@@ -28,6 +30,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from torchmetrics import Metric
 
 from fl_lightning.local_training import LocalTraining, LogCollector, logs_to, read_loss
+from fl_lightning.training_step import TrainingStep, aliases, named_tensors
 
 RECORD_AFTER = 3
 """Batches of a shape that run unrecorded first: a last batch of a rare size is not worth a recording."""
@@ -45,36 +48,54 @@ class NotRecordableError(Exception):
 class RecordedSteps:
     """The steps of one module, client after client.
 
+    What a step takes from Python beside tensors would be recorded as it was the first time. So the number of the batch and the
+    Trainer (the epoch, and with it the round) are withheld while recording, and recordings are thrown away whenever a plain
+    attribute of the module has changed. Other sources - global variables, a clock - go unseen.
+
     Args:
         module: its own parameters and buffers are read and written.
         local: how a client trains.
 
     Raises:
-        NotRecordableError: also from `step`, with the module's values as they were before that step.
+        NotRecordableError: also from `step`, with the module's values in any state.
     """
 
     def __init__(self, module: L.LightningModule, local: LocalTraining) -> None:
         if any(isinstance(part, Metric) for part in module.modules()):
             raise NotRecordableError("it holds torchmetrics objects, which count in Python")
         self.module, self.local = module, local
-        self.step_of = _TrainingStep(module)
-        names = [name for name, parameter in self.step_of.named_parameters() if parameter.requires_grad]
-        self.trained = names
-        self.others = [name for name, _ in self.step_of.named_parameters() if name not in set(names)]
-        self.buffers = [name for name, _ in self.step_of.named_buffers()]
-        self.momenta = [torch.zeros_like(parameter) for parameter in module.parameters() if parameter.requires_grad]
+        self.step_of = TrainingStep(module)
         self.seen: Counter[Any] = Counter()
         self.recordings: dict[Any, _Recording] = {}
         self.state: list[Tensor] = []
+        self.momenta: list[Tensor] = []
+        self.made_for: Any = None
 
-    def begin(self) -> None:
-        """Another client: its optimizer remembers nothing. Zero is what SGD's momentum is before the first step."""
+    def begin(self, optimizer: Optimizer) -> None:
+        """Another client, whose fresh `optimizer` remembers nothing."""
+        self.names = aliases(self.step_of)
+        tensors = {name: tensor for name, tensor in named_tensors(self.step_of) if self.names[name] == name}
+        trained = {name: p for name, p in tensors.items() if isinstance(p, nn.Parameter) and p.requires_grad}
+        self.trained, self.others = list(trained), [name for name in tensors if name not in trained]
+        if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in trained.values()):
+            raise NotRecordableError("its parameters have hooks")
+        self.groups = hyperparameters(optimizer, list(trained.values()))
+        if len(self.momenta) != len(trained):
+            self.momenta = [torch.empty_like(parameter) for parameter in trained.values()]
+        # Zero is what SGD's momentum is before the first step.
         torch._foreach_zero_(self.momenta)
-        tensors = dict(self.step_of.named_parameters()) | dict(self.step_of.named_buffers())
-        state = [tensors[name].detach() for name in (*self.trained, *self.others, *self.buffers)] + self.momenta
-        moved = [new.data_ptr() for new in state] != [old.data_ptr() for old in self.state]
-        if moved and state[0].is_cuda:  # a CUDA graph knows addresses, and the module may have replaced a buffer
+        self.look_again()
+        made_for = (self.trained, self.others, [group["places"] for group in self.groups], python_state(self.module))
+        if made_for != self.made_for:
+            self.made_for = made_for
             self.recordings.clear()
+
+    def look_again(self) -> None:
+        """The module may have put other tensors into the places of those that were there."""
+        tensors = dict(named_tensors(self.step_of))
+        state = [tensors[name].detach() for name in (*self.trained, *self.others)] + self.momenta
+        if state[0].is_cuda and [new.data_ptr() for new in state] != [old.data_ptr() for old in self.state]:
+            self.recordings.clear()  # a CUDA graph knows addresses
         self.state = state
 
     def step(self, batch: Any, index: int, optimizer: Optimizer, logs: LogCollector) -> None:
@@ -83,22 +104,26 @@ class RecordedSteps:
         Args:
             batch: tensors in tuples, lists or dicts.
             index: number of the batch in this client's training.
-            optimizer: fresh from `configure_optimizers`, of which the hyperparameters are read.
+            optimizer: the one that `begin` was given, whose settings a scheduler may have changed.
             logs: is told what the module logs.
         """
         optimizer._opt_called = True  # pyrefly: ignore[missing-attribute]  a scheduler warns if nobody steps its optimizer
         leaves, structure = tree_flatten(batch)
         if not all(isinstance(leaf, Tensor) for leaf in leaves):
             raise NotRecordableError(f"its batches hold {sorted({type(leaf).__name__ for leaf in leaves})}, not tensors alone")
-        settings = tuple(group[name] for group in optimizer.param_groups for name in ARGUMENTS if name in group)
-        key = (structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves), settings)
+        settings = tuple(group[name] for group in optimizer.param_groups for name in ARGUMENTS)
+        key = (structure, tuple((leaf.shape, leaf.stride(), leaf.dtype, leaf.device) for leaf in leaves), settings)
         recording = self.recordings.get(key)
         if recording is not None:
             recording.replay(self.state, leaves, logs)
             return
-        function = self.function(structure, index, hyperparameters(optimizer, self.module))
+        for group, current in zip(self.groups, optimizer.param_groups, strict=True):
+            group.update({name: current[name] for name in ARGUMENTS})
+        function = self.function(structure, self.groups)
         self.seen[key] += 1
-        if self.seen[key] > RECORD_AFTER and len(self.recordings) < MOST_RECORDINGS:
+        if self.seen[key] > RECORD_AFTER:
+            if len(self.recordings) == MOST_RECORDINGS:
+                self.recordings.pop(next(iter(self.recordings)))  # the oldest
             with isolate_rng():  # recording runs the step, and draws what only the replay may draw
                 self.recordings[key] = (_CudaRecording if self.state[0].is_cuda else _Recording)(function, self.state, leaves)
             self.recordings[key].replay(self.state, leaves, logs)
@@ -107,65 +132,109 @@ class RecordedSteps:
                 outputs, names = function(*self.state, *leaves)
             tell(logs, names, outputs)
 
-    def function(self, structure: Any, index: int, groups: list[dict[str, Any]]) -> Callable[..., Any]:
+    def function(self, structure: Any, groups: list[dict[str, Any]]) -> Callable[..., Any]:
         """A step as a function of nothing but tensors, which it writes into, to what the module logs."""
-        trained, rest = len(self.trained), len(self.others) + len(self.buffers)
+        trained, rest, groups = len(self.trained), len(self.others), [dict(group) for group in groups]
 
         def step(*tensors: Tensor) -> tuple[list[Tensor], list[Any]]:
             parameters, others = tensors[:trained], tensors[trained : trained + rest]
             momenta, leaves = tensors[trained + rest : 2 * trained + rest], tensors[2 * trained + rest :]
             logged: list[tuple[str, Any]] = []
-            autocast = self.local.autocast(parameters[0].device)
             with torch.enable_grad():
                 watched = [parameter.detach().requires_grad_() for parameter in parameters]
-                state = dict(zip((*self.trained, *self.others, *self.buffers), (*watched, *others), strict=True))
-                batch = tree_unflatten(list(leaves), structure)
-                with logs_to(self.module, lambda name, value, *_, **__: logged.append((name, value))), autocast:
-                    loss = read_loss(torch.func.functional_call(self.step_of, state, (batch, index)))
+                given = dict(zip((*self.trained, *self.others), (*watched, *others), strict=True))
+                # Torch's own way to tie weights leaves modules that have two names with these tensors in them.
+                state = {name: given[first] for name, first in self.names.items()}
+                with (
+                    logs_to(self.module, lambda name, value, *_, **__: logged.append((name, value))),
+                    without_trainer(self.module),
+                    self.local.autocast(parameters[0].device),
+                ):
+                    batch = tree_unflatten(list(leaves), structure)
+                    loss = read_loss(functional_call(self.step_of, state, (batch, Unknown("batch_idx")), tie_weights=False))
                 if loss is None:
                     raise NotRecordableError("its training_step skipped a batch")
                 gradients = torch.autograd.grad(loss, watched, allow_unused=True)
+            for name, tensor in zip(self.others, others, strict=True):
+                if state[name] is not tensor:  # the module put another in its place
+                    tensor.copy_(state[name].detach())
             if self.local.gradient_clip_norm:
                 clip([gradient for gradient in gradients if gradient is not None], self.local.gradient_clip_norm)
             for group in groups:
-                # On a CPU one by one, with the same bits: TorchScript would leave out what writes into lists.
-                group = group if gradients[0] is None or gradients[0].is_cuda else group | {"foreach": False}
                 used = [i for i in group["places"] if gradients[i] is not None]
+                arguments = {name: group[name] for name in ARGUMENTS}
+                if not parameters[0].is_cuda:
+                    arguments["foreach"] = False  # the same bits; TorchScript would leave out what writes into lists
                 sgd(
                     [parameters[i] for i in used],
                     [gradients[i] for i in used],
                     [momenta[i] if group["momentum"] else None for i in used],
-                    **{name: value for name, value in group.items() if name != "places"},
+                    **arguments,
                 )
-            names = [(name, None if isinstance(value, Tensor) else float(value)) for name, value in logged]
-            return [value.detach() for _, value in logged if isinstance(value, Tensor)], names
+            if any(not isinstance(value, Tensor) for _, value in logged):
+                raise NotRecordableError("it logs numbers that are no tensors, which may differ from step to step")
+            return [value.detach() for _, value in logged], [name for name, _ in logged]
 
         return step
 
 
-class _TrainingStep(nn.Module):
-    """A module whose `forward` is another's `training_step`."""
+class Unknown:
+    """Stands for what a recorded step must not depend on: any use of it raises `NotRecordableError`."""
 
-    def __init__(self, module: L.LightningModule) -> None:
-        super().__init__()
-        self.module = module
-        self.arguments = module.training_step.__func__.__code__.co_argcount - 1  # pyrefly: ignore[missing-attribute]
+    def __init__(self, name: str) -> None:
+        self.__dict__["name"] = name
 
-    def forward(self, batch: Any, index: int) -> Any:
-        return self.module.training_step(*(batch, index)[: self.arguments])
+    def __getattr__(self, attribute: str) -> Any:
+        raise NotRecordableError(f"its step looks at {self.name}, which changes from step to step")
+
+    def _used(self, *_: Any) -> Any:
+        raise NotRecordableError(f"its step looks at {self.name}, which changes from step to step")
+
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __bool__ = __int__ = __float__ = __index__ = __str__ = __format__ = (
+        _used
+    )
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __floordiv__ = __mod__ = _used
+    __pow__ = __rpow__ = __neg__ = __abs__ = __hash__ = _used  # pyrefly: ignore[bad-override]
 
 
-def hyperparameters(optimizer: Optimizer, module: nn.Module) -> list[dict[str, Any]]:
+@contextmanager
+def without_trainer(module: L.LightningModule) -> Iterator[None]:
+    """Nobody inside can see the Trainer, and so the round."""
+    parts = [part for part in module.modules() if isinstance(part, L.LightningModule)]
+    before = [part.__dict__.get("_trainer") for part in parts]
+    for part in parts:
+        part.__dict__["_trainer"] = Unknown("the Trainer")
+    try:
+        yield
+    finally:
+        for part, trainer in zip(parts, before, strict=True):
+            part.__dict__["_trainer"] = trainer
+
+
+def python_state(module: nn.Module) -> dict[str, Any]:
+    """What a module's steps may depend on beside tensors: plain attributes, and how long its lists are, by name."""
+    found: dict[str, Any] = {}
+    for place, part in module.named_modules():
+        for name, value in vars(part).items():
+            if isinstance(value, (bool, int, float, str)):
+                found[f"{place}.{name}".lstrip(".")] = value
+            elif isinstance(value, (list, dict, set)) and not name.startswith("_"):
+                found[f"{place}.{name}".lstrip(".")] = len(value)
+    return found
+
+
+def hyperparameters(optimizer: Optimizer, parameters: list[Tensor]) -> list[dict[str, Any]]:
     """The arguments of `torch.optim.sgd.sgd` for each of an optimizer's groups, and the places of its parameters.
 
     Raises:
         NotRecordableError: for another optimizer, and where a step depends on whether it is the first.
     """
     if type(optimizer) is not SGD:
-        raise NotRecordableError(
-            f"its optimizer is {type(optimizer).__name__}, and only SGD's steps are alike from the first on"
-        )
-    place = {parameter: i for i, parameter in enumerate(p for p in module.parameters() if p.requires_grad)}
+        kind = type(optimizer).__name__
+        raise NotRecordableError(f"its optimizer is {kind}, and only SGD's steps are alike from the first on")
+    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+        raise NotRecordableError("its optimizer has hooks")
+    place = {parameter: i for i, parameter in enumerate(parameters)}
     groups = []
     for group in optimizer.param_groups:
         if group["momentum"] and group["dampening"]:
@@ -183,18 +252,17 @@ def clip(gradients: list[Tensor], most: float) -> None:
         gradient.mul_(share)
 
 
-def tell(logs: LogCollector, names: list[tuple[str, float | None]], outputs: list[Tensor]) -> None:
-    """Log what one step logged, in its order: tensors from `outputs`, constants from `names`."""
-    tensors = iter(outputs)
-    for name, constant in names:
-        logs.log(name, next(tensors) if constant is None else constant)
+def tell(logs: LogCollector, names: list[str], outputs: list[Tensor]) -> None:
+    """Log what one step logged, in its order."""
+    for name, value in zip(names, outputs, strict=False):  # without names there is an output all the same
+        logs.log(name, value)
 
 
 class _Recording:
     """The operations of a step for one shape of batch, found by running it on copies of its tensors, and replayed."""
 
     def __init__(self, function: Callable[..., Any], state: list[Tensor], leaves: list[Tensor]) -> None:
-        self.names: list[Any] = []
+        self.names: list[str] = []
 
         def outputs(*tensors: Tensor) -> list[Tensor]:
             found, self.names = function(*tensors)
@@ -223,28 +291,36 @@ class _Recording:
 class _CudaRecording(_Recording):
     """Replayed as a CUDA graph, which reads the batch from a place of its own."""
 
+    pool: Any = None
+    """One for all graphs: they never run at the same time."""
+
     def __init__(self, function: Callable[..., Any], state: list[Tensor], leaves: list[Tensor]) -> None:
         super().__init__(function, state, leaves)
-        self.places = [leaf.clone() for leaf in leaves]
         before = [tensor.clone() for tensor in state]
-        self.captured = torch.cuda.CUDAGraph()
         side = torch.cuda.Stream()
         try:
+            self.places = [torch.empty_like(leaf).copy_(leaf) for leaf in leaves]
+            _CudaRecording.pool = _CudaRecording.pool or torch.cuda.graph_pool_handle()
+            self.captured = torch.cuda.CUDAGraph()
             with torch.no_grad():
                 side.wait_stream(torch.cuda.current_stream())
                 with torch.cuda.stream(side):  # libraries set themselves up at first use, which must not be captured
                     for _ in range(3):
                         self.graph(*state, *self.places)
                 torch.cuda.current_stream().wait_stream(side)
-                with torch.cuda.graph(self.captured):
+                # Other threads, NCCL's say, may go on.
+                with torch.cuda.graph(self.captured, pool=self.pool, capture_error_mode="thread_local"):
                     self.outputs = self.graph(*state, *self.places)
         except RuntimeError as error:
             raise NotRecordableError(f"no CUDA graph can be made of its step: {str(error).splitlines()[0]}") from error
         finally:
-            torch._foreach_copy_(state, before)
+            torch.cuda.current_stream().wait_stream(side)
+            for tensor, kept in zip(state, before, strict=True):
+                tensor.copy_(kept)
 
     def replay(self, state: list[Tensor], leaves: list[Tensor], logs: LogCollector) -> None:
-        torch._foreach_copy_(self.places, leaves)
+        for place, leaf in zip(self.places, leaves, strict=True):
+            place.copy_(leaf)
         self.captured.replay()
         tell(logs, self.names, [output.clone() for output in self.outputs])  # the next replay writes over them
 

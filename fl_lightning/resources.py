@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -55,7 +56,7 @@ def check_memory(
     check_fits(footprint, min((size for size in free if size is not None), default=None), held)
 
 
-def compiling_pays(wanted: Compile, size: float, rounds: int, device: torch.device) -> bool:
+def compiling_pays(wanted: Compile, size: float, limits: Sequence[int | None], device: torch.device) -> bool:
     """Whether rules are to run compiled; bits are the same either way.
 
     `auto` compiles if the rounds save more time than compiling takes. Where TORCHINDUCTOR_CACHE_DIR names a folder that lasts,
@@ -64,14 +65,15 @@ def compiling_pays(wanted: Compile, size: float, rounds: int, device: torch.devi
     Args:
         wanted: `auto`, or what is to be done in any case.
         size: N * d / W, the numbers that a rank aggregates in a round.
-        rounds: of the run; negative for no end.
+        limits: of the run's rounds; None or negative for none.
         device: of the updates.
 
     Example:
-        >>> [compiling_pays("auto", 20 * d, 300, torch.device("cpu")) for d in (40_000, 11_700_000)]
+        >>> [compiling_pays("auto", 20 * d, [300], torch.device("cpu")) for d in (40_000, 11_700_000)]
         [False, True]
     """
     if wanted != "auto":
         return wanted == "always"
+    rounds = min((limit for limit in limits if limit is not None and limit >= 0), default=math.inf)
     cost = LOAD_SECONDS if os.environ.get("TORCHINDUCTOR_CACHE_DIR") else COMPILE_SECONDS
-    return SAVED_SECONDS.get(device.type, 0.0) * size * (math.inf if rounds < 0 else rounds) > cost
+    return SAVED_SECONDS.get(device.type, 0.0) * size * rounds > cost

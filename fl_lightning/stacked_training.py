@@ -29,6 +29,7 @@ from torchmetrics import Metric
 
 from fl_lightning.data.base import Samples
 from fl_lightning.local_training import LocalTraining, collected_logs, epoch_batches, read_loss, read_optimizers, resident
+from fl_lightning.training_step import TrainingStep, aliases
 
 log = logging.getLogger(__name__)
 
@@ -55,13 +56,8 @@ class StackedTraining:
 
     def __init__(self, module: L.LightningModule, local: LocalTraining, *, compiled: bool = False) -> None:
         self.module, self.local = module, local
-        self._client = _TrainingStep(module)
-        first: dict[Tensor, str] = {}
-        self._names = {  # of each part's parameters and buffers: the first name that the tensor goes by
-            name: first.setdefault(tensor, name)
-            for prefix, part in self._client.named_modules()
-            for name, tensor in (*part.named_parameters(prefix, False), *part.named_buffers(prefix, False))
-        }
+        self._client = TrainingStep(module)
+        self._names = aliases(self._client)
         self._losses: Callable[..., Any] = torch.vmap(self._loss, in_dims=(0, 0, 0, None), randomness="error")
         self._compiled = torch.compile(self._losses) if compiled else None
 
@@ -201,18 +197,6 @@ class StackedTraining:
                 log.warning("a stack's step cannot be compiled, and runs as it is: %s", _reason(error))
                 self._compiled = None
         return self._losses(parameters, buffers, batch, step)
-
-
-class _TrainingStep(nn.Module):
-    """A client's `training_step` as a `forward`, which is what `functional_call` calls."""
-
-    def __init__(self, client: L.LightningModule) -> None:
-        super().__init__()
-        self.client = client
-        self.num_arguments = len(inspect.signature(client.training_step).parameters)
-
-    def forward(self, *arguments: Any) -> Any:  # batch, batch_idx
-        return self.client.training_step(*arguments[: self.num_arguments])
 
 
 class _Stack:

@@ -31,7 +31,7 @@ LESS: dict[str, dict[str, Any]] = {
     "PackedKeys": {"num_clients": 20},
     "Phishing": {"num_train": 2000},
     "PhishingTable": {"path": "table.csv"},
-    "ResNet18": {"width": 4},
+    "ResNet18": {"width": 8},
     "Southwest": {"path": "planes"},
     "Twitter": {"path": "tweets", "glove": GLOVE, "num_test": 40},
     "FLIP": {"max_steps": 2, "inversion": {"warmup_steps": 3, "new_steps": 2, "continued_steps": 1, "retry_steps": 1}},

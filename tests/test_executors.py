@@ -70,7 +70,25 @@ def test_auto_does_not_measure_before_it_could_pay() -> None:
     assert executor.chosen is None
 
 
-def test_auto_refuses_other_bits(clock: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_records_what_says_that_it_can_be(clock: dict[str, float]) -> None:
+    class Other(MLP):
+        """A subclass must say so itself."""
+
+    assert made("auto", Other(sizes=SIZES)).reason == "Other does not say that it is recordable"
+    executor = made("graph", Other(sizes=SIZES))
+    weights_after(executor)
+    assert executor.chosen == "graph"
+
+
+def test_a_copy_makes_its_own_recordings(clock: dict[str, float]) -> None:
+    executor = made("graph")
+    weights_after(executor)
+    other = copy.deepcopy(executor)
+    assert (executor.chosen, other.chosen, other.recorded) == ("graph", None, None)
+
+
+@pytest.mark.parametrize("asked", ["auto", "graph"])
+def test_other_bits_are_refused(clock: dict[str, float], asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
     real = RecordedSteps.step
 
     def step(self: RecordedSteps, *args: Any) -> None:
@@ -78,12 +96,14 @@ def test_auto_refuses_other_bits(clock: dict[str, float], monkeypatch: pytest.Mo
         self.state[0].view(-1)[0] += 1e-3
 
     monkeypatch.setattr(RecordedSteps, "step", step)
-    executor = made("auto")
+    executor = made(asked)
     assert torch.equal(weights_after(executor), weights_after(made("sequential")))
     assert (executor.chosen, executor.reason) == ("sequential", "recorded steps of MLP give other bits")
 
 
 class Counting(MLP):
+    recordable = True
+
     def __init__(self) -> None:
         super().__init__(sizes=SIZES)
         self.steps_taken = 0
@@ -96,6 +116,8 @@ class Counting(MLP):
 class Warming(MLP):
     """Its first batch counts less: a recording of another batch would not know."""
 
+    recordable = True
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         return super().training_step(batch, batch_idx) * (0.1 if batch_idx == 0 else 1.0)
 
@@ -104,11 +126,15 @@ class Warming(MLP):
     ("module", "reason"),
     [
         (Counting, "steps of Counting are not recorded: its steps_taken changes as it trains"),
-        (lambda: Warming(sizes=SIZES), "recorded steps of Warming give other bits"),
+        (
+            lambda: Warming(sizes=SIZES),
+            "steps of Warming are not recorded: its step looks at batch_idx, which changes from step to step",
+        ),
     ],
 )
-def test_auto_sees_what_a_recording_would_miss(clock: dict[str, float], module: Any, reason: str) -> None:
-    executor = made("auto", module())
+@pytest.mark.parametrize("asked", ["auto", "graph"])
+def test_what_a_recording_would_miss_is_seen(clock: dict[str, float], asked: str, module: Any, reason: str) -> None:
+    executor = made(asked, module())
     found = weights_after(executor)
     torch.manual_seed(0)
     assert (executor.chosen, executor.reason) == ("sequential", reason)
@@ -116,6 +142,8 @@ def test_auto_sees_what_a_recording_would_miss(clock: dict[str, float], module: 
 
 
 class ReadsBack(MLP):
+    recordable = True
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = super().training_step(batch, batch_idx)
         return loss * 2 if loss.item() > 1e9 else loss
@@ -195,8 +223,8 @@ def test_what_cannot_be_stacked_is_trained_sequentially_with_one_line(caplog: py
     with caplog.at_level(logging.WARNING, logger="fl_lightning"):
         found, clients = run(copy.deepcopy(module), "stacked")
     assert torch.equal(found, expected)
-    assert clients.way == "sequential"
-    (line,) = [record.message for record in caplog.records if "stacked" in record.message]
+    assert clients.way == "stacked"  # it is tried again in every round
+    line, *_ = [record.message for record in caplog.records if "stacked" in record.message]
     assert line.startswith(
         "local training is sequential: clients are not stacked, as TinyClient cannot be trained in a stack: "
     )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.optim import SGD, Adam
 
+from fl_lightning import recorded_steps
 from fl_lightning.data import TensorSamples
 from fl_lightning.local_training import LocalTraining
 from fl_lightning.models import CNN, LSTM, MLP, Classifier, ResNet18
@@ -26,7 +27,9 @@ class Net(Classifier):
         self.frozen = nn.Parameter(torch.ones(6), requires_grad=False)
         self.unused = nn.Parameter(torch.ones(2))
         self.configure, self.tweaks = configure, tweaks
-        self.calls = 0
+        self.also: list[Any] = []
+        self.body = self.net[0]  # a part that goes by two names
+        self.register_buffer("average", torch.zeros(()))
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.net(inputs * self.frozen)
@@ -36,13 +39,13 @@ class Net(Classifier):
         self.log("loss", loss)
         self.log("twice", loss * 2)
         self.log("twice", loss * 4)
-        self.log("constant", 3.0)
+        for part in self.also:
+            part(self, batch_idx)
         if self.tweaks.get("read_back") and loss.item() > 100:
             return loss * 2
         if self.tweaks.get("skip"):
             return None
-        if self.tweaks.get("count"):
-            self.calls += 1
+        self.average = 0.5 * self.average + loss.detach()  # in place of the one that was there
         return {"loss": loss} if self.tweaks.get("dict") else loss
 
     def configure_optimizers(self) -> Any:
@@ -68,12 +71,13 @@ def trained(
 
 
 def assert_same(module: L.LightningModule, local: LocalTraining, clients: list[TensorSamples], **how: Any) -> RecordedSteps:
-    stepper = RecordedSteps(module, local)
+    stepper, own = RecordedSteps(module, local), list(module.parameters())
     expected = trained(module, local, clients, None, **how)
     found = trained(module, local, clients, stepper, **how)
     for (a, of_a), (b, of_b) in zip(expected, found, strict=True):
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
         assert of_a == of_b
+    assert all(parameter is before for parameter, before in zip(module.parameters(), own, strict=True))
     return stepper
 
 
@@ -194,6 +198,91 @@ def test_what_cannot_be_recorded_is_refused_with_a_reason(module: Any, reason: s
     made, local = module(), LocalTraining(batch_size=8)
     with pytest.raises(NotRecordableError, match=reason):
         trained(made, local, CLIENTS, RecordedSteps(made, local))
+
+
+@pytest.mark.parametrize(
+    ("look", "reason"),
+    [
+        (lambda module, batch_idx: batch_idx == 0, "looks at batch_idx"),
+        (lambda module, batch_idx: f"{batch_idx}", "looks at batch_idx"),
+        (lambda module, batch_idx: batch_idx % 2 + 1, "looks at batch_idx"),
+        (lambda module, batch_idx: module.current_epoch, "looks at the Trainer"),
+        (lambda module, batch_idx: module.trainer.global_step, "looks at the Trainer"),
+        (lambda module, batch_idx: module.log("constant", 3.0), "logs numbers that are no tensors"),
+    ],
+)
+def test_what_changes_from_step_to_step_is_refused(look: Any, reason: str) -> None:
+    module, local = Net(), LocalTraining(batch_size=8)
+    module.also.append(look)
+    with pytest.raises(NotRecordableError, match=reason):
+        trained(module, local, CLIENTS, RecordedSteps(module, local))
+
+
+def test_hooks_are_refused() -> None:
+    local = LocalTraining(batch_size=8)
+    module: Any = Net()
+    module.net[0].weight.register_hook(lambda gradient: 2 * gradient)
+    with pytest.raises(NotRecordableError, match="its parameters have hooks"):
+        trained(module, local, CLIENTS, RecordedSteps(module, local))
+
+    def configure(module: Any) -> SGD:
+        optimizer = SGD(module.parameters(), lr=0.1)
+        optimizer.register_step_post_hook(lambda *_: None)
+        return optimizer
+
+    module = Net(configure)
+    with pytest.raises(NotRecordableError, match="its optimizer has hooks"):
+        trained(module, local, CLIENTS, RecordedSteps(module, local))
+
+
+def test_an_attribute_that_changed_ends_a_recording() -> None:
+    torch.manual_seed(0)
+    module: Any = Net()
+    module.factor = 1.0
+    module.also.append(lambda module, _: module.log("factor", torch.tensor(module.factor)))
+    local = LocalTraining(batch_size=8)
+    stepper = RecordedSteps(module, local)
+    trained(module, local, CLIENTS, stepper)
+    module.factor = 2.0
+    assert [logs["factor"] for _, logs in trained(module, local, CLIENTS, stepper)] == [2.0] * len(CLIENTS)
+
+
+def test_an_optimizer_of_other_parameters_ends_a_recording() -> None:
+    torch.manual_seed(0)
+    module: Any = Net(lambda m: SGD(m.net[m.which].parameters(), lr=0.1))
+    module.which = 0
+    local = LocalTraining(batch_size=8)
+    stepper = RecordedSteps(module, local)
+    for which in (0, 4, 0):
+        module.which = which
+        expected = trained(module, local, CLIENTS, None)
+        for (a, _), (b, _) in zip(expected, trained(module, local, CLIENTS, stepper), strict=True):
+            assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_tied_weights() -> None:
+    class Tied(MLP):
+        def __init__(self) -> None:
+            super().__init__(sizes=(6, 6, 6))
+            self.layers[2].weight = self.layers[0].weight  # type: ignore[assignment]
+
+    torch.manual_seed(0)
+    assert_same(Tied(), LocalTraining(batch_size=8), CLIENTS)
+
+
+def test_weights_that_are_replaced_between_steps() -> None:
+    module: Any = Net()
+
+    def replace(step: int, steps: int) -> None:
+        module.net[0].weight.data = module.net[0].weight.data * 0.5
+
+    assert_same(module, LocalTraining(batch_size=8), CLIENTS, after_step=replace)
+
+
+def test_the_oldest_recordings_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorded_steps, "MOST_RECORDINGS", 1)
+    torch.manual_seed(0)
+    assert len(assert_same(Net(), LocalTraining(batch_size=8), [samples(n) for n in (52, 52, 52, 52, 52)]).recordings) == 1
 
 
 def test_batches_that_are_not_tensors_are_refused() -> None:

@@ -153,6 +153,10 @@ def experiment(config: Mapping[str, Any], *, rounds: bool = True) -> dict[str, A
         rounds: whether the number of rounds belongs to it; a resumed run may be made longer.
     """
     chosen = {key: without_paths(value) for key, value in config.items() if key in ("seed_everything", "model", "data")}
+    if isinstance(chosen.get("model"), dict):  # not what changes no bit
+        model = chosen["model"] = {k: v for k, v in chosen["model"].items() if k not in ("compile_rules", "bucket_bytes")}
+        if isinstance(model.get("local"), dict) and model["local"].get("executor") != "stacked":
+            model["local"] = {key: value for key, value in model["local"].items() if key != "executor"}
     if rounds and "trainer" in config:
         chosen["max_epochs"] = config["trainer"].get("max_epochs")
     return chosen

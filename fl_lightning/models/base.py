@@ -22,6 +22,9 @@ class Classifier(L.LightningModule):
 
     Nothing is logged and nothing is read back from the device in a step, so that a GPU never waits.
 
+    A subclass whose step depends on nothing but parameters, buffers and the batch may say so by `recordable = True` in its own
+    body; local training may then record its steps and replay them (`model.local.executor: auto`).
+
     Args:
         optimizer: makes the optimizer from the parameters. It is made anew for every client and round: clients keep no
             state. In YAML, a `class_path` and its `init_args` without the parameters.

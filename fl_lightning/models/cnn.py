@@ -39,6 +39,8 @@ class CNN(Classifier):
         torch.Size([5, 10])
     """
 
+    recordable = True
+
     def __init__(
         self,
         *,

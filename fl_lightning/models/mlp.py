@@ -34,6 +34,8 @@ class MLP(Classifier):
         torch.Size([3, 2])
     """
 
+    recordable = True
+
     def __init__(
         self,
         *,

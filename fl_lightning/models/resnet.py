@@ -58,6 +58,8 @@ class ResNet18(Classifier):
         torch.Size([2, 10])
     """
 
+    recordable = True
+
     def __init__(
         self,
         *,
@@ -74,6 +76,11 @@ class ResNet18(Classifier):
                 raise ConfigurationError(f"ResNet18.{name} must be at least 1, got {value}")
         if stem not in ("imagenet", "cifar"):
             raise ConfigurationError(f"ResNet18.stem must be imagenet or cifar, got {stem}")
+        if channels_last and width % 8:
+            raise ConfigurationError(
+                f"ResNet18.width must be a multiple of 8 with channels_last, got {width}: otherwise a convolution of oneDNN "
+                "writes beyond its memory, on CPUs with AVX2"
+            )
         large = stem == "imagenet"
         self.conv1 = nn.Conv2d(
             3, width, kernel_size=7 if large else 3, stride=2 if large else 1, padding=3 if large else 1, bias=False

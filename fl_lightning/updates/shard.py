@@ -92,6 +92,7 @@ class UpdateShard:
         self.round_number = round_number
         self.compiled = compiled
         self.finite = finite
+        self._rewritten: Tensor | None = None  # (N,) bool, whose finiteness is not known any more
 
     @classmethod
     def from_updates(cls, updates: Tensor, weights: Tensor | None = None, malicious: Tensor | None = None) -> UpdateShard:
@@ -173,6 +174,7 @@ class UpdateShard:
             along: (..., S) tensors to be cut up with the updates.
         """
         if rows.any():
+            self._rewritten = rows if self._rewritten is None else self._rewritten | rows
             for columns, piece in self._pieces():
                 piece[rows] = function(piece[rows], *(tensor[..., columns] for tensor in along))
 
@@ -328,11 +330,16 @@ class UpdateShard:
         if self.finite is None:
             self.finite = torch.ones_like(self.malicious)
             self.look_again(self.finite)
+        elif self._rewritten is not None:
+            self.look_again(self._rewritten)
         return self.finite
 
     def look_again(self, rows: Tensor) -> None:
         """See which of the updates that `rows` ((N,) bool) names are finite, as after they were rewritten."""
-        if self.finite is None or not rows.any():
+        if self.finite is None:
+            return
+        rows = rows if self._rewritten is None else rows | self._rewritten
+        if not rows.any():
             return
         bad = torch.zeros(int(rows.sum()), dtype=torch.int64, device=self.weights.device)
         everyone = bool(rows.all())
@@ -341,6 +348,7 @@ class UpdateShard:
                 looked_at = bucket if everyone else bucket[rows]
                 low, high = looked_at.amin(dim=1), looked_at.amax(dim=1)  # NaN and infinities survive in the extremes
                 bad += ~(low.isfinite() & high.isfinite())
+        self._rewritten = None
         self.finite = self.finite.clone()
         self.finite[rows] = self.count(bad) == 0
 
@@ -348,7 +356,7 @@ class UpdateShard:
         """Drop all clients but those where `rows` ((N,) bool) is true, one bucket at a time."""
         self.weights, self.malicious = self.weights[rows], self.malicious[rows]
         self.clients = None if self.clients is None else self.clients[rows.cpu()]
-        self.finite = None if self.finite is None else self.finite[rows]
+        self.finite = None if self.finite is None else self.finite_rows()[rows]
         self.compiled = False  # a number of clients that may not come again is not worth it
         self.settle()
         assert isinstance(self.buckets, list)
@@ -363,6 +371,7 @@ class UpdateShard:
             whole = self.buckets
             part.buckets = [bucket[rows] for bucket in whole] if isinstance(whole, list) else RowsOf(whole, rows)
             part.finite = None if self.finite is None else self.finite[rows]
+            part._rewritten = None if self._rewritten is None else self._rewritten[rows]
             part.weights, part.malicious = self.weights[rows], self.malicious[rows]
             part.clients = None if self.clients is None else self.clients[rows]
             parts.append(part)

@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 COMPILED_ROWS = 32
 """Most rows that are worth compiling: beyond, a CPU's registers no longer hold a column's intermediate results."""
 
+GPU_ELEMENTS = 2**26
+"""Elements (N x columns) that are worked on at a time on a GPU: as many again are taken for results in between."""
+
 
 class Trimmed(NamedTuple):
     """What becomes of a round's updates.
@@ -65,11 +68,12 @@ def trimmed(shard: UpdateShard, b: int, least_votes: int | None = None) -> Trimm
 
 
 def _trim_eagerly(bucket: Tensor, b: int, least_votes: int | None) -> tuple[Tensor, Tensor]:
-    """(N, s) -> (s,) mean and mask, a cache-sized piece at a time; whole on a GPU."""
+    """(N, s) -> (s,) mean and mask, a piece at a time."""
     n, s = bucket.shape
     mean, kept = bucket.new_empty(s), torch.ones(s, dtype=torch.bool, device=bucket.device)
     on_cpu, by_network = bucket.device.type == "cpu", n <= NETWORK_ROWS
-    columns = max(256, (working_set_bytes() // 4 if by_network else CACHE_ELEMENTS) // n) if on_cpu else max(1, s)
+    elements = GPU_ELEMENTS if not on_cpu else working_set_bytes() // 4 if by_network else CACHE_ELEMENTS
+    columns = max(256, elements // n)
     scratch = torch.empty(n + 1, min(columns, s)) if on_cpu and by_network else None
     for piece, of_mean, of_kept in zip(bucket.split(columns, 1), mean.split(columns), kept.split(columns), strict=True):
         if least_votes is None:
@@ -151,13 +155,13 @@ def compiled(n: int, b: int, least_votes: int | None, device: torch.device) -> C
     @torch.no_grad()  # whether gradients are on would be a case of its own
     def run(bucket: Tensor) -> tuple[Tensor, Tensor]:
         # Rows that are views would tie the kernel to the shape of what they are views of, so they become tensors of their own.
-        mean, votes = function([from_dlpack(row) for row in bucket.unbind(0)])
+        with torch._dynamo.config.patch(recompile_limit=1000):
+            mean, votes = function([from_dlpack(row) for row in bucket.unbind(0)])
         return mean, torch.ones_like(votes, dtype=torch.bool) if least_votes is None else votes >= least_votes
 
     began = time.perf_counter()
     try:
-        with torch._dynamo.config.patch(recompile_limit=1000):
-            run(torch.zeros(n, 1032, device=device)[:, 5:1031])  # at odd addresses, so that none is taken for granted
+        run(torch.zeros(n, 1032, device=device)[:, 5:1031])  # at odd addresses, so that none is taken for granted
     except (RuntimeError, OSError) as error:
         log.warning(
             "the rule's inner loop cannot be compiled, and runs as it is, several times slower: %s", str(error).split("\n")[0]

@@ -125,3 +125,8 @@ def test_learns(settings):
 def test_settings_that_cannot_work_are_refused(settings):
     with pytest.raises(ConfigurationError, match=rf"ResNet18\.{next(iter(settings))} must be .* got"):
         on_meta(**settings)
+
+
+def test_channels_last_needs_a_width_that_onednn_can_do():
+    with pytest.raises(ConfigurationError, match="must be a multiple of 8 with channels_last, got 4"):
+        ResNet18(width=4, channels_last=True)

@@ -468,3 +468,16 @@ def test_a_rank_without_coordinates_on_a_gpu() -> None:
     shard = UpdateShard.from_updates(torch.empty(3, 0, device="cuda"))
     assert shard.map(lambda values: values.sum(0)).shape == (0,)
     shard.rewrite(torch.ones(3, device="cuda").bool(), torch.neg)
+
+
+def test_a_row_that_was_rewritten_is_looked_at_again() -> None:
+    shard = cut(drawn(4, 30), 30, finite=torch.tensor([True, True, False, True]))
+    rows = torch.tensor([False, True, False, False])
+    assert shard.finite_rows().tolist() == [True, True, False, True]  # as it was told
+    shard.rewrite(rows, lambda values: values * INF)
+    part, _ = shard.split(3)
+    assert part.finite_rows().tolist() == [True, False, False]
+    assert shard.finite_rows().tolist() == [True, False, False, True]
+    shard.rewrite(rows, torch.zeros_like)
+    shard.look_again(torch.zeros(4, dtype=torch.bool))
+    assert shard.finite_rows().tolist() == [True, True, False, True]
