@@ -50,7 +50,7 @@ class Footprint:
     What is held all through the round, plus the most that one of its phases takes: training, exchange, aggregation.
 
     Attributes:
-        num_clients: N, what is trained beside the clients (a rule's root update, attackers' rehearsals) included.
+        num_clients: N, with what is trained beside the clients, as far as it is known before (a rule's root update).
         num_coordinates: d.
         world: W.
         local_clients: K_r, the most clients that a rank trains; ceil(N / W) where that is more.

@@ -2,10 +2,13 @@
 
 import copy
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from ranks import on_ranks
 from tiny import TinyClient, fit, tiny_federation, tiny_tensors
 from torch import Tensor
 
@@ -226,5 +229,32 @@ def test_what_cannot_be_stacked_is_trained_sequentially_with_one_line(caplog: py
     assert clients.way == "stacked"  # it is tried again in every round
     line, *_ = [record.message for record in caplog.records if "stacked" in record.message]
     assert line.startswith(
-        "local training is sequential: clients are not stacked, as TinyClient cannot be trained in a stack: "
+        "local training of round 0 is sequential: clients are not stacked, as TinyClient cannot be trained in a stack: "
     )
+
+
+# ---- ranks and resume ------------------------------------------------------------------------------------------------
+
+
+def bits_on_ranks(executors_of_ranks: list[str], folder: str, rounds: int) -> tuple[bytes, str]:
+    """On a rank: the weights after so many rounds of a run that goes on from where `folder` left it, and how it trained."""
+    executor: Any = executors_of_ranks[dist.get_rank()]
+    federation = tiny_federation(local=LocalTraining(epochs=1.5, batch_size=8, executor=executor))
+    checkpoint = Path(folder) / "last.ckpt"
+    trainer = fit(
+        federation, rounds=rounds, devices=dist.get_world_size(), ckpt_path=checkpoint if checkpoint.exists() else None
+    )
+    trainer.save_checkpoint(checkpoint)
+    return federation.parameters_layout.flatten(federation.client).numpy().tobytes(), federation.clients.way
+
+
+def test_recorded_steps_give_the_same_bits_on_any_ranks_and_after_a_resume(tmp_path: Path) -> None:
+    for name in "abc":
+        (tmp_path / name).mkdir()
+    ((expected, _),) = on_ranks(1, bits_on_ranks, ["sequential"], str(tmp_path / "a"), 4)
+    mixed = on_ranks(3, bits_on_ranks, ["graph", "sequential", "graph"], str(tmp_path / "b"), 4)
+    assert [bits for bits, _ in mixed] == [expected] * 3
+    assert [way for _, way in mixed] == ["graph", "sequential", "graph"]
+    on_ranks(2, bits_on_ranks, ["graph", "graph"], str(tmp_path / "c"), 2)
+    ((resumed, _),) = on_ranks(1, bits_on_ranks, ["graph"], str(tmp_path / "c"), 4)
+    assert resumed == expected
