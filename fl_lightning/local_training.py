@@ -76,8 +76,9 @@ class LocalTraining:
         gradient_clip_norm: largest norm of a step's gradient; 0 for no clipping.
         executor: how steps are taken. `sequential`: as the module has them. `graph`: recorded once per shape of batch and
             replayed without Python (on GPUs as a CUDA graph), bit for bit the same; SGD only. `auto`: the faster of these two,
-            by measurement, for modules whose class says `recordable = True`. `stacked`: benign clients of a rank together, their weights stacked; equal to the others up to
-            rounding alone, so that bits depend on the number of ranks. What an executor cannot take is trained sequentially.
+            by measurement, for modules whose class says `recordable = True`. `stacked`: benign clients of a rank together,
+            their weights stacked; equal to the others up to rounding alone, so that bits depend on the number of ranks. What
+            an executor cannot take is trained sequentially.
     """
 
     epochs: float = 1.0
