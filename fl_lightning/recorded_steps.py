@@ -81,7 +81,8 @@ class RecordedSteps:
             raise NotRecordableError("its parameters have hooks")
         self.groups = hyperparameters(optimizer, list(trained.values()))
         if len(self.momenta) != len(trained):
-            self.momenta = [torch.empty_like(parameter) for parameter in trained.values()]
+            remembers = any(group["momentum"] for group in self.groups)
+            self.momenta = [torch.empty_like(p) if remembers else p.detach().new_empty(0) for p in trained.values()]
         # Zero is what SGD's momentum is before the first step.
         torch._foreach_zero_(self.momenta)
         self.look_again()

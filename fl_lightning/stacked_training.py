@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 from torchmetrics import Metric
 
 from fl_lightning.data.base import Samples
@@ -51,15 +51,13 @@ class StackedTraining:
     Args:
         module: the client. Parameters that require no gradient are shared by the stack and must not change.
         local: how long and how a client trains.
-        compiled: whether to compile steps on full batches, which takes seconds for every new number of clients that take one.
     """
 
-    def __init__(self, module: L.LightningModule, local: LocalTraining, *, compiled: bool = False) -> None:
+    def __init__(self, module: L.LightningModule, local: LocalTraining) -> None:
         self.module, self.local = module, local
         self._client = TrainingStep(module)
         self._names = aliases(self._client)
         self._losses: Callable[..., Any] = torch.vmap(self._loss, in_dims=(0, 0, 0, None), randomness="error")
-        self._compiled = torch.compile(self._losses) if compiled else None
 
     def train(self, clients: Sequence[tuple[Samples, torch.Generator]]) -> Iterator[tuple[int, dict[str, float]]]:
         """Train all clients from what the module holds. When this returns it is done; the iterator hands out the results.
@@ -134,12 +132,11 @@ class StackedTraining:
         for row, (size, _) in enumerate(batches):
             groups[size].append(row)
         gradients: dict[str, Tensor] = {}
-        for size, members in groups.items():
+        for members in groups.values():
             rows: slice | Tensor = slice(members[0], members[-1] + 1)  # which copies nothing, but takes neighbours alone
             if members[-1] - members[0] + 1 > len(members):
                 rows = torch.tensor(members).to(stack.device, non_blocking=True)
-            compiled = step > 0 and size == self.local.batch_size and len(members) > 1
-            of_group = self._gradients(stack, rows, _stacked([batches[row][1] for row in members]), step, compiled)
+            of_group = self._gradients(stack, rows, _stacked([batches[row][1] for row in members]), step)
             if gradients and gradients.keys() != of_group.keys():
                 raise NotStackableError("which parameters its loss depends on is not the same for all batches")
             if len(members) == stack.height:
@@ -152,12 +149,12 @@ class StackedTraining:
             parameter.grad = gradients.get(name)  # without one the optimizer passes the parameter over
         stack.optimizer.step()
 
-    def _gradients(self, stack: _Stack, rows: slice | Tensor, batch: Any, step: int, compiled: bool) -> dict[str, Tensor]:
+    def _gradients(self, stack: _Stack, rows: slice | Tensor, batch: Any, step: int) -> dict[str, Tensor]:
         """The gradients of a group of clients, (g, ...) each; their buffers and logs are brought up to date."""
         parameters = {name: stacked[rows].detach().requires_grad_() for name, stacked in stack.parameters.items()}
         arguments = (parameters, {name: stacked[rows] for name, stacked in stack.buffers.items()}, batch, step)
         with self.local.autocast(stack.device):
-            losses, logs, buffers = self._run_compiled(*arguments) if compiled else self._losses(*arguments)
+            losses, logs, buffers = self._losses(*arguments)
         # No loss depends on another client's parameters, so one backward pass gives each client its own gradient. In the first
         # step the module's own parameters are asked for too: if a loss depends on these, it passes by the stack.
         wanted = [*parameters.values(), *(stack.own if step == 0 else ())]
@@ -184,19 +181,6 @@ class StackedTraining:
         values = {name: torch.stack([total, torch.full_like(total, logs.counts[name])]) for name, total in sums.items()}
         # Where the module put another tensor in the place of a buffer, `functional_call` has put it into `state`.
         return loss.reshape(()), values, {name: state[name].detach() for name in buffers}
-
-    def _run_compiled(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], batch: Any, step: int) -> Any:
-        """`_losses`, compiled if that is wanted and works."""
-        if self._compiled is not None:
-            for tensor in (*parameters.values(), *buffers.values(), *tree_leaves(batch)):
-                torch._dynamo.maybe_mark_dynamic(tensor, 0)
-            try:
-                with torch._dynamo.config.patch(recompile_limit=16):  # cross entropy is compiled for one g at a time
-                    return self._compiled(parameters, buffers, batch, step)
-            except Exception as error:
-                log.warning("a stack's step cannot be compiled, and runs as it is: %s", _reason(error))
-                self._compiled = None
-        return self._losses(parameters, buffers, batch, step)
 
 
 class _Stack:

@@ -75,11 +75,9 @@ def one_by_one(client: L.LightningModule, local: LocalTraining, data: Sequence[S
     return results
 
 
-def together(
-    client: L.LightningModule, local: LocalTraining, data: Sequence[Samples], first: int = 0, compiled: bool = False
-) -> list[Result]:
+def together(client: L.LightningModule, local: LocalTraining, data: Sequence[Samples], first: int = 0) -> list[Result]:
     trained = copy.deepcopy(client)
-    stacked = StackedTraining(trained, local, compiled=compiled)
+    stacked = StackedTraining(trained, local)
     results: list[Result] = []
     for i, logs in stacked.train([(samples, rng(first + k)) for k, samples in enumerate(data)]):
         assert i == len(results)
@@ -413,31 +411,3 @@ def test_data_that_cannot_be_stacked_are_refused():
 
 def test_errors_of_the_user_are_the_reason():
     refuses(Client(nn.BatchNorm1d(17)), "more than 1 value per channel", tables([1, 9, 16]))
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-def test_compiled(caplog):
-    def log(self, loss):
-        self.log("loss", loss)
-        return loss
-
-    client, local = Client(nn.BatchNorm1d(17), after=log), LocalTraining(batch_size=8)
-    data = tables([24, 16, 24])
-    check_equal(client, together(client, local, data, compiled=True), one_by_one(client, local, data))
-    assert "cannot be compiled" not in caplog.text
-
-
-def test_what_cannot_be_compiled_runs_as_it_is(caplog, monkeypatch):
-    def no_compiler(function):
-        def fail(*_):
-            raise RuntimeError("no compiler\nat all")
-
-        return fail
-
-    monkeypatch.setattr(torch, "compile", no_compiler)
-    client, local, data = Client(), LocalTraining(batch_size=8), tables([20, 20])
-    check_equal(client, together(client, local, data, compiled=True), one_by_one(client, local, data))
-    assert [record.getMessage() for record in caplog.records] == [
-        "a stack's step cannot be compiled, and runs as it is: RuntimeError: no compiler"
-    ]
