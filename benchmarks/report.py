@@ -22,12 +22,12 @@ OURS, OTHERS, FLOOR = "tab:blue", "tab:gray", "tab:green"
 
 
 def panel(axes: Any, title: str, values: Mapping[str, float], label: str) -> None:
-    """One bar per candidate, ours in another colour; a logarithmic axis, as they differ by factors."""
+    """One bar per candidate, ours in another colour; times on a logarithmic axis, as they differ by factors."""
     names = sorted(values, key=lambda name: values[name], reverse="ms" in label)
     colours = [OURS if name.startswith("fl_lightning") else FLOOR if name == "one read" else OTHERS for name in names]
     bars = axes.barh(names, [values[name] for name in names], color=colours)
     axes.bar_label(bars, labels=[f"{values[name]:.3g}" for name in names], padding=2, fontsize=8)
-    axes.set_xscale("log")
+    axes.set_xscale("log" if label == "ms" else "linear")
     axes.set_xlabel(label)
     axes.set_title(title, fontsize=10)
     axes.tick_params(labelsize=8)

@@ -20,7 +20,7 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from torch.nn.utils import parameters_to_vector
 
 from benchmarks.common import alternate, emit, significant, summary, synchronize
 from benchmarks.plain_loop import plain_rounds, sorted_invariant, weighted_mean
@@ -30,6 +30,7 @@ from fl_lightning.cli import quiet
 from fl_lightning.data import IID, Phishing, TensorSamples
 from fl_lightning.models import CNN, MLP, Classifier
 from fl_lightning.seeding import generator
+from fl_lightning.updates import parameter_layout
 
 SEED = 0
 TAU, ALPHA = 0.6, 0.25
@@ -45,7 +46,8 @@ class Stopwatch(L.Callback):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.current_epoch == self.first:
-            vector_to_parameters(self.weights.to(pl_module.device), pl_module.client.parameters())  # pyrefly: ignore[bad-argument-type, missing-attribute]
+            client: Any = pl_module.client
+            parameter_layout(client).load(client, self.weights.to(pl_module.device))
             synchronize(pl_module.device)
             self.began = time.perf_counter()
 
@@ -84,9 +86,9 @@ class Case:
 
     def federation(self) -> float:
         """Seconds of the rounds of `Federation`."""
-        weights = parameters_to_vector(self.model.parameters()).detach()
+        weights = parameter_layout(self.model).flatten(self.model)
         model = copy.deepcopy(self.ours or self.model)
-        vector_to_parameters(weights, model.parameters())
+        parameter_layout(model).load(model, weights)
         rule = FedAvg() if self.rule == "FedAvg" else Invariant(tau=TAU, alpha=ALPHA)
         local = LocalTraining(batch_size=BATCH_SIZE, **self.local)
         stopwatch = Stopwatch(self.warm_rounds, weights)
@@ -103,7 +105,7 @@ class Case:
             limit_val_batches=0,
         ).fit(federation, datamodule=self.data)
         self.executor = federation.clients.way
-        self.weights["federation"] = parameters_to_vector(model.parameters()).detach().cpu()
+        self.weights["federation"] = parameter_layout(model).flatten(model).cpu()
         return stopwatch.seconds
 
     def plain(self) -> float:

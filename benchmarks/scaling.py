@@ -17,7 +17,6 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from torch.nn.utils import parameters_to_vector
 
 from benchmarks.common import alternate, emit, significant, summary
 from benchmarks.rounds import BATCH_SIZE, SEED, Stopwatch, images
@@ -26,6 +25,7 @@ from fl_lightning.aggregators import Invariant
 from fl_lightning.cli import launched, quiet
 from fl_lightning.data import IID, Phishing
 from fl_lightning.models import CNN, MLP
+from fl_lightning.updates import parameter_layout
 
 TASKS = {  # clients per round, and rounds before and after the clock starts
     "mlp": (20, 40, 60),
@@ -45,7 +45,7 @@ def one_run(task: str, result: Path) -> None:
         local=LocalTraining(batch_size=BATCH_SIZE),
         seed=SEED,
     )
-    stopwatch = Stopwatch(warm, parameters_to_vector(model.parameters()).detach())
+    stopwatch = Stopwatch(warm, parameter_layout(model).flatten(model))
     trainer = L.Trainer(
         accelerator="cpu",
         strategy="federated",
@@ -67,11 +67,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Federation on several ranks against one.")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--run", nargs=2, metavar=("TASK", "FILE"), help="one run, as this script starts itself")
+    parser.add_argument("--worker", nargs=2, metavar=("TASK", "FILE"), help="one run, as this script starts itself")
     options = parser.parse_args()
     quiet()
-    if options.run:
-        one_run(options.run[0], Path(options.run[1]))
+    if options.worker:
+        one_run(options.worker[0], Path(options.worker[1]))
         return
     with tempfile.TemporaryDirectory() as folder:
         for task, (clients, _, rounds) in TASKS.items():
@@ -79,7 +79,7 @@ def main() -> None:
 
             def seconds(ranks: int, task: str = task, result: Path = result) -> float:
                 command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-                command += ["-m", "benchmarks.scaling", "--run", task, str(result)]
+                command += ["-m", "benchmarks.scaling", "--worker", task, str(result)]
                 subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
                 return json.loads(result.read_text())["seconds"]
 
