@@ -60,8 +60,8 @@ class Stepper(Protocol):
     def look_again(self) -> None:
         """The module's tensors may be others than before."""
 
-    def step(self, batch: Any, index: int, optimizer: Optimizer, logs: LogCollector) -> None:
-        """Train on one batch, the `index`-th of this client."""
+    def step(self, batch: Any, optimizer: Optimizer, logs: LogCollector) -> None:
+        """Train on one batch."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class LocalTraining:
                 for indices in epoch[: steps - step]:
                     batch = resident(samples.batch(indices, generator), device)
                     if stepper is not None:
-                        stepper.step(batch, step, optimizer, logs)
+                        stepper.step(batch, optimizer, logs)
                     else:
                         optimizer.zero_grad(set_to_none=True)
                         with self.autocast(device):

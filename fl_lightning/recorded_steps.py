@@ -99,12 +99,11 @@ class RecordedSteps:
             self.recordings.clear()  # a CUDA graph knows addresses
         self.state = state
 
-    def step(self, batch: Any, index: int, optimizer: Optimizer, logs: LogCollector) -> None:
+    def step(self, batch: Any, optimizer: Optimizer, logs: LogCollector) -> None:
         """Train on one batch.
 
         Args:
             batch: tensors in tuples, lists or dicts.
-            index: number of the batch in this client's training.
             optimizer: the one that `begin` was given, whose settings a scheduler may have changed.
             logs: is told what the module logs.
         """

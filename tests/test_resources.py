@@ -37,4 +37,4 @@ def test_a_round_that_does_not_fit_is_refused_before_training(monkeypatch: pytes
 
 def test_where_the_system_does_not_tell_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resources, "available_bytes", lambda *_: None)
-    fit(tiny_federation(), tiny_data(), rounds=1)
+    assert fit(tiny_federation(), tiny_data(), rounds=1).global_step == 1

@@ -87,17 +87,23 @@ def order_statistics(values: Tensor, first: int, last: int, scratch: Tensor | No
     assert 0 <= first < last <= len(values), f"ranks {first}..{last} of {len(values)} rows"
     exchanges = network(len(values), first, last)
     if scratch is None:
-        rows = list(values)
-        for low, high, minimum, maximum in exchanges:
-            a, b = rows[low], rows[high]
-            if minimum:
-                rows[low] = torch.minimum(a, b)
-            if maximum:
-                rows[high] = torch.maximum(a, b)
+        rows = run_network(list(values), exchanges)
     else:
         arrays = _exchange_in_place(list(values.numpy()), list(scratch[:, : values.shape[1]].numpy()), exchanges)
         rows = [torch.from_numpy(row) for row in arrays]
     return rows[first:last]
+
+
+def run_network(rows: list[Tensor], exchanges: tuple[CompareExchange, ...]) -> list[Tensor]:
+    """Rows (c,) each after a network; those given are left as they are."""
+    rows = list(rows)
+    for low, high, minimum, maximum in exchanges:
+        a, b = rows[low], rows[high]
+        if minimum:
+            rows[low] = torch.minimum(a, b)
+        if maximum:
+            rows[high] = torch.maximum(a, b)
+    return rows
 
 
 def _exchange_in_place(

@@ -19,7 +19,14 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from fl_lightning.updates.cache import working_set_bytes
-from fl_lightning.updates.order_statistics import NETWORK_ROWS, mean_of_ascending, network, order_statistics, trimmed_mean
+from fl_lightning.updates.order_statistics import (
+    NETWORK_ROWS,
+    mean_of_ascending,
+    network,
+    order_statistics,
+    run_network,
+    trimmed_mean,
+)
 from fl_lightning.updates.shard import CACHE_ELEMENTS, UpdateShard
 
 log = logging.getLogger(__name__)
@@ -136,13 +143,7 @@ def compiled(n: int, b: int, least_votes: int | None, device: torch.device) -> C
         votes = rows[0].sign() if least_votes is not None else rows[0]
         for row in rows[1:] if least_votes is not None else []:
             votes = votes + row.sign()
-        rows = list(rows)
-        for low, high, minimum, maximum in exchanges:
-            below, above = rows[low], rows[high]
-            if minimum:
-                rows[low] = torch.minimum(below, above)
-            if maximum:
-                rows[high] = torch.maximum(below, above)
+        rows = run_network(rows, exchanges)
         total = rows[b]
         for row in rows[b + 1 : n - b]:
             total = total + row
