@@ -22,7 +22,8 @@ from benchmarks.common import alternate, emit, significant, summary
 from benchmarks.rounds import BATCH_SIZE, SEED, Stopwatch, images
 from fl_lightning import CohortSampler, Federation, LocalTraining
 from fl_lightning.aggregators import Invariant
-from fl_lightning.cli import launched, quiet
+from fl_lightning.cli import quiet
+from fl_lightning.configuration import launched
 from fl_lightning.data import IID, Phishing
 from fl_lightning.models import CNN, MLP
 from fl_lightning.updates import parameter_layout

@@ -1,231 +1,17 @@
-"""The command line: `fl-lightning`, `python -m fl_lightning`, `torchrun -m fl_lightning`.
-
-LightningCLI with the federation's parts in it. Number of devices and nodes follow the launcher (torchrun, srun); mistakes
-in a configuration end in one readable message and exit status 2.
-"""
+"""The command line: `fl-lightning`, `python -m fl_lightning`, `torchrun -m fl_lightning`."""
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
-import re
 import sys
 import time
 import warnings
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
-import lightning as L
-import yaml
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from rich.console import Console
-from rich.table import Table
-from torch.optim import Optimizer
-
-from fl_lightning.aggregators import Aggregator
-from fl_lightning.attacks import Attack
-from fl_lightning.callbacks import BackdoorMetrics, LastCheckpoint, RoundProgressBar, RunRecord
-from fl_lightning.data import EdgePool, FederatedDataModule, Partition
-from fl_lightning.errors import ConfigurationError, nearest
-from fl_lightning.federation import Federation
-from fl_lightning.models import Classifier
-from fl_lightning.show_attack import show
-
-PARTS = (Aggregator, Attack, FederatedDataModule, Partition, EdgePool, Classifier, L.LightningModule, L.Callback, Optimizer)
-"""Base classes whose subclasses a configuration may name; their names are offered when one is misspelt."""
-
-
-class FederatedTrainer(L.Trainer):
-    """Lightning's Trainer with the commands `prepare` and `show-attack`."""
-
-    def prepare(self, model: Federation, datamodule: FederatedDataModule) -> None:
-        """Fetch and check data and settings before a launch, without training."""
-        fetch_and_check(model, datamodule)
-        assert datamodule.task is not None
-        sizes = datamodule.sizes
-        table = Table("", "", title="Ready to run", show_header=False)
-        table.add_row("training samples", f"{len(datamodule.task.train):,}")
-        table.add_row("test samples", f"{len(datamodule.task.test):,}")
-        for attack in model.attacks:
-            stamped = attack.stamp(datamodule.task.test)
-            if stamped is not None:
-                table.add_row(f"ASR samples ({type(attack).__name__})", f"{len(stamped):,}")
-        table.add_row("classes", str(datamodule.task.num_classes))
-        table.add_row("clients", f"{len(sizes)} with {sizes.min()} to {sizes.max()} samples")
-        table.add_row("per round", str(model.cohort.clients_per_round))
-        table.add_row("trainable parameters", f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,}")
-        Console().print(table)
-
-    def show_attack(self, model: Federation, datamodule: FederatedDataModule, output: str = "attack.png") -> None:
-        """Show what the attacks do to data, without training: pictures in a PNG file, tables and tweets as text.
-
-        Args:
-            output: the PNG file to write, where the task is one of pictures.
-        """
-        fetch_and_check(model, datamodule)
-        malicious = model.cohort.malicious_clients(model.seed, len(datamodule.clients)).tolist()
-        show(datamodule, model.attacks, malicious, model.seed, output)
-
-
-# Lightning looks a command's method up by the command's name.
-setattr(FederatedTrainer, "show-attack", FederatedTrainer.show_attack)
-
-
-def fetch_and_check(model: Federation, datamodule: FederatedDataModule) -> None:
-    """Whatever can be done before training, but for the devices."""
-    datamodule.prepare_data()
-    model.prepare_data()
-    datamodule.setup("fit")
-    model.check(datamodule)
-
-
-class Parser(LightningArgumentParser):
-    """Reports a mistake in a few lines, with the nearest known names."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        fail(explain(message, self))
-
-
-class FederatedCLI(LightningCLI):
-    """`fit | validate | test | prepare | show-attack` over a `Federation` and a `FederatedDataModule`."""
-
-    def __init__(self, args: Sequence[str] | None = None) -> None:
-        super().__init__(
-            Federation,
-            FederatedDataModule,
-            subclass_mode_data=True,
-            trainer_class=FederatedTrainer,
-            trainer_defaults={
-                "strategy": "federated",
-                "max_epochs": 300,
-                "num_sanity_val_steps": 0,
-                "log_every_n_steps": 1,
-                "enable_model_summary": False,
-                "use_distributed_sampler": False,
-            },
-            seed_everything_default=0,
-            parser_class=Parser,
-            save_config_callback=None,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            args=None if args is None else list(args),
-        )
-
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        return {
-            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"},
-            "validate": {"model", "dataloaders", "datamodule"},
-            "test": {"model", "dataloaders", "datamodule"},
-            "prepare": {"model", "datamodule"},
-            "show-attack": {"model", "datamodule"},
-        }
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_lightning_class_args(LastCheckpoint, "checkpoint")
-        parser.link_arguments("seed_everything", "model.seed", compute_fn=integer_seed)
-        parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=integer_seed)
-
-    def _parse_ckpt_path(self) -> None:
-        """Settings come from the configuration alone, never from a checkpoint, which would be read here a first time."""
-
-    def before_instantiate_classes(self) -> None:
-        assert self.subcommand is not None
-        config = self.config[self.subcommand]
-        path = config.get("ckpt_path")
-        if self.subcommand in ("validate", "test") and path is None:
-            raise ConfigurationError(f"{self.subcommand} needs --ckpt_path: a checkpoint, such as the last.ckpt of a run")
-        if self.subcommand == "fit":
-            try:
-                os.makedirs(config.trainer.default_root_dir or ".", exist_ok=True)
-            except OSError as error:
-                raise ConfigurationError(f"trainer.default_root_dir cannot be made: {error}") from error
-        if path is not None and path not in ("last", "best", "hpc", "registry") and not os.path.exists(path):
-            raise ConfigurationError(f"ckpt_path: there is no file {path}; give a checkpoint, or `last` for the run's own")
-
-    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        assert self.subcommand is not None
-        settings = self.config[self.subcommand].trainer
-        if settings.devices == "auto":
-            kwargs = {**launched(), **kwargs}
-        extra: list[L.Callback] = [BackdoorMetrics(), RunRecord(self.resolved_config())]
-        if settings.enable_progress_bar is not False:
-            extra.append(RoundProgressBar())
-        self.trainer_defaults["callbacks"] = extra
-        try:
-            return super().instantiate_trainer(**kwargs)
-        except (MisconfigurationException, ValueError) as error:
-            raise ConfigurationError(f"trainer: {error}") from error
-
-    def resolved_config(self) -> dict[str, Any]:
-        """The configuration of this command with all defaults filled in, as plain data."""
-        assert self.subcommand is not None
-        parser = self._parser(self.subcommand)
-        return yaml.safe_load(parser.dump(self.config[self.subcommand], skip_unset=False, skip_link_targets=False))
-
-
-def integer_seed(seed: bool | int) -> int:
-    """`seed_everything` as the experiment's seed, which must be a number: it keys every draw and stands in the record."""
-    if isinstance(seed, bool):
-        raise ConfigurationError(f"seed_everything must be a whole number, got {seed}")
-    if not 0 <= seed < 2**32:
-        raise ConfigurationError(f"seed_everything must lie in [0, 2**32), got {seed}")
-    return seed
-
-
-def launched() -> dict[str, int]:
-    """`devices` and `num_nodes` as torchrun or srun started the processes; empty where neither did."""
-    if TorchElasticEnvironment.detect():
-        per_node = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        return {"devices": per_node, "num_nodes": int(os.environ["WORLD_SIZE"]) // per_node}
-    if SLURMEnvironment.detect():
-        tasks = int(os.environ["SLURM_NTASKS"])
-        nodes = int(os.environ.get("SLURM_JOB_NUM_NODES") or os.environ.get("SLURM_NNODES") or "1")
-        if tasks % nodes:
-            raise ConfigurationError(f"srun started {tasks} tasks on {nodes} nodes; start as many on each (--ntasks-per-node)")
-        return {"devices": tasks // nodes, "num_nodes": nodes}
-    return {}
-
-
-def explain(message: str, parser: LightningArgumentParser) -> str:
-    """A parser's message on one line, with the names that may have been meant."""
-    message = re.sub(r"\s+", " ", message).strip()
-    wrong = re.findall(r"[Oo]ption '([\w.]+)'|import path string: (\w+)|unrecognized arguments: --([\w.]+)", message)
-    classes = {name for part in PARTS for name in subclass_names(part)}
-    options = {word for dest in parser_options(parser) for word in dest.split(".")} | {"class_path", "init_args"}
-    for cls in (cls for part in PARTS for cls in subclasses(part)):
-        options |= set(inspect.signature(cls).parameters)
-    hints = []
-    for option, class_name, argument in wrong:
-        known = classes if class_name else options
-        unknown = [word for word in (option or class_name or argument).split(".") if word not in known]
-        hints += [f"{word}: {nearest(word, known)}" for word in unknown[:1]]
-    return "; ".join([message, *hints])
-
-
-def subclasses(base: type) -> list[type]:
-    """All public subclasses that are loaded."""
-    found = []
-    for cls in base.__subclasses__():
-        found += [] if cls.__name__.startswith("_") else [cls]
-        found += subclasses(cls)
-    return found
-
-
-def subclass_names(base: type) -> set[str]:
-    return {cls.__name__ for cls in subclasses(base)}
-
-
-def parser_options(parser: LightningArgumentParser) -> list[str]:
-    """The dotted names of a parser's options and, for the main parser, of its commands' options."""
-    options = [action.dest for action in parser._actions if action.dest]
-    for action in parser._actions:
-        for command in (action.choices or {}).values() if isinstance(action.choices, dict) else ():
-            options += parser_options(command)
-    return options
+from fl_lightning.configuration import FederatedCLI, plainly
+from fl_lightning.errors import ConfigurationError
 
 
 def fail(message: str) -> NoReturn:
@@ -255,21 +41,9 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run one command; see `fl-lightning --help`."""
     quiet()
     try:
-        FederatedCLI(args)
-    except MisconfigurationException as error:
+        plainly(lambda: FederatedCLI(args))
+    except ConfigurationError as error:
         fail(str(error))
-    except (ValueError, RuntimeError) as error:
-        mistake = configuration_error(error)
-        if mistake is None:
-            raise
-        fail(str(mistake))
-
-
-def configuration_error(error: BaseException | None) -> ConfigurationError | None:
-    """The configuration error that an exception is or was raised because of: parsers and launchers wrap what they catch."""
-    while error is not None and not isinstance(error, ConfigurationError):
-        error = error.__cause__ or error.__context__
-    return error
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ import pytest
 import torch
 import yaml
 
-from fl_lightning.cli import launched, main
+from fl_lightning.cli import main
+from fl_lightning.configuration import launched
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")
