@@ -33,6 +33,7 @@ def quiet() -> None:
         "Checkpoint directory .* exists and is not empty",  # so it is after a resume
         ".*`tensorboardX` has been removed.*",
         ".*does not have many workers.*",
+        ".*`srun` command is available.*",  # on the login node of a cluster
     ):
         warnings.filterwarnings("ignore", message=message)
 
