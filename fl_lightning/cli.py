@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import sys
@@ -12,10 +13,9 @@ from typing import NoReturn
 
 from fl_lightning.configuration import FederatedCLI, plainly
 from fl_lightning.errors import ConfigurationError
-from fl_lightning.experiments.command import report, sweep
 
-COMMANDS = {"sweep": sweep, "report": report}
-"""Commands that are not Lightning's."""
+COMMANDS = {"sweep": "fl_lightning.experiments.command", "report": "fl_lightning.experiments.command"}
+"""Commands that are not Lightning's, with the modules of their functions, which a run has no need to import."""
 
 
 def fail(message: str) -> NoReturn:
@@ -47,9 +47,12 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run one command; see `fl-lightning --help`."""
     quiet()
     given = list(sys.argv[1:] if args is None else args)
-    command = COMMANDS.get(given[0]) if given else None
     try:
-        plainly(lambda: FederatedCLI(args) if command is None else command(given[1:]))
+        if given and given[0] in COMMANDS:
+            command = getattr(importlib.import_module(COMMANDS[given[0]]), given[0])
+            plainly(lambda: command(given[1:]))
+        else:
+            plainly(lambda: FederatedCLI(args))
     except ConfigurationError as error:
         fail(str(error))
 

@@ -218,8 +218,18 @@ def peak_memory_bytes(device: torch.device) -> int:
 def hardware(device: torch.device) -> dict[str, Any]:
     """The machine of rank 0."""
     found = {"platform": platform.platform(), "processors": os.cpu_count(), "threads_per_rank": torch.get_num_threads()}
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
     return {"device": device.type, "name": name, **found}
+
+
+def processor_name() -> str:
+    """The processor's model, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -10,7 +10,6 @@ import math
 from functools import cache
 
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 from fl_lightning.data.base import TensorSamples
@@ -102,6 +101,8 @@ class RotatedDigits(LoadedPool):
 @cache
 def _digits() -> tuple[Tensor, Tensor]:
     """Images (1797, 1, 8, 8) float32 and classes (1797,) int64."""
+    from sklearn.datasets import load_digits  # here, as it is slow to import
+
     pixels, targets = load_digits(return_X_y=True)  # (1797, 64) amounts of ink from 0 to 16
     images = torch.as_tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 16 - MEAN_INK
     return images, torch.as_tensor(targets, dtype=torch.int64)

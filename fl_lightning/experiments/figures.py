@@ -8,6 +8,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from fl_lightning.experiments.results import Results
 from fl_lightning.experiments.run_folder import RunFolder
@@ -27,6 +28,7 @@ def curves(folders: Sequence[RunFolder], title: str) -> Figure:
                 rounds, np.nanmean(values, axis=1), color=color, label=NAMES[measure], marker="." if len(rounds) == 1 else ""
             )
             axes.fill_between(rounds, np.nanmin(values, axis=1), np.nanmax(values, axis=1), color=color, alpha=0.2, linewidth=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     finish(axes, title, "round")
     return figure
 

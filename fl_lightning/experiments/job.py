@@ -110,10 +110,11 @@ def why(folder: RunFolder, status: int) -> str:
 
 def main(args: Sequence[str] | None = None) -> int:
     """The command line: a run's folder, `--`, and the command."""
-    path, separator, *command = sys.argv[1:] if args is None else args
-    if separator != "--" or not command:
+    given = list(sys.argv[1:] if args is None else args)
+    if len(given) < 3 or given[1] != "--":
         print("usage: python -m fl_lightning.experiments.job FOLDER -- COMMAND...", file=sys.stderr)
         return 2
+    path, command = given[0], given[2:]
     folder = RunFolder(Path(path))
     if not folder.config.exists():
         print(f"error: {path} is not the folder of a run: there is no config.yaml in it", file=sys.stderr)

@@ -1,0 +1,137 @@
+"""One run in its folder: locks, states, failures, SIGKILL."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from fl_lightning.experiments import job
+from fl_lightning.experiments.run_folder import SILENT_SECONDS, LockedError, RunFolder, State
+
+FINISH = "import json, os; open('run.json', 'w').write(json.dumps({'finished': True})); open('count', 'a').write('x')"
+
+
+def folder(path: Path) -> RunFolder:
+    path.mkdir(exist_ok=True)
+    (path / "config.yaml").write_text("seed_everything: 0\n")
+    return RunFolder(path)
+
+
+def python(code: str, where: RunFolder) -> list[str]:
+    return [sys.executable, "-c", f"import os; os.chdir({str(where.path)!r})\n{code}"]
+
+
+def until(condition, seconds: float = 90.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+
+
+def test_a_folder_that_is_not_there_is_pending(tmp_path):
+    assert RunFolder(tmp_path / "none").state is State.PENDING
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_run_that_finishes_and_is_not_run_again(tmp_path):
+    run = folder(tmp_path)
+    assert run.state is State.PENDING
+    assert job.run(run, python("print('hello')\n" + FINISH, run)) == 0
+    assert run.state is State.FINISHED
+    assert run.log.read_text() == "hello\n"
+    assert run.status["exit_status"] == 0
+    assert job.run(run, python(FINISH, run)) == 0
+    assert (tmp_path / "count").read_text() == "x"
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "message"),
+    [
+        ("print('error: tau must be less than 1'); print('bye'); raise SystemExit(2)", 2, "error: tau must be less than 1"),
+        ("raise SystemExit(3)", 3, "exit status 3"),
+        ("raise ValueError('oh')", 1, "ValueError: oh"),
+        ("pass", 1, "exit status 0"),  # it says that all is well and left no result
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", -9, "ended by SIGKILL, as the system does"),
+    ],
+)
+def test_a_failure_is_written_down_with_its_reason(tmp_path, code, status, message):
+    run = folder(tmp_path)
+    assert job.run(run, python(code, run)) == status
+    assert run.state is State.FAILED
+    assert message in run.message
+    assert job.run(run, python(FINISH, run)) == 0  # it may be tried again
+    assert run.state is State.FINISHED
+    assert run.status["attempt"] == 2
+
+
+def test_nobody_else_gets_in_while_it_runs_and_stopping_interrupts_it(tmp_path):
+    run, stop = folder(tmp_path), threading.Event()
+    thread = threading.Thread(target=job.run, args=(run, python("import time; time.sleep(60)", run), None, stop))
+    thread.start()
+    until(lambda: run.state is State.RUNNING)
+    with pytest.raises(LockedError):
+        job.run(run, python(FINISH, run))
+    stop.set()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert run.state is State.INTERRUPTED
+    assert job.run(run, python(FINISH, run)) == 0
+    assert run.state is State.FINISHED
+
+
+def test_a_run_outlives_the_job_that_is_killed_and_keeps_the_folder(tmp_path):
+    run = folder(tmp_path)
+    code = "import time\nwhile not os.path.exists('go'): time.sleep(0.02)\n" + FINISH
+    command = [sys.executable, "-m", "fl_lightning.experiments.job", str(tmp_path), "--", *python(code, run)]
+    process = subprocess.Popen(command, cwd=Path(job.__file__).parents[2])
+    until(lambda: run.status.get("state") == "running" and run.log.exists())
+    process.send_signal(signal.SIGKILL)
+    process.wait(10)
+    assert run.state is State.RUNNING
+    (tmp_path / "go").touch()
+    until(lambda: not run.locked)
+    assert run.state is State.FINISHED
+
+
+def test_a_killed_run_is_interrupted(tmp_path):
+    run = folder(tmp_path)
+    run.write_status(State.RUNNING)  # by a process of this host that is gone: nobody holds the lock
+    assert run.state is State.INTERRUPTED
+
+
+def test_a_run_on_another_host_is_at_work_as_long_as_it_gives_signs_of_life(tmp_path):
+    run = folder(tmp_path)
+    (tmp_path / "status.json").write_text(json.dumps({"state": "running", "host": "elsewhere"}))
+    assert run.state is State.RUNNING
+    silent = time.time() - SILENT_SECONDS - 1
+    os.utime(tmp_path / "status.json", (silent, silent))
+    assert run.state is State.INTERRUPTED
+    run.beat()
+    assert run.state is State.RUNNING
+
+
+def test_the_command_line(tmp_path, capsys):
+    run = folder(tmp_path)
+    assert job.main([str(tmp_path), "--", *python(FINISH, run)]) == 0
+    assert job.main([str(tmp_path)]) == 2
+    assert "usage" in capsys.readouterr().err
+    assert job.main([str(tmp_path / "none"), "--", "true"]) == 2
+    assert "is not the folder of a run" in capsys.readouterr().err
+    other = folder(tmp_path / "other")
+    with other.lock():
+        assert job.main([str(other.path), "--", "true"]) == job.LOCKED
+
+
+def test_the_lock_waits_for_who_only_looks(tmp_path):
+    run = folder(tmp_path)
+    held = run.lock()
+    held.__enter__()
+    threading.Timer(0.2, lambda: held.__exit__(None, None, None)).start()
+    with run.lock():
+        pass

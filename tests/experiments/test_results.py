@@ -1,0 +1,208 @@
+"""Tables, pictures and page of made-up results."""
+
+import html.parser
+import json
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from fl_lightning import ConfigurationError
+from fl_lightning.experiments.figures import by_round, numeric_axes
+from fl_lightning.experiments.report import write_report
+from fl_lightning.experiments.results import Results, read_results, write_index
+from fl_lightning.experiments.run_folder import RunFolder, State
+from fl_lightning.experiments.sweep import Cell, Run, Sweep
+from fl_lightning.experiments.tables import latex, markdown, number, table
+
+MACHINE = {"hardware": {"device": "cpu", "name": "<Fast> & small"}, "versions": {"torch": "2.x"}, "world_size": 2}
+
+
+def finish(folder: RunFolder, acc: float, asr: float) -> None:
+    folder.path.mkdir(parents=True, exist_ok=True)
+    history = [{"round": t, "acc": acc * t / 4, "asr": asr} for t in (1, 2, 3, 4)]
+    record = {
+        "finished": True,
+        "acc": acc,
+        "asr": asr,
+        "acc_last10": acc / 2,
+        "asr_last10": asr,
+        "rounds": 4,
+        "history": history,
+    }
+    seconds = {"local_training": 1.5}
+    (folder.path / "run.json").write_text(json.dumps({**record, **MACHINE, "seconds": seconds, "weights_sha256": "a" * 64}))
+    (folder.path / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in history))
+
+
+def make(root: Path, tau: tuple[str, ...] = ("0.1", "0.2", "0.4")) -> Path:
+    """A sweep with a rule without attack, an undefended one and three defended ones, two seeds each; what is not done is so."""
+    cells = [Cell({"rule": "FedAvg", "tau": "-"}, [], {"acc": 0.5, "asr": 0.75}), Cell({"rule": "calm", "tau": "-"}, [])]
+    cells += [Cell({"rule": "Invariant_1 & <b>", "tau": value}, []) for value in tau]
+    sweep = Sweep("some", "Some & <all>", cells, [0, 1], {}, {"rule": "FedAvg"}, {"rule": "calm"})
+    runs = []
+    for index, cell in enumerate(cells):
+        for seed in sweep.seeds:
+            folder = RunFolder(root / "pool" / f"{index}{seed}")
+            folder.path.mkdir(parents=True)
+            folder.config.write_text(yaml.safe_dump({"seed_everything": seed}))
+            runs.append(Run(cell, seed, {}, folder))
+    finish(runs[0].folder, 0.5, 1.0)
+    finish(runs[1].folder, 0.75, 0.5)
+    finish(runs[2].folder, 1.0, 0.25)
+    finish(runs[3].folder, 1.0, 0.25)
+    finish(runs[4].folder, 1.0, 0.5)
+    runs[5].folder.write_status(State.FAILED, message="error: <tau> is wrong")
+    write_index(root / "sweeps" / "some", sweep, runs)
+    return root / "sweeps" / "some"
+
+
+def results(root: Path) -> Results:
+    return read_results(make(root), root / "pool")
+
+
+def test_cells_have_means_deviations_and_differences(tmp_path):
+    cells = results(tmp_path).cells
+    fedavg = cells.iloc[0]
+    assert (fedavg["acc"], fedavg["asr"], fedavg["n"]) == (0.625, 0.75, 2)
+    assert fedavg["acc_sd"] == pytest.approx(0.25 / math.sqrt(2))  # the sample's, so of n - 1
+    assert fedavg["acc_se"] == pytest.approx(0.125)
+    assert (fedavg["acc_paper"], fedavg["acc_difference"], fedavg["asr_difference"]) == (0.5, 0.125, 0.0)
+    assert fedavg["acc_last10"] == 0.3125
+    one = cells.iloc[2]
+    assert (one["asr"], one["n"], one["planned"]) == (0.5, 1, 2)
+    assert math.isnan(one["asr_sd"])
+    assert math.isnan(one["asr_paper"])
+    assert (one["asr_reduction"], one["excess_reduction"]) == (0.25, 0.5)  # .25 of the .5 beyond the attack-free .25
+    assert math.isnan(cells.iloc[3]["acc"])
+
+
+def test_the_table_says_what_is_not_there(tmp_path):
+    shown = table(results(tmp_path))
+    assert shown["ASR by seed"].tolist() == [
+        "1.000 / .500",
+        ".250 / .250",
+        ".500 / failed",
+        "pending / pending",
+        "pending / pending",
+    ]
+    assert shown["n"].tolist() == ["2", "2", "1 of 2", "0 of 2", "0 of 2"]
+    assert shown["Acc"].tolist() == [".625 (.177)", "1.000 (.000)", "1.000", "-", "-"]
+    assert shown["paper Acc / ASR"].tolist() == [".500 / .750", "-", "-", "-", "-"]
+    assert shown["difference"].tolist()[0] == "+.125 / +.000"
+    assert shown["of the excess"].tolist()[2] == "50.0%"
+
+
+def test_columns_that_a_sweep_has_nothing_for_are_left_out(tmp_path):
+    plain = results(tmp_path)
+    plain = Results(**{**vars(plain), "paper": [{} for _ in plain.paper], "baseline": {}, "attack_free": {}})
+    assert not {"paper Acc / ASR", "difference", "ASR reduction", "of the excess"} & set(table(plain).columns)
+
+
+@pytest.mark.parametrize(
+    ("value", "sign", "text"),
+    [(0.6794, False, ".679"), (1, False, "1.000"), (0, False, ".000"), (-0.0001, True, "+.000"), (-0.25, True, "-.250")],
+)
+def test_numbers_look_as_in_the_paper(value, sign, text):
+    assert number(value, sign=sign) == text
+
+
+def test_markdown_and_latex_escape_what_they_would_read_as_their_own():
+    frame = pd.DataFrame({"rule": ["a|b_c & 50%"], "n": ["3"]})
+    assert markdown(frame).splitlines()[2] == r"| a\|b_c & 50% | 3 |"
+    text = latex(frame, "x_y")
+    assert r"a|b\_c \& 50\% & 3 \\" in text
+    assert r"\caption{x\_y}" in text
+    assert text.count(r"\begin") == text.count(r"\end") == 2
+
+
+def test_curves_are_of_the_rounds_in_which_any_run_was_evaluated(tmp_path):
+    finish(RunFolder(tmp_path / "a"), 1.0, 0.5)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "metrics.jsonl").write_text('{"round": 2, "acc": 0.25}\n{"round": 6, "acc": null}\n')
+    rounds, values = by_round([RunFolder(tmp_path / "a"), RunFolder(tmp_path / "b"), RunFolder(tmp_path / "none")], "acc")
+    assert rounds.tolist() == [1, 2, 3, 4]
+    assert values[1, :2].tolist() == [0.5, 0.25]
+    assert [math.isnan(value) for value in values[0]] == [False, True, True]
+
+
+def test_an_axis_of_numbers_gets_a_picture(tmp_path):
+    found = results(tmp_path)
+    assert numeric_axes(found) == []  # tau is "-" for two rules
+    numbers = Results(**{**vars(found), "runs": found.runs.assign(tau=found.runs["tau"].replace("-", "0.0"))})
+    assert numeric_axes(numbers) == ["tau"]
+    written = write_report(numbers, tmp_path / "out")
+    assert tmp_path / "out" / "sensitivity" / "tau.svg" in written
+
+
+class Page(html.parser.HTMLParser):
+    """Text and addresses of a page; fails on tags that do not match."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.addresses: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "link", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def test_the_page_is_whole_and_needs_no_network(tmp_path):
+    written = write_report(results(tmp_path), tmp_path / "out")
+    assert all(path.exists() for path in written)
+    text = (tmp_path / "out" / "report.html").read_text()
+    page = Page(text)
+    shown = " ".join(page.words)
+    for expected in (
+        "Some & <all>",
+        "Invariant_1 & <b>",
+        "1.000 / .500",
+        "error: <tau> is wrong",
+        "<Fast> & small",
+        "5 finished",
+    ):
+        assert expected in shown, expected
+    assert "seed_everything: 0" in shown
+    assert "no evaluation yet" in text
+    assert all(address.startswith(("#", "data:")) for address in page.addresses)
+    assert "url(http" not in text
+    assert "<script" not in text
+
+
+def test_the_same_results_give_the_same_bytes(tmp_path):
+    found = results(tmp_path)
+    first, second = (write_report(found, tmp_path / name) for name in ("a", "b"))
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+    assert len(first) == 6 + 5
+
+
+def test_csv_files_can_be_read_back(tmp_path):
+    write_report(results(tmp_path), tmp_path / "out")
+    assert pd.read_csv(tmp_path / "out" / "cells.csv")["acc"].tolist()[:3] == [0.625, 1.0, 1.0]
+    assert pd.read_csv(tmp_path / "out" / "runs.csv")["state"].value_counts().to_dict() == {
+        "finished": 5,
+        "pending": 4,
+        "failed": 1,
+    }
+    assert pd.read_csv(tmp_path / "out" / "times.csv")["local_training_seconds"].dropna().tolist() == [1.5] * 5
+
+
+def test_a_folder_without_a_sweep(tmp_path):
+    with pytest.raises(ConfigurationError, match=r"is not the folder of a sweep: there is no sweep\.json in it"):
+        read_results(tmp_path, tmp_path)

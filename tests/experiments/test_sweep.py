@@ -1,0 +1,198 @@
+"""From a sweep's file to runs."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fl_lightning import ConfigurationError
+from fl_lightning.configuration import resolve
+from fl_lightning.experiments.sweep import arguments, matches, read_sweep, run_id, with_seed, with_settings
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+SWEEPS = sorted((CONFIGS / "sweeps").rglob("*.yaml"))
+BASE = str(CONFIGS / "quickstart.yaml")
+
+
+def write(folder: Path, text: str) -> Path:
+    (folder / "some.yaml").write_text(text)
+    return folder / "some.yaml"
+
+
+def cells(folder: Path, text: str) -> list[tuple[str, ...]]:
+    return [tuple(cell.labels.values()) for cell in read_sweep(write(folder, text)).cells]
+
+
+def test_cells_are_all_combinations_in_order_but_the_excluded(tmp_path):
+    text = """
+    axes:
+      rule: {FedAvg: {model: {aggregator: FedAvg}}, Median: {model: {aggregator: Median}}}
+      epochs: {setting: model.local.epochs, values: [1, 2]}
+      seed: [3, 4]
+    exclude: [{rule: Median, epochs: 1}]
+    """
+    assert cells(tmp_path, text) == [("FedAvg", "1"), ("FedAvg", "2"), ("Median", "2")]
+    sweep = read_sweep(tmp_path / "some.yaml")
+    assert sweep.seeds == [3, 4]
+    assert sweep.name == "some"
+    assert sweep.cells[1].layers == [{"model": {"aggregator": "FedAvg"}}, {"model": {"local": {"epochs": 2}}}]
+
+
+def test_one_axis_at_a_time(tmp_path):
+    text = """
+    axes:
+      a: {setting: model.a, values: [1, 2, 3]}
+      b: {setting: model.b, values: [1, 2]}
+      rule: {x: null, y: null}
+    center: {a: 2, b: 1}
+    """
+    expected = [("1", "1"), ("2", "1"), ("2", "2"), ("3", "1")]
+    assert cells(tmp_path, text) == [(a, b, rule) for a, b in expected for rule in "xy"]
+
+
+def test_the_papers_values_go_to_the_cells_that_they_name(tmp_path):
+    text = """
+    axes: {rule: {x: null, y: null}, task: {s: null, t: null}}
+    paper: [{rule: x, acc: 0.5}, {rule: x, task: t, asr: 1}]
+    """
+    sweep = read_sweep(write(tmp_path, text))
+    assert [cell.paper for cell in sweep.cells] == [{"acc": 0.5}, {"acc": 0.5, "asr": 1.0}, {}, {}]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("axes: {}", "needs `axes`"),
+        ("[1, 2]", "needs `axes`"),
+        ("axes: {rule: {x: null}}\nexlude: []", "unknown key exlude; did you mean exclude?"),
+        ("axes: {rule: []}", r"axes\.rule must map labels to settings"),
+        ("axes: {tau: {setting: a, values: []}}", r"axes\.tau\.values must be a list with at least one value"),
+        ("axes: {rule: {x: 3}}", r"axes\.rule\.x must be a file, settings, or a list"),
+        ("axes: {rule: {x: gone.yaml}}", r"axes\.rule\.x: there is no file .*gone\.yaml"),
+        ("axes: {rule: {x: null}, seed: [0, 0]}", "a seed twice"),
+        ("axes: {rule: {x: null}, seed: [-1]}", r"axes\.seed must be a list of whole numbers"),
+        ("axes: {rule: {x: null}, seed: [true]}", r"axes\.seed must be a list of whole numbers"),
+        ("axes: {rule: {Krum: null}}\nexclude: [{rule: Krumm}]", "axis rule has no Krumm; did you mean Krum"),
+        ("axes: {rule: {Krum: null}}\nexclude: [{rules: Krum}]", "there is no axis rules; did you mean rule"),
+        ("axes: {rule: {Krum: null}}\npaper: [{rule: Krum, acc: high}]", "acc must be a number, got 'high'"),
+        ("axes: {rule: {Krum: null}}\nexclude: [{rule: Krum}]", "leaves no cell"),
+        ("axes: {rule: {Krum: null}}\nname: a/b", "name must consist of letters"),
+        ("axes: {rule", "is not YAML"),
+    ],
+)
+def test_a_mistake_in_the_file_is_named(tmp_path, text, message):
+    with pytest.raises(ConfigurationError, match=message) as raised:
+        read_sweep(write(tmp_path, text))
+    assert "some.yaml" in str(raised.value)
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(ConfigurationError, match=r"gone\.yaml cannot be read: No such file"):
+        read_sweep(tmp_path / "gone.yaml")
+
+
+def test_a_runs_name_is_a_digest_of_what_decides_its_results(tmp_path):
+    config = resolve(["fit", "--config", BASE])
+    same = {
+        **config,
+        "trainer": {**config["trainer"], "devices": 7, "default_root_dir": "there", "logger": False},
+        "ckpt_path": "last",
+    }
+    assert run_id(config) == run_id(same)
+    assert len(run_id(config)) == 12
+    for changed in (
+        {**config, "seed_everything": 1},
+        {**config, "trainer": {**config["trainer"], "max_epochs": 21}},
+        {**config, "trainer": {**config["trainer"], "check_val_every_n_epoch": 2}},
+        {**config, "trainer": {**config["trainer"], "callbacks": None}},
+    ):
+        assert run_id(changed) != run_id(config)
+
+
+def test_another_seed_is_what_the_command_line_makes_of_it():
+    config = resolve(["fit", "--config", BASE])
+    assert with_seed(config, 5) == resolve(["fit", "--config", BASE, "--seed_everything", "5"])
+
+
+def test_settings_go_to_a_class_wherever_it_is():
+    config = {"a": [{"class_path": "x.Pool", "init_args": {"glove": {"dimension": 5}}}], "b": {"class_path": "Pool"}}
+    given = {"Pool.glove.path": "here", "Pool.n": 3, "Other.n": 4}
+    assert with_settings(config, given) == {
+        "a": [{"class_path": "x.Pool", "init_args": {"glove": {"dimension": 5, "path": "here"}, "n": 3}}],
+        "b": {"class_path": "Pool", "init_args": {"glove": {"path": "here"}, "n": 3}},
+    }
+
+
+def test_runs_have_all_settings_and_a_folder_of_their_own(tmp_path):
+    text = f"""
+    base: {BASE}
+    axes:
+      rule: {{FedAvg: {{model: {{aggregator: {{class_path: FedAvg}}}}}}, Invariant: null}}
+      seed: [0, 1]
+    """
+    runs = read_sweep(write(tmp_path, text)).runs(tmp_path, {"Phishing.num_train": 2000}, ["--trainer.max_epochs", "3"])
+    assert [run.name for run in runs] == ["FedAvg, seed 0", "FedAvg, seed 1", "Invariant, seed 0", "Invariant, seed 1"]
+    assert len({run.id for run in runs}) == 4
+    for run in runs:
+        assert run.config["trainer"]["max_epochs"] == 3
+        assert run.config["trainer"]["default_root_dir"] == str(tmp_path / run.id)
+        assert run.config["data"]["init_args"]["num_train"] == 2000
+        assert run.config["seed_everything"] == run.config["model"]["seed"] == run.seed
+        assert run_id(run.config) == run.id
+    assert "Invariant" in runs[3].config["model"]["aggregator"]["class_path"]
+    assert not list(tmp_path.glob("*/*"))  # nothing was written
+
+
+@pytest.mark.parametrize(
+    ("axis", "given", "message"),
+    [
+        ("{x: {model: {agregator: {class_path: FedAvg}}}}", {}, "^x: .*did you mean aggregator"),
+        (
+            "{x: {model: {aggregator: {class_path: Invariant, init_args: {tau: 2}}}}}",
+            {},
+            r"^x: .*tau must lie in \[0, 1\], got 2",
+        ),
+        ("{x: null, y: null}", {}, "'x, seed 0' and 'y, seed 0' are the same run"),
+        ("{x: null}", {"Fishing.num_train": 3}, r"--with Fishing\.num_train: no run has a Fishing; did you mean Phishing"),
+        ("{x: null}", {"Phishing.num_tran": 3}, "did you mean num_train"),
+    ],
+)
+def test_a_mistake_in_a_cell_is_found_before_anything_runs(tmp_path, axis, given, message):
+    sweep = read_sweep(write(tmp_path, f"{{base: {BASE}, axes: {{rule: {axis}}}}}"))
+    with pytest.raises(ConfigurationError, match=message):
+        sweep.runs(tmp_path, given)
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: str(path.relative_to(CONFIGS)))
+def test_the_shipped_sweeps_can_be_read(path):
+    sweep = read_sweep(path)
+    assert f"fl-lightning sweep configs/{path.relative_to(CONFIGS)}" in path.read_text()
+    assert sweep.seeds == ([0] if path.name == "quickstart.yaml" else [0, 1, 2])
+    for labels in (sweep.baseline, sweep.attack_free):
+        assert not labels or sum(matches(labels, cell.labels) for cell in sweep.cells) == 1
+    if path.name in ("table1.yaml", "table4.yaml", "table5.yaml"):
+        assert all(set(cell.paper) == {"acc", "asr"} for cell in sweep.cells)
+
+
+@pytest.mark.parametrize("task", ["cifar10", "phishing", "twitter"])
+def test_every_cell_of_a_tasks_tables_has_valid_settings(task):
+    """Tables 1 and 4; the others consist of files that are tested as configurations."""
+    for name in ("table1", "table4"):
+        for cell in read_sweep(CONFIGS / "sweeps" / task / f"{name}.yaml").cells:
+            assert resolve(["fit", *arguments(cell.layers)])["model"]["aggregator"]["class_path"]
+
+
+def test_there_is_a_sweep_for_every_table_and_figure():
+    names = {folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in (CONFIGS / "sweeps").glob("*/")}
+    tables = ["figure6", "table1", "table10", "table4", "table5", "table6", "table7", "table8"]
+    assert names["cifar10"] == [*tables, "table9"]
+    assert names["phishing"] == tables
+    assert names["twitter"] == [name for name in tables if name != "table10"]
+
+
+def test_figure_6_varies_one_setting_at_a_time(tmp_path):
+    sweep = read_sweep(CONFIGS / "sweeps" / "phishing" / "figure6.yaml")
+    assert len(sweep.cells) == 1 + 8 + 9 + 5
+    assert yaml.safe_load((CONFIGS / "phishing" / "invariant.yaml").read_text())["model"]["aggregator"]["init_args"] == {
+        name: float(sweep.center[name]) for name in ("tau", "alpha")
+    }
