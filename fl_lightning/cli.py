@@ -33,6 +33,7 @@ def quiet() -> None:
         "Checkpoint directory .* exists and is not empty",  # so it is after a resume
         ".*`tensorboardX` has been removed.*",
         ".*does not have many workers.*",
+        "The `srun` command is available on your system but is not used",  # torchrun or nothing may have been meant
     ):
         warnings.filterwarnings("ignore", message=message)
 
