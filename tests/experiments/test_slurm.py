@@ -1,0 +1,298 @@
+"""Runs under SLURM: on a real one that lives on this machine while the tests run, and with a stand-in for sbatch."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fl_lightning.errors import ConfigurationError
+from fl_lightning.experiments.slurm import SlurmOptions, submit
+
+ROOT = Path(__file__).parents[2]
+QUICKSTART = ROOT / "configs" / "quickstart.yaml"
+CLUSTER = ROOT / "tests" / "slurm" / "cluster.sh"
+NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "srun")
+TIMEOUT_SECONDS = 240
+LONG = 30
+"""Rounds of the run that is interrupted, and of its twin that is not."""
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """A cluster of two nodes with four CPUs each; SLURM's commands find it by SLURM_CONF."""
+    missing = [name for name in NEEDED if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None]
+    if missing or os.geteuid():
+        pytest.skip(f"needs {', '.join(missing)} (slurm-wlm, munge)" if missing else "only root can start slurmd")
+    folder = tempfile.mkdtemp(prefix="slurm-")  # short: a socket lies in it
+    started = subprocess.run([CLUSTER, "start", folder], capture_output=True, text=True)
+    if started.returncode:
+        pytest.fail(started.stderr)
+    here = {
+        "SLURM_CONF": f"{folder}/slurm.conf",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "MASTER_ADDR": "127.0.0.1",  # both nodes are this machine
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith(("SLURM", "SBATCH", "MASTER_", "NPROC"))]:
+            patch.delenv(name)
+        for name, value in here.items():
+            patch.setenv(name, value)
+        yield
+    subprocess.run([CLUSTER, "stop", folder], check=True)
+    shutil.rmtree(folder)
+
+
+def make_run(folder: Path, rounds: int, seed: int = 0) -> Path:
+    """A folder with the configuration of a small run."""
+    config = yaml.safe_load(QUICKSTART.read_text())
+    config["seed_everything"] = seed
+    config["trainer"].update(max_epochs=rounds, logger=False, default_root_dir=str(folder))
+    config["data"]["init_args"].update(num_train=2000, num_test=300)
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+def record(folder: Path) -> dict:
+    return json.loads((folder / "run.json").read_text())
+
+
+def log(folder: Path) -> str:
+    path = folder / "log.txt"
+    return path.read_text(errors="replace") if path.exists() else ""
+
+
+def queued(job: str) -> list[str]:
+    """Index and state of a job's tasks that have not ended."""
+    shown = subprocess.run(["squeue", "--noheader", "--array", "--format", "%K %T", "--jobs", job], capture_output=True, text=True)
+    return shown.stdout.splitlines()
+
+
+def wait_for(what: str, condition, logs: Path) -> None:
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while not condition():
+        if time.monotonic() > deadline:
+            said = "\n".join(f"{path}:\n{path.read_text(errors='replace')[-2000:]}" for path in sorted(logs.rglob("*log*")))
+            pytest.fail(f"{what}: not in {TIMEOUT_SECONDS} s\n{said}")
+        time.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def array(cluster, tmp_path_factory) -> tuple[Path, str]:
+    """Six runs as one array, finished; the first was told that its time is up when it had done some rounds."""
+    base = tmp_path_factory.mktemp("array")
+    runs = [make_run(base / f"run-{i}", rounds) for i, rounds in enumerate([LONG, LONG])]
+    runs += [make_run(base / f"run-{i}", 2, seed=i) for i in range(2, 6)]
+    (job,) = submit(runs, base / "lists", SlurmOptions(time="10"))
+    wait_for("the interrupted run's third round", lambda: f"round 3/{LONG}" in log(runs[0]), base)
+    subprocess.run(["scancel", "--signal=USR1", "--batch", f"{job}_0"], check=True)
+    wait_for("the array's end", lambda: not queued(job), base)
+    return base, job
+
+
+def test_an_array_trains_every_run_of_its_list(array):
+    base, job = array
+    records = [record(base / f"run-{i}") for i in range(6)]
+    assert all(each["finished"] for each in records)
+    assert [each["seed"] for each in records] == [0, 0, 2, 3, 4, 5]
+    assert [each["rounds"] for each in records] == [LONG, LONG, 2, 2, 2, 2]
+    assert {path.name for path in (base / "lists").iterdir()} == {"array-0.txt", *(f"slurm-{job}_{i}.log" for i in range(6))}
+
+
+def test_a_task_whose_time_is_up_goes_back_into_the_queue_and_on(array):
+    base, job = array
+    said = [(base / "lists" / f"slurm-{job}_{i}.log").read_text() for i in range(6)]
+    assert [f"is about to end job {job}_{i}" in text for i, text in enumerate(said)] == [True] + [False] * 5
+    rounds = [line.split()[1] for line in log(base / "run-0").splitlines() if line.startswith("round ")]
+    assert rounds[0] == f"1/{LONG}"
+    assert rounds[-1] == f"{LONG}/{LONG}"
+    assert len(rounds) <= LONG + 2  # it did not start again: what was under way when it was stopped is shown twice
+    interrupted, undisturbed = record(base / "run-0"), record(base / "run-1")
+    assert interrupted["weights_sha256"] == undisturbed["weights_sha256"]
+    assert interrupted["history"] == undisturbed["history"]
+
+
+def test_a_finished_run_is_not_trained_again(array, tmp_path):
+    base, _ = array
+    before = log(base / "run-2")
+    (job,) = submit([base / "run-2"], tmp_path, SlurmOptions())
+    wait_for("the second submission's end", lambda: not queued(job), tmp_path)
+    assert log(base / "run-2") == before
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> dict:
+    """What one process without SLURM comes to."""
+    folder = make_run(tmp_path_factory.mktemp("alone") / "run", 2)
+    subprocess.run(fit(folder), check=True, capture_output=True)
+    return record(folder)
+
+
+def fit(folder: Path) -> list[str]:
+    return [sys.executable, "-m", "fl_lightning", "fit", "--config", str(folder / "config.yaml")]
+
+
+def test_srun_starts_ranks(cluster, alone, tmp_path):
+    folder = make_run(tmp_path / "run", 2)
+    done = subprocess.run(["srun", "-N1", "-n2", *fit(folder)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert record(folder)["world_size"] == 2
+    assert record(folder)["weights_sha256"] == alone["weights_sha256"]
+
+
+@pytest.mark.parametrize(("nodes", "processes"), [(1, 2), (2, 1)])
+def test_torchrun_under_srun(cluster, alone, tmp_path, monkeypatch, nodes, processes):
+    folder = make_run(tmp_path / "run", 2)
+    script = str(ROOT / "launch" / "slurm_multinode.sbatch")
+    monkeypatch.setenv("NPROC", str(processes))
+    command = ["sbatch", "--parsable", f"--nodes={nodes}", f"--output={folder / 'log.txt'}", script, *fit(folder)[3:]]
+    job = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    wait_for("the job's end", lambda: not queued(job), tmp_path)
+    assert (folder / "run.json").exists(), log(folder)
+    assert record(folder)["world_size"] == nodes * processes
+    assert record(folder)["weights_sha256"] == alone["weights_sha256"]
+
+
+def test_the_clusters_own_limit_of_arrays(cluster, tmp_path):
+    """Its MaxArraySize is 8."""
+    jobs = submit([tmp_path / f"run-{i}" for i in range(10)], tmp_path, SlurmOptions(extra=["--hold"]))
+    try:
+        assert [len(queued(job)) for job in jobs] == [8, 2]
+    finally:
+        subprocess.run(["scancel", *jobs], check=True)
+
+
+def test_the_clusters_refusal_is_shown(cluster, tmp_path):
+    with pytest.raises(ConfigurationError, match="sbatch refused .*invalid partition.* --partition=nowhere"):
+        submit([tmp_path], tmp_path, SlurmOptions(partition="nowhere"))
+
+
+# Without a cluster.
+
+
+@pytest.fixture
+def sbatch(tmp_path, monkeypatch) -> Path:
+    """A stand-in for sbatch, which writes its calls down and refuses from the n-th on, and for scontrol, which knows nothing."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    calls = tmp_path / "calls"
+    (folder / "sbatch").write_text(
+        f"""#!{sys.executable}
+import json, os, pathlib, sys
+calls = pathlib.Path({str(calls)!r})
+earlier = calls.read_text().splitlines() if calls.exists() else []
+if len(earlier) >= int(os.environ.get("ACCEPTED", "100")):
+    sys.exit("sbatch: error: Batch job submission failed:\\n Job violates accounting policy")
+environment = {{k: v for k, v in os.environ.items() if k.startswith(("SLURM", "NPROC", "FL_LIGHTNING"))}}
+with calls.open("a") as file:
+    file.write(json.dumps([sys.argv[1:], environment]) + "\\n")
+print(f"{{100 + len(earlier)}};cluster")
+"""
+    )
+    (folder / "scontrol").write_text("#!/bin/sh\nexit 1\n")
+    for path in folder.iterdir():
+        path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.delenv("FL_LIGHTNING_LAUNCH", raising=False)
+    return calls
+
+
+def read(calls: Path) -> list[tuple[list[str], dict[str, str]]]:
+    return [tuple(json.loads(line)) for line in calls.read_text().splitlines()]
+
+
+def names(base: Path, indices: Sequence[int]) -> list[Path]:
+    return [base / f"run {i}" for i in indices]
+
+
+def test_runs_are_cut_into_arrays(sbatch, tmp_path):
+    lists = tmp_path / "100% lists"
+    assert submit(names(tmp_path, range(7)), lists, SlurmOptions(array_limit=3, at_once=2)) == ["100", "101", "102"]
+    calls = [arguments for arguments, _ in read(sbatch)]
+    script = str(ROOT / "launch" / "slurm_array.sbatch")
+    for k, (arguments, array) in enumerate(zip(calls, ["0-2%2", "0-2%2", "0-0%2"], strict=True)):
+        assert arguments[:2] == ["--parsable", f"--array={array}"]
+        assert f"--output={tmp_path}/100%% lists/slurm-%A_%a.log" in arguments
+        assert arguments[-2:] == [script, str(lists / f"array-{k}.txt")]
+        assert [a for a in arguments if "dependency" in a] == ([f"--dependency=afterany:{99 + k}"] if k else [])
+    written = "".join((lists / f"array-{k}.txt").read_text() for k in range(3)).splitlines()
+    assert written == [str(folder) for folder in names(tmp_path, range(7))]
+
+
+def test_a_later_submission_leaves_earlier_lists_alone(sbatch, tmp_path):
+    submit(names(tmp_path, [0, 1]), tmp_path, SlurmOptions())
+    submit(names(tmp_path, [2]), tmp_path, SlurmOptions())
+    assert (tmp_path / "array-0.txt").read_text() == f"{tmp_path}/run 0\n{tmp_path}/run 1\n"
+    assert (tmp_path / "array-1.txt").read_text() == f"{tmp_path}/run 2\n"
+    assert submit([], tmp_path, SlurmOptions()) == []
+    assert len(read(sbatch)) == 2
+
+
+def test_options_become_flags_and_environment(sbatch, tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_NTASKS", "4")  # of the job in which submit() itself may run
+    monkeypatch.setenv("NPROC", "9")
+    monkeypatch.setenv("SLURM_CONF", "/etc/there")
+    every = SlurmOptions(
+        partition="gpu", account="lab", time="4:00:00", gpus_per_node=4, cpus_per_task=16, nodes=2, processes_per_node=3,
+        extra=["--qos=long"],
+    )  # fmt: skip
+    submit([tmp_path], tmp_path, every)
+    submit([tmp_path], tmp_path, SlurmOptions(gpus_per_node=2))
+    submit([tmp_path], tmp_path, SlurmOptions())
+    (arguments, environment), (two, _), (least, bare) = read(sbatch)
+    asked = ["--partition=gpu", "--account=lab", "--time=4:00:00", "--gpus-per-node=4", "--nodes=2", "--cpus-per-task=16"]
+    assert arguments[3:-2] == [*asked, "--qos=long"]
+    assert environment == {"SLURM_CONF": "/etc/there", "NPROC": "3", "FL_LIGHTNING_LAUNCH": str(ROOT / "launch")}
+    assert two[3:-2] == ["--gpus-per-node=2", "--nodes=1", "--cpus-per-task=2"]
+    assert least[3:-2] == ["--nodes=1", "--cpus-per-task=1"]
+    assert "NPROC" not in bare
+
+
+def test_a_refusal_tells_what_is_submitted_already(sbatch, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCEPTED", "2")
+    with pytest.raises(ConfigurationError, match=r"violates accounting policy.*first 4 of 5 runs.*`scancel 100 101`"):
+        submit(names(tmp_path, range(5)), tmp_path, SlurmOptions(array_limit=2))
+    with pytest.raises(ConfigurationError, match=r"^sbatch refused \(sbatch: error: .* accounting policy\): sbatch --parsable"):
+        submit(names(tmp_path, range(5)), tmp_path, SlurmOptions())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "least"),
+    [("gpus_per_node", -1, 0), ("cpus_per_task", 0, 1), ("nodes", 0, 1), ("processes_per_node", 0, 1), ("array_limit", 0, 1),
+     ("at_once", 0, 1)],
+)  # fmt: skip
+def test_values_out_of_range(name, value, least):
+    with pytest.raises(ConfigurationError, match=f"slurm.{name} must be at least {least}, got {value}"):
+        SlurmOptions(**{name: value})
+
+
+def test_what_submit_needs(sbatch, tmp_path, monkeypatch):
+    with pytest.raises(ConfigurationError, match="must not have a line break"):
+        submit([tmp_path / "a\nb"], tmp_path, SlurmOptions())
+    monkeypatch.setenv("FL_LIGHTNING_LAUNCH", str(tmp_path))
+    with pytest.raises(ConfigurationError, match=r"no slurm_array.sbatch .* FL_LIGHTNING_LAUNCH"):
+        submit([tmp_path], tmp_path, SlurmOptions())
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigurationError, match="no `sbatch` on PATH"):
+        submit([tmp_path], tmp_path, SlurmOptions())
+
+
+@pytest.mark.parametrize("name", ["torchrun.sh", "requeue.sh", "slurm_multinode.sbatch", "slurm_array.sbatch"])
+def test_launchers_tell_how_they_are_used(name):
+    launcher = str(ROOT / "launch" / name)
+    assert "Usage: " in subprocess.run([launcher, "-h"], capture_output=True, text=True, check=True).stdout
+    wrong = subprocess.run([launcher], capture_output=True, text=True)
+    assert wrong.returncode == 2
+    assert "Usage: " in wrong.stderr
