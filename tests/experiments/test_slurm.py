@@ -2,17 +2,19 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
+from fl_lightning.cli import main
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.experiments.slurm import SlurmOptions, submit
 
@@ -20,9 +22,12 @@ ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"
 CLUSTER = ROOT / "tests" / "slurm" / "cluster.sh"
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "srun")
-TIMEOUT_SECONDS = 240
+TIMEOUT_SECONDS = 300
 LONG = 30
 """Rounds of the run that is interrupted, and of its twin that is not."""
+
+TOPOLOGIES = [(1, 2), (2, 1)]
+"""Nodes, and processes on each."""
 
 pytestmark = pytest.mark.slow
 
@@ -74,13 +79,13 @@ def log(folder: Path) -> str:
     return path.read_text(errors="replace") if path.exists() else ""
 
 
-def queued(job: str) -> list[str]:
-    """Index and state of a job's tasks that have not ended."""
-    shown = subprocess.run(["squeue", "--noheader", "--array", "--format", "%K %T", "--jobs", job], capture_output=True, text=True)
-    return shown.stdout.splitlines()
+def queued(*jobs: str) -> list[str]:
+    """The tasks of jobs that have not ended."""
+    command = ["squeue", "--noheader", "--array", "--format=%i", f"--jobs={','.join(jobs)}"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
 
 
-def wait_for(what: str, condition, logs: Path) -> None:
+def wait_for(what: str, condition: Callable[[], bool], logs: Path) -> None:
     deadline = time.monotonic() + TIMEOUT_SECONDS
     while not condition():
         if time.monotonic() > deadline:
@@ -89,80 +94,84 @@ def wait_for(what: str, condition, logs: Path) -> None:
         time.sleep(0.2)
 
 
+def fit(folder: Path) -> list[str]:
+    return ["fit", "--config", str(folder / "config.yaml")]
+
+
 @pytest.fixture(scope="module")
-def array(cluster, tmp_path_factory) -> tuple[Path, str]:
-    """Six runs as one array, finished; the first was told that its time is up when it had done some rounds."""
-    base = tmp_path_factory.mktemp("array")
-    runs = [make_run(base / f"run-{i}", rounds) for i, rounds in enumerate([LONG, LONG])]
-    runs += [make_run(base / f"run-{i}", 2, seed=i) for i in range(2, 6)]
-    (job,) = submit(runs, base / "lists", SlurmOptions(time="10"))
-    wait_for("the interrupted run's third round", lambda: f"round 3/{LONG}" in log(runs[0]), base)
-    subprocess.run(["scancel", "--signal=USR1", "--batch", f"{job}_0"], check=True)
-    wait_for("the array's end", lambda: not queued(job), base)
-    return base, job
+def alone(tmp_path_factory) -> Path:
+    """Folders of runs in one process without SLURM: one as long as the interrupted run, and one of two rounds."""
+    base = tmp_path_factory.mktemp("alone")
+    main(fit(make_run(base / "long", LONG)))
+    main(fit(make_run(base / "short", 2)))
+    return base
 
 
-def test_an_array_trains_every_run_of_its_list(array):
-    base, job = array
+@pytest.fixture(scope="module")
+def trained(alone, cluster, tmp_path_factory) -> tuple[Path, str]:
+    """All that trains in batch jobs, finished, and the array's number.
+
+    The array has a run that was told that its time is up when it had done some rounds, five short runs, and one that was
+    finished before. Beside it runs each of `TOPOLOGIES`.
+    """
+    base = tmp_path_factory.mktemp("trained")
+    runs = [make_run(base / "run-0", LONG), *(make_run(base / f"run-{i}", 2, seed=i) for i in range(1, 6))]
+    (array,) = submit([*runs, alone / "short"], base / "lists", SlurmOptions(time="10"))
+    jobs = [array, *(submit_one(make_run(base / f"{nodes}x{each}", 2), nodes, each) for nodes, each in TOPOLOGIES)]
+    wait_for("the interrupted run's second round", lambda: f"round 2/{LONG}" in log(runs[0]), base)
+    subprocess.run(["scancel", "--signal=USR1", "--batch", f"{array}_0"], check=True)
+    wait_for("the jobs' end", lambda: not queued(*jobs), base)
+    return base, array
+
+
+def submit_one(folder: Path, nodes: int, processes: int) -> str:
+    """Submit one run on some nodes, with some processes on each."""
+    script = str(ROOT / "launch" / "slurm_multinode.sbatch")
+    command = ["sbatch", "--parsable", f"--nodes={nodes}", f"--output={folder / 'log.txt'}", script, *fit(folder)]
+    environment = {**os.environ, "NPROC": str(processes)}
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.strip()
+
+
+def test_an_array_trains_every_run_of_its_list(trained):
+    base, array = trained
     records = [record(base / f"run-{i}") for i in range(6)]
     assert all(each["finished"] for each in records)
-    assert [each["seed"] for each in records] == [0, 0, 2, 3, 4, 5]
-    assert [each["rounds"] for each in records] == [LONG, LONG, 2, 2, 2, 2]
-    assert {path.name for path in (base / "lists").iterdir()} == {"array-0.txt", *(f"slurm-{job}_{i}.log" for i in range(6))}
+    assert [each["seed"] for each in records] == list(range(6))
+    assert [each["rounds"] for each in records] == [LONG, 2, 2, 2, 2, 2]
+    assert {path.name for path in (base / "lists").iterdir()} == {"array-0.txt", *(f"slurm-{array}_{i}.log" for i in range(7))}
 
 
-def test_a_task_whose_time_is_up_goes_back_into_the_queue_and_on(array):
-    base, job = array
-    said = [(base / "lists" / f"slurm-{job}_{i}.log").read_text() for i in range(6)]
-    assert [f"is about to end job {job}_{i}" in text for i, text in enumerate(said)] == [True] + [False] * 5
-    rounds = [line.split()[1] for line in log(base / "run-0").splitlines() if line.startswith("round ")]
-    assert rounds[0] == f"1/{LONG}"
-    assert rounds[-1] == f"{LONG}/{LONG}"
-    assert len(rounds) <= LONG + 2  # it did not start again: what was under way when it was stopped is shown twice
-    interrupted, undisturbed = record(base / "run-0"), record(base / "run-1")
+def test_a_task_whose_time_is_up_goes_back_into_the_queue_and_on(trained, alone):
+    base, array = trained
+    said = [(base / "lists" / f"slurm-{array}_{i}.log").read_text() for i in range(7)]
+    assert [f"is about to end job {array}_{i};" in text for i, text in enumerate(said)] == [True] + [False] * 6
+    rounds = [int(found) for found in re.findall(rf"round (\d+)/{LONG}:", log(base / "run-0"))]
+    assert sorted(set(rounds)) == list(range(1, LONG + 1))
+    assert len(rounds) <= LONG + 1  # it went on: at most the round that was under way is there twice
+    interrupted, undisturbed = record(base / "run-0"), record(alone / "long")
     assert interrupted["weights_sha256"] == undisturbed["weights_sha256"]
     assert interrupted["history"] == undisturbed["history"]
 
 
-def test_a_finished_run_is_not_trained_again(array, tmp_path):
-    base, _ = array
-    before = log(base / "run-2")
-    (job,) = submit([base / "run-2"], tmp_path, SlurmOptions())
-    wait_for("the second submission's end", lambda: not queued(job), tmp_path)
-    assert log(base / "run-2") == before
+def test_a_finished_run_is_left_alone(trained, alone):
+    assert not log(alone / "short")
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory) -> dict:
-    """What one process without SLURM comes to."""
-    folder = make_run(tmp_path_factory.mktemp("alone") / "run", 2)
-    subprocess.run(fit(folder), check=True, capture_output=True)
-    return record(folder)
-
-
-def fit(folder: Path) -> list[str]:
-    return [sys.executable, "-m", "fl_lightning", "fit", "--config", str(folder / "config.yaml")]
+@pytest.mark.parametrize(("nodes", "processes"), TOPOLOGIES)
+def test_torchrun_under_srun(trained, alone, nodes, processes):
+    folder = trained[0] / f"{nodes}x{processes}"
+    assert (folder / "run.json").exists(), log(folder)
+    assert record(folder)["world_size"] == nodes * processes
+    assert record(folder)["weights_sha256"] == record(alone / "short")["weights_sha256"]
 
 
 def test_srun_starts_ranks(cluster, alone, tmp_path):
     folder = make_run(tmp_path / "run", 2)
-    done = subprocess.run(["srun", "-N1", "-n2", *fit(folder)], capture_output=True, text=True)
+    command = ["srun", "-N1", "-n2", sys.executable, "-m", "fl_lightning", *fit(folder)]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert record(folder)["world_size"] == 2
-    assert record(folder)["weights_sha256"] == alone["weights_sha256"]
-
-
-@pytest.mark.parametrize(("nodes", "processes"), [(1, 2), (2, 1)])
-def test_torchrun_under_srun(cluster, alone, tmp_path, monkeypatch, nodes, processes):
-    folder = make_run(tmp_path / "run", 2)
-    script = str(ROOT / "launch" / "slurm_multinode.sbatch")
-    monkeypatch.setenv("NPROC", str(processes))
-    command = ["sbatch", "--parsable", f"--nodes={nodes}", f"--output={folder / 'log.txt'}", script, *fit(folder)[3:]]
-    job = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    wait_for("the job's end", lambda: not queued(job), tmp_path)
-    assert (folder / "run.json").exists(), log(folder)
-    assert record(folder)["world_size"] == nodes * processes
-    assert record(folder)["weights_sha256"] == alone["weights_sha256"]
+    assert record(folder)["weights_sha256"] == record(alone / "short")["weights_sha256"]
 
 
 def test_the_clusters_own_limit_of_arrays(cluster, tmp_path):
@@ -213,7 +222,7 @@ def read(calls: Path) -> list[tuple[list[str], dict[str, str]]]:
     return [tuple(json.loads(line)) for line in calls.read_text().splitlines()]
 
 
-def names(base: Path, indices: Sequence[int]) -> list[Path]:
+def names(base: Path, indices: Iterable[int]) -> list[Path]:
     return [base / f"run {i}" for i in indices]
 
 
