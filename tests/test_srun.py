@@ -7,6 +7,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment, TorchEl
 from fl_lightning.configuration import build, launched, launcher
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.srun import SrunEnvironment
+from fl_lightning.strategy import FederatedStrategy
 
 QUICKSTART = ["fit", "--config", str(Path(__file__).parents[1] / "configs" / "quickstart.yaml")]
 
@@ -14,8 +15,8 @@ BATCH = {"SLURM_JOB_ID": "4021", "SLURM_JOB_NAME": "run", "SLURM_NTASKS": "8", "
 """What SLURM tells a batch script."""
 
 TASK = {
-    **BATCH, "SLURM_STEP_ID": "2", "SLURM_STEP_NUM_TASKS": "6", "SLURM_STEP_NUM_NODES": "3", "SLURM_STEP_NODELIST": "gpu[03-04,7]",
-    "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NODEID": "1",
+    **BATCH, "SLURM_STEP_ID": "2", "SLURM_STEP_NUM_TASKS": "6", "SLURM_STEP_NUM_NODES": "3",
+    "SLURM_STEP_NODELIST": "gpu[03-04,7]", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NODEID": "1",
 }  # fmt: skip
 """What srun tells a task: its step takes fewer nodes than the job has."""
 
@@ -91,12 +92,14 @@ def test_other_devices_than_tasks_are_refused(environment):
 
 def test_the_trainer_goes_by_it(environment):
     environment(ONE)
-    cli = build(QUICKSTART)
-    chosen = cli.trainer.strategy.cluster_environment
-    assert type(chosen) is SrunEnvironment  # not SLURMEnvironment, which would answer SIGUSR1 by itself
+    strategy = build(QUICKSTART).trainer.strategy
+    assert isinstance(strategy, FederatedStrategy)
+    assert type(strategy.cluster_environment) is SrunEnvironment  # not SLURMEnvironment, which would answer SIGUSR1 by itself
 
 
 def test_plugins_of_the_users_own_stay(environment):
     environment(ONE)
-    cli = build([*QUICKSTART, "--trainer.plugins", "lightning.pytorch.plugins.environments.LightningEnvironment"])
-    assert type(cli.trainer.strategy.cluster_environment) is LightningEnvironment
+    own = ["--trainer.plugins", "lightning.pytorch.plugins.environments.LightningEnvironment"]
+    strategy = build([*QUICKSTART, *own]).trainer.strategy
+    assert isinstance(strategy, FederatedStrategy)
+    assert type(strategy.cluster_environment) is LightningEnvironment

@@ -119,7 +119,8 @@ def sbatch(arguments: list[str], options: SlurmOptions) -> str:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_") or k in ("SLURM_CONF", "SLURM_JWT")}
     environment["FL_LIGHTNING_LAUNCH"] = str(launch_folder())
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"  # runs take this python
-    environment.pop("NPROC", None)
+    for name in ("NPROC", "MASTER_PORT"):  # of another run
+        environment.pop(name, None)
     if options.processes_per_node:
         environment["NPROC"] = str(options.processes_per_node)
     done = subprocess.run(["sbatch", *arguments], env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import yaml
@@ -28,6 +29,9 @@ LONG = 30
 
 TOPOLOGIES = [(1, 2), (2, 1)]
 """Nodes, and processes on each."""
+
+LEFT_BEHIND = ("SLURM", "SBATCH", "NPROC", "MASTER_", "RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE")
+"""What jobs must not see of the environment in which tests run, or of training within this process."""
 
 pytestmark = pytest.mark.slow
 
@@ -50,7 +54,7 @@ def cluster() -> Iterator[None]:
         "MASTER_ADDR": "127.0.0.1",  # both nodes are this machine
     }
     with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith(("SLURM", "SBATCH", "MASTER_", "NPROC"))]:
+        for name in [name for name in os.environ if name.startswith(LEFT_BEHIND)]:
             patch.delenv(name)
         for name, value in here.items():
             patch.setenv(name, value)
@@ -102,8 +106,9 @@ def fit(folder: Path) -> list[str]:
 def alone(tmp_path_factory) -> Path:
     """Folders of runs in one process without SLURM: one as long as the interrupted run, and one of two rounds."""
     base = tmp_path_factory.mktemp("alone")
-    main(fit(make_run(base / "long", LONG)))
-    main(fit(make_run(base / "short", 2)))
+    with mock.patch.dict(os.environ):  # Lightning leaves its ranks there
+        main(fit(make_run(base / "long", LONG)))
+        main(fit(make_run(base / "short", 2)))
     return base
 
 
@@ -167,7 +172,7 @@ def test_torchrun_under_srun(trained, alone, nodes, processes):
 
 def test_srun_starts_ranks(cluster, alone, tmp_path):
     folder = make_run(tmp_path / "run", 2)
-    command = ["srun", "-N1", "-n2", sys.executable, "-m", "fl_lightning", *fit(folder)]
+    command = ["srun", "-N1", "-n2", "--kill-on-bad-exit=1", sys.executable, "-m", "fl_lightning", *fit(folder)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert record(folder)["world_size"] == 2
@@ -184,7 +189,7 @@ def test_the_clusters_own_limit_of_arrays(cluster, tmp_path):
 
 
 def test_the_clusters_refusal_is_shown(cluster, tmp_path):
-    with pytest.raises(ConfigurationError, match="sbatch refused .*invalid partition.* --partition=nowhere"):
+    with pytest.raises(ConfigurationError, match=r"sbatch refused .*invalid partition.* --partition=nowhere"):
         submit([tmp_path], tmp_path, SlurmOptions(partition="nowhere"))
 
 
@@ -193,7 +198,7 @@ def test_the_clusters_refusal_is_shown(cluster, tmp_path):
 
 @pytest.fixture
 def sbatch(tmp_path, monkeypatch) -> Path:
-    """A stand-in for sbatch, which writes its calls down and refuses from the n-th on, and for scontrol, which knows nothing."""
+    """Stand-ins: an sbatch that writes its calls down, and refuses from the n-th on, and a scontrol that knows nothing."""
     folder = tmp_path / "bin"
     folder.mkdir()
     calls = tmp_path / "calls"
