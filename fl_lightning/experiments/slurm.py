@@ -29,7 +29,7 @@ class SlurmOptions:
         account: the account to charge; the user's default unless given.
         time: time limit of one run in a form that sbatch knows, such as "4:00:00"; the partition's unless given. Two minutes
             before it is reached, a run is requeued and then goes on: it must be longer than that and a few rounds.
-        gpus_per_node: GPUs of a run on each of its nodes.
+        gpus_per_node: GPUs of a run on each of its nodes; none unless given.
         cpus_per_task: CPUs of a run on each of its nodes, for all its processes there; one per process unless given.
         nodes: nodes of one run.
         processes_per_node: processes of a run on each of its nodes; the number of GPUs, or one without them, unless given.
@@ -41,7 +41,7 @@ class SlurmOptions:
     partition: str | None = None
     account: str | None = None
     time: str | None = None
-    gpus_per_node: int = 0
+    gpus_per_node: int | None = None
     cpus_per_task: int | None = None
     nodes: int = 1
     processes_per_node: int | None = None

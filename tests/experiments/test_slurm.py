@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"
 CLUSTER = ROOT / "tests" / "slurm" / "cluster.sh"
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "srun")
-TIMEOUT_SECONDS = 300
+TIMEOUT_SECONDS = 600
 LONG = 30
 """Rounds of the run that is interrupted, and of its twin that is not."""
 

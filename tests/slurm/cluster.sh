@@ -86,13 +86,13 @@ TEXT
     exit 1
 }
 
-# Processes of this cluster: daemons and jobs alike have been started under its SLURM_CONF.
+# Processes of this cluster: it was started, like all of its jobs, with SLURM_CONF in the environment.
 members() {
-    local environment pid
-    for environment in /proc/[0-9]*/environ; do
-        pid=${environment//[^0-9]/}
-        if [[ $pid != "$$" ]] && grep -qzxF "SLURM_CONF=$SLURM_CONF" "$environment" 2>/dev/null; then
-            echo "$pid"
+    local process
+    for process in /proc/[0-9]*; do
+        if grep -qzxF "SLURM_CONF=$SLURM_CONF" "$process/environ" 2>/dev/null &&
+            { grep -qz '^SLURM_JOB_ID=' "$process/environ" || grep -qE '^(munged|slurm)' "$process/comm"; } 2>/dev/null; then
+            echo "${process#/proc/}"
         fi
     done
 }
