@@ -12,6 +12,10 @@ from typing import NoReturn
 
 from fl_lightning.configuration import FederatedCLI, plainly
 from fl_lightning.errors import ConfigurationError
+from fl_lightning.experiments.command import report, sweep
+
+COMMANDS = {"sweep": sweep, "report": report}
+"""Commands that are not Lightning's."""
 
 
 def fail(message: str) -> NoReturn:
@@ -33,7 +37,8 @@ def quiet() -> None:
         "Checkpoint directory .* exists and is not empty",  # so it is after a resume
         ".*`tensorboardX` has been removed.*",
         ".*does not have many workers.*",
-        "The `srun` command is available on your system but is not used",  # torchrun or nothing may have been meant
+        "LightningCLI's args parameter.*",
+        ".*`srun` command is available.*",  # on the login node of a cluster
     ):
         warnings.filterwarnings("ignore", message=message)
 
@@ -41,8 +46,10 @@ def quiet() -> None:
 def main(args: Sequence[str] | None = None) -> None:
     """Run one command; see `fl-lightning --help`."""
     quiet()
+    given = list(sys.argv[1:] if args is None else args)
+    command = COMMANDS.get(given[0]) if given else None
     try:
-        plainly(lambda: FederatedCLI(args))
+        plainly(lambda: FederatedCLI(args) if command is None else command(given[1:]))
     except ConfigurationError as error:
         fail(str(error))
 

@@ -15,6 +15,7 @@ from typing import Any, NoReturn, TypeVar
 import lightning as L
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.environments import ClusterEnvironment, LightningEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
@@ -158,6 +159,9 @@ class FederatedCLI(LightningCLI):
         if settings.enable_progress_bar is not False:
             extra.append(RoundProgressBar())
         self.trainer_defaults["callbacks"] = extra
+        if settings.logger in (None, True):  # `false` logs nothing; any others are taken as they are
+            root = settings.default_root_dir or "."
+            kwargs["logger"] = [TensorBoardLogger(root, name="tensorboard"), CSVLogger(root, name="csv")]
         try:
             return super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError) as error:

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from fl_lightning.callbacks.round_lines import RoundLines
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.federation import Federation
 
@@ -25,11 +26,12 @@ PACKAGES = ("fl_lightning", "torch", "lightning", "torchmetrics", "datasets", "n
 
 
 class RunRecord(L.Callback):
-    """Writes `run.json` and `config.yaml` into `Trainer(default_root_dir=...)`.
+    """Writes `run.json`, `metrics.jsonl` and `config.yaml` into `Trainer(default_root_dir=...)`.
 
+    `metrics.jsonl` gets a line per evaluation and is only ever added to: `round` and every `val/` metric, as JSON.
     `run.json` is replaced at every evaluation, so a run that is killed leaves what it had; `finished` tells. Its keys:
-    `acc`, `asr` (last evaluation), `acc_last10`, `asr_last10` (means of the last ten), `history` (one entry per evaluation:
-    `round` and every `val/` metric), `rounds`, `seed`, `config`, `config_hash`, `world_size`, `versions`, `hardware`,
+    `acc`, `asr` (last evaluation), `acc_last10`, `asr_last10` (means of the last ten), `history` (the lines of
+    `metrics.jsonl`), `rounds`, `seed`, `config`, `config_hash`, `world_size`, `versions`, `hardware`,
     `seconds` (per phase of the rounds, on rank 0), `executor` (how rank 0 took local steps in the end),
     `client_updates_per_second` (evaluation not counted),
     `peak_memory_bytes` (the largest of all ranks), `excluded_updates`, `weights_sha256` (of the final global parameters and
@@ -58,11 +60,15 @@ class RunRecord(L.Callback):
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigurationError(f"trainer.default_root_dir: cannot make the folder {folder}: {error}") from error
-        self._put_aside(folder / "run.json")
+        self._put_aside(folder)
+        self.metrics = RoundLines(folder / "metrics.jsonl", afresh=not self.history)
+        for entry in self.history:  # where a run goes on in another folder than it began in
+            self.metrics.add(entry)
         write_whole(folder / "config.yaml", yaml.safe_dump(self.config, sort_keys=False))
 
-    def _put_aside(self, record: Path) -> None:
+    def _put_aside(self, folder: Path) -> None:
         """Keep the record of another configuration that ran in the same folder."""
+        record = folder / "run.json"
         if not record.exists():
             return
         try:
@@ -73,7 +79,9 @@ class RunRecord(L.Callback):
         if other != self.config_hash:
             kept = record.with_name(f"run.{other[:10]}.json")
             record.replace(kept)
-            Console(stderr=True).print(f"The record of another configuration in {record.parent} is kept as {kept.name}.")
+            if (folder / "metrics.jsonl").exists():
+                (folder / "metrics.jsonl").replace(folder / f"metrics.{other[:10]}.jsonl")
+            Console(stderr=True).print(f"The record of another configuration in {folder} is kept as {kept.name}.")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit":
@@ -84,6 +92,8 @@ class RunRecord(L.Callback):
                 entry[name.removeprefix("val/")] = float(value)
         entry = {name: value for name, value in entry.items() if math.isfinite(value)}  # nothing was there to measure
         self.history.append(entry)
+        if trainer.is_global_zero:
+            self.metrics.add(entry)
         self._write(trainer, pl_module, finished=False)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -9,6 +9,7 @@ from tiny import tiny_data, tiny_federation, tiny_trainer
 from torch import nn
 
 from fl_lightning import BackdoorMetrics, ConfigurationError, LastCheckpoint, RunRecord
+from fl_lightning.callbacks.round_lines import read_lines
 from fl_lightning.callbacks.run_record import compare, experiment, last_mean, weights_sha256
 
 CONFIG = {
@@ -52,6 +53,7 @@ def test_record_holds_what_it_promises(tmp_path):
     assert all(seconds >= 0 for seconds in record["seconds"].values())
     assert record["client_updates_per_second"] > 0
     assert record["peak_memory_bytes"] > 10**7
+    assert read_lines(tmp_path / "metrics.jsonl") == record["history"]
     assert record["config"] == CONFIG
     assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == CONFIG
     assert (tmp_path / "last.ckpt").exists()
@@ -64,6 +66,16 @@ def test_last_checkpoint_is_that_of_the_last_round(tmp_path):
     assert [path.name for path in tmp_path.glob("*.ckpt")] == ["last.ckpt"]
 
 
+def test_a_resumed_run_adds_to_its_metrics(tmp_path):
+    run(tmp_path, rounds=2)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    (tmp_path / "metrics.jsonl").write_bytes(before + b'{"round": 3, "ac')  # killed while it wrote
+    record, _ = run(tmp_path, changed(trainer={"max_epochs": 4, "devices": 7}), ckpt_path="last")
+    assert (tmp_path / "metrics.jsonl").read_bytes().startswith(before)
+    assert read_lines(tmp_path / "metrics.jsonl") == record["history"]
+    assert len(record["history"]) == 4
+
+
 def test_the_record_of_another_configuration_is_kept(tmp_path):
     first, _ = run(tmp_path, rounds=1)
     run(tmp_path, rounds=1)
@@ -71,6 +83,8 @@ def test_the_record_of_another_configuration_is_kept(tmp_path):
     second, _ = run(tmp_path, changed(seed_everything=3), rounds=1)
     kept = tmp_path / f"run.{first['config_hash'][:10]}.json"
     assert json.loads(kept.read_text())["config_hash"] == first["config_hash"] != second["config_hash"]
+    assert read_lines(tmp_path / f"metrics.{first['config_hash'][:10]}.jsonl") == first["history"]
+    assert read_lines(tmp_path / "metrics.jsonl") == second["history"]
 
 
 def test_a_checkpoint_of_another_configuration_is_refused(tmp_path):

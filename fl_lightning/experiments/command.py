@@ -1,0 +1,180 @@
+"""`fl-lightning sweep` and `fl-lightning report`."""
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from fl_lightning.errors import ConfigurationError
+from fl_lightning.experiments.report import write_report
+from fl_lightning.experiments.results import read_results, write_index
+from fl_lightning.experiments.run_folder import State
+from fl_lightning.experiments.scheduler import run_all, write_config
+from fl_lightning.experiments.slurm import SlurmOptions, submit
+from fl_lightning.experiments.sweep import Run, read_sweep
+from fl_lightning.experiments.tables import table
+
+POOL = "pool"
+"""Folder, below that of all runs, with one folder per run, shared by all sweeps: what two of them have in common runs once."""
+
+SWEEPS = "sweeps"
+"""Folder, below that of all runs, with one folder per sweep."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a mistake as the other commands do."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigurationError(f"{self.prog}: {message}; see {self.prog} --help")
+
+
+def sweep(args: Sequence[str]) -> None:
+    """`fl-lightning sweep FILE`: run what is not finished of a sweep."""
+    options, overrides = parse_sweep_command(args)
+    planned = read_sweep(options.file)
+    if options.name:
+        planned = replace(planned, name=options.name)
+    runs = planned.runs(options.runs / POOL, dict(options.settings), overrides)
+    console = Console()
+    if options.dry_run or options.status:
+        show(runs, console)
+        return
+    folder = options.runs / SWEEPS / planned.name
+    write_index(folder, planned, runs)
+    if options.slurm:
+        send(runs, folder, options, console)
+        return
+    states = run_all(runs, jobs=options.jobs, ranks=options.ranks, console=console)
+    console.print(f"{tally(states)}. Tables and curves: fl-lightning report {folder}", soft_wrap=True, highlight=False)
+    if states[State.FINISHED] < len(runs):
+        sys.exit(1)
+
+
+def report(args: Sequence[str]) -> None:
+    """`fl-lightning report SWEEP`: tables, curves and a page of a sweep as it stands."""
+    parser = Parser(
+        prog="fl-lightning report",
+        description="Write tables (Markdown, LaTeX, CSV), curves and report.html of a sweep, as far as it is.",
+    )
+    parser.add_argument("sweep", type=Path, help="the sweep's file, or its folder (runs/sweeps/NAME)")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
+    parser.add_argument("--output", type=Path, help="where to write (default: the sweep's folder)")
+    options = parser.parse_args(args)
+    folder = options.sweep
+    if folder.suffix in (".yaml", ".yml"):
+        folder = options.runs / SWEEPS / read_sweep(folder).name
+    results = read_results(folder, folder.absolute().parents[1] / POOL)
+    output = options.output or folder
+    write_report(results, output)
+    shown = table(results).drop(columns=["Acc, last 10", "ASR, last 10", "ASR by seed"])  # they would not fit a terminal
+    printed = Table(*shown.columns, title=results.title)
+    for row in shown.to_numpy().tolist():
+        printed.add_row(*row)
+    Console().print(printed)
+    print(f"Report: {output / 'report.html'}")
+
+
+def parse_sweep_command(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The options of `sweep`, and what stands after `--`, for every `fit`."""
+    own, overrides = list(args), []
+    if "--" in own:
+        at = own.index("--")
+        own, overrides = own[:at], own[at + 1 :]
+    parser = Parser(
+        prog="fl-lightning sweep",
+        description="Run what is not finished of a sweep: a finished run is never run again, an interrupted one goes on from "
+        "its last checkpoint, a failed one is tried again.",
+        epilog="Whatever follows `--` is given to every fit, for example: -- --trainer.max_epochs 5",
+    )
+    add = parser.add_argument
+    add("file", type=Path, help="the sweep's file")
+    add("--runs", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
+    add("--name", help="name of the sweep's folder (default: that of the file)")
+    add(
+        "--with",
+        dest="settings",
+        metavar="CLASS.SETTING=VALUE",
+        type=setting,
+        action="append",
+        default=[],
+        help="a setting of a class wherever a run names it, for example --with CIFAR10.path=data/cifar10",
+    )
+    add("--dry-run", action="store_true", help="list the runs and their states, and run nothing")
+    add("--status", action="store_true", help="the same; states are read from the runs' folders, wherever they run")
+    add("--jobs", type=int, default=1, help="runs at a time on this machine; GPUs are shared out among them (default: 1)")
+    add("--ranks", type=int, help="processes per run, through torchrun (default: one process, with all devices that it sees)")
+    slurm = parser.add_argument_group("SLURM")
+    add = slurm.add_argument
+    add("--slurm", action="store_true", help="submit job arrays in place of running here")
+    add("--partition")
+    add("--account")
+    add("--time", help="time limit of a task, for example 2:00:00; what is not done by then requeues itself")
+    add("--nodes", type=int, default=1, help="nodes per run (default: 1)")
+    add("--gpus-per-node", type=int)
+    add("--cpus-per-task", type=int)
+    add("--processes-per-node", type=int, help="processes per node (default: one per GPU, else one)")
+    add("--at-once", type=int, help="tasks of an array that may run at the same time")
+    add("--array-limit", type=int, default=1000, help="tasks in one array, at most (default: 1000)")
+    add("--sbatch", metavar="FLAG", action="append", default=[], help="a further option of sbatch, such as --sbatch=--qos=long")
+    return parser.parse_args(own), overrides
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """
+    >>> setting("Dirichlet.alpha=0.5")
+    ('Dirichlet.alpha', 0.5)
+    """
+    name, separator, value = text.partition("=")
+    if not separator or "." not in name.strip("."):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form CLASS.SETTING=VALUE")
+    return name, yaml.safe_load(value)
+
+
+def send(runs: Sequence[Run], folder: Path, options: argparse.Namespace, console: Console) -> None:
+    """Submit what is neither finished nor at work to SLURM."""
+    missing = [run for run in runs if run.folder.state not in (State.FINISHED, State.RUNNING)]
+    for run in missing:
+        write_config(run)
+    slurm = SlurmOptions(
+        partition=options.partition,
+        account=options.account,
+        time=options.time,
+        nodes=options.nodes,
+        gpus_per_node=options.gpus_per_node,
+        cpus_per_task=options.cpus_per_task,
+        processes_per_node=options.processes_per_node,
+        at_once=options.at_once,
+        array_limit=options.array_limit,
+        extra=options.sbatch,
+    )
+    jobs = submit([run.folder.path for run in missing], folder / "slurm", slurm) if missing else []
+    console.print(f"{len(missing)} of {len(runs)} runs submitted as job arrays: {', '.join(jobs) or 'none'}", highlight=False)
+
+
+def show(runs: Sequence[Run], console: Console) -> None:
+    """List runs with their states."""
+    listed = Table("id", *runs[0].cell.labels, "seed", "state", "round", "")
+    for run in runs:
+        evaluations = run.folder.metrics
+        state = run.folder.state
+        reached = f"{evaluations[-1]['round'] if evaluations else 0}/{run.config['trainer'].get('max_epochs')}"
+        why = run.folder.message if state is State.FAILED else ""
+        listed.add_row(run.id, *run.cell.labels.values(), str(run.seed), str(state), reached, why)
+    console.print(listed)
+    console.print(tally(Counter(run.folder.state for run in runs)), highlight=False)
+
+
+def tally(states: Counter[State]) -> str:
+    """
+    >>> tally(Counter([State.FINISHED, State.FAILED, State.FINISHED]))
+    '2 finished, 1 failed'
+    """
+    order = (State.FINISHED, State.RUNNING, State.INTERRUPTED, State.FAILED, State.PENDING)
+    return ", ".join(f"{states[state]} {state}" for state in order if states[state])

@@ -1,0 +1,124 @@
+"""What a sweep is at: done, running, failed, time left."""
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from fl_lightning.experiments.run_folder import State
+from fl_lightning.experiments.sweep import Run
+
+
+class SweepProgress:
+    """A bar over all runs with a line for each that is running; without a terminal, a line whenever a run ends.
+
+    Args:
+        runs: all runs of the sweep.
+        jobs: how many run at a time.
+        console: where to show it.
+    """
+
+    def __init__(self, runs: Sequence[Run], jobs: int, console: Console) -> None:
+        self.runs, self.jobs, self.console = list(runs), jobs, console
+        self.running: dict[str, Run] = {}
+        self.began: dict[str, tuple[float, float]] = {}  # when, and with which share of its rounds done
+        self.rates: list[float] = []  # seconds per whole run, of those that ended here
+        self.counts = {State.FINISHED: 0, State.FAILED: 0, State.INTERRUPTED: 0}
+        self.bar = Progress(
+            TextColumn("runs"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TextColumn("{task.fields[failed]} failed"),
+            TimeElapsedColumn(),
+            TextColumn("left {task.fields[left]}"),
+            console=console,
+        )
+        self.task = self.bar.add_task("", total=len(self.runs), failed=0, left="-")
+        self.live = Live(self.view(), console=console, refresh_per_second=2) if console.is_terminal else None
+
+    def __enter__(self) -> "SweepProgress":
+        if self.live is not None:
+            self.live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.live is not None:
+            self.live.update(self.view(), refresh=True)
+            self.live.stop()
+
+    def started(self, run: Run) -> None:
+        """A slot is free and the run takes it."""
+        self.running.setdefault(run.id, run)
+        self.began.setdefault(run.id, (time.monotonic(), share_done(run)))
+
+    def ended(self, run: Run) -> None:
+        """The run is over, in whatever state its folder is."""
+        state = run.folder.state
+        self.counts[state] = self.counts.get(state, 0) + 1
+        self.running.pop(run.id, None)
+        if run.id in self.began:
+            began, share = self.began.pop(run.id)
+            if state is State.FINISHED and share < 1:
+                self.rates.append((time.monotonic() - began) / (1 - share))
+            if self.live is None or state is not State.FINISHED:
+                message = f": {run.folder.message} (see {run.folder.log})" if state is State.FAILED else ""
+                done = sum(self.counts.values())
+                self.console.print(
+                    f"{done}/{len(self.runs)} {state}: {run.name}{message}; left {left(self.seconds_left())}",
+                    soft_wrap=True,
+                    markup=False,
+                    highlight=False,
+                )
+        self.refresh()
+
+    def seconds_left(self) -> float | None:
+        """Estimated from the runs that ended here, None before the first."""
+        if not self.rates:
+            return None
+        waiting = len(self.runs) - sum(self.counts.values()) - len(self.running)
+        shares = [waiting, *(1 - share_done(run) for run in list(self.running.values()))]
+        return sum(shares) * sum(self.rates) / len(self.rates) / min(self.jobs, max(1, len(self.runs)))
+
+    def refresh(self) -> None:
+        """Show the present state."""
+        if self.live is not None:
+            done = self.counts[State.FINISHED] + self.counts[State.FAILED]
+            self.bar.update(self.task, completed=done, failed=self.counts[State.FAILED], left=left(self.seconds_left()))
+            self.live.update(self.view())
+
+    def view(self) -> Group:
+        lines = [Text(f"  {line(run)}") for run in list(self.running.values())]
+        return Group(*lines, self.bar)
+
+
+def share_done(run: Run) -> float:
+    """Share of a run's rounds that its evaluations have reached."""
+    evaluations, rounds = run.folder.metrics, run.config["trainer"].get("max_epochs")
+    return evaluations[-1]["round"] / rounds if evaluations and rounds and rounds > 0 else 0.0
+
+
+def line(run: Run) -> str:
+    """A running run in one line."""
+    evaluations = run.folder.metrics
+    scores = "".join(
+        f"  {name} {evaluations[-1][name]:.3f}" for name in ("acc", "asr") if evaluations and name in evaluations[-1]
+    )
+    reached = evaluations[-1]["round"] if evaluations else 0
+    return f"{run.name}: round {reached}/{run.config['trainer'].get('max_epochs')}{scores}"
+
+
+def left(seconds: float | None) -> str:
+    """
+    >>> left(3700), left(61), left(None)
+    ('1 h 02 min', '1 min 01 s', '-')
+    """
+    if seconds is None:
+        return "-"
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"

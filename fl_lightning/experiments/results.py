@@ -1,0 +1,163 @@
+"""What came out of a sweep: one row per run, one row per cell."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from fl_lightning.callbacks.run_record import write_whole
+from fl_lightning.errors import ConfigurationError
+from fl_lightning.experiments.run_folder import RunFolder, State
+from fl_lightning.experiments.sweep import MEASURES, Run, Sweep, matches
+
+INDEX = "sweep.json"
+"""The file in a sweep's folder that tells which runs belong to which cell."""
+
+AVERAGES = tuple(f"{measure}_last10" for measure in MEASURES)
+"""Means over a run's last ten evaluations."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """A sweep as it stands.
+
+    Args:
+        name: of the sweep.
+        title: of its report.
+        axes: names of the axes, without the seed.
+        seeds: of every cell.
+        center: axis -> label, where one axis is varied at a time.
+        baseline: labels of the cell that ASR is compared with.
+        attack_free: labels of the cell without attack.
+        paper: the paper's values, one entry per cell, empty where it has none.
+        folders: of all runs, cell by cell, in the order of `runs`.
+        runs: one row per run: the axes, `seed`, `id`, `state`, `acc`, `asr`, `acc_last10`, `asr_last10`, `rounds`,
+            `excluded_updates`, `message`; measures are NaN unless the run is finished.
+    """
+
+    name: str
+    title: str
+    axes: list[str]
+    seeds: list[int]
+    center: dict[str, str]
+    baseline: dict[str, str]
+    attack_free: dict[str, str]
+    paper: list[dict[str, float]]
+    folders: list[RunFolder]
+    runs: pd.DataFrame
+
+    @property
+    def cells(self) -> pd.DataFrame:
+        """One row per cell, in the sweep's order.
+
+        Columns: the axes; per measure `<measure>` (mean over seeds), `_sd` (sample standard deviation), `_se` (standard error),
+        `_paper`, `_difference` (mean less the paper's value); `n` finished runs of `planned`; `asr_reduction` (the baseline's
+        ASR less the cell's) and `excess_reduction` (that as a share of what the baseline has beyond the attack-free ASR),
+        NaN where the sweep names no such cells.
+        """
+        rows = []
+        for index, start in enumerate(range(0, len(self.runs), len(self.seeds))):
+            group = self.runs.iloc[start : start + len(self.seeds)]
+            row: dict[str, Any] = {axis: group[axis].iloc[0] for axis in self.axes}
+            row |= {"n": int((group["state"] == State.FINISHED).sum()), "planned": len(group)}
+            for measure in (*MEASURES, *AVERAGES):
+                values = group[measure].dropna()
+                row[measure] = values.mean() if len(values) else math.nan
+                row[f"{measure}_sd"] = values.std(ddof=1) if len(values) > 1 else math.nan
+                row[f"{measure}_se"] = row[f"{measure}_sd"] / math.sqrt(len(values)) if len(values) > 1 else math.nan
+            for measure in MEASURES:
+                row[f"{measure}_paper"] = self.paper[index].get(measure, math.nan)
+                row[f"{measure}_difference"] = row[measure] - row[f"{measure}_paper"]
+            rows.append(row)
+        cells = pd.DataFrame(rows)
+        baseline, attack_free = self._asr(cells, self.baseline), self._asr(cells, self.attack_free)
+        cells["asr_reduction"] = baseline - cells["asr"]
+        cells["excess_reduction"] = cells["asr_reduction"] / (baseline - attack_free)
+        return cells
+
+    def _asr(self, cells: pd.DataFrame, labels: dict[str, str]) -> float:
+        """Mean ASR of the cells with these labels, NaN if none are given."""
+        chosen = [row["asr"] for row in records(cells) if labels and matches(labels, row)]
+        return sum(chosen) / len(chosen) if chosen else math.nan
+
+    def group(self, cell: int) -> list[RunFolder]:
+        """The folders of a cell's runs, by seed."""
+        return self.folders[cell * len(self.seeds) : (cell + 1) * len(self.seeds)]
+
+    def label(self, cell: int) -> str:
+        """A cell's name."""
+        return ", ".join(str(self.runs[axis].iloc[cell * len(self.seeds)]) for axis in self.axes)
+
+
+def write_index(folder: Path, sweep: Sweep, runs: list[Run]) -> None:
+    """Write down in a sweep's folder which runs belong to it."""
+    by_cell = [
+        {"labels": cell.labels, "paper": cell.paper, "runs": {run.seed: run.id for run in runs if run.cell is cell}}
+        for cell in sweep.cells
+    ]
+    index = {
+        "name": sweep.name,
+        "title": sweep.title,
+        "seeds": sweep.seeds,
+        "center": sweep.center,
+        "baseline": sweep.baseline,
+        "attack_free": sweep.attack_free,
+        "cells": by_cell,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / INDEX, json.dumps(index, indent=1) + "\n")
+
+
+def read_results(folder: Path, pool: Path) -> Results:
+    """The results of a sweep as its run folders have them now.
+
+    Args:
+        folder: the sweep's folder.
+        pool: the folder that holds all runs.
+
+    Raises:
+        ConfigurationError: the folder is not that of a sweep.
+    """
+    if not (folder / INDEX).exists():
+        raise ConfigurationError(f"{folder} is not the folder of a sweep: there is no {INDEX} in it; start one with `sweep`")
+    index = json.loads((folder / INDEX).read_text())
+    rows, folders = [], []
+    for cell in index["cells"]:
+        for seed, run_id in cell["runs"].items():
+            run = RunFolder(pool / run_id)
+            folders.append(run)
+            rows.append({**cell["labels"], "seed": int(seed), "id": run_id, **outcome(run)})
+    return Results(
+        name=index["name"],
+        title=index["title"],
+        axes=list(index["cells"][0]["labels"]),
+        seeds=index["seeds"],
+        center=index["center"],
+        baseline=index["baseline"],
+        attack_free=index["attack_free"],
+        paper=[cell["paper"] for cell in index["cells"]],
+        folders=folders,
+        runs=pd.DataFrame(rows),
+    )
+
+
+def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a frame, column by column."""
+    return [{str(column): value for column, value in row.items()} for row in frame.to_dict("records")]
+
+
+def outcome(run: RunFolder) -> dict[str, Any]:
+    """A run's columns."""
+    record, state = run.record, run.state
+    finished = state is State.FINISHED
+    measured = {name: record.get(name) if finished else None for name in (*MEASURES, *AVERAGES)}
+    return {
+        "state": str(state),
+        **{name: math.nan if value is None else float(value) for name, value in measured.items()},
+        "rounds": int(record.get("rounds", 0)),
+        "excluded_updates": int(record.get("excluded_updates", 0)),
+        "message": run.message if state is State.FAILED else "",
+    }

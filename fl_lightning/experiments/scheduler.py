@@ -1,0 +1,144 @@
+"""Run a sweep's runs on this machine, some at a time."""
+
+import os
+import queue
+import signal
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+
+import torch
+import yaml
+from rich.console import Console
+
+from fl_lightning.callbacks.run_record import write_whole
+from fl_lightning.errors import ConfigurationError
+from fl_lightning.experiments import job
+from fl_lightning.experiments.progress import SweepProgress
+from fl_lightning.experiments.run_folder import LockedError, RunFolder, State
+from fl_lightning.experiments.sweep import Run
+
+ELSEWHERE_SECONDS = 1.0
+"""Time between two looks at a run that another process is at work on."""
+
+
+def write_config(run: Run) -> None:
+    """Put a run's settings into its folder, from which it is started."""
+    run.folder.path.mkdir(parents=True, exist_ok=True)
+    if not run.folder.record.get("finished"):
+        write_whole(run.folder.config, yaml.safe_dump(run.config, sort_keys=False))
+
+
+def fit_command(folder: RunFolder, ranks: int | None = None) -> list[str]:
+    """The command that starts a run or goes on with it.
+
+    Args:
+        folder: the run's folder.
+        ranks: processes, through torchrun; None for one process, which takes the devices that it sees.
+    """
+    start = [sys.executable, "-m"]
+    if ranks is not None:
+        start += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"]
+    return [*start, "fl_lightning", "fit", "--config", str(folder.config), "--ckpt_path", "last"]
+
+
+def run_all(runs: Sequence[Run], *, jobs: int, ranks: int | None, console: Console) -> Counter[State]:
+    """Run what is not finished; a failed run does not stop the others.
+
+    Ctrl-C and SIGTERM stop all that is running; the same sweep goes on later from the last checkpoints.
+
+    Args:
+        runs: runs of a sweep.
+        jobs: how many at a time, at least 1.
+        ranks: processes of each, through torchrun; None for one process.
+        console: where progress is shown.
+
+    Returns:
+        how many runs are in which state in the end.
+    """
+    if jobs < 1:
+        raise ConfigurationError(f"--jobs must be at least 1, got {jobs}")
+    if ranks is not None and ranks < 1:
+        raise ConfigurationError(f"--ranks must be at least 1, got {ranks}")
+    for run in runs:
+        write_config(run)
+    slots: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
+    for environment in environments(jobs):
+        slots.put(environment)
+
+    stop = threading.Event()
+
+    def one(run: Run) -> None:
+        environment = slots.get()
+        try:
+            while not stop.is_set():
+                try:
+                    progress.started(run)
+                    job.run(run.folder, fit_command(run.folder, ranks), environment, stop)
+                    return
+                except LockedError:  # a run that outlived the sweep that started it, or somebody else's
+                    stop.wait(ELSEWHERE_SECONDS)
+        finally:
+            slots.put(environment)
+
+    with SweepProgress(runs, jobs, console) as progress, stopping(stop), ThreadPoolExecutor(jobs) as pool:
+        running: dict[Future[None], Run] = {}
+        for run in runs:
+            if run.folder.record.get("finished"):
+                progress.ended(run)
+            else:
+                running[pool.submit(one, run)] = run
+        while running:
+            done, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
+            for future in done:
+                run = running.pop(future)
+                future.result()
+                progress.ended(run)
+            progress.refresh()
+    return Counter(run.folder.state for run in runs)
+
+
+def environments(jobs: int) -> Iterator[dict[str, str]]:
+    """One environment per slot: a thread per process, and the GPUs shared out among the slots."""
+    base = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    gpus = visible_gpus(os.environ)
+    for slot in range(jobs):
+        own = gpus[slot::jobs] or gpus[slot % len(gpus) :][:1] if gpus and jobs > 1 else []
+        yield {**base, "CUDA_VISIBLE_DEVICES": ",".join(own)} if own else base
+
+
+def visible_gpus(environment: Mapping[str, str]) -> list[str]:
+    """The GPUs of this machine, or those of CUDA_VISIBLE_DEVICES if it is set.
+
+    >>> visible_gpus({"CUDA_VISIBLE_DEVICES": "2,3"})
+    ['2', '3']
+    """
+    named = environment.get("CUDA_VISIBLE_DEVICES")
+    if named is None:
+        return [str(index) for index in range(torch.cuda.device_count())]
+    return [name for name in named.split(",") if name and not name.startswith("-")]
+
+
+@contextmanager
+def stopping(stop: threading.Event) -> Iterator[None]:
+    """SIGINT and SIGTERM set the event; afterwards they end this process as ever."""
+    received: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        received.append(number)
+        stop.set()
+
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
+        yield
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if received:
+        raise KeyboardInterrupt

@@ -1,0 +1,356 @@
+"""From a sweep's file to its runs.
+
+    title: Rules under the value trigger
+    base: ../phishing/invariant.yaml       # one configuration or several, read in order; paths are relative to this file
+    axes:
+      rule:                                # a label, and what is read on top of the base
+        FedAvg: {model: {aggregator: {class_path: FedAvg}}}
+        Krum: ../phishing/krum.yaml
+        no attack: [../phishing/fedavg.yaml, {model: {cohort: {malicious_fraction: 0}}}]
+      alpha: {setting: model.aggregator.init_args.alpha, values: [0.1, 0.25]}
+      seed: [0, 1, 2]
+    exclude:
+      - {rule: FedAvg, alpha: 0.1}         # combinations that are left out
+    paper:
+      - {rule: Krum, acc: 0.999, asr: 0.999}
+    baseline: {rule: FedAvg}               # what the report compares ASR with
+    attack_free: {rule: no attack}         # the ASR that there is without attack
+
+A cell is a combination of all axes but `seed`; a run is a cell with a seed. With `center: {alpha: 0.25, tau: 0.6}` one axis is
+varied at a time: only combinations that differ from the centre in at most one of the axes it names are run.
+"""
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fl_lightning.callbacks.run_record import experiment
+from fl_lightning.configuration import build, resolve
+from fl_lightning.errors import ConfigurationError, nearest
+from fl_lightning.experiments.run_folder import RunFolder
+
+KEYS = ("name", "title", "base", "axes", "exclude", "center", "paper", "baseline", "attack_free")
+MEASURES = ("acc", "asr")
+"""What the paper's tables give for a cell."""
+
+DECISIVE = ("max_epochs", "max_steps", "max_time", "check_val_every_n_epoch", "limit_val_batches", "callbacks")
+"""The Trainer's settings that decide what a run measures and writes."""
+
+Layer = str | dict[str, Any]
+"""A configuration file, or settings themselves."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A combination of all axes but the seed.
+
+    Args:
+        labels: axis -> label.
+        layers: what its configuration is read from, in order.
+        paper: the paper's values by measure; empty where it has none.
+    """
+
+    labels: dict[str, str]
+    layers: list[Layer]
+    paper: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return ", ".join(self.labels.values())
+
+
+@dataclass(frozen=True)
+class Run:
+    """A cell with a seed: one `fit`.
+
+    Args:
+        cell: the cell.
+        seed: the experiment's seed.
+        config: all settings.
+        folder: where it runs; named by `run_id`.
+    """
+
+    cell: Cell
+    seed: int
+    config: dict[str, Any]
+    folder: RunFolder
+
+    @property
+    def id(self) -> str:
+        return self.folder.path.name
+
+    @property
+    def name(self) -> str:
+        return f"{self.cell.name}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep's file says.
+
+    Args:
+        name: of its folder; the file's name without extension, unless the file gives one.
+        title: of its report.
+        cells: in the order of the axes.
+        seeds: one run per cell and seed.
+        center: axis -> label, where one axis is varied at a time.
+        baseline: labels of the cell that ASR is compared with, empty if there is none.
+        attack_free: labels of the cell without attack, empty if there is none.
+    """
+
+    name: str
+    title: str
+    cells: list[Cell]
+    seeds: list[int]
+    center: dict[str, str] = field(default_factory=dict)
+    baseline: dict[str, str] = field(default_factory=dict)
+    attack_free: dict[str, str] = field(default_factory=dict)
+
+    def runs(self, root: Path, given: Mapping[str, Any] | None = None, overrides: Sequence[str] = ()) -> list[Run]:
+        """All runs, their settings read and checked, without touching a file.
+
+        Args:
+            root: the folder that holds all runs of all sweeps, `<root>/<id>` each.
+            given: settings by `<Class>.<setting>`, for that class wherever a configuration names it.
+            overrides: further arguments of every `fit`, such as `["--trainer.max_epochs", "5"]`.
+
+        Raises:
+            ConfigurationError: a cell's configuration has a mistake; the message names the cell.
+        """
+        given = dict(given or {})
+        known: set[str] = set()
+        runs = []
+        for cell in self.cells:
+            try:
+                config = resolve(["fit", *arguments(cell.layers), *overrides])
+                known |= set(named_classes(config))
+                config = resolve(["fit", "--config", json.dumps(with_settings(config, given))]) if given else config
+                build_once(config)
+            except ConfigurationError as error:
+                raise ConfigurationError(f"{cell.name}: {error}") from error
+            for seed in self.seeds:
+                seeded = with_seed(config, seed)
+                folder = root.absolute() / run_id(seeded)
+                seeded["trainer"] = {**seeded["trainer"], "default_root_dir": str(folder)}
+                runs.append(Run(cell, seed, seeded, RunFolder(folder)))
+        for name in given:
+            if name.split(".")[0] not in known:
+                raise ConfigurationError(
+                    f"--with {name}: no run has a {name.split('.')[0]}; {nearest(name.split('.')[0], known)}"
+                )
+        check_distinct(runs)
+        return runs
+
+
+# ---- reading the file ------------------------------------------------------------------------------------------------
+
+
+def read_sweep(path: Path) -> Sweep:
+    """Read a sweep's file.
+
+    Raises:
+        ConfigurationError: it is not there, is not YAML, or says something that a sweep cannot mean.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigurationError(f"the sweep {path} cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"the sweep {path} is not YAML: {' '.join(str(error).split())}") from error
+    try:
+        return parse_sweep(content, path)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{path}: {error}") from error
+
+
+def parse_sweep(content: Any, path: Path) -> Sweep:
+    """The sweep that a file's content stands for; `path` is where the file lies, for its name and for relative paths."""
+    if not isinstance(content, dict) or not isinstance(content.get("axes"), dict) or not content["axes"]:
+        raise ConfigurationError("a sweep needs `axes`, a mapping with at least one entry")
+    for key in content:
+        if key not in KEYS:
+            raise ConfigurationError(f"unknown key {key}; {nearest(str(key), KEYS)}")
+    axes = {str(name): axis for name, axis in content["axes"].items()}
+    seeds = axes.pop("seed", [0])
+    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and 0 <= seed < 2**32 for seed in seeds):
+        raise ConfigurationError(f"axes.seed must be a list of whole numbers in [0, 2**32), got {seeds}")
+    if len(set(seeds)) < len(seeds):
+        raise ConfigurationError(f"axes.seed has a seed twice: {seeds}")
+    values = {name: parse_axis(name, axis, path.parent) for name, axis in axes.items()}
+    excluded = conditions(content.get("exclude", []), "exclude", values)
+    (center,) = conditions([content.get("center", {})], "center", values)
+    (baseline,) = conditions([content.get("baseline", {})], "baseline", values)
+    (attack_free,) = conditions([content.get("attack_free", {})], "attack_free", values)
+    paper = conditions(content.get("paper", []), "paper", values, MEASURES)
+    base = parse_layers(content.get("base", []), "base", path.parent)
+    cells = []
+    for labels in itertools.product(*values.values()):
+        cell = dict(zip(values, labels, strict=True))
+        off_center = sum(cell[axis] != label for axis, label in center.items())
+        if off_center > 1 or any(matches(condition, cell) for condition in excluded):
+            continue
+        layers = [layer for name, label in cell.items() for layer in values[name][label]]
+        printed = {m: v for condition in paper if matches(condition, cell) for m, v in condition.items() if m in MEASURES}
+        cells.append(Cell(cell, [*base, *layers], printed))
+    if not cells:
+        raise ConfigurationError("exclude leaves no cell of the sweep")
+    name = str(content.get("name", path.stem))
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise ConfigurationError(f"name must consist of letters, digits, '.', '_' and '-', as it names a folder; got {name!r}")
+    return Sweep(name, str(content.get("title", name)), cells, seeds, center, baseline, attack_free)
+
+
+def parse_axis(name: str, axis: Any, folder: Path) -> dict[str, list[Layer]]:
+    """Label -> layers, of an axis given by labels, or by a setting and its values."""
+    if isinstance(axis, dict) and set(axis) == {"setting", "values"}:
+        if not isinstance(axis["values"], list) or not axis["values"]:
+            raise ConfigurationError(f"axes.{name}.values must be a list with at least one value, got {axis['values']}")
+        return {str(value): [nested(str(axis["setting"]), value)] for value in axis["values"]}
+    if not isinstance(axis, dict) or not axis:
+        raise ConfigurationError(f"axes.{name} must map labels to settings, or have `setting` and `values`; got {axis}")
+    return {str(label): parse_layers(layers, f"axes.{name}.{label}", folder) for label, layers in axis.items()}
+
+
+def parse_layers(layers: Any, name: str, folder: Path) -> list[Layer]:
+    """Files, with paths made absolute, and settings, in order; None stands for nothing."""
+    found: list[Layer] = []
+    for layer in layers if isinstance(layers, list) else [] if layers is None else [layers]:
+        if isinstance(layer, dict):
+            found.append(layer)
+        elif isinstance(layer, str):
+            file = (folder / layer).resolve()
+            if not file.is_file():
+                raise ConfigurationError(f"{name}: there is no file {file}")
+            found.append(str(file))
+        else:
+            raise ConfigurationError(f"{name} must be a file, settings, or a list of these; got {layer!r}")
+    return found
+
+
+def nested(dotted: str, value: Any) -> dict[str, Any]:
+    """
+    >>> nested("model.local.epochs", 2)
+    {'model': {'local': {'epochs': 2}}}
+    """
+    for key in reversed(dotted.split(".")):
+        value = {key: value}
+    return value
+
+
+def conditions(
+    entries: Any, name: str, values: Mapping[str, Mapping[str, Any]], measures: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """The entries of `exclude` or `paper`, with labels as text, after seeing that every axis and label in them exists."""
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ConfigurationError(f"{name} must be a list of mappings, got {entries}")
+    found = []
+    for entry in entries:
+        condition: dict[str, Any] = {}
+        for key, value in entry.items():
+            if key in measures:
+                if isinstance(value, bool) or not isinstance(value, (int, float)):
+                    raise ConfigurationError(f"{name}: {key} must be a number, got {value!r}")
+                condition[key] = float(value)
+            elif key not in values:
+                raise ConfigurationError(f"{name}: there is no axis {key}; {nearest(str(key), [*values, *measures])}")
+            elif str(value) not in values[key]:
+                raise ConfigurationError(f"{name}: axis {key} has no {value}; {nearest(str(value), values[key])}")
+            else:
+                condition[key] = str(value)
+        found.append(condition)
+    return found
+
+
+def matches(condition: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
+    """Whether a cell has all the labels that a condition names."""
+    return all(labels[axis] == label for axis, label in condition.items() if axis in labels)
+
+
+# ---- settings --------------------------------------------------------------------------------------------------------
+
+
+def arguments(layers: Sequence[Layer]) -> Iterator[str]:
+    """The layers as arguments of a command."""
+    for layer in layers:
+        yield from ("--config", layer if isinstance(layer, str) else json.dumps(layer))
+
+
+def with_settings(node: Any, given: Mapping[str, Any]) -> Any:
+    """A configuration with `given["<Class>.<setting>"]` as the setting of that class, at any depth."""
+    if isinstance(node, list):
+        return [with_settings(part, given) for part in node]
+    if not isinstance(node, dict):
+        return node
+    node = {key: with_settings(part, given) for key, part in node.items()}
+    for cls in named_classes({"class_path": node.get("class_path")}):
+        for name, value in given.items():
+            named, _, place = name.partition(".")
+            if named == cls:
+                node["init_args"] = with_value(node.get("init_args") or {}, place, value)
+    return node
+
+
+def with_value(settings: Mapping[str, Any], dotted: str, value: Any) -> dict[str, Any]:
+    """
+    >>> with_value({"a": {"b": 1, "c": 2}}, "a.b", 3)
+    {'a': {'b': 3, 'c': 2}}
+    """
+    key, _, rest = dotted.partition(".")
+    return {**settings, key: with_value(settings.get(key) or {}, rest, value) if rest else value}
+
+
+def named_classes(node: Any) -> Iterator[str]:
+    """The names, without modules, of all classes in a configuration."""
+    if isinstance(node, list):
+        for part in node:
+            yield from named_classes(part)
+    elif isinstance(node, dict):
+        if isinstance(node.get("class_path"), str):
+            yield node["class_path"].rpartition(".")[2]
+        for part in node.values():
+            yield from named_classes(part)
+
+
+def with_seed(config: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """All settings with another seed; the command line links the same three places."""
+    data = {**config["data"], "init_args": {**config["data"]["init_args"], "seed": seed}}
+    return {**config, "seed_everything": seed, "model": {**config["model"], "seed": seed}, "data": data}
+
+
+def run_id(config: Mapping[str, Any]) -> str:
+    """Twelve hexadecimal digits of a SHA-256 over all settings that decide what a run computes, measures and writes.
+
+    Where files lie, how many ranks there are and what is logged where do not belong to it.
+    """
+    decisive = {key: config["trainer"].get(key) for key in DECISIVE}
+    text = json.dumps([experiment(config), decisive], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def build_once(config: Mapping[str, Any]) -> None:
+    """Make Trainer, model and data, so that values out of range are found before the first run; data are not read."""
+    trainer = {
+        **config["trainer"],
+        "logger": False,
+        "default_root_dir": None,
+        "accelerator": "cpu",
+        "devices": 1,
+        "num_nodes": 1,
+    }
+    build(["fit", "--config", json.dumps({**config, "trainer": trainer})])
+
+
+def check_distinct(runs: Sequence[Run]) -> None:
+    """Raise if two runs are the same: an axis that changes nothing."""
+    seen: dict[str, Run] = {}
+    for run in runs:
+        if run.id in seen:
+            raise ConfigurationError(f"{seen[run.id].name!r} and {run.name!r} are the same run; their settings are equal")
+        seen[run.id] = run

@@ -1,0 +1,112 @@
+"""A sweep's results as Markdown, LaTeX and CSV."""
+
+import math
+from typing import Any
+
+import pandas as pd
+
+from fl_lightning.experiments.results import Results, records
+from fl_lightning.experiments.run_folder import State
+
+LATEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}"} | {
+    "^": r"\textasciicircum{}",
+    "\\": r"\textbackslash{}",
+}
+
+
+def table(results: Results) -> pd.DataFrame:
+    """The table that a report shows, as text: a row per cell.
+
+    Acc and ASR are those of the last evaluation, mean (sample standard deviation) over the finished runs; then the means of the
+    last ten evaluations, ASR by seed, and, where the sweep has them, the paper's values and the differences from them, and the
+    reductions of ASR. What has not finished says so.
+    """
+    rows = []
+    for index, cell in enumerate(records(results.cells)):
+        states = results.runs["state"].iloc[index * len(results.seeds) : (index + 1) * len(results.seeds)].tolist()
+        asr = results.runs["asr"].iloc[index * len(results.seeds) : (index + 1) * len(results.seeds)].tolist()
+        row = {axis: str(cell[axis]) for axis in results.axes}
+        row |= {"Acc": spread(cell, "acc"), "ASR": spread(cell, "asr")}
+        row |= {"Acc, last 10": number(cell["acc_last10"]), "ASR, last 10": number(cell["asr_last10"])}
+        row["ASR by seed"] = " / ".join(
+            number(value) if state == State.FINISHED else str(state) for value, state in zip(asr, states, strict=True)
+        )
+        row["n"] = str(cell["n"]) if cell["n"] == cell["planned"] else f"{cell['n']} of {cell['planned']}"
+        if any(results.paper):
+            row["paper Acc / ASR"] = pair(number(cell["acc_paper"]), number(cell["asr_paper"]))
+            row["difference"] = pair(number(cell["acc_difference"], sign=True), number(cell["asr_difference"], sign=True))
+        if results.baseline:
+            row["ASR reduction"] = number(cell["asr_reduction"], sign=True)
+        if results.baseline and results.attack_free:
+            row["of the excess"] = "-" if math.isnan(cell["excess_reduction"]) else f"{100 * cell['excess_reduction']:.1f}%"
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def spread(cell: dict[str, Any], measure: str) -> str:
+    """A mean with its sample standard deviation, where there is one."""
+    deviation = cell[f"{measure}_sd"]
+    return number(cell[measure]) + ("" if math.isnan(deviation) else f" ({number(deviation)})")
+
+
+def number(value: float, *, sign: bool = False) -> str:
+    """Three digits as in the paper's tables, without a leading zero.
+
+    >>> number(0.5), number(1.0), number(-0.25, sign=True), number(float("nan"))
+    ('.500', '1.000', '-.250', '-')
+    """
+    if math.isnan(value):
+        return "-"
+    text = f"{value:+.3f}" if sign else f"{value:.3f}"
+    return text.replace("0.", ".", 1) if text.lstrip("+-").startswith("0.") else text
+
+
+def pair(first: str, second: str) -> str:
+    """Two numbers with a slash between, a dash where there is neither."""
+    return "-" if first == second == "-" else f"{first} / {second}"
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """
+    >>> print(markdown(pd.DataFrame({"rule": ["a|b"], "n": ["3"]})))
+    | rule | n |
+    | --- | --- |
+    | a\\|b | 3 |
+    """
+
+    def line(values: list[str]) -> str:
+        return "| " + " | ".join(value.replace("|", r"\|") for value in values) + " |"
+
+    rows = [[str(value) for value in row] for row in frame.to_numpy().tolist()]
+    return "\n".join([line(list(frame.columns)), line(["---"] * len(frame.columns)), *map(line, rows)])
+
+
+def latex(frame: pd.DataFrame, caption: str) -> str:
+    """A `table` with booktabs rules."""
+    lines = [[escape(str(value)) for value in row] for row in [list(frame.columns), *frame.to_numpy().tolist()]]
+    head, *body = [" & ".join(row) + r" \\" for row in lines]
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{escape(caption)}}}",
+            rf"\begin{{tabular}}{{{'l' * len(frame.columns)}}}",
+            r"\toprule",
+            head,
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def escape(text: str) -> str:
+    """Text with the characters that LaTeX reads as commands made plain.
+
+    >>> escape("50% of a_b")
+    '50\\\\% of a\\\\_b'
+    """
+    return "".join(LATEX.get(character, character) for character in text)
