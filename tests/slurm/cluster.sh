@@ -68,22 +68,25 @@ NodeName=n1 NodeHostname=$(hostname -s) NodeAddr=127.0.0.1 Port=${ports[2]} CPUs
 PartitionName=all Nodes=ALL Default=YES State=UP
 TEXT
     # --force: the folder may lie in one that only root can enter
-    munged --force --socket "$folder/munge.socket" --key-file "$folder/munge.key" --pid-file "$folder/munged.pid" \
-        --log-file "$folder/munged.log" --seed-file "$folder/munged.seed" --num-threads 2
-    slurmctld
-    slurmd -N n0
-    slurmd -N n1
-    for _ in {1..200}; do
+    if ! { munged --force --socket "$folder/munge.socket" --key-file "$folder/munge.key" --pid-file "$folder/munged.pid" \
+        --log-file "$folder/munged.log" --seed-file "$folder/munged.seed" --num-threads 2 &&
+        slurmctld && slurmd -N n0 && slurmd -N n1 && up; }; then
+        tail -n 20 "$folder"/*.log >&2 || true
+        stop
+        echo "error: the cluster in $folder did not come up; its logs stand above" >&2
+        exit 1
+    fi
+}
+
+# Waits until both nodes take jobs.
+up() {
+    for _ in {1..300}; do
         if [[ $(sinfo --noheader --Node --format %T 2>/dev/null) == $'idle\nidle' ]]; then
             return
         fi
         sleep 0.1
     done
-    sinfo --long --Node >&2 || true
-    tail -n 20 "$folder"/*.log >&2
-    stop
-    echo "error: the cluster in $folder did not come up; its logs stand above" >&2
-    exit 1
+    return 1
 }
 
 # Processes of this cluster: it was started, like all of its jobs, with SLURM_CONF in the environment.
