@@ -18,12 +18,13 @@ import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.pytorch.plugins.environments import ClusterEnvironment, LightningEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from rich.table import Table
 from torch.optim import Optimizer
 
+from fl_lightning import srun
 from fl_lightning.aggregators import Aggregator
 from fl_lightning.attacks import Attack
 from fl_lightning.callbacks import BackdoorMetrics, LastCheckpoint, RoundProgressBar, RunRecord
@@ -32,6 +33,7 @@ from fl_lightning.errors import ConfigurationError, nearest
 from fl_lightning.federation import Federation
 from fl_lightning.models import Classifier
 from fl_lightning.show_attack import show
+from fl_lightning.srun import SrunEnvironment
 
 T = TypeVar("T")
 
@@ -152,6 +154,9 @@ class FederatedCLI(LightningCLI):
         settings = self.config[self.subcommand].trainer
         if settings.devices == "auto":
             kwargs = {**launched(), **kwargs}
+        started_by = launcher()
+        if started_by is not None and settings.plugins is None:
+            kwargs = {"plugins": [started_by], **kwargs}
         extra: list[L.Callback] = [BackdoorMetrics(), RunRecord(self.resolved_config())]
         if settings.enable_progress_bar is not False:
             extra.append(RoundProgressBar())
@@ -185,13 +190,22 @@ def launched() -> dict[str, int]:
     if TorchElasticEnvironment.detect():
         per_node = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         return {"devices": per_node, "num_nodes": int(os.environ["WORLD_SIZE"]) // per_node}
-    if SLURMEnvironment.detect():
-        tasks = int(os.environ["SLURM_NTASKS"])
-        nodes = int(os.environ.get("SLURM_JOB_NUM_NODES") or os.environ.get("SLURM_NNODES") or "1")
-        if tasks % nodes:
-            raise ConfigurationError(f"srun started {tasks} tasks on {nodes} nodes; start as many on each (--ntasks-per-node)")
-        return {"devices": tasks // nodes, "num_nodes": nodes}
+    if SrunEnvironment.detect():
+        return {"devices": srun.per_node(), "num_nodes": srun.nodes()}
     return {}
+
+
+def launcher() -> ClusterEnvironment | None:
+    """What tells Lightning its ranks; None where it may find out by itself.
+
+    It must be told inside SLURM's jobs: torchrun's processes there are torchrun's, those of a batch script without srun are
+    nobody's, and the rest are srun's.
+    """
+    if TorchElasticEnvironment.detect():
+        return TorchElasticEnvironment()
+    if SrunEnvironment.detect():
+        return SrunEnvironment()
+    return LightningEnvironment() if "SLURM_JOB_ID" in os.environ else None
 
 
 def explain(message: str, parser: LightningArgumentParser) -> str:

@@ -154,10 +154,10 @@ def test_a_checkpoint_of_another_configuration(tmp_path, capsys):
             {"devices": 4, "num_nodes": 2},
         ),
         (
-            {"SLURM_NTASKS": "6", "SLURM_JOB_NUM_NODES": "3", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "run"},
+            {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "6", "SLURM_STEP_NUM_NODES": "3", "SLURM_PROCID": "0"},
             {"devices": 2, "num_nodes": 3},
         ),
-        ({"SLURM_NTASKS": "1", "SLURM_JOB_NAME": "bash"}, {}),  # an interactive allocation without srun
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "6", "SLURM_PROCID": "0"}, {}),  # a batch script
     ],
 )
 def test_devices_and_nodes_follow_the_launcher(monkeypatch, environment, expected):
