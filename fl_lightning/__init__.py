@@ -1,14 +1,18 @@
 """Federated learning under backdoor attack, simulated on any number of devices with Lightning."""
 
-from fl_lightning.aggregators import Aggregator
-from fl_lightning.attacks import Attack
-from fl_lightning.callbacks import AggregationDiagnostics, BackdoorMetrics, LastCheckpoint, RoundProgressBar, RunRecord
-from fl_lightning.cohort import CohortSampler
-from fl_lightning.data import FederatedDataModule
-from fl_lightning.errors import ConfigurationError
-from fl_lightning.federation import Federation
-from fl_lightning.local_training import LocalTraining
-from fl_lightning.strategy import FederatedStrategy
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fl_lightning.aggregators import Aggregator
+    from fl_lightning.attacks import Attack
+    from fl_lightning.callbacks import AggregationDiagnostics, BackdoorMetrics, LastCheckpoint, RoundProgressBar, RunRecord
+    from fl_lightning.cohort import CohortSampler
+    from fl_lightning.data import FederatedDataModule
+    from fl_lightning.errors import ConfigurationError
+    from fl_lightning.federation import Federation
+    from fl_lightning.local_training import LocalTraining
+    from fl_lightning.strategy import FederatedStrategy
 
 __all__ = [
     "AggregationDiagnostics",
@@ -25,3 +29,25 @@ __all__ = [
     "RoundProgressBar",
     "RunRecord",
 ]
+
+# Public names are imported when asked for: torch and Lightning take seconds, and what watches over a run needs neither.
+_HOMES = {
+    "Aggregator": "aggregators",
+    "Attack": "attacks",
+    "CohortSampler": "cohort",
+    "ConfigurationError": "errors",
+    "FederatedDataModule": "data",
+    "FederatedStrategy": "strategy",
+    "Federation": "federation",
+    "LocalTraining": "local_training",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES.get(name, 'callbacks')}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

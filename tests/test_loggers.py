@@ -17,7 +17,6 @@ EXPECTED = {
     "val/acc",
     "val/asr",
     "round/excluded_updates",
-    "local/loss",
     "diagnostics/kept_fraction",
     "diagnostics/norm_after",
 }
@@ -58,7 +57,7 @@ def test_tensorboard_and_csv_by_default(tmp_path):
         rows = list(csv.DictReader(file))
     board = EventAccumulator(str(tmp_path / "tensorboard" / "version_0"))
     board.Reload()
-    tags = set(board.Tags()["scalars"]) - {"epoch"}
+    tags = set(board.scalars.Keys()) - {"epoch"}
     assert tags == set(rows[0]) - {"epoch", "step"}
     assert tags >= EXPECTED, EXPECTED - tags
     assert [event.step for event in board.Scalars("val/acc")] == [1, 2]

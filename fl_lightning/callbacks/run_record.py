@@ -18,9 +18,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from fl_lightning.callbacks.round_lines import RoundLines
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.federation import Federation
+from fl_lightning.files import RoundLines, write_whole
 
 PACKAGES = ("fl_lightning", "torch", "lightning", "torchmetrics", "datasets", "numpy")
 
@@ -230,13 +230,6 @@ def processor_name() -> str:
         lines = []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return models[0] if models else platform.processor() or platform.machine()
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that readers see the old text or the new, never a part."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text)
-    part.replace(path)
 
 
 def show(record: dict[str, Any], folder: Path) -> None:

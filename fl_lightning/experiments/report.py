@@ -8,11 +8,11 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from fl_lightning.callbacks.run_record import write_whole
 from fl_lightning.experiments.figures import curves, numeric_axes, same_bytes, sensitivity, svg
 from fl_lightning.experiments.results import Results, records
 from fl_lightning.experiments.run_folder import RunFolder, State
 from fl_lightning.experiments.tables import latex, markdown, table
+from fl_lightning.files import write_whole
 
 FILES = ("report.html", "table.md", "table.tex", "cells.csv", "runs.csv", "times.csv")
 """What a report consists of. All but `times.csv` depend on the runs' results alone, so the same results give the same bytes."""

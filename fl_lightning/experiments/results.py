@@ -8,10 +8,10 @@ from typing import Any
 
 import pandas as pd
 
-from fl_lightning.callbacks.run_record import write_whole
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.experiments.run_folder import RunFolder, State
 from fl_lightning.experiments.sweep import MEASURES, Run, Sweep, matches
+from fl_lightning.files import write_whole
 
 INDEX = "sweep.json"
 """The file in a sweep's folder that tells which runs belong to which cell."""

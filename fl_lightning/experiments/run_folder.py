@@ -12,8 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from fl_lightning.callbacks.round_lines import read_lines
-from fl_lightning.callbacks.run_record import write_whole
+from fl_lightning.files import read_json, read_lines, write_whole
 
 BEAT_SECONDS = 15.0
 """Time between two signs of life of a run."""
@@ -141,12 +140,3 @@ class RunFolder:
     def beat(self) -> None:
         """A sign of life."""
         os.utime(self.path / "status.json")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; empty if there is no such file or it is not one."""
-    try:
-        found = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

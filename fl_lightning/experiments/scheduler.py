@@ -14,12 +14,12 @@ import torch
 import yaml
 from rich.console import Console
 
-from fl_lightning.callbacks.run_record import write_whole
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.experiments import job
 from fl_lightning.experiments.progress import SweepProgress
 from fl_lightning.experiments.run_folder import LockedError, RunFolder, State
 from fl_lightning.experiments.sweep import Run
+from fl_lightning.files import write_whole
 
 ELSEWHERE_SECONDS = 1.0
 """Time between two looks at a run that another process is at work on."""

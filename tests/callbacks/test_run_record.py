@@ -9,8 +9,8 @@ from tiny import tiny_data, tiny_federation, tiny_trainer
 from torch import nn
 
 from fl_lightning import BackdoorMetrics, ConfigurationError, LastCheckpoint, RunRecord
-from fl_lightning.callbacks.round_lines import read_lines
 from fl_lightning.callbacks.run_record import compare, experiment, last_mean, weights_sha256
+from fl_lightning.files import read_lines
 
 CONFIG = {
     "seed_everything": 0,

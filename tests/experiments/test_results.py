@@ -3,6 +3,7 @@
 import html.parser
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -97,7 +98,7 @@ def test_the_table_says_what_is_not_there(tmp_path):
 
 def test_columns_that_a_sweep_has_nothing_for_are_left_out(tmp_path):
     plain = results(tmp_path)
-    plain = Results(**{**vars(plain), "paper": [{} for _ in plain.paper], "baseline": {}, "attack_free": {}})
+    plain = replace(plain, paper=[{} for _ in plain.paper], baseline={}, attack_free={})
     assert not {"paper Acc / ASR", "difference", "ASR reduction", "of the excess"} & set(table(plain).columns)
 
 
@@ -131,7 +132,7 @@ def test_curves_are_of_the_rounds_in_which_any_run_was_evaluated(tmp_path):
 def test_an_axis_of_numbers_gets_a_picture(tmp_path):
     found = results(tmp_path)
     assert numeric_axes(found) == []  # tau is "-" for two rules
-    numbers = Results(**{**vars(found), "runs": found.runs.assign(tau=found.runs["tau"].replace("-", "0.0"))})
+    numbers = replace(found, runs=found.runs.assign(tau=found.runs["tau"].replace("-", "0.0")))
     assert numeric_axes(numbers) == ["tau"]
     written = write_report(numbers, tmp_path / "out")
     assert tmp_path / "out" / "sensitivity" / "tau.svg" in written

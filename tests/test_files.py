@@ -1,7 +1,7 @@
 import json
 import math
 
-from fl_lightning.callbacks.round_lines import RoundLines, read_lines
+from fl_lightning.files import RoundLines, read_lines
 
 
 def test_each_round_has_one_line_in_the_order_of_arrival(tmp_path):

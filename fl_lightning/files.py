@@ -1,4 +1,4 @@
-"""A file with one line of JSON per round, to which lines are only ever added."""
+"""Files that whoever reads them finds whole, also while a run writes them and after one was killed."""
 
 import json
 import math
@@ -50,3 +50,19 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         return []
     whole, _, _ = path.read_text().rpartition("\n")
     return [json.loads(line) for line in whole.splitlines() if line]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; empty if there is no such file or it is not one."""
+    try:
+        found = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that readers see the old text or the new, never a part."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text)
+    part.replace(path)
