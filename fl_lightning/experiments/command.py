@@ -12,7 +12,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from fl_lightning.errors import ConfigurationError
+from fl_lightning.errors import ConfigurationError, nearest
 from fl_lightning.experiments.report import write_report
 from fl_lightning.experiments.results import read_results, write_index
 from fl_lightning.experiments.run_folder import State
@@ -41,13 +41,14 @@ def sweep(args: Sequence[str]) -> None:
     planned = read_sweep(options.file)
     if options.name:
         planned = replace(planned, name=options.name)
-    runs = planned.runs(options.runs / POOL, dict(options.settings), overrides)
+    everything = planned.runs(options.runs / POOL, dict(options.settings), overrides)
+    runs = chosen(everything, options.only)
     console = Console()
     if options.dry_run or options.status:
         show(runs, console)
         return
     folder = options.runs / SWEEPS / planned.name
-    write_index(folder, planned, runs)
+    write_index(folder, planned, everything)
     if options.slurm:
         send(runs, folder, options, console)
         return
@@ -106,6 +107,14 @@ def parse_sweep_command(args: Sequence[str]) -> tuple[argparse.Namespace, list[s
         default=[],
         help="a setting of a class wherever a run names it, for example --with CIFAR10.path=data/cifar10",
     )
+    add(
+        "--only",
+        metavar="AXIS=LABEL",
+        type=label,
+        action="append",
+        default=[],
+        help="run these alone, for example --only rule=FedAvg --only rule=Krum --only seed=0; the report shows what is missing",
+    )
     add("--dry-run", action="store_true", help="list the runs and their states, and run nothing")
     add("--status", action="store_true", help="the same; states are read from the runs' folders, wherever they run")
     add("--jobs", type=int, default=1, help="runs at a time on this machine; GPUs are shared out among them (default: 1)")
@@ -135,6 +144,32 @@ def setting(text: str) -> tuple[str, Any]:
     if not separator or "." not in name.strip("."):
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form CLASS.SETTING=VALUE")
     return name, yaml.safe_load(value)
+
+
+def label(text: str) -> tuple[str, str]:
+    """
+    >>> label("rule=no attack")
+    ('rule', 'no attack')
+    """
+    axis, separator, value = text.partition("=")
+    if not separator:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form AXIS=LABEL")
+    return axis, value
+
+
+def chosen(runs: Sequence[Run], only: Sequence[tuple[str, str]]) -> list[Run]:
+    """The runs that have one of the labels given for each axis that labels are given for."""
+    wanted: dict[str, set[str]] = {}
+    for axis, value in only:
+        wanted.setdefault(axis, set()).add(value)
+    labels = [{**run.cell.labels, "seed": str(run.seed)} for run in runs]
+    for axis, values in wanted.items():
+        known = {of_run[axis] for of_run in labels if axis in of_run}
+        if not known:
+            raise ConfigurationError(f"--only {axis}: there is no such axis; {nearest(axis, labels[0])}")
+        for value in sorted(values - known):
+            raise ConfigurationError(f"--only {axis}={value}: there is no such run; {nearest(value, known)}")
+    return [run for run, own in zip(runs, labels, strict=True) if all(own[axis] in values for axis, values in wanted.items())]
 
 
 def send(runs: Sequence[Run], folder: Path, options: argparse.Namespace, console: Console) -> None:

@@ -95,6 +95,10 @@ def test_dry_run_lists_and_writes_nothing(tmp_path, sweep, capsys):
     main([*sweep[:2], "--dry-run", *LESS])
     shown = capsys.readouterr().out
     assert "3 pending" in shown
+    main([*sweep[:2], "--dry-run", "--only", "rule=FedAvg", "--only", "rule=Invariant", "--only", "seed=0", *LESS])
+    shown = capsys.readouterr().out
+    assert "2 pending" in shown
+    assert "Broken" not in shown
     assert "0/3" in shown
     assert not (tmp_path / "runs").exists()
 
@@ -106,6 +110,9 @@ def test_dry_run_lists_and_writes_nothing(tmp_path, sweep, capsys):
         (["sweep", "gone.yaml"], "gone.yaml cannot be read"),
         (["sweep", "small.yaml", "--job", "x"], "invalid int value: 'x'"),
         (["sweep", "small.yaml", "--with", "Phishing"], "'Phishing' is not of the form CLASS.SETTING=VALUE"),
+        (["sweep", "small.yaml", "--only", "rules=FedAvg"], "--only rules: there is no such axis; did you mean rule?"),
+        (["sweep", "small.yaml", "--only", "rule=Fedavg"], "--only rule=Fedavg: there is no such run; did you mean FedAvg?"),
+        (["sweep", "small.yaml", "--only", "FedAvg"], "'FedAvg' is not of the form AXIS=LABEL"),
         (["sweep", "small.yaml", "--jobs", "0"], "--jobs must be at least 1, got 0"),
         (["sweep", "small.yaml", "--ranks", "0"], "--ranks must be at least 1, got 0"),
         (["sweep", "small.yaml", "--", "--trainer.max_epcohs", "3"], "did you mean max_epochs"),
