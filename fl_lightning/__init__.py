@@ -2,7 +2,14 @@
 
 from fl_lightning.aggregators import Aggregator
 from fl_lightning.attacks import Attack
-from fl_lightning.callbacks import AggregationDiagnostics, BackdoorMetrics, LastCheckpoint, RoundProgressBar, RunRecord
+from fl_lightning.callbacks import (
+    AggregationDiagnostics,
+    BackdoorMetrics,
+    FlipRates,
+    LastCheckpoint,
+    RoundProgressBar,
+    RunRecord,
+)
 from fl_lightning.cohort import CohortSampler
 from fl_lightning.data import FederatedDataModule
 from fl_lightning.errors import ConfigurationError
@@ -20,6 +27,7 @@ __all__ = [
     "FederatedDataModule",
     "FederatedStrategy",
     "Federation",
+    "FlipRates",
     "LastCheckpoint",
     "LocalTraining",
     "RoundProgressBar",
