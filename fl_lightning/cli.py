@@ -41,7 +41,13 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run one command; see `fl-lightning --help`."""
     quiet()
     try:
-        plainly(lambda: FederatedCLI(args))
+        words = sys.argv[1:] if args is None else list(args)
+        if words[:1] == ["analyse"]:
+            from fl_lightning.analysis.command import analyse  # here, as scipy is slow to import
+
+            plainly(lambda: analyse(words[1:]))
+        else:
+            plainly(lambda: FederatedCLI(args))
     except ConfigurationError as error:
         fail(str(error))
 

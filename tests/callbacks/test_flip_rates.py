@@ -1,5 +1,6 @@
 import json
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -101,5 +102,6 @@ def test_a_file_of_something_else_is_refused(tmp_path):
 
 
 def test_rounds_without_a_benign_update_have_no_line(tmp_path):
+    nobody: Any = None
     shard = UpdateShard.from_updates(torch.ones(2, 3), malicious=torch.tensor([True, True]))
-    FlipRates().on_aggregate(None, shard, torch.zeros(3))  # would fail on the missing federation
+    FlipRates().on_aggregate(nobody, shard, torch.zeros(3))  # would fail on the missing federation
