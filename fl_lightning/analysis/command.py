@@ -46,10 +46,11 @@ def analyse(args: Sequence[str]) -> None:
     own, overrides = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
     if own and not own[0].startswith("-") and own[0] not in COMMANDS:
         raise ConfigurationError(f"there is no analysis {own[0]}; {nearest(own[0], COMMANDS)}")
-    parser = Parser(prog="fl-lightning analyse", description="Compute what the paper proves and draws.")
+    about = "Compute what the paper proves and draws."
+    parser = Parser(prog="fl-lightning analyse", description=about, allow_abbrev=False)
     subcommands = parser.add_subcommands(dest="name", help="see `fl-lightning analyse NAME --help`")
     for name, function in COMMANDS.items():
-        of_command = Parser(description=(function.__doc__ or "").split("\n")[0])
+        of_command = Parser(description=(function.__doc__ or "").split("\n")[0], allow_abbrev=False)
         of_command.add_function_arguments(function, skip={"overrides"})
         subcommands.add_subcommand(name, of_command, help=of_command.description)
     chosen = parser.parse_args([repeatable(word) for word in own])

@@ -46,11 +46,12 @@ def figure3(points: int = 1571, output: str = "runs/analysis/figure3") -> None:
     ]
     chosen = [rows[round(i * (points - 1) / 10)] for i in range(11)]
     out.table("f(theta) = 1/2 - 3/2 cos(theta)", chosen)
+    out.rows("figure3", rows)
     worst = float(np.abs(found.maximised - found.closed_form).max())
     print(
         f"Largest difference: {worst:.2g}. f > 0 beyond {found.root / math.pi:.5f} pi ({math.degrees(found.root):.2f} degrees)."
     )
-    out.numbers("figure3", {"rows": rows, "largest_difference": worst, "root": found.root})
+    out.numbers("figure3", {"largest_difference": worst, "root": found.root})
     with out.figure("figure3") as [axis]:
         axis.plot(found.theta / np.pi, found.closed_form, label="1/2 - 3/2 cos(theta)")
         axis.plot(found.theta[::50] / np.pi, found.maximised[::50], ".", label="maximised over theta'")

@@ -40,10 +40,14 @@ class Output:
             table.add_row(*(shown(value) for value in row.values()))
         Console().print(table)
         if name is not None:
-            with self._path(f"{name}.csv").open("w", newline="") as file:
-                writer = csv.DictWriter(file, rows[0])
-                writer.writeheader()
-                writer.writerows(rows)
+            self.rows(name, rows)
+
+    def rows(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write rows of equal keys to `<name>.csv`."""
+        with self._path(f"{name}.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
 
     def numbers(self, name: str, values: Any) -> None:
         """Write everything to `<name>.json`; what is no number becomes null."""

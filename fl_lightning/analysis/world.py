@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from fl_lightning.attacks.base import Attacker, Broadcast
+from fl_lightning.callbacks import RunRecord
 from fl_lightning.clients import LocalRound
 from fl_lightning.cohort import Cohort
 from fl_lightning.configuration import build, resolve
@@ -60,7 +61,8 @@ class WarmUp:
 
     Attributes:
         rounds: of training, at least 0; 0 analyses the initial weights.
-        ckpt_path: a checkpoint whose weights are taken in place of any training.
+        ckpt_path: a checkpoint whose weights are taken in place of any training; also one of other settings, if seed, model
+            and number of attacks are the same.
         attacked: whether malicious clients attack in these rounds; else they train like anyone else, and attack afterwards.
     """
 
@@ -108,6 +110,9 @@ class WarmUp:
         if self.rounds and self.ckpt_path is None:
             built.trainer.fit(built.model, built.datamodule)
         else:
+            # Of the checkpoint only the weights are wanted, so it may be one of other settings.
+            callbacks = built.trainer.callbacks  # pyrefly: ignore[missing-attribute]
+            callbacks[:] = [callback for callback in callbacks if not isinstance(callback, RunRecord)]
             built.trainer.validate(built.model, built.datamodule, ckpt_path=self.ckpt_path, verbose=False)
         built.model.to(built.model.exchange.device)  # the Trainer has put the model back on the CPU
         figures = {name: float(value) for name, value in built.trainer.callback_metrics.items() if name.startswith("val/")}
