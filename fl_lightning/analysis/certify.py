@@ -15,6 +15,7 @@ import numpy as np
 
 from fl_lightning.analysis.theory import Bounds, Progress, Setting, theorem10, theorem11
 from fl_lightning.callbacks.flip_rates import FILE, RoundFlips
+from fl_lightning.cohort import CohortSampler
 from fl_lightning.errors import ConfigurationError
 
 QUANTILES = (("median", 0.5), ("90%", 0.9), ("99%", 0.99))
@@ -92,7 +93,8 @@ def find_record(config: dict[str, Any], file: Path) -> Path:
 
 
 def setting_of(config: dict[str, Any], record: Sequence[RoundFlips]) -> Setting:
-    """N, N', alpha and tau of a run; N' is the largest that was recorded, N the number in that round.
+    """N, N', alpha and tau of a run. N' is that of the configuration, or the largest that was recorded if that is larger: before
+    `start_round` nobody attacks, and a random pool may hold more than its share.
 
     Raises:
         ConfigurationError: if the rule is not `Invariant`.
@@ -103,11 +105,11 @@ def setting_of(config: dict[str, Any], record: Sequence[RoundFlips]) -> Setting:
         raise ConfigurationError(
             f"Theorem 10 is about the invariant aggregator, but model.aggregator is {name}; certify a run with Invariant"
         )
-    worst = max(record, key=lambda flips: flips.malicious)
-    given = rule.get("init_args", {})
-    return Setting(
-        worst.benign + worst.malicious, worst.malicious, given["alpha"], given["tau"], inclusive=given.get("inclusive", False)
-    )
+    cohort = config["model"]["cohort"]
+    sampler = CohortSampler(**{**cohort, "rounds": tuple(cohort["rounds"])})
+    malicious = max([sampler.malicious_per_round, *(flips.malicious for flips in record)])
+    given = rule["init_args"]
+    return Setting(sampler.clients_per_round, malicious, given["alpha"], given["tau"], inclusive=given["inclusive"])
 
 
 def certify(

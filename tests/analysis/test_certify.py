@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fl_lightning import ConfigurationError
-from fl_lightning.analysis.certify import certify, find_record, rates
+from fl_lightning.analysis.certify import certify, find_record, rates, setting_of
 from fl_lightning.analysis.theory import Setting, theorem10
 from fl_lightning.callbacks.flip_rates import RoundFlips, read_flip_rates
 from fl_lightning.cli import main
@@ -36,6 +36,16 @@ def test_bounds_are_taken_at_these_rates():
     for at in found.at:
         assert at.bounds == theorem10(setting, at.p)
     assert found.at[0].progress.corrected > found.at[-1].progress.corrected
+
+
+def test_attackers_who_have_not_begun_count():
+    rule = {"class_path": "fl_lightning.aggregators.Invariant", "init_args": {"alpha": 0.2, "tau": 0.2, "inclusive": True}}
+    cohort = {"clients_per_round": 10, "malicious_fraction": 0.2, "start_round": 5, "rounds": []}
+    config = {"model": {"aggregator": rule, "cohort": cohort}}
+    before = RoundFlips(round=0, benign=10, malicious=0, counts=[1] * 11, zeros=0)
+    assert setting_of(config, [before]) == Setting(10, 2, alpha=0.2, tau=0.2, inclusive=True)
+    more = RoundFlips(round=6, benign=7, malicious=3, counts=[1] * 8, zeros=0)
+    assert setting_of(config, [before, more]).malicious == 3
 
 
 def test_where_the_record_lies(tmp_path):

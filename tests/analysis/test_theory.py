@@ -161,7 +161,8 @@ def test_theorem11_falls_with_malicious_steps(benign, malicious, rounds):
 
 
 def test_theorem11_refuses_steps_that_go_nowhere():
-    for change in ({"smallest": 0.0}, {"largest": 0.001}, {"distance": -1.0}, {"distance": math.inf}):
+    changes: list[dict[str, Any]] = [{"smallest": 0.0}, {"largest": 0.001}, {"distance": -1.0}, {"distance": math.inf}]
+    for change in changes:
         with pytest.raises(ConfigurationError, match="smallest must be more than 0"):
             theorem11(0.6, 0.2, **(EXAMPLE | change))
     with pytest.raises(ConfigurationError, match="rounds must be at least 1"):
