@@ -93,8 +93,10 @@ def find_record(config: dict[str, Any], file: Path) -> Path:
 
 
 def setting_of(config: dict[str, Any], record: Sequence[RoundFlips]) -> Setting:
-    """N, N', alpha and tau of a run. N' is that of the configuration, or the largest that was recorded if that is larger: before
-    `start_round` nobody attacks, and a random pool may hold more than its share.
+    """N, N', alpha and tau of a run.
+
+    N' is that of the configuration, or the largest that was recorded if that is larger: before `start_round` nobody attacks, and
+    a random pool may hold more than its share.
 
     Raises:
         ConfigurationError: if the rule is not `Invariant`.
@@ -105,8 +107,9 @@ def setting_of(config: dict[str, Any], record: Sequence[RoundFlips]) -> Setting:
         raise ConfigurationError(
             f"Theorem 10 is about the invariant aggregator, but model.aggregator is {name}; certify a run with Invariant"
         )
-    cohort = config["model"]["cohort"]
-    sampler = CohortSampler(**{**cohort, "rounds": tuple(cohort["rounds"])})
+    cohort: dict[str, Any] = config["model"]["cohort"]
+    arguments: dict[str, Any] = {**cohort, "rounds": tuple(cohort["rounds"])}
+    sampler = CohortSampler(**arguments)
     malicious = max([sampler.malicious_per_round, *(flips.malicious for flips in record)])
     given = rule["init_args"]
     return Setting(sampler.clients_per_round, malicious, given["alpha"], given["tau"], inclusive=given["inclusive"])

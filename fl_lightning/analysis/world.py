@@ -113,7 +113,9 @@ class WarmUp:
             # Of the checkpoint only the weights are wanted, so it may be one of other settings.
             callbacks = built.trainer.callbacks  # pyrefly: ignore[missing-attribute]
             callbacks[:] = [callback for callback in callbacks if not isinstance(callback, RunRecord)]
-            built.trainer.validate(built.model, built.datamodule, ckpt_path=self.ckpt_path, verbose=False)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`")  # that RunRecord is missing
+                built.trainer.validate(built.model, built.datamodule, ckpt_path=self.ckpt_path, verbose=False)
         built.model.to(built.model.exchange.device)  # the Trainer has put the model back on the CPU
         figures = {name: float(value) for name, value in built.trainer.callback_metrics.items() if name.startswith("val/")}
         return World(built.model, max(self.rounds, built.model.cohort.start_round), figures)
