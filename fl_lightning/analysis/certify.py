@@ -95,8 +95,8 @@ def find_record(config: dict[str, Any], file: Path) -> Path:
 def setting_of(config: dict[str, Any], record: Sequence[RoundFlips]) -> Setting:
     """N, N', alpha and tau of a run.
 
-    N' is that of the configuration, or the largest that was recorded if that is larger: before `start_round` nobody attacks, and
-    a random pool may hold more than its share.
+    N' is that of the configuration, or the largest that was recorded if that is larger: before `start_round` nobody attacks,
+    and a random pool may hold more than its share.
 
     Raises:
         ConfigurationError: if the rule is not `Invariant`.

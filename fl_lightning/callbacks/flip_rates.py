@@ -55,8 +55,8 @@ class FlipRates(L.Callback):
     no line. `fl-lightning analyse certify` reads the file. Costs about as much as a plain mean, in double precision.
 
     The sign of the mean stands in for that of the expectation, which nobody knows. It follows the clients that it is taken
-    over, so that rates come out too small: where benign clients agree on nothing, p is .5, but with B = 16 about .40 is
-    counted.
+    over, so that rates come out too small: where benign entries are noise, p is .5, but arccos(1/sqrt(B))/pi is counted, .42
+    with B = 16.
 
     Example:
         >>> trainer = L.Trainer(strategy="federated", callbacks=[FlipRates()])
