@@ -19,6 +19,8 @@ from scipy.stats import binom
 from fl_lightning.aggregators.votes import GUARD, SignConsistency, check_alpha, check_trim, trim_count
 from fl_lightning.errors import ConfigurationError
 
+NOTHING = 1e-300
+
 # ---- Figure 3 ----------------------------------------------------------------------------------------------------------
 
 
@@ -179,7 +181,7 @@ def theorem10(setting: Setting, p: float) -> Bounds:
         >>> round(bounds.benign, 4), f"{bounds.malicious:.2e}"
         (0.1853, '1.24e-09')
     """
-    check_probability("p", p)
+    p = check_probability("p", p)
     n, f, b, x_min = setting.clients, setting.malicious, setting.trimmed, setting.majority
     flips = np.arange(setting.benign + 1)  # F
     likely = binom.pmf(flips, setting.benign, p)
@@ -261,8 +263,7 @@ def theorem11(
         >>> round(found.corrected, 4), round(found.printed, 4)
         (0.0233, 0.0808)
     """
-    check_probability("benign", benign)
-    check_probability("malicious", malicious)
+    benign, malicious = check_probability("benign", benign), check_probability("malicious", malicious)
     for name, value, least in (("rounds", rounds, 1), ("coordinates", coordinates, 1)):
         if value < least:
             raise ConfigurationError(f"{name} must be at least {least}, got {value}")
@@ -270,7 +271,7 @@ def theorem11(
         raise ConfigurationError(
             f"distance and smallest must be more than 0 and largest at least smallest, got {distance}, {smallest} and {largest}"
         )
-    neutral = 0.0 if benign == 1 else max(0.0, min(1.0, (1 - benign - malicious) / (1 - benign)))
+    neutral = 0.0 if benign == 1 else check_probability("neutral", max(0.0, min(1.0, (1 - benign - malicious) / (1 - benign))))
     steps = np.arange(rounds + 1)  # i
     others = rounds - steps
     tolerated = (steps * smallest - distance) / largest
@@ -322,7 +323,8 @@ def backdoor_loss_bound(loss: float, flatness: float, radius: float, largest: fl
     return max(0.0, loss - flatness * (radius + math.sqrt(coordinates) * largest))
 
 
-def check_probability(name: str, value: float) -> None:
-    """Raise `ConfigurationError` unless the value lies in [0, 1]."""
+def check_probability(name: str, value: float) -> float:
+    """The value; raise `ConfigurationError` unless it lies in [0, 1]. Next to nothing is taken as 0: SciPy overflows there."""
     if not 0 <= value <= 1:
         raise ConfigurationError(f"{name} is a probability, which lies in [0, 1], got {value}")
+    return value if value > NOTHING else 0.0

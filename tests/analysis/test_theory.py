@@ -112,6 +112,11 @@ def test_settings_that_cannot_be(change, message):
         Setting(**({"clients": 20, "malicious": 4, "alpha": 0.25, "tau": 0.2} | change))
 
 
+def test_next_to_nothing_is_a_probability():
+    assert theorem10(CIFAR, 1e-310) == theorem10(CIFAR, 0.0)
+    assert theorem11(1e-310, 0.0, **EXAMPLE).corrected == 0.0
+
+
 def test_a_probability_lies_between_0_and_1():
     with pytest.raises(ConfigurationError, match="p is a probability"):
         theorem10(CIFAR, 1.5)
