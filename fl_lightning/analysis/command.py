@@ -54,7 +54,7 @@ def analyse(args: Sequence[str]) -> None:
         of_command.add_function_arguments(function, skip={"overrides"})
         subcommands.add_subcommand(name, of_command, help=of_command.description)
     chosen = parser.parse_args([repeatable(word) for word in own])
-    options = parser.instantiate_classes(chosen)[chosen.name].as_dict()
+    options = parser.instantiate(chosen)[chosen.name].as_dict()
     if "config" in options:
         options["overrides"] = overrides
     elif overrides:

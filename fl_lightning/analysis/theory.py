@@ -20,6 +20,7 @@ from fl_lightning.aggregators.votes import GUARD, SignConsistency, check_alpha, 
 from fl_lightning.errors import ConfigurationError
 
 NOTHING = 1e-300
+"""Probabilities below this are taken as 0."""
 
 # ---- Figure 3 ----------------------------------------------------------------------------------------------------------
 
@@ -55,8 +56,8 @@ def figure3(theta: np.ndarray, grid: int = 2001) -> Figure3:
         grid: values of theta' that are tried.
 
     Example:
-        >>> float(figure3(np.array([np.pi / 2])).closed_form[0])
-        0.49999999999999994
+        >>> round(float(figure3(np.array([np.pi / 2])).closed_form[0]), 4)
+        0.5
     """
     tried = np.linspace(0.0, np.pi / 2, grid)
     maximised = np.array([(np.cos(tried) * np.cos(np.pi - t - tried)).max() - np.cos(t) for t in theta])
