@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fl_lightning.aggregators import Aggregator
     from fl_lightning.attacks import Attack
-    from fl_lightning.callbacks import AggregationDiagnostics, BackdoorMetrics, LastCheckpoint, RoundProgressBar, RunRecord
+    from fl_lightning.callbacks import (
+        AggregationDiagnostics,
+        BackdoorMetrics,
+        FlipRates,
+        LastCheckpoint,
+        RoundProgressBar,
+        RunRecord,
+    )
     from fl_lightning.cohort import CohortSampler
     from fl_lightning.data import FederatedDataModule
     from fl_lightning.errors import ConfigurationError
@@ -24,6 +31,7 @@ __all__ = [
     "FederatedDataModule",
     "FederatedStrategy",
     "Federation",
+    "FlipRates",
     "LastCheckpoint",
     "LocalTraining",
     "RoundProgressBar",

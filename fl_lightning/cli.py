@@ -14,7 +14,11 @@ from typing import NoReturn
 from fl_lightning.configuration import FederatedCLI, plainly
 from fl_lightning.errors import ConfigurationError
 
-COMMANDS = {"sweep": "fl_lightning.experiments.command", "report": "fl_lightning.experiments.command"}
+COMMANDS = {
+    "sweep": "fl_lightning.experiments.command",
+    "report": "fl_lightning.experiments.command",
+    "analyse": "fl_lightning.analysis.command",
+}
 """Commands that are not Lightning's, with the modules of their functions, which a run has no need to import."""
 
 

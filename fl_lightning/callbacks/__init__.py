@@ -2,8 +2,9 @@
 
 from fl_lightning.callbacks.aggregation_diagnostics import AggregationDiagnostics
 from fl_lightning.callbacks.backdoor_metrics import BackdoorMetrics
+from fl_lightning.callbacks.flip_rates import FlipRates
 from fl_lightning.callbacks.last_checkpoint import LastCheckpoint
 from fl_lightning.callbacks.round_progress import RoundProgressBar
 from fl_lightning.callbacks.run_record import RunRecord
 
-__all__ = ["AggregationDiagnostics", "BackdoorMetrics", "LastCheckpoint", "RoundProgressBar", "RunRecord"]
+__all__ = ["AggregationDiagnostics", "BackdoorMetrics", "FlipRates", "LastCheckpoint", "RoundProgressBar", "RunRecord"]
