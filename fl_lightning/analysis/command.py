@@ -7,13 +7,14 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 
-from fl_lightning.analysis import on_models, on_paper
+from fl_lightning.analysis import on_models, on_paper, on_sweeps
 from fl_lightning.errors import ConfigurationError, nearest
 
 COMMANDS: dict[str, Any] = {
     "figure3": on_paper.figure3,
     "figure4": on_models.figure4,
     "figure5": on_models.figure5,
+    "figure6": on_sweeps.figure6,
     "separability": on_models.separability,
     "flatness": on_models.flatness,
     "theorem10": on_paper.theorem10,
@@ -51,7 +52,7 @@ def analyse(args: Sequence[str]) -> None:
     subcommands = parser.add_subcommands(dest="name", help="see `fl-lightning analyse NAME --help`")
     for name, function in COMMANDS.items():
         of_command = Parser(description=(function.__doc__ or "").split("\n")[0], allow_abbrev=False)
-        of_command.add_function_arguments(function, skip={"overrides"})
+        of_command.add_function_arguments(function, skip={"overrides"}, as_positional=True)
         subcommands.add_subcommand(name, of_command, help=of_command.description)
     chosen = parser.parse_args([repeatable(word) for word in own])
     options = parser.instantiate(chosen)[chosen.name].as_dict()

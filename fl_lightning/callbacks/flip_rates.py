@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.federation import Federation
+from fl_lightning.files import RoundLines
 from fl_lightning.updates.shard import UpdateShard
 
 FILE = "flip_rates.jsonl"
@@ -62,33 +63,25 @@ class FlipRates(L.Callback):
         >>> trainer = L.Trainer(strategy="federated", callbacks=[FlipRates()])
     """
 
-    def __init__(self) -> None:
-        self.written: set[int] = set()
-
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.written = set()
         if not trainer.is_global_zero:
             return
         path = Path(trainer.default_root_dir) / FILE
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            kept = read_flip_rates(path) if trainer.ckpt_path is not None and path.exists() else []
-            path.write_text("".join(json.dumps(asdict(flips)) + "\n" for flips in kept))
+            self.lines = RoundLines(path, afresh=trainer.ckpt_path is None)
         except OSError as error:
             raise ConfigurationError(
                 f"trainer.default_root_dir: FlipRates cannot write {path}: {error}; give a folder that can be written"
             ) from error
-        self.written = {flips.round for flips in kept}
 
     def on_aggregate(self, federation: Federation, shard: UpdateShard, aggregate: Tensor) -> None:
         if bool(shard.malicious.all()):  # also if no update is left
             return
         flips = count_flips(shard)
         federation.log("diagnostics/flip_rate", flips.rate, batch_size=1)
-        if federation.trainer.is_global_zero and flips.round not in self.written:
-            with (Path(federation.trainer.default_root_dir) / FILE).open("a") as file:
-                file.write(json.dumps(asdict(flips)) + "\n")
-            self.written.add(flips.round)
+        if federation.trainer.is_global_zero:
+            self.lines.add(asdict(flips))
 
 
 def count_flips(shard: UpdateShard) -> RoundFlips:

@@ -68,10 +68,8 @@ def report(args: Sequence[str]) -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
     parser.add_argument("--output", type=Path, help="where to write (default: the sweep's folder)")
     options = parser.parse_args(args)
-    folder = options.sweep
-    if folder.suffix in (".yaml", ".yml"):
-        folder = options.runs / SWEEPS / read_sweep(folder).name
-    results = read_results(folder, folder.absolute().parents[1] / POOL)
+    folder, pool = locate(options.sweep, options.runs)
+    results = read_results(folder, pool)
     output = options.output or folder
     write_report(results, output)
     shown = table(results).drop(columns=["Acc, last 10", "ASR, last 10", "ASR by seed"])  # they would not fit a terminal
@@ -80,6 +78,16 @@ def report(args: Sequence[str]) -> None:
         printed.add_row(*row)
     Console().print(printed)
     print(f"Report: {output / 'report.html'}")
+
+
+def locate(sweep: Path, runs: Path) -> tuple[Path, Path]:
+    """The folder of a sweep, given that or the sweep's file, and the folder of the runs that it names.
+
+    >>> locate(Path("runs/sweeps/some"), Path("runs"))[0]
+    PosixPath('runs/sweeps/some')
+    """
+    folder = runs / SWEEPS / read_sweep(sweep).name if sweep.suffix in (".yaml", ".yml") else sweep
+    return folder, folder.absolute().parents[1] / POOL
 
 
 def parse_sweep_command(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

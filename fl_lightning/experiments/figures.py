@@ -53,6 +53,13 @@ def numeric_axes(results: Results) -> list[str]:
 
 
 def sensitivity(results: Results, axis: str) -> Figure:
+    """Acc and ASR by the value of an axis; see `draw_sensitivity`."""
+    figure = Figure(figsize=(3.4, 2.6), layout="constrained")
+    draw_sensitivity(figure.add_subplot(), results, axis)
+    return figure
+
+
+def draw_sensitivity(axes: Axes, results: Results, axis: str) -> None:
     """Acc and ASR by the value of an axis, means with sample standard deviations over seeds.
 
     There is a line per combination of the other axes; where the sweep varies one axis at a time, the others are at the centre.
@@ -62,8 +69,6 @@ def sensitivity(results: Results, axis: str) -> Figure:
         if other != axis:
             cells = cells[cells[other] == label]
     others = [name for name in results.axes if name != axis and name not in results.center]
-    figure = Figure(figsize=(3.4, 2.6), layout="constrained")
-    axes = figure.add_subplot()
     groups = list(cells.groupby(others, sort=False)) if others else [((), cells)]
     for index, (labels, group) in enumerate(groups):
         points = group.assign(value=group[axis].astype(float)).sort_values("value")
@@ -74,7 +79,6 @@ def sensitivity(results: Results, axis: str) -> Figure:
                 points["value"], points[measure], yerr=points[f"{measure}_sd"].fillna(0.0), label=name, capsize=2, **style
             )
     finish(axes, "", axis)
-    return figure
 
 
 def finish(axes: Axes, title: str, label: str) -> None:

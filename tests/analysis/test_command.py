@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from fl_lightning.cli import main
+from fl_lightning.experiments.results import write_index
+from fl_lightning.experiments.sweep import read_sweep
 
 ROOT = Path(__file__).parents[2]
 DIGITS = str(ROOT / "configs" / "digits" / "edge_case.yaml")
@@ -132,3 +134,26 @@ def test_mistakes_are_one_line(args, message, capsys):
     shown = capsys.readouterr().err
     assert message in shown
     assert "Traceback" not in shown
+
+
+def test_figure6(tmp_path, capsys):
+    (tmp_path / "some.yaml").write_text(
+        f"base: {PHISHING}\naxes: {{tau: {{setting: model.aggregator.init_args.tau, values: [0.0, 0.3, 0.6]}}, seed: [0, 1]}}"
+    )
+    with pytest.raises(SystemExit):
+        main(["analyse", "figure6", str(tmp_path / "some.yaml")])
+    assert "start one with `sweep`" in capsys.readouterr().err
+    sweep = read_sweep(tmp_path / "some.yaml")
+    runs = sweep.runs(tmp_path / "runs" / "pool")
+    write_index(tmp_path / "runs" / "sweeps" / "some", sweep, runs)
+    for run in runs[:4]:
+        run.folder.path.mkdir(parents=True)
+        (run.folder.path / "run.json").write_text(json.dumps({"finished": True, "acc": 0.5, "asr": run.seed / 4}))
+    main(["analyse", "figure6", str(tmp_path / "some.yaml"), "--output", str(tmp_path / "out")])
+    found = rows(tmp_path / "out" / "figure6.csv")
+    assert [(row["tau"], row["asr"], row["n"]) for row in found] == [
+        ("0.0", "0.125", "2"),
+        ("0.3", "0.125", "2"),
+        ("0.6", "nan", "0"),
+    ]
+    assert (tmp_path / "out" / "figure6.png").read_bytes().startswith(b"\x89PNG")
