@@ -145,7 +145,70 @@ def test_the_packages_networks(module: Any, shape: tuple[int, ...]) -> None:
     stepper = assert_same(module(), LocalTraining(batch_size=2), [samples(2 * RECORD_AFTER + 5, shape)])
     assert stepper.recordings
     replayed = next(iter(stepper.recordings.values()))
-    assert not isinstance(replayed.run, torch.fx.GraphModule), "replayed in Python"
+    assert isinstance(replayed.run, torch.jit.ScriptFunction), "replayed in Python"
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many steps each replay takes."""
+    found: list[int] = []
+    real = recorded_steps._Recording.replay
+
+    def replay(self: Any, state: list[Tensor], batches: list[list[Tensor]], logs: Any) -> None:
+        found.append(len(batches))
+        real(self, state, batches, logs)
+
+    monkeypatch.setattr(recorded_steps._Recording, "replay", replay)
+    return found
+
+
+def without_dropout() -> Net:
+    torch.manual_seed(0)
+    module = Net()
+    module.net[3] = nn.Identity()
+    return module
+
+
+def test_steps_that_draw_nothing_are_taken_together(calls: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    data = [samples(n, seed=n) for n in (40, 40, 43, 48)]
+    assert_same(without_dropout(), LocalTraining(batch_size=8), data)
+    assert calls == [1, 1, 5, 5, 6]  # the first 3 of all are unrecorded, as is a rest of 3; recording replays its own batch
+    calls.clear()
+    monkeypatch.setattr(recorded_steps, "WAITING_BYTES", 2 * 8 * (6 * 4 + 8))
+    assert_same(without_dropout(), LocalTraining(batch_size=8), data)
+    assert max(calls) == 2
+    calls.clear()
+    assert_same(Net(), LocalTraining(batch_size=8), data)
+    assert max(calls) == 1  # dropout, and samples that draw as they are read, share a generator
+
+
+def test_steps_do_not_wait_beyond_what_looks_at_weights(calls: list[int]) -> None:
+    module, seen = without_dropout(), []
+
+    def look(step: int, steps: int) -> None:
+        seen.append(module.average.item())
+
+    assert_same(module, LocalTraining(batch_size=8), [samples(40, seed=1)] * 3, after_step=look)
+    assert set(calls) == {1}
+    assert seen[:15] == seen[15:]
+
+
+def test_what_a_failed_client_left_waiting_is_forgotten() -> None:
+    class Fails(TensorSamples):
+        def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> Any:
+            if len(indices) < 8:
+                raise OSError("gone")
+            return super().batch(indices, generator)
+
+    module, local = without_dropout(), LocalTraining(batch_size=8)
+    stepper, start, data = RecordedSteps(module, local), Snapshot(module), samples(40, seed=1)
+    expected = trained(module, local, [data], None)
+    trained(module, local, [data], stepper)
+    with pytest.raises(OSError, match="gone"):
+        trained(module, local, [Fails(torch.zeros(20, 6), torch.zeros(20).long())], stepper)
+    start.restore(module)
+    found = trained(module, local, [data], stepper)
+    assert all(torch.equal(a, b) for a, b in zip(found[0][0], expected[0][0], strict=True))
 
 
 def test_rare_shapes_are_not_recorded() -> None:
@@ -307,8 +370,11 @@ def test_a_graph_that_torchscript_does_not_know_is_replayed_as_it_is() -> None:
 
     x = torch.ones(2)
     graph = make_fx(Unknown())(x.clone())
-    assert without_python(graph, [x]) is graph
-    assert torch.equal(x, torch.ones(2))
+    steps = without_python(graph, [], [x])
+    assert torch.equal(x, torch.ones(2)), "the example is not written into"
+    assert not isinstance(steps, torch.jit.ScriptFunction)
+    steps([], [[x], [x]])
+    assert torch.equal(x, torch.full((2,), 3.0))
 
 
 @pytest.mark.gpu

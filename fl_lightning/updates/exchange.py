@@ -35,13 +35,12 @@ class LocalUpdates:
     Attributes:
         new: (d,) float32; write a client's weights here, then call `store`.
         buckets: (W, K_r, s) float32 per bucket; entry [w, k, j] is a coordinate that rank w owns.
-        finite: (K_r,) bool, which of the updates are finite everywhere.
     """
 
     def __init__(self, bucket_columns: list[int], num_local: int, world: int, old: Tensor) -> None:
         d, device = len(old), old.device
         self.buckets = [torch.empty(world, num_local, columns, device=device) for columns in bucket_columns]
-        self.finite = torch.ones(num_local, dtype=torch.bool, device=device)
+        self._extremes = torch.zeros(len(bucket_columns), num_local, 2, device=device)
         padded = old.new_zeros(2, world * sum(bucket_columns))
         padded[0, :d] = old
         self.new = padded[1, :d]
@@ -50,14 +49,17 @@ class LocalUpdates:
     def store(self, k: int) -> None:
         """Keep what `old` has over `new` as the update of this rank's k-th client."""
         at = 0
-        for bucket in self.buckets:
+        for bucket, extremes in zip(self.buckets if len(self.new) else (), self._extremes, strict=False):
             columns = slice(at, at + bucket.shape[2])
             update = bucket[:, k]
             torch.sub(self._old_parts[:, columns], self._new_parts[:, columns], out=update)
-            # Looked at while it is in the cache. NaN and infinities survive in the extremes.
-            if update.numel():
-                self.finite[k] &= torch.stack(update.aminmax()).isfinite().all()
+            torch.aminmax(update, out=extremes[k].unbind())  # looked at while it is in the cache
             at = columns.stop
+
+    @property
+    def finite(self) -> Tensor:
+        """(K_r,) bool, which of the updates are finite everywhere; NaN and infinities survive in the extremes."""
+        return self._extremes.isfinite().all(dim=2).all(dim=0)
 
     def close(self) -> None:
         """Give up everything but the updates, which are about to travel."""
