@@ -299,11 +299,7 @@ class _Recording:
                 self.graph = make_fx(outputs)(*(tensor.clone() for tensor in (*state, *leaves)))
         except (RuntimeError, TypeError, ValueError, NotImplementedError, AttributeError) as error:
             raise NotRecordableError(f"its step cannot be traced: {str(error).strip().splitlines()[0]}") from error
-        for node in list(self.graph.graph.nodes):  # without autograd a detached tensor is the tensor
-            if node.target is torch.ops.aten.detach.default:
-                node.replace_all_uses_with(node.args[0])
-                self.graph.graph.erase_node(node)
-        self.graph.recompile()
+        remove_detours(self.graph)
         self.patient = not any(
             torch.Tag.nondeterministic_seeded in getattr(n.target, "tags", ()) for n in self.graph.graph.nodes
         )
@@ -311,15 +307,16 @@ class _Recording:
 
     def prepare(self, state: list[Tensor], leaves: list[Tensor]) -> None:
         """Find out how the operations are replayed."""
+        self.factors = factors_to_inputs(self.graph, len(state))
         try:
-            self.run = without_python(self.graph, state, leaves)
+            self.run = without_python(self.graph, [*state, *self.factors], leaves)
         except RuntimeError as error:
             raise NotRecordableError(f"its step cannot be replayed: {str(error).strip().splitlines()[0]}") from error
 
     def replay(self, state: list[Tensor], batches: list[list[Tensor]], logs: LogCollector) -> None:
         """A step for each batch, given as its leaves."""
         with torch.no_grad(), torch.jit.optimized_execution(False):  # the operations as they were recorded
-            for outputs in self.run(state, batches):
+            for outputs in self.run([*state, *self.factors], batches):
                 tell(logs, self.names, outputs)
 
 
@@ -359,6 +356,40 @@ class _CudaRecording(_Recording):
                 place.copy_(leaf)
             self.captured.replay()
             tell(logs, self.names, [output.clone() for output in self.outputs])  # the next replay writes over them
+
+
+def remove_detours(graph: torch.fx.GraphModule) -> None:
+    """Leave out what gives a tensor that is there already: detached, as there is no autograd, or transposed twice."""
+    detach, transpose = torch.ops.aten.detach.default, torch.ops.aten.t.default
+    for node in list(graph.graph.nodes):
+        if node.target is detach:
+            node.replace_all_uses_with(node.args[0])
+        elif node.target is transpose and node.args[0].target is transpose:
+            node.replace_all_uses_with(node.args[0].args[0])
+    for node in reversed(graph.graph.nodes):
+        if node.target in (detach, transpose) and not node.users:
+            graph.graph.erase_node(node)
+    graph.recompile()
+
+
+def factors_to_inputs(graph: torch.fx.GraphModule, after: int) -> list[Tensor]:
+    """Numbers that float32 tensors are multiplied by, momentum say, as tensors, which PyTorch would make of them in every step.
+
+    Returns:
+        What the graph takes as further inputs from now on, behind its first `after` ones.
+    """
+    factors: list[Tensor] = []
+    behind = [node for node in graph.graph.nodes if node.op == "placeholder"][after - 1]
+    for node in graph.graph.nodes:
+        if node.target in (torch.ops.aten.mul.Tensor, torch.ops.aten.mul_.Tensor):
+            tensor, factor = node.args
+            if isinstance(factor, float) and tensor.meta["tensor_meta"].dtype == torch.float32:
+                with graph.graph.inserting_after(behind):
+                    behind = graph.graph.placeholder(f"factor_{len(factors)}")
+                factors.append(torch.tensor(factor, dtype=torch.float32))
+                node.args = (tensor, behind)
+    graph.recompile()
+    return factors
 
 
 Steps = Callable[[list[Tensor], list[list[Tensor]]], list[list[Tensor]]]

@@ -377,6 +377,24 @@ def test_a_graph_that_torchscript_does_not_know_is_replayed_as_it_is() -> None:
     assert torch.equal(x, torch.full((2,), 3.0))
 
 
+def test_detours_and_numbers_leave_a_recording() -> None:
+    def function(x: Tensor, y: Tensor) -> list[Tensor]:
+        x.mul_(0.9).add_(y.t().t().t() * 0.1).mul_(0.9)
+        return [x.detach().double() * 0.9, x * 2]
+
+    x, y = torch.randn(3, 3), torch.randn(3, 3)
+    graph = make_fx(function)(x.clone(), y)
+    recorded_steps.remove_detours(graph)
+    factors = recorded_steps.factors_to_inputs(graph, 1)
+    assert [factor.item() for factor in factors] == pytest.approx([0.9, 0.1, 0.9])
+    assert graph.code.count("aten.t.") == 1
+    assert "detach" not in graph.code
+    assert "0.9" in graph.code  # a double's, which would be another number as float32
+    first, second = x.clone(), x.clone()
+    expected, found = function(first, y), graph(second, *factors, y)
+    assert all(torch.equal(a, b) for a, b in zip((first, *expected), (second, *found), strict=True))
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("channels_last", [False, True])

@@ -48,8 +48,10 @@ class LocalUpdates:
 
     def store(self, k: int) -> None:
         """Keep what `old` has over `new` as the update of this rank's k-th client."""
+        if not len(self.new):
+            return
         at = 0
-        for bucket, extremes in zip(self.buckets if len(self.new) else (), self._extremes, strict=False):
+        for bucket, extremes in zip(self.buckets, self._extremes, strict=True):
             columns = slice(at, at + bucket.shape[2])
             update = bucket[:, k]
             torch.sub(self._old_parts[:, columns], self._new_parts[:, columns], out=update)
