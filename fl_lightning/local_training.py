@@ -129,13 +129,12 @@ class LocalTraining:
         parameters = [p for p in module.parameters() if p.requires_grad]
         device = parameters[0].device
         optimizer, scheduler = read_optimizers(module.configure_optimizers())
+        step_arguments = len(inspect.signature(module.training_step).parameters) if stepper is None else 0
         epochs = self.epochs if steps is None else math.inf
         steps = self.num_steps(len(samples)) if steps is None else steps
         step = epoch_number = 0
         if stepper is not None:
             stepper.begin(optimizer)
-        else:
-            step_arguments = len(inspect.signature(module.training_step).parameters)
         with collected_logs(module) as logs:
             for epoch in epoch_batches(len(samples), epochs, self.batch_size, generator, device):
                 for indices in epoch[: steps - step]:

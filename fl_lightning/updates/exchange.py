@@ -17,7 +17,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fl_lightning.updates.arriving import ArrivingBuckets, Finish
-from fl_lightning.updates.shard import UpdateShard, all_gather, block_size
+from fl_lightning.updates.blocks import block_size
+from fl_lightning.updates.gathering import all_gather, gather_objects
+from fl_lightning.updates.shard import UpdateShard
 
 BUCKET_BYTES = 16 * 2**20
 """Default memory for one bucket."""
@@ -234,11 +236,7 @@ class Exchange:
 
     def collect(self, item: Any) -> list[Any]:
         """A small picklable object of every rank, on every rank, in rank order."""
-        if not self.distributed:
-            return [item]
-        items: list[Any] = [None] * self.world
-        dist.all_gather_object(items, item)
-        return items
+        return gather_objects(item, self.device) if self.distributed else [item]
 
 
 def reorder(rows: Tensor, order: list[int]) -> None:

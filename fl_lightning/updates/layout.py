@@ -94,9 +94,9 @@ class Snapshot:
 
     def restore(self, module: nn.Module) -> None:
         """Copy the values back into the module's tensors."""
-        there = [(tensor, self._tensors[name]) for name, tensor in named_state(module) if name in self._tensors]
+        there = {name: tensor for name, tensor in named_state(module) if name in self._tensors}
         if there:
-            torch._foreach_copy_(*map(list, zip(*there, strict=True)))
+            torch._foreach_copy_(list(there.values()), [self._tensors[name] for name in there])
 
 
 def named_state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
