@@ -383,7 +383,8 @@ def factors_to_inputs(graph: torch.fx.GraphModule, after: int) -> list[Tensor]:
     for node in graph.graph.nodes:
         if node.target in (torch.ops.aten.mul.Tensor, torch.ops.aten.mul_.Tensor):
             tensor, factor = node.args
-            if isinstance(factor, float) and tensor.meta["tensor_meta"].dtype == torch.float32:
+            about = tensor.meta.get("tensor_meta")  # not known of constants
+            if isinstance(factor, float) and about is not None and about.dtype == torch.float32:
                 with graph.graph.inserting_after(behind):
                     behind = graph.graph.placeholder(f"factor_{len(factors)}")
                 factors.append(torch.tensor(factor, dtype=torch.float32))

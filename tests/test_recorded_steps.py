@@ -377,6 +377,16 @@ def test_a_graph_that_torchscript_does_not_know_is_replayed_as_it_is() -> None:
     assert torch.equal(x, torch.full((2,), 3.0))
 
 
+def test_constants_of_a_step() -> None:
+    class Weighted(MLP):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return super().training_step(batch, batch_idx) * (self.weight * 0.3)
+
+    module = Weighted(sizes=(6, 5, 3))
+    module.__dict__["weight"] = torch.tensor(1.7)  # neither parameter nor buffer
+    assert assert_same(module, LocalTraining(batch_size=8), CLIENTS).recordings
+
+
 def test_detours_and_numbers_leave_a_recording() -> None:
     def function(x: Tensor, y: Tensor) -> list[Tensor]:
         x.mul_(0.9).add_(y.t().t().t() * 0.1).mul_(0.9)
