@@ -14,7 +14,8 @@ from fl_lightning import recorded_steps
 from fl_lightning.data import TensorSamples
 from fl_lightning.local_training import LocalTraining
 from fl_lightning.models import CNN, LSTM, MLP, Classifier, ResNet18
-from fl_lightning.recorded_steps import RECORD_AFTER, NotRecordableError, RecordedSteps, without_python
+from fl_lightning.recorded_steps import RECORD_AFTER, NotRecordableError, RecordedSteps
+from fl_lightning.traced_graphs import factors_to_inputs, remove_detours, without_python
 from fl_lightning.updates.layout import Snapshot, named_state
 
 
@@ -379,6 +380,8 @@ def test_a_graph_that_torchscript_does_not_know_is_replayed_as_it_is() -> None:
 
 def test_constants_of_a_step() -> None:
     class Weighted(MLP):
+        weight: Any
+
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
             return super().training_step(batch, batch_idx) * (self.weight * 0.3)
 
@@ -394,8 +397,8 @@ def test_detours_and_numbers_leave_a_recording() -> None:
 
     x, y = torch.randn(3, 3), torch.randn(3, 3)
     graph = make_fx(function)(x.clone(), y)
-    recorded_steps.remove_detours(graph)
-    factors = recorded_steps.factors_to_inputs(graph, 1)
+    remove_detours(graph)
+    factors = factors_to_inputs(graph, 1)
     assert [factor.item() for factor in factors] == pytest.approx([0.9, 0.1, 0.9])
     assert graph.code.count("aten.t.") == 1
     assert "detach" not in graph.code
