@@ -37,9 +37,9 @@ from fl_lightning.data import IID, TensorSamples
 from fl_lightning.footprint import Footprint, owned, readable
 from fl_lightning.models import MLP, ResNet18
 from fl_lightning.updates import Exchange, UpdateShard
+from fl_lightning.updates.blocks import block_size
 from fl_lightning.updates.exchange import BUCKET_BYTES
 from fl_lightning.updates.order_statistics import network
-from fl_lightning.updates.shard import block_size
 
 CPU = torch.device("cpu")
 ALPHA = 0.25

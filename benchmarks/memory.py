@@ -30,8 +30,8 @@ from fl_lightning.aggregators import Aggregator, Invariant, Krum
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.footprint import MEBIBYTE, Footprint, available_bytes, check_fits
 from fl_lightning.updates import Exchange
+from fl_lightning.updates.blocks import block_size
 from fl_lightning.updates.exchange import BUCKET_BYTES, LocalUpdates
-from fl_lightning.updates.shard import block_size
 
 TIMEOUT = timedelta(minutes=5)
 

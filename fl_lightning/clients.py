@@ -250,12 +250,13 @@ class Clients:
         client = int(round_.cohort.clients[position])
         malicious = bool(round_.cohort.malicious[position])
         poisoned = round_.poisoned[client] if malicious else None
-        seed_global_generators(derive_seed(self.seed, "client", t, client))
+        draws = partial(self.draws, t, "client", "batches", client)
+        generator = draws()
         samples = self.benign_samples(client) if poisoned is None else poisoned
-        draws = generator(self.seed, "batches", t, client)
         try:
             if not malicious:
-                logs = self.rule.train_benign(self.module, samples, self.num_classes, draws, memory.get(client, torch.empty(0)))
+                kept = memory.get(client, torch.empty(0))
+                logs = self.rule.train_benign(self.module, samples, self.num_classes, generator, kept)
                 return self.executor.train(samples, draws) if logs is None else logs
             if not len(samples):
                 return {}
@@ -285,8 +286,13 @@ class Clients:
 
     def train_on(self, samples: Samples, t: int, purpose: str, number: int, steps: int | None = None) -> dict[str, float]:
         """Train on what no client reports; keyed by (seed, purpose, round, number)."""
+        draws = partial(self.draws, t, purpose, f"{purpose} batches", number)
+        return self.executor.train(samples, draws, steps=steps)
+
+    def draws(self, t: int, purpose: str, batches: str, number: int) -> torch.Generator:
+        """Seed the global generators for one training, and give the generator of its batches."""
         seed_global_generators(derive_seed(self.seed, purpose, t, number))
-        return self.executor.train(samples, generator(self.seed, f"{purpose} batches", t, number), steps=steps)
+        return generator(self.seed, batches, t, number)
 
     # ---- what clients keep -------------------------------------------------------------------------------------------
 

@@ -15,8 +15,6 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from fl_lightning.data.base import Samples
@@ -28,6 +26,9 @@ log = logging.getLogger(__name__)
 
 SECONDS_BEFORE_TRIAL = 1.0
 """Of sequential training, before a way that has to be prepared is tried: short runs are over before that would pay."""
+
+Draws = Callable[[], torch.Generator]
+"""Seeds the global generators for a client and gives its own; the same at every call, as training may have to begin again."""
 
 
 class LocalExecutor:
@@ -63,46 +64,41 @@ class LocalExecutor:
     def train(
         self,
         samples: Samples,
-        generator: torch.Generator,
+        draws: Draws,
         after_step: Callable[[int, int], None] | None = None,
         steps: int | None = None,
     ) -> dict[str, float]:
         """As `LocalTraining.train`, in the module, from the weights that it holds."""
         if self.chosen == "graph":
-            return self._replay(samples, generator, after_step, steps)
+            return self._replay(samples, draws, after_step, steps)
         patient = self.local.executor == "auto" and self.seconds < SECONDS_BEFORE_TRIAL
         if self.chosen is None and not patient and after_step is None and steps is None and len(samples):
-            return self._try(samples, generator)
+            return self._try(samples, draws)
         began = time.perf_counter()
-        logs = self.local.train(self.module, samples, generator, after_step, steps)
+        logs = self.local.train(self.module, samples, draws(), after_step, steps)
         self.seconds += time.perf_counter() - began
         return logs
 
-    def _replay(self, samples: Samples, generator: torch.Generator, *how: Any) -> dict[str, float]:
+    def _replay(self, samples: Samples, draws: Draws, *how: Any) -> dict[str, float]:
         """By recorded steps; sequentially, from the start and from now on, where that fails."""
         assert self.start is not None, "clients start from somewhere"
-        draws, global_draws = generator.get_state(), _collect_rng_states()
         try:
-            return self.local.train(self.module, samples, generator, *how, stepper=self.recorded)
+            return self.local.train(self.module, samples, draws(), *how, stepper=self.recorded)
         except Exception as error:  # a mistake of the user's own comes again below
             self._choose("sequential", self._refusal(error))
         self.start.restore(self.module)
-        generator.set_state(draws)
-        _set_rng_states(global_draws)
-        return self.local.train(self.module, samples, generator, *how)
+        return self.local.train(self.module, samples, draws(), *how)
 
-    def _try(self, samples: Samples, generator: torch.Generator) -> dict[str, float]:
+    def _try(self, samples: Samples, draws: Draws) -> dict[str, float]:
         """Train a client in both ways, from the same draws, and choose. The module ends as sequential training leaves it."""
         assert self.start is not None, "clients start from somewhere"
-        start, draws, name = self.start, generator.get_state(), type(self.module).__name__
+        start, name = self.start, type(self.module).__name__
 
         def timed(stepper: RecordedSteps | None) -> tuple[float, list[Tensor], dict[str, float]]:
             start.restore(self.module)
-            generator.set_state(draws)
             self._wait()
             began = time.perf_counter()
-            with isolate_rng():
-                logs = self.local.train(self.module, samples, generator, stepper=stepper)
+            logs = self.local.train(self.module, samples, draws(), stepper=stepper)
             self._wait()
             return time.perf_counter() - began, [tensor.clone() for _, tensor in named_state(self.module)], logs
 

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fl_lightning.errors import ConfigurationError
+from fl_lightning.updates.blocks import block_size
 from fl_lightning.updates.exchange import BUCKET_BYTES
-from fl_lightning.updates.shard import block_size
 
 MEBIBYTE, GIBIBYTE = 2**20, 2**30
 

@@ -61,7 +61,10 @@ class Stepper(Protocol):
         """The module's tensors may be others than before."""
 
     def step(self, batch: Any, optimizer: Optimizer, logs: LogCollector) -> None:
-        """Train on one batch."""
+        """Train on one batch, now or in `catch_up`."""
+
+    def catch_up(self, logs: LogCollector) -> None:
+        """Train on all batches that are left of those that were given."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,7 @@ class LocalTraining:
         parameters = [p for p in module.parameters() if p.requires_grad]
         device = parameters[0].device
         optimizer, scheduler = read_optimizers(module.configure_optimizers())
-        step_arguments = len(inspect.signature(module.training_step).parameters)
+        step_arguments = len(inspect.signature(module.training_step).parameters) if stepper is None else 0
         epochs = self.epochs if steps is None else math.inf
         steps = self.num_steps(len(samples)) if steps is None else steps
         step = epoch_number = 0
@@ -149,6 +152,8 @@ class LocalTraining:
                             optimizer.step()
                     step += 1
                     if after_step is not None:  # also where the module skipped the batch, which may be the last
+                        if stepper is not None:
+                            stepper.catch_up(logs)
                         after_step(step, steps)
                         if stepper is not None:
                             stepper.look_again()
@@ -157,6 +162,8 @@ class LocalTraining:
                 scheduler.after_epoch(epoch_number)
                 if step == steps:
                     break
+            if stepper is not None:
+                stepper.catch_up(logs)
         for parameter in parameters:
             parameter.grad = None
         return logs.averages()

@@ -2,7 +2,8 @@
 
 Small models spend most of a step in Python: modules, autograd's bookkeeping, the optimizer. All of it ends in the same
 sequence of tensor operations for every batch of one shape. That sequence is recorded (`make_fx`) and replayed without Python:
-on a CPU by TorchScript's interpreter, on a GPU as a CUDA graph, which also spares the launch of every kernel.
+on a CPU by TorchScript's interpreter, several steps in a call, on a GPU as a CUDA graph, which also spares the launch of every
+kernel.
 
 The operations, and so the bits, are those of plain PyTorch. What cannot be recorded is refused (`NotRecordableError`): values
 read back to Python inside a step, other optimizers than SGD, torchmetrics objects.
@@ -10,8 +11,6 @@ read back to Python inside a step, other optimizers than SGD, torchmetrics objec
 
 from __future__ import annotations
 
-import re
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,12 +29,16 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from torchmetrics import Metric
 
 from fl_lightning.local_training import LocalTraining, LogCollector, logs_to, read_loss
+from fl_lightning.traced_graphs import factors_to_inputs, remove_detours, without_python
 from fl_lightning.training_step import TrainingStep, aliases, named_tensors
 
 RECORD_AFTER = 3
 """Batches of a shape that run unrecorded first: a last batch of a rare size is not worth a recording."""
 
 MOST_RECORDINGS = 32
+
+WAITING_BYTES = 2**20
+"""Of batches that wait for their steps to be taken in one call: a step that reads more takes long enough by itself."""
 
 ARGUMENTS = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize", "foreach", "fused")
 """Of `torch.optim.sgd.sgd`."""
@@ -67,14 +70,18 @@ class RecordedSteps:
         self.step_of = TrainingStep(module)
         self.seen: Counter[Any] = Counter()
         self.recordings: dict[Any, _Recording] = {}
+        self.waiting: list[list[Tensor]] = []
+        self.waiting_for: _Recording
         self.state: list[Tensor] = []
         self.momenta: list[Tensor] = []
         self.made_for: Any = None
 
     def begin(self, optimizer: Optimizer) -> None:
         """Another client, whose fresh `optimizer` remembers nothing."""
-        self.names = aliases(self.step_of)
-        tensors = {name: tensor for name, tensor in named_tensors(self.step_of) if self.names[name] == name}
+        self.waiting = []  # of a client whose training failed
+        named = list(named_tensors(self.step_of))
+        self.names = aliases(named)
+        tensors = {name: tensor for name, tensor in named if self.names[name] == name}
         trained = {name: p for name, p in tensors.items() if isinstance(p, nn.Parameter) and p.requires_grad}
         self.trained, self.others = list(trained), [name for name in tensors if name not in trained]
         if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in trained.values()):
@@ -85,27 +92,27 @@ class RecordedSteps:
             self.momenta = [torch.empty_like(p) if remembers else p.detach().new_empty(0) for p in trained.values()]
         # Zero is what SGD's momentum is before the first step.
         torch._foreach_zero_(self.momenta)
-        self.look_again()
+        self.look_again(tensors)
         made_for = (self.trained, self.others, [group["places"] for group in self.groups], python_state(self.module))
         if made_for != self.made_for:
             self.made_for = made_for
             self.recordings.clear()
 
-    def look_again(self) -> None:
-        """The module may have put other tensors into the places of those that were there."""
-        tensors = dict(named_tensors(self.step_of))
+    def look_again(self, tensors: dict[str, Tensor] | None = None) -> None:
+        """The module may have put other tensors, by default those that it has now, into the places of those that were there."""
+        tensors = dict(named_tensors(self.step_of)) if tensors is None else tensors
         state = [tensors[name].detach() for name in (*self.trained, *self.others)] + self.momenta
         if state[0].is_cuda and [new.data_ptr() for new in state] != [old.data_ptr() for old in self.state]:
             self.recordings.clear()  # a CUDA graph knows addresses
         self.state = state
 
     def step(self, batch: Any, optimizer: Optimizer, logs: LogCollector) -> None:
-        """Train on one batch.
+        """Train on one batch, at once or together with those that follow.
 
         Args:
             batch: tensors in tuples, lists or dicts.
             optimizer: the one that `begin` was given, whose settings a scheduler may have changed.
-            logs: is told what the module logs.
+            logs: of this client, is told what the module logs.
         """
         optimizer._opt_called = True  # pyrefly: ignore[missing-attribute]  a scheduler warns if nobody steps its optimizer
         leaves, structure = tree_flatten(batch)
@@ -115,8 +122,14 @@ class RecordedSteps:
         key = (structure, tuple((leaf.shape, leaf.stride(), leaf.dtype, leaf.device) for leaf in leaves), settings)
         recording = self.recordings.get(key)
         if recording is not None:
-            recording.replay(self.state, leaves, logs)
+            if self.waiting and self.waiting_for is not recording:
+                self.catch_up(logs)
+            self.waiting_for = recording
+            self.waiting.append(leaves)
+            if not recording.patient or len(self.waiting) * sum(leaf.nbytes for leaf in leaves) >= WAITING_BYTES:
+                self.catch_up(logs)
             return
+        self.catch_up(logs)
         for group, current in zip(self.groups, optimizer.param_groups, strict=True):
             group.update({name: current[name] for name in ARGUMENTS})
         function = self.function(structure, self.groups)
@@ -126,11 +139,17 @@ class RecordedSteps:
                 self.recordings.pop(next(iter(self.recordings)))  # the oldest
             with isolate_rng():  # recording runs the step, and draws what only the replay may draw
                 self.recordings[key] = (_CudaRecording if self.state[0].is_cuda else _Recording)(function, self.state, leaves)
-            self.recordings[key].replay(self.state, leaves, logs)
+            self.recordings[key].replay(self.state, [leaves], logs)
         else:
             with torch.no_grad():
                 outputs, names = function(*self.state, *leaves)
             tell(logs, names, outputs)
+
+    def catch_up(self, logs: LogCollector) -> None:
+        """Take the steps that wait."""
+        if self.waiting:
+            self.waiting_for.replay(self.state, self.waiting, logs)
+            self.waiting = []
 
     def function(self, structure: Any, groups: list[dict[str, Any]]) -> Callable[..., Any]:
         """A step as a function of nothing but tensors, which it writes into, to what the module logs."""
@@ -215,11 +234,12 @@ def python_state(module: nn.Module) -> dict[str, Any]:
     """What a module's steps may depend on beside tensors: plain attributes, and how long its lists are, by name."""
     found: dict[str, Any] = {}
     for place, part in module.named_modules():
+        prefix = f"{place}." if place else ""
         for name, value in vars(part).items():
-            if isinstance(value, (bool, int, float, str)):
-                found[f"{place}.{name}".lstrip(".")] = value
-            elif isinstance(value, (list, dict, set)) and not name.startswith("_"):
-                found[f"{place}.{name}".lstrip(".")] = len(value)
+            if isinstance(value, (int, float, str)):
+                found[prefix + name] = value
+            elif name[0] != "_" and isinstance(value, (list, dict, set)):
+                found[prefix + name] = len(value)
     return found
 
 
@@ -259,7 +279,11 @@ def tell(logs: LogCollector, names: list[str], outputs: list[Tensor]) -> None:
 
 
 class _Recording:
-    """The operations of a step for one shape of batch, found by running it on copies of its tensors, and replayed."""
+    """The operations of a step for one shape of batch, found by running it on copies of its tensors, and replayed.
+
+    Attributes:
+        patient: whether steps may wait: they draw nothing that the making of the next batch may draw as well.
+    """
 
     def __init__(self, function: Callable[..., Any], state: list[Tensor], leaves: list[Tensor]) -> None:
         self.names: list[str] = []
@@ -273,19 +297,25 @@ class _Recording:
                 self.graph = make_fx(outputs)(*(tensor.clone() for tensor in (*state, *leaves)))
         except (RuntimeError, TypeError, ValueError, NotImplementedError, AttributeError) as error:
             raise NotRecordableError(f"its step cannot be traced: {str(error).strip().splitlines()[0]}") from error
-        for node in list(self.graph.graph.nodes):  # without autograd a detached tensor is the tensor
-            if node.target is torch.ops.aten.detach.default:
-                node.replace_all_uses_with(node.args[0])
-                self.graph.graph.erase_node(node)
-        self.graph.recompile()
+        remove_detours(self.graph)
+        self.patient = not any(
+            torch.Tag.nondeterministic_seeded in getattr(n.target, "tags", ()) for n in self.graph.graph.nodes
+        )
+        self.prepare(state, leaves)
+
+    def prepare(self, state: list[Tensor], leaves: list[Tensor]) -> None:
+        """Find out how the operations are replayed."""
+        self.factors = factors_to_inputs(self.graph, len(state))
         try:
-            self.run = self.graph if leaves[0].is_cuda else without_python(self.graph, [*state, *leaves])
+            self.run = without_python(self.graph, [*state, *self.factors], leaves)
         except RuntimeError as error:
             raise NotRecordableError(f"its step cannot be replayed: {str(error).strip().splitlines()[0]}") from error
 
-    def replay(self, state: list[Tensor], leaves: list[Tensor], logs: LogCollector) -> None:
+    def replay(self, state: list[Tensor], batches: list[list[Tensor]], logs: LogCollector) -> None:
+        """A step for each batch, given as its leaves."""
         with torch.no_grad(), torch.jit.optimized_execution(False):  # the operations as they were recorded
-            tell(logs, self.names, self.run(*state, *leaves))
+            for outputs in self.run([*state, *self.factors], batches):
+                tell(logs, self.names, outputs)
 
 
 class _CudaRecording(_Recording):
@@ -294,8 +324,8 @@ class _CudaRecording(_Recording):
     pool: Any = None
     """One for all graphs: they never run at the same time."""
 
-    def __init__(self, function: Callable[..., Any], state: list[Tensor], leaves: list[Tensor]) -> None:
-        super().__init__(function, state, leaves)
+    def prepare(self, state: list[Tensor], leaves: list[Tensor]) -> None:
+        self.patient = False  # all that Python does here is to launch the graph
         before = [tensor.clone() for tensor in state]
         side = torch.cuda.Stream()
         try:
@@ -318,28 +348,9 @@ class _CudaRecording(_Recording):
             for tensor, kept in zip(state, before, strict=True):
                 tensor.copy_(kept)
 
-    def replay(self, state: list[Tensor], leaves: list[Tensor], logs: LogCollector) -> None:
-        for place, leaf in zip(self.places, leaves, strict=True):
-            place.copy_(leaf)
-        self.captured.replay()
-        tell(logs, self.names, [output.clone() for output in self.outputs])  # the next replay writes over them
-
-
-def without_python(graph: torch.fx.GraphModule, example: list[Tensor]) -> Callable[..., list[Tensor]]:
-    """A traced graph for TorchScript's interpreter, if that does the same to `example`; else as it is."""
-    expected, found = ([tensor.clone() for tensor in example] for _ in range(2))
-    code = re.sub(r"torch\.ops\.(\w+)\.(\w+)\.\w+\(", r"torch.ops.\1.\2(", graph.code)  # overloads are found by their types
-    code = re.sub(r";.*$", "", code, flags=re.MULTILINE)  # variables that are not needed any more
-    code = re.sub(r"device\(type='(\w+)'(, index=\d+)?\)", r"torch.device('\1')", code)
-    with warnings.catch_warnings(), torch.no_grad(), torch.jit.optimized_execution(False):
-        warnings.simplefilter("ignore")  # TorchScript is deprecated, but nothing else replays without Python
-        with isolate_rng():
-            outputs = graph(*expected)
-        try:
-            script = torch.jit.CompilationUnit(code.replace("def forward(self, ", "def forward(").strip() + "\n").forward
-            with isolate_rng():
-                outputs_of_script = script(*found)
-        except RuntimeError:
-            return graph
-    same = (torch.equal(a, b) for a, b in zip((*outputs, *expected), (*outputs_of_script, *found), strict=True))
-    return script if all(same) else graph
+    def replay(self, state: list[Tensor], batches: list[list[Tensor]], logs: LogCollector) -> None:
+        for leaves in batches:
+            for place, leaf in zip(self.places, leaves, strict=True):
+                place.copy_(leaf)
+            self.captured.replay()
+            tell(logs, self.names, [output.clone() for output in self.outputs])  # the next replay writes over them

@@ -29,7 +29,7 @@ from torchmetrics import Metric
 
 from fl_lightning.data.base import Samples
 from fl_lightning.local_training import LocalTraining, collected_logs, epoch_batches, read_loss, read_optimizers, resident
-from fl_lightning.training_step import TrainingStep, aliases
+from fl_lightning.training_step import TrainingStep, aliases, named_tensors
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class StackedTraining:
     def __init__(self, module: L.LightningModule, local: LocalTraining) -> None:
         self.module, self.local = module, local
         self._client = TrainingStep(module)
-        self._names = aliases(self._client)
+        self._names = aliases(named_tensors(self._client))
         self._losses: Callable[..., Any] = torch.vmap(self._loss, in_dims=(0, 0, 0, None), randomness="error")
 
     def train(self, clients: Sequence[tuple[Samples, torch.Generator]]) -> Iterator[tuple[int, dict[str, float]]]:

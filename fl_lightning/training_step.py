@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import lightning as L
@@ -25,11 +25,13 @@ class TrainingStep(nn.Module):
 def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Parameters and buffers of each part, under every name that they have in it."""
     for prefix, part in module.named_modules():
-        yield from part.named_parameters(prefix, recurse=False)
-        yield from part.named_buffers(prefix, recurse=False)
+        for tensors in (part._parameters, part._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None:
+                    yield f"{prefix}.{name}" if prefix else name, tensor
 
 
-def aliases(module: nn.Module) -> dict[str, str]:
+def aliases(named: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
     """For each name of a parameter or buffer the first name that the same tensor goes by."""
-    first: dict[Tensor, str] = {}
-    return {name: first.setdefault(tensor, name) for name, tensor in named_tensors(module)}
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(tensor), name) for name, tensor in named}

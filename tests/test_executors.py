@@ -27,8 +27,12 @@ def weights_after(executor: LocalExecutor, clients: int = 6) -> Tensor:
     layout, start, found = parameter_layout(executor.module), Snapshot(executor.module), []
     executor.start = start
     for i in range(clients):
-        torch.manual_seed(i)
-        executor.train(tiny_tensors(30, seed=i), torch.Generator().manual_seed(i))
+
+        def draws(i: int = i) -> torch.Generator:
+            torch.manual_seed(i)
+            return torch.Generator().manual_seed(i)
+
+        executor.train(tiny_tensors(30, seed=i), draws)
         found.append(layout.flatten(executor.module))
         start.restore(executor.module)
     return torch.stack(found)
@@ -170,6 +174,22 @@ def test_graph_is_taken_from_the_first_client_on() -> None:
     assert torch.equal(weights_after(executor), weights_after(made("sequential")))
     assert executor.recorded is not None
     assert executor.recorded.recordings
+
+
+def test_a_client_whose_recorded_steps_fail_begins_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    executor = made("graph", TinyClient(dropout=0.5))
+    module = copy.deepcopy(executor.module)
+    real, after_choice = RecordedSteps.step, []
+
+    def step(self: RecordedSteps, *args: Any) -> None:
+        after_choice.append(executor.chosen == "graph")
+        if sum(after_choice) == 12:
+            raise RuntimeError("out of memory")
+        real(self, *args)
+
+    monkeypatch.setattr(RecordedSteps, "step", step)
+    assert torch.equal(weights_after(executor), weights_after(made("sequential", module)))
+    assert executor.reason == "steps of TinyClient are not recorded: RuntimeError: out of memory"
 
 
 @pytest.mark.parametrize("executor", ["graph", "auto"])

@@ -20,8 +20,8 @@ from fl_lightning.footprint import (
     state_copies,
     tensor_bytes,
 )
+from fl_lightning.updates.blocks import block_size
 from fl_lightning.updates.exchange import Exchange
-from fl_lightning.updates.shard import block_size
 
 D = 256 * 1024  # 256 blocks of 1024
 SMALL = Footprint(num_clients=20, num_coordinates=D, model_bytes=4 * D, world=2, bucket_bytes=4 * 20 * 4096)

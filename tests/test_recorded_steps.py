@@ -14,7 +14,8 @@ from fl_lightning import recorded_steps
 from fl_lightning.data import TensorSamples
 from fl_lightning.local_training import LocalTraining
 from fl_lightning.models import CNN, LSTM, MLP, Classifier, ResNet18
-from fl_lightning.recorded_steps import RECORD_AFTER, NotRecordableError, RecordedSteps, without_python
+from fl_lightning.recorded_steps import RECORD_AFTER, NotRecordableError, RecordedSteps
+from fl_lightning.traced_graphs import factors_to_inputs, remove_detours, without_python
 from fl_lightning.updates.layout import Snapshot, named_state
 
 
@@ -145,7 +146,70 @@ def test_the_packages_networks(module: Any, shape: tuple[int, ...]) -> None:
     stepper = assert_same(module(), LocalTraining(batch_size=2), [samples(2 * RECORD_AFTER + 5, shape)])
     assert stepper.recordings
     replayed = next(iter(stepper.recordings.values()))
-    assert not isinstance(replayed.run, torch.fx.GraphModule), "replayed in Python"
+    assert isinstance(replayed.run, torch.jit.ScriptFunction), "replayed in Python"
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many steps each replay takes."""
+    found: list[int] = []
+    real = recorded_steps._Recording.replay
+
+    def replay(self: Any, state: list[Tensor], batches: list[list[Tensor]], logs: Any) -> None:
+        found.append(len(batches))
+        real(self, state, batches, logs)
+
+    monkeypatch.setattr(recorded_steps._Recording, "replay", replay)
+    return found
+
+
+def without_dropout() -> Net:
+    torch.manual_seed(0)
+    module = Net()
+    module.net[3] = nn.Identity()
+    return module
+
+
+def test_steps_that_draw_nothing_are_taken_together(calls: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    data = [samples(n, seed=n) for n in (40, 40, 43, 48)]
+    assert_same(without_dropout(), LocalTraining(batch_size=8), data)
+    assert calls == [1, 1, 5, 5, 6]  # the first 3 of all are unrecorded, as is a rest of 3; recording replays its own batch
+    calls.clear()
+    monkeypatch.setattr(recorded_steps, "WAITING_BYTES", 2 * 8 * (6 * 4 + 8))
+    assert_same(without_dropout(), LocalTraining(batch_size=8), data)
+    assert max(calls) == 2
+    calls.clear()
+    assert_same(Net(), LocalTraining(batch_size=8), data)
+    assert max(calls) == 1  # dropout, and samples that draw as they are read, share a generator
+
+
+def test_steps_do_not_wait_beyond_what_looks_at_weights(calls: list[int]) -> None:
+    module, seen = without_dropout(), []
+
+    def look(step: int, steps: int) -> None:
+        seen.append(module.average.item())
+
+    assert_same(module, LocalTraining(batch_size=8), [samples(40, seed=1)] * 3, after_step=look)
+    assert set(calls) == {1}
+    assert seen[:15] == seen[15:]
+
+
+def test_what_a_failed_client_left_waiting_is_forgotten() -> None:
+    class Fails(TensorSamples):
+        def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> Any:
+            if len(indices) < 8:
+                raise OSError("gone")
+            return super().batch(indices, generator)
+
+    module, local = without_dropout(), LocalTraining(batch_size=8)
+    stepper, start, data = RecordedSteps(module, local), Snapshot(module), samples(40, seed=1)
+    expected = trained(module, local, [data], None)
+    trained(module, local, [data], stepper)
+    with pytest.raises(OSError, match="gone"):
+        trained(module, local, [Fails(torch.zeros(20, 6), torch.zeros(20).long())], stepper)
+    start.restore(module)
+    found = trained(module, local, [data], stepper)
+    assert all(torch.equal(a, b) for a, b in zip(found[0][0], expected[0][0], strict=True))
 
 
 def test_rare_shapes_are_not_recorded() -> None:
@@ -307,8 +371,41 @@ def test_a_graph_that_torchscript_does_not_know_is_replayed_as_it_is() -> None:
 
     x = torch.ones(2)
     graph = make_fx(Unknown())(x.clone())
-    assert without_python(graph, [x]) is graph
-    assert torch.equal(x, torch.ones(2))
+    steps = without_python(graph, [], [x])
+    assert torch.equal(x, torch.ones(2)), "the example is not written into"
+    assert not isinstance(steps, torch.jit.ScriptFunction)
+    steps([], [[x], [x]])
+    assert torch.equal(x, torch.full((2,), 3.0))
+
+
+def test_constants_of_a_step() -> None:
+    class Weighted(MLP):
+        weight: Any
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return super().training_step(batch, batch_idx) * (self.weight * 0.3)
+
+    module = Weighted(sizes=(6, 5, 3))
+    module.__dict__["weight"] = torch.tensor(1.7)  # neither parameter nor buffer
+    assert assert_same(module, LocalTraining(batch_size=8), CLIENTS).recordings
+
+
+def test_detours_and_numbers_leave_a_recording() -> None:
+    def function(x: Tensor, y: Tensor) -> list[Tensor]:
+        x.mul_(0.9).add_(y.t().t().t() * 0.1).mul_(0.9)
+        return [x.detach().double() * 0.9, x * 2]
+
+    x, y = torch.randn(3, 3), torch.randn(3, 3)
+    graph = make_fx(function)(x.clone(), y)
+    remove_detours(graph)
+    factors = factors_to_inputs(graph, 1)
+    assert [factor.item() for factor in factors] == pytest.approx([0.9, 0.1, 0.9])
+    assert graph.code.count("aten.t.") == 1
+    assert "detach" not in graph.code
+    assert "0.9" in graph.code  # a double's, which would be another number as float32
+    first, second = x.clone(), x.clone()
+    expected, found = function(first, y), graph(second, *factors, y)
+    assert all(torch.equal(a, b) for a, b in zip((first, *expected), (second, *found), strict=True))
 
 
 @pytest.mark.gpu

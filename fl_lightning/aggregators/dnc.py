@@ -13,8 +13,9 @@ from torch import Tensor
 from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.aggregators.votes import GUARD
 from fl_lightning.errors import ConfigurationError
+from fl_lightning.updates.blocks import block_size
 from fl_lightning.updates.order_statistics import median
-from fl_lightning.updates.shard import UpdateShard, block_size
+from fl_lightning.updates.shard import UpdateShard
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fl_lightning.updates.arriving import ArrivingBuckets, Finish
-from fl_lightning.updates.shard import UpdateShard, all_gather, block_size
+from fl_lightning.updates.blocks import block_size
+from fl_lightning.updates.gathering import all_gather, gather_objects
+from fl_lightning.updates.shard import UpdateShard
 
 BUCKET_BYTES = 16 * 2**20
 """Default memory for one bucket."""
@@ -35,13 +37,12 @@ class LocalUpdates:
     Attributes:
         new: (d,) float32; write a client's weights here, then call `store`.
         buckets: (W, K_r, s) float32 per bucket; entry [w, k, j] is a coordinate that rank w owns.
-        finite: (K_r,) bool, which of the updates are finite everywhere.
     """
 
     def __init__(self, bucket_columns: list[int], num_local: int, world: int, old: Tensor) -> None:
         d, device = len(old), old.device
         self.buckets = [torch.empty(world, num_local, columns, device=device) for columns in bucket_columns]
-        self.finite = torch.ones(num_local, dtype=torch.bool, device=device)
+        self._extremes = torch.zeros(len(bucket_columns), num_local, 2, device=device)
         padded = old.new_zeros(2, world * sum(bucket_columns))
         padded[0, :d] = old
         self.new = padded[1, :d]
@@ -49,15 +50,20 @@ class LocalUpdates:
 
     def store(self, k: int) -> None:
         """Keep what `old` has over `new` as the update of this rank's k-th client."""
+        if not len(self.new):
+            return
         at = 0
-        for bucket in self.buckets:
+        for bucket, extremes in zip(self.buckets, self._extremes, strict=True):
             columns = slice(at, at + bucket.shape[2])
             update = bucket[:, k]
             torch.sub(self._old_parts[:, columns], self._new_parts[:, columns], out=update)
-            # Looked at while it is in the cache. NaN and infinities survive in the extremes.
-            if update.numel():
-                self.finite[k] &= torch.stack(update.aminmax()).isfinite().all()
+            torch.aminmax(update, out=extremes[k].unbind())  # looked at while it is in the cache
             at = columns.stop
+
+    @property
+    def finite(self) -> Tensor:
+        """(K_r,) bool, which of the updates are finite everywhere; NaN and infinities survive in the extremes."""
+        return self._extremes.isfinite().all(dim=2).all(dim=0)
 
     def close(self) -> None:
         """Give up everything but the updates, which are about to travel."""
@@ -230,11 +236,7 @@ class Exchange:
 
     def collect(self, item: Any) -> list[Any]:
         """A small picklable object of every rank, on every rank, in rank order."""
-        if not self.distributed:
-            return [item]
-        items: list[Any] = [None] * self.world
-        dist.all_gather_object(items, item)
-        return items
+        return gather_objects(item, self.device) if self.distributed else [item]
 
 
 def reorder(rows: Tensor, order: list[int]) -> None:

@@ -46,8 +46,9 @@ class Layout:
         if out is None:
             device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), None)
             out = torch.empty(self.num_coordinates, device=device)
-        for piece, tensor in zip(out.split(self.sizes), tensors, strict=True):
-            piece.copy_(tensor.reshape(-1))
+        if tensors:
+            pieces = torch.split_with_sizes(out, self.sizes)
+            torch._foreach_copy_(list(pieces), [tensor.reshape(-1) for tensor in tensors])
         return out
 
     def load(self, module: nn.Module, vector: Tensor) -> None:
@@ -93,9 +94,9 @@ class Snapshot:
 
     def restore(self, module: nn.Module) -> None:
         """Copy the values back into the module's tensors."""
-        for name, tensor in named_state(module):
-            if name in self._tensors:
-                tensor.copy_(self._tensors[name])
+        there = {name: tensor for name, tensor in named_state(module) if name in self._tensors}
+        if there:
+            torch._foreach_copy_(list(there.values()), [self._tensors[name] for name in there])
 
 
 def named_state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -1,7 +1,10 @@
 """Sums over blocks of coordinates that are the same whoever adds which blocks."""
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+
+from fl_lightning.updates.gathering import all_gather
 
 
 class PairwiseSums:
@@ -47,3 +50,27 @@ def nodes_of(first: int, last: int) -> list[tuple[int, int]]:
     for _ in range(first, last):
         sums.add(torch.empty(0))
     return [place for place, _ in sums.nodes]
+
+
+def gather_sums(own: PairwiseSums, empty: Tensor, blocks: int) -> PairwiseSums:
+    """The sums of all ranks, which own whole, consecutive blocks; each has a few, and others know which.
+
+    Args:
+        own: this rank's.
+        empty: looks like a sum.
+        blocks: their number on all ranks together.
+    """
+    world = dist.get_world_size()
+    each = -(-blocks // world)
+    places = [nodes_of(min(rank * each, blocks), min((rank + 1) * each, blocks)) for rank in range(world)]
+    most = max(map(len, places))
+    padded = empty.new_zeros((most, *empty.shape))
+    for out, (_, node) in zip(padded, own.nodes, strict=False):
+        out.copy_(node)
+    gathered = padded.new_empty((world * most, *empty.shape))
+    all_gather(gathered, padded)
+    sums = PairwiseSums(0)
+    for rank, of_rank in enumerate(places):
+        for i, place in enumerate(of_rank):
+            sums.insert(place, gathered[rank * most + i])
+    return sums

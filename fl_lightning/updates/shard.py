@@ -18,23 +18,11 @@ from torch import Tensor
 
 from fl_lightning.seeding import generator
 from fl_lightning.updates.arriving import ArrivingBuckets, RowsOf
-from fl_lightning.updates.pairwise_sums import PairwiseSums, nodes_of
-
-MAX_BLOCKS = 256
-"""Most blocks that the coordinates are cut into, and so the most ranks that share them."""
-
-BLOCK_UNIT = 1024
-"""Blocks are multiples of this many coordinates."""
+from fl_lightning.updates.blocks import block_size
+from fl_lightning.updates.pairwise_sums import PairwiseSums, gather_sums
 
 CACHE_ELEMENTS = 2**18
 """Elements (N x columns) that a rule works on at a time on a CPU: 1 MiB of float32, about one core's L2."""
-
-all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # renamed in torch 2.13
-
-
-def block_size(num_coordinates: int) -> int:
-    """Coordinates per block: a function of d alone, so that blocks are the same on any number of ranks."""
-    return max(1, -(-num_coordinates // (MAX_BLOCKS * BLOCK_UNIT))) * BLOCK_UNIT
 
 
 class UpdateShard:
@@ -248,7 +236,7 @@ class UpdateShard:
             sums.add(function(block, *(tensor[columns] for tensor in along)))
             at += block.shape[1]
         if self.distributed:
-            sums = self._gather_sums(sums, empty, size)
+            sums = gather_sums(sums, empty, -(-self.num_coordinates // size))
         return torch.zeros_like(empty) if not sums.nodes else sums.total()
 
     def norms(self) -> Tensor:
@@ -398,24 +386,6 @@ class UpdateShard:
         counts = torch.zeros(dist.get_world_size(), dtype=torch.int64, device=self.weights.device)
         counts[dist.get_rank()] = number
         return int(self.count(counts)[: dist.get_rank()].sum())
-
-    def _gather_sums(self, own: PairwiseSums, empty: Tensor, size: int) -> PairwiseSums:
-        """The sums of all ranks, which own whole, consecutive blocks; each has a few, and others know which."""
-        world = dist.get_world_size()
-        blocks = -(-self.num_coordinates // size)
-        each = -(-blocks // world)
-        places = [nodes_of(min(rank * each, blocks), min((rank + 1) * each, blocks)) for rank in range(world)]
-        most = max(map(len, places))
-        padded = empty.new_zeros((most, *empty.shape))
-        for out, (_, node) in zip(padded, own.nodes, strict=False):
-            out.copy_(node)
-        gathered = padded.new_empty((world * most, *empty.shape))
-        all_gather(gathered, padded)
-        sums = PairwiseSums(0)
-        for rank, of_rank in enumerate(places):
-            for i, place in enumerate(of_rank):
-                sums.insert(place, gathered[rank * most + i])
-        return sums
 
 
 def _combined(values: Tensor, factors: Sequence[float]) -> Tensor:

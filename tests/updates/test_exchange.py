@@ -1,5 +1,6 @@
 """The exchange between ranks: every coordinate of every client arrives in its place, and bits do not depend on ranks."""
 
+import pickle
 import time
 import weakref
 from typing import Any
@@ -10,10 +11,13 @@ import torch.distributed as dist
 from ranks import on_ranks
 from torch import Tensor
 
+from fl_lightning.updates.blocks import block_size
 from fl_lightning.updates.exchange import Exchange
-from fl_lightning.updates.shard import UpdateShard, block_size
+from fl_lightning.updates.gathering import LENGTH_BYTES, PACKET_BYTES
+from fl_lightning.updates.shard import UpdateShard
 
 CPU = torch.device("cpu")
+PICKLE_BYTES = len(pickle.dumps(b"y" * PACKET_BYTES)) - PACKET_BYTES
 WORLDS = [1, 2, 3, 4]
 LAYERS = {  # by number of coordinates: less than one block, one, several, a ragged end, blocks of 2048
     0: [],
@@ -229,6 +233,8 @@ def messages() -> dict[str, Any]:
         "in place": returned is vector,
         "broadcast": vector.tolist(),
         "collect": exchange.collect({"rank": rank, "none": None}),
+        "collect large": exchange.collect(b"x" * (rank * PACKET_BYTES)),  # the first fits into a packet, the others do not
+        "collect exactly": exchange.collect(b"y" * (PACKET_BYTES - LENGTH_BYTES - PICKLE_BYTES + rank)),
         "count": total.tolist(),
         "untouched": integers.tolist(),
         "bool": exchange.to_all(torch.ones(exchange.stop - exchange.start, dtype=torch.bool)).tolist(),
@@ -255,6 +261,8 @@ def test_messages() -> None:
         assert got["in place"]
         assert got["broadcast"] == [0, 1, 2, 3]
         assert got["collect"] == [{"rank": r, "none": None} for r in range(3)]
+        assert [len(item) for item in got["collect large"]] == [0, PACKET_BYTES, 2 * PACKET_BYTES]
+        assert [len(item) - len(got["collect exactly"][0]) for item in got["collect exactly"]] == [0, 1, 2]
         assert got["count"] == [3, 3]
         assert got["untouched"] == [rank, 1]
         assert got["bool"] == [True] * 5000

@@ -7,7 +7,7 @@ from ranks import on_ranks
 from torch import Tensor
 
 from fl_lightning.updates.exchange import Exchange
-from fl_lightning.updates.shard import BLOCK_UNIT, CACHE_ELEMENTS, MAX_BLOCKS, UpdateShard, block_size
+from fl_lightning.updates.shard import CACHE_ELEMENTS, UpdateShard
 
 NAN, INF = float("nan"), float("inf")
 
@@ -113,16 +113,6 @@ def test_mean_adds_scaled_rows_in_order_to_the_bit() -> None:
 
 
 # ---- over all coordinates --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("num_coordinates", "size"),
-    [(0, 1024), (1, 1024), (1024, 1024), (1025, 1024), (2**18, 1024), (2**18 + 1, 2048), (2**19, 2048), (11_173_962, 44_032)],
-)
-def test_block_size_depends_on_the_number_of_coordinates_alone(num_coordinates: int, size: int) -> None:
-    assert block_size(num_coordinates) == size
-    assert size % BLOCK_UNIT == 0
-    assert -(-num_coordinates // size) <= MAX_BLOCKS
 
 
 def test_reduce_sums_inside_blocks_of_block_size() -> None:

@@ -1,0 +1,85 @@
+"""Traced operations made ready to be replayed: what can be spared is left out, and TorchScript runs the rest without Python."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable
+from itertools import chain
+
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+
+
+def remove_detours(graph: torch.fx.GraphModule) -> None:
+    """Leave out what gives a tensor that is there already: detached, as there is no autograd, or transposed twice."""
+    detach, transpose = torch.ops.aten.detach.default, torch.ops.aten.t.default
+    for node in list(graph.graph.nodes):
+        if node.target is detach:
+            node.replace_all_uses_with(node.args[0])
+        elif node.target is transpose and node.args[0].target is transpose:
+            node.replace_all_uses_with(node.args[0].args[0])
+    for node in reversed(graph.graph.nodes):
+        if node.target in (detach, transpose) and not node.users:
+            graph.graph.erase_node(node)
+    graph.recompile()
+
+
+def factors_to_inputs(graph: torch.fx.GraphModule, after: int) -> list[Tensor]:
+    """Numbers that float32 tensors are multiplied by, momentum say, as tensors, which PyTorch would make of them in every step.
+
+    Returns:
+        What the graph takes as further inputs from now on, behind its first `after` ones.
+    """
+    factors: list[Tensor] = []
+    behind = [node for node in graph.graph.nodes if node.op == "placeholder"][after - 1]
+    for node in graph.graph.nodes:
+        if node.target in (torch.ops.aten.mul.Tensor, torch.ops.aten.mul_.Tensor):
+            tensor, factor = node.args
+            about = tensor.meta.get("tensor_meta")  # not known of constants
+            if isinstance(factor, float) and about is not None and about.dtype == torch.float32:
+                with graph.graph.inserting_after(behind):
+                    behind = graph.graph.placeholder(f"factor_{len(factors)}")
+                factors.append(torch.tensor(factor, dtype=torch.float32))
+                node.args = (tensor, behind)
+    graph.recompile()
+    return factors
+
+
+Steps = Callable[[list[Tensor], list[list[Tensor]]], list[list[Tensor]]]
+"""The state, which is written into, and the leaves of several batches -> what the step of each batch gives."""
+
+
+def without_python(graph: torch.fx.GraphModule, state: list[Tensor], leaves: list[Tensor]) -> Steps:
+    """The steps of a traced graph, by TorchScript's interpreter if that does the same to the example, else in Python."""
+
+    def steps(state: list[Tensor], batches: list[list[Tensor]]) -> list[list[Tensor]]:
+        return [graph(*state, *batch) for batch in batches]
+
+    code = re.sub(r"torch\.ops\.(\w+)\.(\w+)\.\w+\(", r"torch.ops.\1.\2(", graph.code)  # overloads are found by their types
+    code = re.sub(r";.*$", "", code, flags=re.MULTILINE)  # variables that are not needed any more
+    code = re.sub(r"device\(type='(\w+)'(, index=\d+)?\)", r"torch.device('\1')", code)
+    arguments = [f"state[{i}]" for i in range(len(state))] + [f"batch[{i}]" for i in range(len(leaves))]
+    code = f"""{code.replace("def forward(self, ", "def step(").strip()}
+
+def steps(state: List[Tensor], batches: List[List[Tensor]]):
+    outputs: List[List[Tensor]] = []
+    for batch in batches:
+        outputs.append(step({", ".join(arguments)}))
+    return outputs
+"""
+    # Two steps, as what the second finds has to be the same as well.
+    expected, found = ([[tensor.clone() for tensor in tensors] for tensors in (state, leaves, leaves)] for _ in range(2))
+    with warnings.catch_warnings(), torch.no_grad(), torch.jit.optimized_execution(False):
+        warnings.simplefilter("ignore")  # TorchScript is deprecated, but nothing else replays without Python
+        with isolate_rng():
+            outputs = steps(expected[0], expected[1:])
+        try:
+            script = torch.jit.CompilationUnit(code).steps
+            with isolate_rng():
+                outputs_of_script = script(found[0], found[1:])
+        except RuntimeError:
+            return steps
+    pairs = zip(chain(*expected, *outputs), chain(*found, *outputs_of_script), strict=True)
+    return script if all(torch.equal(a, b) for a, b in pairs) else steps
