@@ -7,14 +7,14 @@ check:
 	ruff check
 	pyrefly check
 	lint-imports
-	pytest
+	pytest -n 2
 
 format:
 	ruff check --fix
 	ruff format
 
 test:
-	pytest
+	pytest -n 2
 
 bench: export OMP_NUM_THREADS ?= 1
 bench:

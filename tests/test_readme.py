@@ -23,7 +23,7 @@ def test_python_blocks_run(block, capsys):
 
 def test_the_two_commands_are_there():
     assert "pip install -e . && torchrun --nproc-per-node 2 -m fl_lightning fit --config configs/quickstart.yaml" in README
-    assert "pip install -e '.[test]' && pytest" in README
+    assert "pip install -e '.[test]' && pytest -n 2" in README
 
 
 def test_files_that_are_named_exist():
