@@ -37,6 +37,8 @@ from fl_lightning.srun import SrunEnvironment
 
 T = TypeVar("T")
 
+FURTHER = "Further commands, each with a --help of its own: sweep, report, analyse."
+
 PARTS = (Aggregator, Attack, FederatedDataModule, Partition, EdgePool, Classifier, L.LightningModule, L.Callback, Optimizer)
 """Base classes whose subclasses a configuration may name; their names are offered when one is misspelt."""
 
@@ -110,6 +112,7 @@ class FederatedCLI(LightningCLI):
                 "use_distributed_sampler": False,
             },
             seed_everything_default=0,
+            parser_kwargs={"description": "Federated learning under backdoor attack.", "epilog": FURTHER},
             parser_class=Parser,
             save_config_callback=None,
             auto_configure_optimizers=False,

@@ -149,3 +149,16 @@ def test_gpus_are_those_of_the_machine(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert [slot["CUDA_VISIBLE_DEVICES"] for slot in environments(2)] == ["0", "1"]
+
+
+def test_help_names_all_commands(capsys):
+    for words, expected in (
+        (["--help"], "sweep, report, analyse"),
+        (["sweep", "--help"], "--array-limit"),
+        (["report", "--help"], "--output"),
+        (["analyse", "--help"], "figure6"),
+    ):
+        with pytest.raises(SystemExit) as left:
+            main(words)
+        assert left.value.code == 0
+        assert expected in capsys.readouterr().out
