@@ -104,11 +104,9 @@ def share_done(run: Run) -> float:
 def line(run: Run) -> str:
     """A running run in one line."""
     evaluations = run.folder.metrics
-    scores = "".join(
-        f"  {name} {evaluations[-1][name]:.3f}" for name in ("acc", "asr") if evaluations and name in evaluations[-1]
-    )
-    reached = evaluations[-1]["round"] if evaluations else 0
-    return f"{run.name}: round {reached}/{run.config['trainer'].get('max_epochs')}{scores}"
+    last = evaluations[-1] if evaluations else {"round": 0}
+    scores = "".join(f"  {name} {last[name]:.3f}" for name in ("acc", "asr") if last.get(name) is not None)
+    return f"{run.name}: round {last['round']}/{run.config['trainer'].get('max_epochs')}{scores}"
 
 
 def left(seconds: float | None) -> str:
