@@ -1,9 +1,19 @@
 """Files that whoever reads them finds whole, also while a run writes them and after one was killed."""
 
+import fcntl
 import json
 import math
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+
+class LockedError(Exception):
+    """Another process holds the lock."""
 
 
 class RoundLines:
@@ -28,11 +38,9 @@ class RoundLines:
         self.path = path
         if afresh or not path.exists():
             path.write_text("")
-        else:
-            text = path.read_bytes()
-            with path.open("r+b") as file:
-                file.truncate(text.rfind(b"\n") + 1)
-        self.rounds = {entry["round"] for entry in read_lines(path)}
+        entries, size = _read(path)
+        os.truncate(path, size)
+        self.rounds = {entry["round"] for entry in entries}
 
     def add(self, entry: dict[str, Any]) -> None:
         """Add an entry with the key `round`, unless one of that round is there. NaN and infinity become null."""
@@ -46,10 +54,22 @@ class RoundLines:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The entries of such a file, also while it is written; none if there is no file."""
-    if not path.exists():
-        return []
-    whole, _, _ = path.read_text().rpartition("\n")
-    return [json.loads(line) for line in whole.splitlines() if line]
+    return _read(path)[0] if path.exists() else []
+
+
+def _read(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The entries up to the first line that is none, as a kill or a power cut may leave one, and the bytes that they take."""
+    entries, size = [], 0
+    for line in path.read_bytes().splitlines(keepends=True):
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            break
+        if not line.endswith(b"\n") or not isinstance(entry, dict) or "round" not in entry:
+            break
+        entries.append(entry)
+        size += len(line)
+    return entries, size
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -62,7 +82,45 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file so that readers see the old text or the new, never a part."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text)
+    """Write a file so that readers see the old text or the new, never a part, whoever else writes it, and after a power cut."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
+    with part.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     part.replace(path)
+
+
+def take_lock(path: Path, patience: float) -> IO[str]:
+    """Hold a lock as long as the file that is returned is open, in this process or a child that inherits it.
+
+    The system frees it when the last of them has ended, however that came about. On file systems that know no locks, nothing
+    is held.
+
+    Args:
+        path: the lock's file; made if it is not there.
+        patience: seconds to try for: who only asks whether it is locked holds it for a moment too.
+
+    Raises:
+        LockedError: another process holds it.
+    """
+    deadline = time.monotonic() + patience
+    file = path.open("a")
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                file.close()
+                raise LockedError(str(path)) from None
+            time.sleep(0.05)
+        except OSError:
+            return file
+
+
+@contextmanager
+def locked(path: Path, patience: float = 1.0) -> Iterator[int]:
+    """Hold a lock; gives its file descriptor. See `take_lock`."""
+    with take_lock(path, patience) as file:
+        yield file.fileno()

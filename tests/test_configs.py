@@ -15,7 +15,7 @@ from PIL import Image
 from fl_lightning.cli import main
 
 ROOT = Path(__file__).parents[1] / "configs"
-CONFIGS = sorted(ROOT.rglob("*.yaml"))
+CONFIGS = sorted(path for path in ROOT.rglob("*.yaml") if path.relative_to(ROOT).parts[0] != "sweeps")
 BASES = {"cifar10": "edge_case.yaml", "phishing": "invariant.yaml", "twitter": "edge_case.yaml"}
 """What the files in `table<n>` are read on top of."""
 

@@ -1,7 +1,10 @@
 import json
 import math
+import threading
 
-from fl_lightning.files import RoundLines, read_lines
+import pytest
+
+from fl_lightning.files import LockedError, RoundLines, locked, read_lines, take_lock, write_whole
 
 
 def test_each_round_has_one_line_in_the_order_of_arrival(tmp_path):
@@ -38,6 +41,39 @@ def test_every_line_is_json(tmp_path):
     RoundLines(path, afresh=True).add({"round": 1, "asr": math.nan, "acc": math.inf})
     strict = json.loads(path.read_text(), parse_constant=lambda name: f"not JSON: {name}")
     assert strict == {"round": 1, "asr": None, "acc": None}
+
+
+def test_what_a_power_cut_left_is_cut_off(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"round": 1}\n\0\0\0\n{"round": 2}\n')
+    assert read_lines(path) == [{"round": 1}]
+    RoundLines(path, afresh=False).add({"round": 2})
+    assert read_lines(path) == [{"round": 1}, {"round": 2}]
+
+
+def test_several_writers_leave_one_whole_file(tmp_path):
+    texts = ["a" * 5000, "b" * 7000]
+
+    def write(text):
+        for _ in range(100):
+            write_whole(tmp_path / "file", text)
+
+    threads = [threading.Thread(target=write, args=(text,)) for text in texts]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        if (tmp_path / "file").exists():
+            assert (tmp_path / "file").read_text() in texts
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_lock_is_held_by_one(tmp_path):
+    with locked(tmp_path / "lock"):
+        with pytest.raises(LockedError):
+            take_lock(tmp_path / "lock", patience=0.0)
+        with pytest.raises(LockedError):
+            take_lock(tmp_path / "lock", patience=0.2)
+    take_lock(tmp_path / "lock", patience=0.0).close()
 
 
 def test_no_file_has_no_lines(tmp_path):

@@ -6,9 +6,8 @@ from pathlib import Path
 
 from fl_lightning.analysis.output import Output
 from fl_lightning.errors import ConfigurationError
-from fl_lightning.experiments.command import locate
-from fl_lightning.experiments.figures import draw_sensitivity, numeric_axes
-from fl_lightning.experiments.results import read_results, records
+from fl_lightning.experiments.figures import draw_sensitivity, numeric_axes, same_bytes
+from fl_lightning.experiments.results import locate, read_results, records
 
 
 def figure6(sweep: str, runs: str = "runs", output: str = "runs/analysis/figure6") -> None:
@@ -26,7 +25,7 @@ def figure6(sweep: str, runs: str = "runs", output: str = "runs/analysis/figure6
     out = Output(output)
     names = [*results.axes, "acc", "acc_sd", "asr", "asr_sd", "n"]
     out.table(results.title, [{name: cell[name] for name in names} for cell in records(results.cells)], "figure6")
-    with out.figure("figure6", panels=len(varied)) as panels:
+    with same_bytes(), out.figure("figure6", panels=len(varied)) as panels:
         for panel, axis in zip(panels, varied, strict=True):
             draw_sensitivity(panel, results, axis)
     out.close()

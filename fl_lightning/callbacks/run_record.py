@@ -9,7 +9,7 @@ import resource
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import lightning as L
 import torch
@@ -20,7 +20,7 @@ from torch import nn
 
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.federation import Federation
-from fl_lightning.files import RoundLines, write_whole
+from fl_lightning.files import LockedError, RoundLines, take_lock, write_whole
 
 PACKAGES = ("fl_lightning", "torch", "lightning", "torchmetrics", "datasets", "numpy")
 
@@ -28,7 +28,8 @@ PACKAGES = ("fl_lightning", "torch", "lightning", "torchmetrics", "datasets", "n
 class RunRecord(L.Callback):
     """Writes `run.json`, `metrics.jsonl` and `config.yaml` into `Trainer(default_root_dir=...)`.
 
-    `metrics.jsonl` gets a line per evaluation and is only ever added to: `round` and every `val/` metric, as JSON.
+    `metrics.jsonl` gets a line per evaluation, `round` and every `val/` metric as JSON; it is only ever added to, but for a run
+    that starts again from its first round.
     `run.json` is replaced at every evaluation, so a run that is killed leaves what it had; `finished` tells. Its keys:
     `acc`, `asr` (last evaluation), `acc_last10`, `asr_last10` (means of the last ten), `history` (the lines of
     `metrics.jsonl`), `rounds`, `seed`, `config`, `config_hash`, `world_size`, `versions`, `hardware`,
@@ -37,7 +38,8 @@ class RunRecord(L.Callback):
     `peak_memory_bytes` (the largest of all ranks), `excluded_updates`, `weights_sha256` (of the final global parameters and
     buffers), `finished`.
 
-    A resumed run refuses a checkpoint that was written under another configuration.
+    A resumed run refuses a checkpoint that was written under another configuration, and no two runs train in one folder at the
+    same time: rank 0 holds `training.lock`.
 
     Args:
         config: the resolved configuration. The command line fills it in; from Python, give any mapping that JSON can hold.
@@ -46,6 +48,7 @@ class RunRecord(L.Callback):
     def __init__(self, config: dict[str, Any] | None = None) -> None:
         self.config = config or {}
         self.history: list[dict[str, float]] = []
+        self._lock: IO[str] | None = None
 
     @property
     def config_hash(self) -> str:
@@ -60,11 +63,28 @@ class RunRecord(L.Callback):
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigurationError(f"trainer.default_root_dir: cannot make the folder {folder}: {error}") from error
+        try:
+            self._lock = take_lock(folder / "training.lock", patience=2.0)
+        except LockedError:
+            raise ConfigurationError(
+                f"another run is training in {folder}; wait for its end, or give another trainer.default_root_dir"
+            ) from None
         self._put_aside(folder)
         self.metrics = RoundLines(folder / "metrics.jsonl", afresh=not self.history)
         for entry in self.history:  # where a run goes on in another folder than it began in
             self.metrics.add(entry)
         write_whole(folder / "config.yaml", yaml.safe_dump(self.config, sort_keys=False))
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._unlock()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._unlock()
 
     def _put_aside(self, folder: Path) -> None:
         """Keep the record of another configuration that ran in the same folder."""
@@ -156,15 +176,19 @@ class RunRecord(L.Callback):
 
 
 def experiment(config: Mapping[str, Any], *, rounds: bool = True) -> dict[str, Any]:
-    """The part of a configuration that decides the numbers: not where files lie, not how many ranks, not what is logged.
+    """The part of a configuration that decides the numbers: not where data lie, not how many ranks, not what is logged.
 
     Args:
         config: a resolved configuration.
         rounds: whether the number of rounds belongs to it; a resumed run may be made longer.
     """
-    chosen = {key: without_paths(value) for key, value in config.items() if key in ("seed_everything", "model", "data")}
-    if isinstance(chosen.get("model"), dict):  # not what changes no bit
+    chosen = {key: value for key, value in config.items() if key in ("seed_everything", "model", "data")}
+    if "data" in chosen:
+        chosen["data"] = without_paths(chosen["data"])
+    if isinstance(chosen.get("model"), dict):  # neither what changes no bit, nor where attackers' data lie
         model = chosen["model"] = {k: v for k, v in chosen["model"].items() if k not in ("compile_rules", "bucket_bytes")}
+        if "attacks" in model:
+            model["attacks"] = without_paths(model["attacks"])
         if isinstance(model.get("local"), dict) and model["local"].get("executor") != "stacked":
             model["local"] = {key: value for key, value in model["local"].items() if key != "executor"}
     if rounds and "trainer" in config:

@@ -11,21 +11,16 @@ from typing import Any, NoReturn
 import yaml
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from fl_lightning.errors import ConfigurationError, nearest
 from fl_lightning.experiments.report import write_report
-from fl_lightning.experiments.results import read_results, write_index
+from fl_lightning.experiments.results import POOL, SWEEPS, locate, read_results, write_index
 from fl_lightning.experiments.run_folder import State
 from fl_lightning.experiments.scheduler import run_all, write_config
 from fl_lightning.experiments.slurm import SlurmOptions, submit
-from fl_lightning.experiments.sweep import Run, read_sweep
+from fl_lightning.experiments.sweep import Run, check_name, read_sweep
 from fl_lightning.experiments.tables import table
-
-POOL = "pool"
-"""Folder, below that of all runs, with one folder per run, shared by all sweeps: what two of them have in common runs once."""
-
-SWEEPS = "sweeps"
-"""Folder, below that of all runs, with one folder per sweep."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -40,6 +35,7 @@ def sweep(args: Sequence[str]) -> None:
     options, overrides = parse_sweep_command(args)
     planned = read_sweep(options.file)
     if options.name:
+        check_name(options.name)
         planned = replace(planned, name=options.name)
     everything = planned.runs(options.runs / POOL, dict(options.settings), overrides)
     runs = chosen(everything, options.only)
@@ -48,11 +44,18 @@ def sweep(args: Sequence[str]) -> None:
         show(runs, console)
         return
     folder = options.runs / SWEEPS / planned.name
-    write_index(folder, planned, everything)
+    given = [f"{name}={value}" for name, value in options.settings if not name.endswith("path")]
+    write_index(folder, planned, everything, [*given, *overrides])
     if options.slurm:
         send(runs, folder, options, console)
         return
-    states = run_all(runs, jobs=options.jobs, ranks=options.ranks, console=console)
+    try:
+        states = run_all(runs, jobs=options.jobs, ranks=options.ranks, console=console)
+    except KeyboardInterrupt:
+        console.print(
+            f"Stopped: {tally(Counter(run.folder.state for run in runs))}. The same command goes on.", highlight=False
+        )
+        sys.exit(130)
     console.print(f"{tally(states)}. Tables and curves: fl-lightning report {folder}", soft_wrap=True, highlight=False)
     if states[State.FINISHED] < len(runs):
         sys.exit(1)
@@ -73,21 +76,11 @@ def report(args: Sequence[str]) -> None:
     output = options.output or folder
     write_report(results, output)
     shown = table(results).drop(columns=["Acc, last 10", "ASR, last 10", "ASR by seed"])  # they would not fit a terminal
-    printed = Table(*shown.columns, title=results.title)
+    printed = Table(*shown.columns, title=Text(results.title))
     for row in shown.to_numpy().tolist():
-        printed.add_row(*row)
+        printed.add_row(*map(Text, row))
     Console().print(printed)
     print(f"Report: {output / 'report.html'}")
-
-
-def locate(sweep: Path, runs: Path) -> tuple[Path, Path]:
-    """The folder of a sweep, given that or the sweep's file, and the folder of the runs that it names.
-
-    >>> locate(Path("runs/sweeps/some"), Path("runs"))[0]
-    PosixPath('runs/sweeps/some')
-    """
-    folder = runs / SWEEPS / read_sweep(sweep).name if sweep.suffix in (".yaml", ".yml") else sweep
-    return folder, folder.absolute().parents[1] / POOL
 
 
 def parse_sweep_command(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -96,6 +89,9 @@ def parse_sweep_command(args: Sequence[str]) -> tuple[argparse.Namespace, list[s
     if "--" in own:
         at = own.index("--")
         own, overrides = own[:at], own[at + 1 :]
+    for taken, instead in (("--seed_everything", "the axis `seed`"), ("--trainer.default_root_dir", "--runs")):
+        if any(word.split("=")[0] == taken for word in overrides):
+            raise ConfigurationError(f"{taken} is set for every run of a sweep; use {instead}")
     parser = Parser(
         prog="fl-lightning sweep",
         description="Run what is not finished of a sweep: a finished run is never run again, an interrupted one goes on from "
@@ -151,7 +147,10 @@ def setting(text: str) -> tuple[str, Any]:
     name, separator, value = text.partition("=")
     if not separator or "." not in name.strip("."):
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form CLASS.SETTING=VALUE")
-    return name, yaml.safe_load(value)
+    try:
+        return name, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise argparse.ArgumentTypeError(f"the value in {text!r} is not YAML") from error
 
 
 def label(text: str) -> tuple[str, str]:
@@ -177,7 +176,10 @@ def chosen(runs: Sequence[Run], only: Sequence[tuple[str, str]]) -> list[Run]:
             raise ConfigurationError(f"--only {axis}: there is no such axis; {nearest(axis, labels[0])}")
         for value in sorted(values - known):
             raise ConfigurationError(f"--only {axis}={value}: there is no such run; {nearest(value, known)}")
-    return [run for run, own in zip(runs, labels, strict=True) if all(own[axis] in values for axis, values in wanted.items())]
+    found = [run for run, own in zip(runs, labels, strict=True) if all(own[axis] in values for axis, values in wanted.items())]
+    if not found:
+        raise ConfigurationError(f"--only {' --only '.join(f'{a}={v}' for a, v in only)}: no run has all of these labels")
+    return found
 
 
 def send(runs: Sequence[Run], folder: Path, options: argparse.Namespace, console: Console) -> None:
@@ -209,7 +211,7 @@ def show(runs: Sequence[Run], console: Console) -> None:
         state = run.folder.state
         reached = f"{evaluations[-1]['round'] if evaluations else 0}/{run.config['trainer'].get('max_epochs')}"
         why = run.folder.message if state is State.FAILED else ""
-        listed.add_row(run.id, *run.cell.labels.values(), str(run.seed), str(state), reached, why)
+        listed.add_row(*map(Text, (run.id, *run.cell.labels.values(), str(run.seed), str(state), reached, why)))
     console.print(listed)
     console.print(tally(Counter(run.folder.state for run in runs)), highlight=False)
 

@@ -5,20 +5,29 @@ A sweep on one machine and a task of a SLURM array both come through here.
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fl_lightning.experiments.run_folder import BEAT_SECONDS, LockedError, RunFolder, State
+from fl_lightning.experiments.run_folder import BEAT_SECONDS, RunFolder, State
+from fl_lightning.files import LockedError
 
 LOCKED = 75
 """Exit status where another process is at work in the folder: try again later."""
 
-STOP_SECONDS = 20.0
-"""How long a run may take to stop before it is killed."""
+UNFINISHED = 1
+"""Exit status of a job whose command left with 0 before the run was finished."""
+
+STOPPED = (0, -signal.SIGTERM, 128 + signal.SIGTERM)
+"""Exit statuses of a run that was asked to stop: Lightning answers SIGTERM by stopping in good order."""
+
+STOP_SECONDS = 45.0
+"""How long a run may take to stop before it is killed; torchrun gives its processes 30."""
 
 
 def run(
@@ -39,18 +48,20 @@ def run(
         stop: ends the run when it is set; the run then counts as interrupted.
 
     Returns:
-        0 if the run is finished, the command's exit status if it failed, minus the signal's number if a signal ended it.
+        0 if the run is finished, else the command's exit status, minus the signal's number if a signal ended it.
 
     Raises:
         LockedError: another process is at work in the folder.
     """
     stop = stop or threading.Event()
     with folder.lock() as descriptor:
-        if folder.record.get("finished"):
+        if folder.finished:
             return 0
+        if folder.at_work_elsewhere:  # on a file system whose locks end at a machine
+            raise LockedError(str(folder.path))
         attempt = int(folder.status.get("attempt", 0)) + 1
-        folder.write_status(State.RUNNING, attempt=attempt, command=list(command))
         with folder.log.open("a") as log:
+            began = log.tell()
             child = subprocess.Popen(
                 command,
                 env=environment,
@@ -60,52 +71,86 @@ def run(
                 start_new_session=True,  # so that Ctrl-C reaches it through `stop` alone
                 pass_fds=[descriptor],
             )
+            about = {"attempt": attempt, "command": list(command), "child": child.pid}
+            folder.write_status(State.RUNNING, **about)
             status = watch(child, folder, stop)
-        if stop.is_set():
-            return status
-        finished = status == 0 and bool(folder.record.get("finished"))
-        if finished:
-            folder.write_status(State.FINISHED, attempt=attempt, command=list(command), exit_status=status)
+        if folder.finished:
+            folder.write_status(State.FINISHED, **about, exit_status=status)
             return 0
-        message = why(folder, status)
-        folder.write_status(State.FAILED, attempt=attempt, command=list(command), exit_status=status, message=message)
-        return status or 1
+        if stop.is_set() or status in STOPPED:
+            folder.write_status(State.INTERRUPTED, **about, exit_status=status)
+        else:
+            folder.write_status(State.FAILED, **about, exit_status=status, message=why(folder.log, began, status))
+        return status or UNFINISHED
 
 
 def watch(child: subprocess.Popen[bytes], folder: RunFolder, stop: threading.Event) -> int:
     """Wait for a process to end, giving signs of life for it, and end it when `stop` is set; returns its exit status."""
-    beat = 0.0
+    last = time.monotonic()
     while True:
         try:
             return child.wait(timeout=0.2)
         except subprocess.TimeoutExpired:
-            beat += 0.2
-        if beat >= BEAT_SECONDS:
+            pass
+        if time.monotonic() - last >= BEAT_SECONDS:
             folder.beat()
-            beat = 0.0
+            last = time.monotonic()
         if stop.is_set():
             end(child)
             return child.wait()
 
 
 def end(child: subprocess.Popen[bytes]) -> None:
-    """Ask a process and those it started to stop, and kill them if they do not."""
+    """Ask a process to stop, and kill it and all that it started, in whatever session, if they do not."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGTERM)
-        try:
-            child.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            os.killpg(child.pid, signal.SIGKILL)
+    deadline = time.monotonic() + STOP_SECONDS
+    family = descendants(child.pid)
+    while time.monotonic() < deadline and (child.poll() is None or any(alive(pid) for pid in family)):
+        time.sleep(0.1)
+        family |= descendants(child.pid)
+    for pid in (child.pid, *family):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
-def why(folder: RunFolder, status: int) -> str:
-    """What the end of the log says about a failure: its last error message, or its last line."""
+def descendants(pid: int) -> set[int]:
+    """The processes that a process started, and those that they started, where the system tells (/proc)."""
+    parents: dict[int, int] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    found, new = set(), {pid}
+    while new:
+        new = {one for one, parent in parents.items() if parent in new}
+        found |= new
+    return found
+
+
+def alive(pid: int) -> bool:
+    """Whether a process is there and has not ended, as far as the system tells."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def why(log: Path, began: int, status: int) -> str:
+    """What this attempt's part of the log says about a failure: its last error message, or its last line."""
     if status < 0:
         name = signal.Signals(-status).name
         return f"ended by {name}" + (", as the system does where memory runs out" if name == "SIGKILL" else "")
-    lines = [line.strip() for line in folder.log.read_text(errors="replace").splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("error: ")]
-    return (errors or lines or [f"exit status {status}"])[-1]
+    with log.open("rb") as file:
+        file.seek(began)
+        lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
+    own = [line for line in lines if line.startswith("error: ")]
+    raised = [
+        re.sub(r"^\[rank\d+\]:\s*", "", line)
+        for line in lines
+        if re.match(r"(\[rank\d+\]:\s*)?[\w.]+(Error|Exception)\b", line)
+    ]
+    said = [line for line in lines if re.search(r"\w", line)]
+    return (own or raised or said or [f"exit status {status}"])[-1]
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -119,8 +164,10 @@ def main(args: Sequence[str] | None = None) -> int:
     if not folder.config.exists():
         print(f"error: {path} is not the folder of a run: there is no config.yaml in it", file=sys.stderr)
         return 2
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
     try:
-        return run(folder, command)
+        return run(folder, command, stop=stop)
     except LockedError:
         print(f"error: another process is at work in {path}", file=sys.stderr)
         return LOCKED

@@ -1,6 +1,8 @@
 """What a sweep is at: done, running, failed, time left."""
 
+import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from types import TracebackType
 
@@ -27,7 +29,8 @@ class SweepProgress:
         self.running: dict[str, Run] = {}
         self.began: dict[str, tuple[float, float]] = {}  # when, and with which share of its rounds done
         self.rates: list[float] = []  # seconds per whole run, of those that ended here
-        self.counts = {State.FINISHED: 0, State.FAILED: 0, State.INTERRUPTED: 0}
+        self.counts: Counter[State] = Counter()
+        self.guard = threading.Lock()  # runs end in several threads
         self.bar = Progress(
             TextColumn("runs"),
             MofNCompleteColumn(),
@@ -55,20 +58,25 @@ class SweepProgress:
         self.running.setdefault(run.id, run)
         self.began.setdefault(run.id, (time.monotonic(), share_done(run)))
 
-    def ended(self, run: Run) -> None:
-        """The run is over, in whatever state its folder is."""
-        state = run.folder.state
-        self.counts[state] = self.counts.get(state, 0) + 1
+    def put_back(self, run: Run) -> None:
+        """The run is somebody else's for now."""
         self.running.pop(run.id, None)
-        if run.id in self.began:
-            began, share = self.began.pop(run.id)
-            if state is State.FINISHED and share < 1:
+        self.began.pop(run.id, None)
+
+    def ended(self, run: Run, trouble: str = "") -> None:
+        """The run is over, in whatever state its folder is; `trouble` is what kept it from beginning."""
+        state = State.FAILED if trouble else run.folder.state
+        with self.guard:
+            self.counts[state] += 1
+            self.running.pop(run.id, None)
+            began, share = self.began.pop(run.id, (None, 1.0))
+            if began is not None and state is State.FINISHED and share < 1:
                 self.rates.append((time.monotonic() - began) / (1 - share))
-            if self.live is None or state is not State.FINISHED:
-                message = f": {run.folder.message} (see {run.folder.log})" if state is State.FAILED else ""
-                done = sum(self.counts.values())
+            if trouble or (began is not None and (self.live is None or state is not State.FINISHED)):
+                message = f": {trouble or run.folder.message} (see {run.folder.log})" if state is State.FAILED else ""
                 self.console.print(
-                    f"{done}/{len(self.runs)} {state}: {run.name}{message}; left {left(self.seconds_left())}",
+                    f"{self.counts.total()}/{len(self.runs)} {state}: {run.name}{message}; {len(self.running)} running, "
+                    f"{self.counts[State.FAILED]} failed, left {left(self.seconds_left())}",
                     soft_wrap=True,
                     markup=False,
                     highlight=False,
@@ -79,7 +87,7 @@ class SweepProgress:
         """Estimated from the runs that ended here, None before the first."""
         if not self.rates:
             return None
-        waiting = len(self.runs) - sum(self.counts.values()) - len(self.running)
+        waiting = len(self.runs) - self.counts.total() - len(self.running)
         shares = [waiting, *(1 - share_done(run) for run in list(self.running.values()))]
         return sum(shares) * sum(self.rates) / len(self.rates) / min(self.jobs, max(1, len(self.runs)))
 

@@ -2,7 +2,9 @@
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +12,21 @@ import pandas as pd
 
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.experiments.run_folder import RunFolder, State
-from fl_lightning.experiments.sweep import MEASURES, Run, Sweep, matches
-from fl_lightning.files import write_whole
+from fl_lightning.experiments.sweep import MEASURES, Run, Sweep, read_sweep
+from fl_lightning.files import read_json, write_whole
 
 INDEX = "sweep.json"
 """The file in a sweep's folder that tells which runs belong to which cell."""
 
 AVERAGES = tuple(f"{measure}_last10" for measure in MEASURES)
 """Means over a run's last ten evaluations."""
+
+
+POOL = "pool"
+"""Folder, below that of all runs, with one folder per run, shared by all sweeps: what two of them have in common runs once."""
+
+SWEEPS = "sweeps"
+"""Folder, below that of all runs, with one folder per sweep."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +58,7 @@ class Results:
     folders: list[RunFolder]
     runs: pd.DataFrame
 
-    @property
+    @cached_property
     def cells(self) -> pd.DataFrame:
         """One row per cell, in the sweep's order.
 
@@ -72,16 +81,17 @@ class Results:
                 row[f"{measure}_paper"] = self.paper[index].get(measure, math.nan)
                 row[f"{measure}_difference"] = row[measure] - row[f"{measure}_paper"]
             rows.append(row)
-        cells = pd.DataFrame(rows)
-        baseline, attack_free = self._asr(cells, self.baseline), self._asr(cells, self.attack_free)
-        cells["asr_reduction"] = baseline - cells["asr"]
-        cells["excess_reduction"] = cells["asr_reduction"] / (baseline - attack_free)
-        return cells
+        asr = {tuple(row[axis] for axis in self.axes): row["asr"] for row in rows}
 
-    def _asr(self, cells: pd.DataFrame, labels: dict[str, str]) -> float:
-        """Mean ASR of the cells with these labels, NaN if none are given."""
-        chosen = [row["asr"] for row in records(cells) if labels and matches(labels, row)]
-        return sum(chosen) / len(chosen) if chosen else math.nan
+        def beside(row: dict[str, Any], labels: dict[str, str]) -> float:
+            """ASR of the cell with these labels, and else with the row's."""
+            return asr.get(tuple({**row, **labels}[axis] for axis in self.axes), math.nan) if labels else math.nan
+
+        for row in rows:
+            baseline, attack_free = beside(row, self.baseline), beside(row, self.attack_free)
+            row["asr_reduction"] = baseline - row["asr"]
+            row["excess_reduction"] = row["asr_reduction"] / (baseline - attack_free) if baseline > attack_free else math.nan
+        return pd.DataFrame(rows)
 
     def group(self, cell: int) -> list[RunFolder]:
         """The folders of a cell's runs, by seed."""
@@ -92,14 +102,41 @@ class Results:
         return ", ".join(str(self.runs[axis].iloc[cell * len(self.seeds)]) for axis in self.axes)
 
 
-def write_index(folder: Path, sweep: Sweep, runs: list[Run]) -> None:
-    """Write down in a sweep's folder which runs belong to it."""
+def locate(sweep: Path, runs: Path) -> tuple[Path, Path]:
+    """The folder of a sweep, given that or the sweep's file, and the folder of the runs that it names.
+
+    >>> locate(Path("runs/sweeps/some"), Path("runs"))[0]
+    PosixPath('runs/sweeps/some')
+    """
+    folder = runs / SWEEPS / read_sweep(sweep).name if sweep.suffix in (".yaml", ".yml") else sweep
+    return folder, folder.absolute().parents[1] / POOL
+
+
+def write_index(folder: Path, sweep: Sweep, runs: Sequence[Run], given: Sequence[str] = ()) -> None:
+    """Write down in a sweep's folder which runs belong to it.
+
+    Args:
+        folder: the sweep's.
+        sweep: what its file says.
+        runs: all of them.
+        given: settings that were given on top of the file; the same sweep with others is another one.
+
+    Raises:
+        ConfigurationError: the folder is that of the sweep with other settings on top.
+    """
+    before = read_json(folder / INDEX)
+    if before and before["given"] != list(given):
+        raise ConfigurationError(
+            f"{folder} is the folder of this sweep with {' '.join(before['given']) or 'no settings on top'}, not with "
+            f"{' '.join(given) or 'none'}; give the other a --name of its own"
+        )
     by_cell = [
         {"labels": cell.labels, "paper": cell.paper, "runs": {run.seed: run.id for run in runs if run.cell is cell}}
         for cell in sweep.cells
     ]
     index = {
         "name": sweep.name,
+        "given": list(given),
         "title": sweep.title,
         "seeds": sweep.seeds,
         "center": sweep.center,

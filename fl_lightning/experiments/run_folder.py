@@ -1,18 +1,19 @@
 """A run's folder: what lies in it, who is at work in it, and what became of it."""
 
-import fcntl
 import json
 import os
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from fl_lightning.files import read_json, read_lines, write_whole
+from fl_lightning.files import LockedError, locked, read_json, read_lines, take_lock, write_whole
+
+TRAINING_LOCK = "training.lock"
+"""Held by rank 0 of whatever trains in the folder; see `RunRecord`."""
 
 BEAT_SECONDS = 15.0
 """Time between two signs of life of a run."""
@@ -31,16 +32,12 @@ class State(StrEnum):
     FINISHED = "finished"
 
 
-class LockedError(Exception):
-    """Another process is at work in the folder."""
-
-
 @dataclass(frozen=True)
 class RunFolder:
     """What a run leaves in its folder, read from the files alone, so that it tells the same on every node of a cluster.
 
     Files: `config.yaml` (all settings), `run.json` and `metrics.jsonl` (`RunRecord`), `last.ckpt`, `log.txt` (what the run
-    printed), `status.json` (the last attempt: host, process, command, exit status), `lock`.
+    printed), `status.json` (the last attempt: host, process, command, exit status), and locks.
 
     Args:
         path: the folder; it need not be there yet.
@@ -72,17 +69,21 @@ class RunFolder:
         return read_json(self.path / "status.json")
 
     @property
+    def finished(self) -> bool:
+        """Whether the run has come to its end."""
+        return bool(self.record.get("finished"))
+
+    @property
     def state(self) -> State:
-        """A run is at work if a process holds its lock, here or where locks are seen, or gave a sign of life just now."""
-        if self.record.get("finished"):
+        """A run is at work while a process holds one of its locks or, where locks do not reach, gives signs of life."""
+        if self.finished:
             return State.FINISHED
-        status = self.status
-        running = status.get("state") == State.RUNNING
-        if self.locked or (running and self._beat_seconds_ago < SILENT_SECONDS and status.get("host") != socket.gethostname()):
+        if self.locked or self.at_work_elsewhere:
             return State.RUNNING
-        if status.get("state") == State.FAILED:
+        state = self.status.get("state")
+        if state == State.FAILED:
             return State.FAILED
-        return State.INTERRUPTED if running or (self.path / "run.json").exists() else State.PENDING
+        return State.INTERRUPTED if state is not None or (self.path / "run.json").exists() else State.PENDING
 
     @property
     def message(self) -> str:
@@ -90,47 +91,35 @@ class RunFolder:
         return self.status.get("message", "")
 
     @property
-    def _beat_seconds_ago(self) -> float:
-        return time.time() - (self.path / "status.json").stat().st_mtime
+    def at_work_elsewhere(self) -> bool:
+        """Whether a process on another machine says that it is at work here, and gave a sign of life just now."""
+        status = self.status
+        if status.get("state") != State.RUNNING or status.get("host") == socket.gethostname():
+            return False
+        return time.time() - (self.path / "status.json").stat().st_mtime < SILENT_SECONDS
 
     # ---- for those at work in it -------------------------------------------------------------------------------------
 
     @property
     def locked(self) -> bool:
-        """Whether a process holds the lock."""
-        if not (self.path / "lock").exists():
-            return False
-        try:
-            with self.lock(patience=0.0):
-                return False
-        except LockedError:
-            return True
+        """Whether a process holds the lock of the job, or that of the training itself, which may outlive the job."""
+        for path in (self.path / "lock", self.path / TRAINING_LOCK):
+            if path.exists():
+                try:
+                    take_lock(path, patience=0.0).close()
+                except LockedError:
+                    return True
+                except PermissionError:  # somebody else's runs: signs of life tell
+                    return time.time() - (self.path / "status.json").stat().st_mtime < SILENT_SECONDS
+        return False
 
-    @contextmanager
-    def lock(self, *, patience: float = 1.0) -> Iterator[int]:
-        """Hold the folder's lock; gives its file descriptor, by which a child process can hold it too.
-
-        The system frees it when the last process that holds it has ended, however that came about.
-
-        Args:
-            patience: seconds to try for: who only asks whether it is locked holds it for a moment too.
+    def lock(self) -> AbstractContextManager[int]:
+        """Hold the job's lock; gives its file descriptor, by which a child process can hold it too.
 
         Raises:
-            LockedError: another process holds it.
+            LockedError: another process is at work here.
         """
-        deadline = time.monotonic() + patience
-        with (self.path / "lock").open("a") as file:
-            while True:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() >= deadline:
-                        raise LockedError(str(self.path)) from None
-                    time.sleep(0.05)
-                except OSError:
-                    break  # a file system without locks: signs of life are all there is
-            yield file.fileno()
+        return locked(self.path / "lock")
 
     def write_status(self, state: State, **more: Any) -> None:
         """Write `status.json`: the state, where and as what it runs, and more."""
@@ -138,5 +127,6 @@ class RunFolder:
         write_whole(self.path / "status.json", json.dumps(entry, indent=1) + "\n")
 
     def beat(self) -> None:
-        """A sign of life."""
-        os.utime(self.path / "status.json")
+        """A sign of life; one that cannot be given, on a disk that is full or away, is not worth a run."""
+        with suppress(OSError):
+            os.utime(self.path / "status.json")

@@ -1,13 +1,12 @@
 """Run a sweep's runs on this machine, some at a time."""
 
 import os
-import queue
 import signal
 import sys
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 
 import torch
@@ -17,9 +16,9 @@ from rich.console import Console
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.experiments import job
 from fl_lightning.experiments.progress import SweepProgress
-from fl_lightning.experiments.run_folder import LockedError, RunFolder, State
+from fl_lightning.experiments.run_folder import RunFolder, State
 from fl_lightning.experiments.sweep import Run
-from fl_lightning.files import write_whole
+from fl_lightning.files import LockedError, write_whole
 
 ELSEWHERE_SECONDS = 1.0
 """Time between two looks at a run that another process is at work on."""
@@ -28,7 +27,7 @@ ELSEWHERE_SECONDS = 1.0
 def write_config(run: Run) -> None:
     """Put a run's settings into its folder, from which it is started."""
     run.folder.path.mkdir(parents=True, exist_ok=True)
-    if not run.folder.record.get("finished"):
+    if not run.folder.finished:
         write_whole(run.folder.config, yaml.safe_dump(run.config, sort_keys=False))
 
 
@@ -48,7 +47,8 @@ def fit_command(folder: RunFolder, ranks: int | None = None) -> list[str]:
 def run_all(runs: Sequence[Run], *, jobs: int, ranks: int | None, console: Console) -> Counter[State]:
     """Run what is not finished; a failed run does not stop the others.
 
-    Ctrl-C and SIGTERM stop all that is running; the same sweep goes on later from the last checkpoints.
+    Ctrl-C and SIGTERM stop all that is running, and end in KeyboardInterrupt; the same sweep goes on later from the last
+    checkpoints.
 
     Args:
         runs: runs of a sweep.
@@ -65,39 +65,36 @@ def run_all(runs: Sequence[Run], *, jobs: int, ranks: int | None, console: Conso
         raise ConfigurationError(f"--ranks must be at least 1, got {ranks}")
     for run in runs:
         write_config(run)
-    slots: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
-    for environment in environments(jobs):
-        slots.put(environment)
+    stop, waiting = threading.Event(), deque(run for run in runs if not run.folder.finished)
 
-    stop = threading.Event()
-
-    def one(run: Run) -> None:
-        environment = slots.get()
-        try:
-            while not stop.is_set():
-                try:
-                    progress.started(run)
-                    job.run(run.folder, fit_command(run.folder, ranks), environment, stop)
-                    return
-                except LockedError:  # a run that outlived the sweep that started it, or somebody else's
-                    stop.wait(ELSEWHERE_SECONDS)
-        finally:
-            slots.put(environment)
+    def work(environment: dict[str, str]) -> None:
+        """Take one run after the other until none is left."""
+        while waiting and not stop.is_set():
+            try:
+                run = waiting.popleft()
+            except IndexError:  # another slot was quicker
+                return
+            progress.started(run)
+            try:
+                job.run(run.folder, fit_command(run.folder, ranks), environment, stop)
+            except LockedError:  # a run that outlived the sweep that started it, or somebody else's: others first
+                waiting.append(run)
+                progress.put_back(run)
+                stop.wait(ELSEWHERE_SECONDS)
+            except OSError as error:  # of this run's folder
+                progress.ended(run, f"{run.folder.path}: {error}")
+            else:
+                progress.ended(run)
 
     with SweepProgress(runs, jobs, console) as progress, stopping(stop), ThreadPoolExecutor(jobs) as pool:
-        running: dict[Future[None], Run] = {}
         for run in runs:
-            if run.folder.record.get("finished"):
+            if run.folder.finished:
                 progress.ended(run)
-            else:
-                running[pool.submit(one, run)] = run
-        while running:
-            done, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
-            for future in done:
-                run = running.pop(future)
-                future.result()
-                progress.ended(run)
+        slots = [pool.submit(work, environment) for environment in environments(jobs)]
+        while wait(slots, timeout=1.0).not_done:
             progress.refresh()
+        for slot in slots:
+            slot.result()
     return Counter(run.folder.state for run in runs)
 
 
@@ -124,7 +121,7 @@ def visible_gpus(environment: Mapping[str, str]) -> list[str]:
 
 @contextmanager
 def stopping(stop: threading.Event) -> Iterator[None]:
-    """SIGINT and SIGTERM set the event; afterwards they end this process as ever."""
+    """SIGINT and SIGTERM set the event, and are a KeyboardInterrupt in the end."""
     received: list[int] = []
 
     def note(number: int, _: object) -> None:

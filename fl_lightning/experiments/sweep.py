@@ -23,6 +23,7 @@ varied at a time: only combinations that differ from the centre in at most one o
 import hashlib
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -40,8 +41,28 @@ KEYS = ("name", "title", "base", "axes", "exclude", "center", "paper", "baseline
 MEASURES = ("acc", "asr")
 """What the paper's tables give for a cell."""
 
-DECISIVE = ("max_epochs", "max_steps", "max_time", "check_val_every_n_epoch", "limit_val_batches", "callbacks")
-"""The Trainer's settings that decide what a run measures and writes."""
+INDECISIVE = (
+    *(
+        "accelerator",
+        "strategy",
+        "devices",
+        "num_nodes",
+        "plugins",
+        "default_root_dir",
+        "logger",
+        "log_every_n_steps",
+        "profiler",
+    ),
+    *("enable_progress_bar", "enable_model_summary", "enable_checkpointing", "enable_autolog_hparams", "num_sanity_val_steps"),
+    *("use_distributed_sampler", "model_registry", "barebones", "deterministic", "benchmark", "detect_anomaly"),
+)
+"""The Trainer's settings that do not decide what a run computes and measures."""
+
+TAKEN = (
+    *("seed", "id", "state", "rounds", "excluded_updates", "message", "n", "planned", *MEASURES),
+    *("asr_reduction", "excess_reduction", "Acc", "ASR", "difference", "of the excess"),
+)
+"""What no axis may be called, as columns of the results are."""
 
 Layer = str | dict[str, Any]
 """A configuration file, or settings themselves."""
@@ -131,8 +152,8 @@ class Sweep:
             try:
                 config = resolve(["fit", *arguments(cell.layers), *overrides])
                 known |= set(named_classes(config))
-                config = resolve(["fit", "--config", json.dumps(with_settings(config, given))]) if given else config
-                build_once(config)
+                config = resolve(["fit", "--config", as_text(with_settings(config, given))]) if given else config
+                build_once(with_seed(config, self.seeds[0]))
             except ConfigurationError as error:
                 raise ConfigurationError(f"{cell.name}: {error}") from error
             for seed in self.seeds:
@@ -159,15 +180,34 @@ def read_sweep(path: Path) -> Sweep:
         ConfigurationError: it is not there, is not YAML, or says something that a sweep cannot mean.
     """
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.load(path.read_text(), UniqueKeys)
     except OSError as error:
         raise ConfigurationError(f"the sweep {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"the sweep {path} is not text in UTF-8") from error
     except yaml.YAMLError as error:
         raise ConfigurationError(f"the sweep {path} is not YAML: {' '.join(str(error).split())}") from error
     try:
         return parse_sweep(content, path)
     except ConfigurationError as error:
         raise ConfigurationError(f"{path}: {error}") from error
+
+
+class UniqueKeys(yaml.SafeLoader):
+    """Reads YAML, and refuses a key that stands twice in a mapping, of which the first would be lost."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def check_name(name: str) -> None:
+    """Raise unless a sweep's folder may be called so."""
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise ConfigurationError(f"name must consist of letters, digits, '.', '_' and '-', as it names a folder; got {name!r}")
 
 
 def parse_sweep(content: Any, path: Path) -> Sweep:
@@ -178,6 +218,9 @@ def parse_sweep(content: Any, path: Path) -> Sweep:
         if key not in KEYS:
             raise ConfigurationError(f"unknown key {key}; {nearest(str(key), KEYS)}")
     axes = {str(name): axis for name, axis in content["axes"].items()}
+    for axis in axes:
+        if not re.fullmatch(r"\w[\w .-]*", axis) or axis in set(TAKEN) - {"seed"}:
+            raise ConfigurationError(f"axes.{axis}: an axis is named by letters and digits, and not {', '.join(TAKEN[1:])}")
     seeds = axes.pop("seed", [0])
     if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and 0 <= seed < 2**32 for seed in seeds):
         raise ConfigurationError(f"axes.seed must be a list of whole numbers in [0, 2**32), got {seeds}")
@@ -202,9 +245,8 @@ def parse_sweep(content: Any, path: Path) -> Sweep:
     if not cells:
         raise ConfigurationError("exclude leaves no cell of the sweep")
     name = str(content.get("name", path.stem))
-    if not re.fullmatch(r"[\w.-]+", name):
-        raise ConfigurationError(f"name must consist of letters, digits, '.', '_' and '-', as it names a folder; got {name!r}")
-    return Sweep(name, str(content.get("title", name)), cells, seeds, center, baseline, attack_free)
+    check_name(name)
+    return Sweep(name, " ".join(str(content.get("title", name)).split()), cells, seeds, center, baseline, attack_free)
 
 
 def parse_axis(name: str, axis: Any, folder: Path) -> dict[str, list[Layer]]:
@@ -212,10 +254,23 @@ def parse_axis(name: str, axis: Any, folder: Path) -> dict[str, list[Layer]]:
     if isinstance(axis, dict) and set(axis) == {"setting", "values"}:
         if not isinstance(axis["values"], list) or not axis["values"]:
             raise ConfigurationError(f"axes.{name}.values must be a list with at least one value, got {axis['values']}")
-        return {str(value): [nested(str(axis["setting"]), value)] for value in axis["values"]}
+        return unique(name, [(value, [nested(str(axis["setting"]), value)]) for value in axis["values"]])
     if not isinstance(axis, dict) or not axis:
         raise ConfigurationError(f"axes.{name} must map labels to settings, or have `setting` and `values`; got {axis}")
-    return {str(label): parse_layers(layers, f"axes.{name}.{label}", folder) for label, layers in axis.items()}
+    for label in axis:
+        if label is None or isinstance(label, bool):
+            raise ConfigurationError(f"axes.{name}: the label {label!r} is no text to YAML; put it in quotes")
+    return unique(name, [(label, parse_layers(layers, f"axes.{name}.{label}", folder)) for label, layers in axis.items()])
+
+
+def unique(name: str, labelled: Sequence[tuple[Any, list[Layer]]]) -> dict[str, list[Layer]]:
+    """The layers by label, after seeing that no two labels look the same."""
+    found: dict[str, list[Layer]] = {}
+    for label, layers in labelled:
+        if str(label) in found:
+            raise ConfigurationError(f"axes.{name} has {label} twice")
+        found[str(label)] = layers
+    return found
 
 
 def parse_layers(layers: Any, name: str, folder: Path) -> list[Layer]:
@@ -279,7 +334,12 @@ def matches(condition: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
 def arguments(layers: Sequence[Layer]) -> Iterator[str]:
     """The layers as arguments of a command."""
     for layer in layers:
-        yield from ("--config", layer if isinstance(layer, str) else json.dumps(layer))
+        yield from ("--config", layer if isinstance(layer, str) else as_text(layer))
+
+
+def as_text(config: Any) -> str:
+    """Settings as a command's argument: YAML, which knows infinities, on one line."""
+    return yaml.safe_dump(config, default_flow_style=True, width=math.inf, sort_keys=False)
 
 
 def with_settings(node: Any, given: Mapping[str, Any]) -> Any:
@@ -320,16 +380,18 @@ def named_classes(node: Any) -> Iterator[str]:
 
 def with_seed(config: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """All settings with another seed; the command line links the same three places."""
-    data = {**config["data"], "init_args": {**config["data"]["init_args"], "seed": seed}}
+    data = config["data"]
+    if "seed" in data.get("init_args", {}):  # a data module of the user's own may draw nothing
+        data = {**data, "init_args": {**data["init_args"], "seed": seed}}
     return {**config, "seed_everything": seed, "model": {**config["model"], "seed": seed}, "data": data}
 
 
 def run_id(config: Mapping[str, Any]) -> str:
-    """Twelve hexadecimal digits of a SHA-256 over all settings that decide what a run computes, measures and writes.
+    """Twelve hexadecimal digits of a SHA-256 over all settings that decide what a run computes and measures.
 
-    Where files lie, how many ranks there are and what is logged where do not belong to it.
+    Where data lie, how many ranks there are and what is logged where do not belong to it.
     """
-    decisive = {key: config["trainer"].get(key) for key in DECISIVE}
+    decisive = {key: value for key, value in config["trainer"].items() if key not in INDECISIVE}
     text = json.dumps([experiment(config), decisive], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -344,7 +406,7 @@ def build_once(config: Mapping[str, Any]) -> None:
         "devices": 1,
         "num_nodes": 1,
     }
-    build(["fit", "--config", json.dumps({**config, "trainer": trainer})])
+    build(["fit", "--config", as_text({**config, "trainer": trainer})])
 
 
 def check_distinct(runs: Sequence[Run]) -> None:

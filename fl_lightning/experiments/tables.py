@@ -85,7 +85,8 @@ def markdown(frame: pd.DataFrame) -> str:
 def latex(frame: pd.DataFrame, caption: str) -> str:
     """A `table` with booktabs rules."""
     lines = [[escape(str(value)) for value in row] for row in [list(frame.columns), *frame.to_numpy().tolist()]]
-    head, *body = [" & ".join(row) + r" \\" for row in lines]
+    # A row that begins with [ or * would be read as the argument of the line break before it.
+    head, *body = ["{}" * row[0].startswith(("[", "*")) + " & ".join(row) + r" \\" for row in lines]
     return "\n".join(
         [
             r"\begin{table}",

@@ -10,7 +10,7 @@ from torch import nn
 
 from fl_lightning import BackdoorMetrics, ConfigurationError, LastCheckpoint, RunRecord
 from fl_lightning.callbacks.run_record import compare, experiment, last_mean, weights_sha256
-from fl_lightning.files import read_lines
+from fl_lightning.files import locked, read_lines
 
 CONFIG = {
     "seed_everything": 0,
@@ -74,6 +74,13 @@ def test_a_resumed_run_adds_to_its_metrics(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_bytes().startswith(before)
     assert read_lines(tmp_path / "metrics.jsonl") == record["history"]
     assert len(record["history"]) == 4
+
+
+def test_no_two_runs_train_in_one_folder(tmp_path):
+    with locked(tmp_path / "training.lock"), pytest.raises(ConfigurationError, match="another run is training in"):
+        run(tmp_path, rounds=1)
+    run(tmp_path, rounds=1)
+    run(tmp_path, rounds=1)  # the lock was given back
 
 
 def test_the_record_of_another_configuration_is_kept(tmp_path):

@@ -1,19 +1,24 @@
 """`fl-lightning sweep` and `report` as a user meets them."""
 
+import io
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from fl_lightning.cli import main
+from fl_lightning.experiments import scheduler
 from fl_lightning.experiments.report import FILES
 from fl_lightning.experiments.run_folder import RunFolder, State
 from fl_lightning.experiments.scheduler import environments, fit_command
+from fl_lightning.experiments.sweep import Cell, Run
 
 ROOT = Path(__file__).parents[2]
 SWEEP = f"""
@@ -71,8 +76,11 @@ def test_a_sweep_that_is_killed_goes_on_and_ends_as_one_that_was_not(tmp_path, s
     while not any(folder.state is State.FINISHED for folder in folders(where)):
         assert time.monotonic() < deadline, (where / "out.txt").read_text()
         time.sleep(0.05)
-    first.send_signal(signal.SIGKILL)  # what it had started goes on meanwhile, and must not be started twice
+    first.send_signal(signal.SIGKILL)
     first.wait()
+    for folder in folders(where):
+        if folder.state is State.RUNNING:  # it outlived the sweep, and is killed as well
+            os.killpg(folder.status["child"], signal.SIGKILL)
     (done,) = [folder for folder in folders(where) if folder.state is State.FINISHED]
     written = (done.path / "run.json").stat().st_mtime_ns
     again = start(["sweep", "small.yaml", "--jobs", "2", *LESS], where)
@@ -113,6 +121,13 @@ def test_dry_run_lists_and_writes_nothing(tmp_path, sweep, capsys):
         (["sweep", "small.yaml", "--only", "rules=FedAvg"], "--only rules: there is no such axis; did you mean rule?"),
         (["sweep", "small.yaml", "--only", "rule=Fedavg"], "--only rule=Fedavg: there is no such run; did you mean FedAvg?"),
         (["sweep", "small.yaml", "--only", "FedAvg"], "'FedAvg' is not of the form AXIS=LABEL"),
+        (["sweep", "small.yaml", "--only", "rule=FedAvg", "--only", "seed=1"], "--only seed=1: there is no such run"),
+        (["sweep", "small.yaml", "--with", "Phishing.num_train=["], "the value in 'Phishing.num_train=[' is not YAML"),
+        (["sweep", "small.yaml", "--name", "a/b"], "name must consist of letters"),
+        (
+            ["sweep", "small.yaml", "--", "--seed_everything", "1"],
+            "--seed_everything is set for every run of a sweep; use the axis",
+        ),
         (["sweep", "small.yaml", "--jobs", "0"], "--jobs must be at least 1, got 0"),
         (["sweep", "small.yaml", "--ranks", "0"], "--ranks must be at least 1, got 0"),
         (["sweep", "small.yaml", "--", "--trainer.max_epcohs", "3"], "did you mean max_epochs"),
@@ -126,6 +141,32 @@ def test_a_mistake_ends_in_one_readable_line(sweep, capsys, args, message):
     assert left.value.code == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert message in line
+
+
+def test_slots_do_not_wait_for_what_others_are_at_work_on(tmp_path, monkeypatch):
+    """Two sweeps over one pool share the work."""
+    runs = []
+    for name in "abcd":
+        folder = RunFolder(tmp_path / name)
+        runs.append(Run(Cell({"rule": name}, []), 0, {"trainer": {}}, folder))
+    finish = "import json, sys; open(sys.argv[1] + '/run.json', 'w').write(json.dumps({'finished': True}))"
+    monkeypatch.setattr(scheduler, "fit_command", lambda folder, ranks: [sys.executable, "-c", finish, str(folder.path)])
+    monkeypatch.setattr(scheduler, "ELSEWHERE_SECONDS", 0.1)
+    runs[0].folder.path.mkdir()
+    out = io.StringIO()
+    with runs[0].folder.lock():
+        thread = threading.Thread(
+            target=scheduler.run_all, args=(runs,), kwargs={"jobs": 1, "ranks": None, "console": Console(file=out)}
+        )
+        thread.start()
+        deadline = time.monotonic() + 60
+        while sum(run.folder.finished for run in runs) < 3:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert not runs[0].folder.finished
+    thread.join(60)
+    assert all(run.folder.finished for run in runs)
+    assert "4/4 finished: a, seed 0" in out.getvalue()
 
 
 def test_gpus_are_shared_out_among_slots(monkeypatch):

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from fl_lightning.experiments import job
-from fl_lightning.experiments.run_folder import SILENT_SECONDS, LockedError, RunFolder, State
+from fl_lightning.experiments.run_folder import SILENT_SECONDS, TRAINING_LOCK, RunFolder, State
+from fl_lightning.files import LockedError, locked
 
 FINISH = "import json, os; open('run.json', 'w').write(json.dumps({'finished': True})); open('count', 'a').write('x')"
 
@@ -56,7 +57,11 @@ def test_a_run_that_finishes_and_is_not_run_again(tmp_path):
         ("print('error: tau must be less than 1'); print('bye'); raise SystemExit(2)", 2, "error: tau must be less than 1"),
         ("raise SystemExit(3)", 3, "exit status 3"),
         ("raise ValueError('oh')", 1, "ValueError: oh"),
-        ("pass", 1, "exit status 0"),  # it says that all is well and left no result
+        (
+            "print('=' * 60); print('[rank1]: torch.OutOfMemoryError: 3 GiB'); print('=' * 60); raise SystemExit(1)",
+            1,
+            "torch.Out",
+        ),
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", -9, "ended by SIGKILL, as the system does"),
     ],
 )
@@ -68,6 +73,56 @@ def test_a_failure_is_written_down_with_its_reason(tmp_path, code, status, messa
     assert job.run(run, python(FINISH, run)) == 0  # it may be tried again
     assert run.state is State.FINISHED
     assert run.status["attempt"] == 2
+
+
+@pytest.mark.parametrize("code", ["pass", "import os, signal; os.kill(os.getpid(), signal.SIGTERM)"])
+def test_a_run_that_was_asked_to_stop_is_interrupted(tmp_path, code):
+    run = folder(tmp_path)
+    assert job.run(run, python(code, run)) != 0
+    assert run.state is State.INTERRUPTED
+
+
+def test_a_reason_is_of_the_last_attempt(tmp_path):
+    run = folder(tmp_path)
+    job.run(run, python("print('error: data are missing'); raise SystemExit(2)", run))
+    job.run(run, python("raise KeyError('weights')", run))
+    assert run.message == "KeyError: 'weights'"
+
+
+def test_stopping_ends_processes_in_sessions_of_their_own(tmp_path, monkeypatch):
+    """As torchrun starts its workers, and as a worker that does not answer behaves."""
+    monkeypatch.setattr(job, "STOP_SECONDS", 1.0)
+    stubborn = (
+        "import signal, time, os; signal.signal(signal.SIGTERM, signal.SIG_IGN); open('pid', 'w').write(str(os.getpid()))"
+    )
+    start = f"subprocess.run([sys.executable, '-c', {stubborn + '; time.sleep(60)'!r}], start_new_session=True)"
+    code = f"import subprocess, sys\n{start}"
+    run, stop = folder(tmp_path), threading.Event()
+    thread = threading.Thread(target=job.run, args=(run, python(code, run), None, stop))
+    thread.start()
+    until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+    worker = int((tmp_path / "pid").read_text())
+    assert job.alive(worker)
+    assert worker in job.descendants(os.getpid())
+    stop.set()
+    thread.join(20)
+    assert not thread.is_alive()
+    until(lambda: not job.alive(worker))
+
+
+def test_a_training_that_outlived_its_job_keeps_the_folder(tmp_path):
+    run = folder(tmp_path)
+    run.write_status(State.RUNNING)
+    with locked(tmp_path / TRAINING_LOCK):
+        assert run.state is State.RUNNING
+    assert run.state is State.INTERRUPTED
+
+
+def test_where_locks_end_at_a_machine_signs_of_life_keep_others_out(tmp_path):
+    run = folder(tmp_path)
+    (tmp_path / "status.json").write_text(json.dumps({"state": "running", "host": "elsewhere"}))
+    with pytest.raises(LockedError):
+        job.run(run, python(FINISH, run))
 
 
 def test_nobody_else_gets_in_while_it_runs_and_stopping_interrupts_it(tmp_path):

@@ -68,7 +68,7 @@ def test_without_a_terminal_a_line_tells_of_each_run_that_ends(tmp_path):
         runs[2].folder.write_status(State.FAILED, message="error: [bold] tau")
         shown.ended(runs[2])
     lines = out.getvalue().splitlines()
-    assert lines[0].startswith("2/3 finished: b, seed 0; left ")
+    assert lines[0].startswith("2/3 finished: b, seed 0; 0 running, 0 failed, left ")
     assert lines[1].startswith(f"3/3 failed: c, seed 0: error: [bold] tau (see {runs[2].folder.log})")
     assert len(lines) == 2
 
@@ -79,9 +79,11 @@ def test_on_a_terminal_what_runs_is_shown_with_its_scores(tmp_path):
         shown.started(runs[0])
         (runs[0].folder.path / "metrics.jsonl").write_text(json.dumps({"round": 4, "acc": 0.5, "asr": None}) + "\n")
         shown.refresh()
+        view = Console(file=io.StringIO(), width=100)
+        view.print(shown.view())
         finish(runs[0])
         shown.ended(runs[0])
-    assert "a, seed 0: round 4/10  acc 0.500" in out.getvalue()
+    assert "a, seed 0: round 4/10  acc 0.500" in view.file.getvalue()  # pyrefly: ignore[missing-attribute]
     assert "1/2" in out.getvalue()
     assert "0 failed" in out.getvalue()
 

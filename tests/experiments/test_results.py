@@ -41,8 +41,8 @@ def finish(folder: RunFolder, acc: float, asr: float) -> None:
 def make(root: Path, tau: tuple[str, ...] = ("0.1", "0.2", "0.4")) -> Path:
     """A sweep with a rule without attack, an undefended one and three defended ones, two seeds each; what is not done is so."""
     cells = [Cell({"rule": "FedAvg", "tau": "-"}, [], {"acc": 0.5, "asr": 0.75}), Cell({"rule": "calm", "tau": "-"}, [])]
-    cells += [Cell({"rule": "Invariant_1 & <b>", "tau": value}, []) for value in tau]
-    sweep = Sweep("some", "Some & <all>", cells, [0, 1], {}, {"rule": "FedAvg"}, {"rule": "calm"})
+    cells += [Cell({"rule": r"Invariant_1 & <b> $\foo$", "tau": value}, []) for value in tau]
+    sweep = Sweep("some", "Some & <all>", cells, [0, 1], {}, {"rule": "FedAvg", "tau": "-"}, {"rule": "calm", "tau": "-"})
     runs = []
     for index, cell in enumerate(cells):
         for seed in sweep.seeds:
@@ -80,6 +80,28 @@ def test_cells_have_means_deviations_and_differences(tmp_path):
     assert math.isnan(cells.iloc[3]["acc"])
 
 
+def test_reductions_are_from_the_cell_with_the_same_other_labels(tmp_path):
+    cells = [Cell({"task": task, "rule": rule}, []) for task in ("s", "t") for rule in ("FedAvg", "calm", "Krum")]
+    sweep = Sweep("two", "Two", cells, [0], {}, {"rule": "FedAvg"}, {"rule": "calm"})
+    runs = [Run(cell, 0, {}, RunFolder(tmp_path / "pool" / str(i))) for i, cell in enumerate(cells)]
+    for run, asr in zip(runs, (1.0, 0.5, 0.75, 0.25, 0.25, 0.0), strict=True):
+        finish(run.folder, 1.0, asr)
+    write_index(tmp_path / "sweeps" / "two", sweep, runs)
+    found = read_results(tmp_path / "sweeps" / "two", tmp_path / "pool").cells
+    assert found["asr_reduction"].tolist() == [0.0, 0.5, 0.25, 0.0, 0.0, 0.25]
+    assert found["excess_reduction"].tolist()[:3] == [0.0, 1.0, 0.5]
+    assert found["excess_reduction"].isna().tolist() == [False] * 3 + [True] * 3  # there is no excess
+
+
+def test_a_sweeps_folder_is_of_one_set_of_settings(tmp_path):
+    sweep = Sweep("one", "One", [Cell({"rule": "a"}, [])], [0])
+    runs = [Run(sweep.cells[0], 0, {}, RunFolder(tmp_path / "pool" / "0"))]
+    write_index(tmp_path / "one", sweep, runs, ["--trainer.max_epochs", "5"])
+    write_index(tmp_path / "one", sweep, runs, ["--trainer.max_epochs", "5"])
+    with pytest.raises(ConfigurationError, match=r"with --trainer\.max_epochs 5, not with none; give the other a --name"):
+        write_index(tmp_path / "one", sweep, runs)
+
+
 def test_the_table_says_what_is_not_there(tmp_path):
     shown = table(results(tmp_path))
     assert shown["ASR by seed"].tolist() == [
@@ -113,6 +135,7 @@ def test_numbers_look_as_in_the_paper(value, sign, text):
 def test_markdown_and_latex_escape_what_they_would_read_as_their_own():
     frame = pd.DataFrame({"rule": ["a|b_c & 50%"], "n": ["3"]})
     assert markdown(frame).splitlines()[2] == r"| a\|b_c & 50% | 3 |"
+    assert r"\midrule" + "\n{}[5, 10]" in latex(pd.DataFrame({"rule": ["[5, 10]"]}), "x")
     text = latex(frame, "x_y")
     assert r"a|b\_c \& 50\% & 3 \\" in text
     assert r"\caption{x\_y}" in text

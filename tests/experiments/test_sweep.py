@@ -77,6 +77,13 @@ def test_the_papers_values_go_to_the_cells_that_they_name(tmp_path):
         ("axes: {rule: {Krum: null}}\npaper: [{rule: Krum, acc: high}]", "acc must be a number, got 'high'"),
         ("axes: {rule: {Krum: null}}\nexclude: [{rule: Krum}]", "leaves no cell"),
         ("axes: {rule: {Krum: null}}\nname: a/b", "name must consist of letters"),
+        ("axes: {rule: {Krum: null}}\nname: ..", "name must consist of letters"),
+        ("axes: {rule: {yes: null}}", "the label True is no text to YAML; put it in quotes"),
+        ('axes: {rule: {1: null, "1": null}}', r"axes\.rule has 1 twice"),
+        ("axes: {tau: {setting: a, values: [0.1, 0.1]}}", r"axes\.tau has 0\.1 twice"),
+        ("axes: {rule: {x: null}, rule: {y: null}}", "is not YAML: .*the key rule stands twice"),
+        ("axes: {rounds: {x: null}}", r"axes\.rounds: an axis is named by"),
+        ("axes: {a/b: {x: null}}", r"axes\.a/b: an axis is named by"),
         ("axes: {rule", "is not YAML"),
     ],
 )
@@ -105,6 +112,8 @@ def test_a_runs_name_is_a_digest_of_what_decides_its_results(tmp_path):
         {**config, "trainer": {**config["trainer"], "max_epochs": 21}},
         {**config, "trainer": {**config["trainer"], "check_val_every_n_epoch": 2}},
         {**config, "trainer": {**config["trainer"], "callbacks": None}},
+        {**config, "trainer": {**config["trainer"], "fast_dev_run": True}},
+        {**config, "model": {**config["model"], "client": {"class_path": "Net", "init_args": {"path": "weights.pt"}}}},
     ):
         assert run_id(changed) != run_id(config)
 
@@ -112,6 +121,20 @@ def test_a_runs_name_is_a_digest_of_what_decides_its_results(tmp_path):
 def test_another_seed_is_what_the_command_line_makes_of_it():
     config = resolve(["fit", "--config", BASE])
     assert with_seed(config, 5) == resolve(["fit", "--config", BASE, "--seed_everything", "5"])
+
+
+def test_data_that_draw_nothing_need_no_seed():
+    config = {"seed_everything": 0, "model": {"seed": 0}, "data": {"class_path": "Own", "init_args": {"n": 1}}}
+    assert with_seed(config, 5) == {"seed_everything": 5, "model": {"seed": 5}, "data": config["data"]}
+
+
+def test_settings_that_json_cannot_hold_reach_the_command(tmp_path):
+    layers = (
+        read_sweep(write(tmp_path, "axes: {norm: {setting: model.local.gradient_clip_norm, values: [.inf, 1.0]}}"))
+        .cells[0]
+        .layers
+    )
+    assert resolve(["fit", "--config", BASE, *arguments(layers)])["model"]["local"]["gradient_clip_norm"] == float("inf")
 
 
 def test_settings_go_to_a_class_wherever_it_is():
