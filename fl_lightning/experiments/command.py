@@ -22,6 +22,9 @@ from fl_lightning.experiments.slurm import SlurmOptions, submit
 from fl_lightning.experiments.sweep import Run, check_name, read_sweep
 from fl_lightning.experiments.tables import table
 
+ON_SCREEN = ("Acc", "ASR", "n", "paper Acc / ASR")
+"""Columns of a table that fit a terminal beside the axes."""
+
 
 class Parser(argparse.ArgumentParser):
     """Reports a mistake as the other commands do."""
@@ -75,7 +78,8 @@ def report(args: Sequence[str]) -> None:
     results = read_results(folder, pool)
     output = options.output or folder
     write_report(results, output)
-    shown = table(results).drop(columns=["Acc, last 10", "ASR, last 10", "ASR by seed"])  # they would not fit a terminal
+    shown = table(results)
+    shown = shown[[name for name in shown if name in (*results.axes, *ON_SCREEN)]]
     printed = Table(*shown.columns, title=Text(results.title))
     for row in shown.to_numpy().tolist():
         printed.add_row(*map(Text, row))
