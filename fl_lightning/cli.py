@@ -41,6 +41,7 @@ def quiet() -> None:
         "Checkpoint directory .* exists and is not empty",  # so it is after a resume
         ".*`tensorboardX` has been removed.*",
         ".*does not have many workers.*",
+        ".*there is no last checkpoint available.*",  # sweeps begin as they go on
         "LightningCLI's args parameter.*",
         ".*`srun` command is available.*",  # on the login node of a cluster
     ):
