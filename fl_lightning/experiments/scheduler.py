@@ -24,6 +24,13 @@ ELSEWHERE_SECONDS = 1.0
 """Time between two looks at a run that another process is at work on."""
 
 
+OF_A_LAUNCH = (
+    *("MASTER_ADDR", "MASTER_PORT", "RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
+    *("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_MAX_RESTARTS"),
+)
+"""Variables of the launch that this process may be part of: runs at the same time would meet at one port."""
+
+
 def write_config(run: Run) -> None:
     """Put a run's settings into its folder, from which it is started."""
     run.folder.path.mkdir(parents=True, exist_ok=True)
@@ -99,8 +106,9 @@ def run_all(runs: Sequence[Run], *, jobs: int, ranks: int | None, console: Conso
 
 
 def environments(jobs: int) -> Iterator[dict[str, str]]:
-    """One environment per slot: a thread per process, and the GPUs shared out among the slots."""
-    base = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    """One environment per slot: a launch of its own, a thread per process, and the GPUs shared out among the slots."""
+    base = {name: value for name, value in os.environ.items() if name not in OF_A_LAUNCH}
+    base.setdefault("OMP_NUM_THREADS", "1")
     gpus = visible_gpus(os.environ)
     for slot in range(jobs):
         own = gpus[slot::jobs] or gpus[slot % len(gpus) :][:1] if gpus and jobs > 1 else []

@@ -41,7 +41,11 @@ def sweep(tmp_path):
 
 
 def start(args: list[str], folder: Path) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    environment = {
+        **os.environ,
+        "MASTER_PORT": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+    }
     command = [sys.executable, "-m", "fl_lightning", *args]
     with (folder / "out.txt").open("a") as out:
         return subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=out, start_new_session=True)
@@ -177,6 +181,9 @@ def test_gpus_are_shared_out_among_slots(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
     assert [slot["CUDA_VISIBLE_DEVICES"] for slot in environments(2)] == ["-1", "-1"]
     monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setenv("MASTER_PORT", "43703")  # as Lightning leaves it behind in a process that has trained
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert not {"MASTER_PORT", "WORLD_SIZE"} & set(next(iter(environments(2))))
     assert next(iter(environments(1)))["OMP_NUM_THREADS"] == "1"
 
 
