@@ -102,14 +102,16 @@ def watch(child: subprocess.Popen[bytes], folder: RunFolder, stop: threading.Eve
 
 def end(child: subprocess.Popen[bytes]) -> None:
     """Ask a process to stop, and kill it and all that it started, in whatever session, if they do not."""
+    family = descendants(child.pid)  # before any of them ends, as its children are then nobody's
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGTERM)
     deadline = time.monotonic() + STOP_SECONDS
-    family = descendants(child.pid)
     while time.monotonic() < deadline and (child.poll() is None or any(alive(pid) for pid in family)):
         time.sleep(0.1)
         family |= descendants(child.pid)
-    for pid in (child.pid, *family):
+    if child.poll() is None:
+        child.kill()
+    for pid in filter(alive, family):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 

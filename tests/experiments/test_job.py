@@ -96,7 +96,7 @@ def test_stopping_ends_processes_in_sessions_of_their_own(tmp_path, monkeypatch)
         "import signal, time, os; signal.signal(signal.SIGTERM, signal.SIG_IGN); open('pid', 'w').write(str(os.getpid()))"
     )
     start = f"subprocess.run([sys.executable, '-c', {stubborn + '; time.sleep(60)'!r}], start_new_session=True)"
-    code = f"import subprocess, sys\n{start}"
+    code = f"import subprocess, sys\n{start}"  # which ends at once when it is asked to
     run, stop = folder(tmp_path), threading.Event()
     thread = threading.Thread(target=job.run, args=(run, python(code, run), None, stop))
     thread.start()
