@@ -7,7 +7,8 @@ import yaml
 
 from fl_lightning import ConfigurationError
 from fl_lightning.configuration import resolve
-from fl_lightning.experiments.sweep import arguments, matches, read_sweep, run_id, with_seed, with_settings
+from fl_lightning.experiments.settings import arguments, run_id, with_seed, with_settings
+from fl_lightning.experiments.sweep import matches, read_sweep
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SWEEPS = sorted((CONFIGS / "sweeps").rglob("*.yaml"))
