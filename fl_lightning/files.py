@@ -11,6 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+TRAINING_LOCK = "training.lock"
+"""In a run's folder; held by rank 0 of whatever trains there."""
+
 
 class LockedError(Exception):
     """Another process holds the lock."""

@@ -20,7 +20,7 @@ from torch import nn
 
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.federation import Federation
-from fl_lightning.files import LockedError, RoundLines, take_lock, write_whole
+from fl_lightning.files import TRAINING_LOCK, LockedError, RoundLines, take_lock, write_whole
 
 PACKAGES = ("fl_lightning", "torch", "lightning", "torchmetrics", "datasets", "numpy")
 
@@ -64,7 +64,7 @@ class RunRecord(L.Callback):
         except OSError as error:
             raise ConfigurationError(f"trainer.default_root_dir: cannot make the folder {folder}: {error}") from error
         try:
-            self._lock = take_lock(folder / "training.lock", patience=2.0)
+            self._lock = take_lock(folder / TRAINING_LOCK, patience=2.0)
         except LockedError:
             raise ConfigurationError(
                 f"another run is training in {folder}; wait for its end, or give another trainer.default_root_dir"

@@ -44,7 +44,7 @@ def write_report(results: Results, folder: Path) -> list[Path]:
         "cells.csv": results.cells.to_csv(index=False, lineterminator="\n"),
         "runs.csv": results.runs.to_csv(index=False, lineterminator="\n"),
         "times.csv": times(results),
-        "report.html": page(results, cell_curves, sensitivities),
+        "report.html": page(results, shown, cell_curves, sensitivities),
     }
     written |= {f"curves/{cell:03d}.svg": picture for cell, picture in enumerate(cell_curves)}
     written |= {f"sensitivity/{axis}.svg": picture for axis, picture in sensitivities.items()}
@@ -54,12 +54,11 @@ def write_report(results: Results, folder: Path) -> list[Path]:
     return [folder / name for name in written]
 
 
-def page(results: Results, cell_curves: list[str], sensitivities: dict[str, str]) -> str:
-    """The HTML page."""
+def page(results: Results, shown: pd.DataFrame, cell_curves: list[str], sensitivities: dict[str, str]) -> str:
+    """The HTML page; `shown` is the table."""
     environment = Environment(
         loader=PackageLoader("fl_lightning.experiments", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    shown = table(results)
     states = results.runs["state"].value_counts()
     return environment.get_template("report.html.jinja").render(
         title=results.title,

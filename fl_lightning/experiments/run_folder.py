@@ -10,10 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from fl_lightning.files import LockedError, locked, read_json, read_lines, take_lock, write_whole
-
-TRAINING_LOCK = "training.lock"
-"""Held by rank 0 of whatever trains in the folder; see `RunRecord`."""
+from fl_lightning.files import TRAINING_LOCK, LockedError, locked, read_json, read_lines, take_lock, write_whole
 
 BEAT_SECONDS = 15.0
 """Time between two signs of life of a run."""
@@ -93,10 +90,12 @@ class RunFolder:
     @property
     def at_work_elsewhere(self) -> bool:
         """Whether a process on another machine says that it is at work here, and gave a sign of life just now."""
-        status = self.status
-        if status.get("state") != State.RUNNING or status.get("host") == socket.gethostname():
-            return False
-        return time.time() - (self.path / "status.json").stat().st_mtime < SILENT_SECONDS
+        return self._gives_signs_of_life and self.status.get("host") != socket.gethostname()
+
+    @property
+    def _gives_signs_of_life(self) -> bool:
+        running = self.status.get("state") == State.RUNNING
+        return running and time.time() - (self.path / "status.json").stat().st_mtime < SILENT_SECONDS
 
     # ---- for those at work in it -------------------------------------------------------------------------------------
 
@@ -109,8 +108,8 @@ class RunFolder:
                     take_lock(path, patience=0.0).close()
                 except LockedError:
                     return True
-                except PermissionError:  # somebody else's runs: signs of life tell
-                    return time.time() - (self.path / "status.json").stat().st_mtime < SILENT_SECONDS
+                except PermissionError:  # somebody else's runs
+                    return self._gives_signs_of_life
         return False
 
     def lock(self) -> AbstractContextManager[int]:

@@ -105,3 +105,4 @@ def test_rounds_without_a_benign_update_have_no_line(tmp_path):
     nobody: Any = None
     shard = UpdateShard.from_updates(torch.ones(2, 3), malicious=torch.tensor([True, True]))
     FlipRates().on_aggregate(nobody, shard, torch.zeros(3))  # would fail on the missing federation
+    assert not list(tmp_path.iterdir())

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from fl_lightning.experiments import job
-from fl_lightning.experiments.run_folder import SILENT_SECONDS, TRAINING_LOCK, RunFolder, State
-from fl_lightning.files import LockedError, locked
+from fl_lightning.experiments import job, run_folder
+from fl_lightning.experiments.run_folder import SILENT_SECONDS, RunFolder, State
+from fl_lightning.files import TRAINING_LOCK, LockedError, locked
 
 FINISH = "import json, os; open('run.json', 'w').write(json.dumps({'finished': True})); open('count', 'a').write('x')"
 
@@ -118,6 +118,20 @@ def test_a_training_that_outlived_its_job_keeps_the_folder(tmp_path):
     assert run.state is State.INTERRUPTED
 
 
+def test_somebody_elses_runs_are_known_by_their_signs_of_life(tmp_path, monkeypatch):
+    def refuse(path, patience):
+        raise PermissionError(path)
+
+    run = folder(tmp_path)
+    (tmp_path / "lock").touch()
+    monkeypatch.setattr(run_folder, "take_lock", refuse)
+    assert run.state is State.PENDING
+    run.write_status(State.FAILED)
+    assert run.state is State.FAILED
+    run.write_status(State.RUNNING)
+    assert run.state is State.RUNNING
+
+
 def test_where_locks_end_at_a_machine_signs_of_life_keep_others_out(tmp_path):
     run = folder(tmp_path)
     (tmp_path / "status.json").write_text(json.dumps({"state": "running", "host": "elsewhere"}))
@@ -188,5 +202,6 @@ def test_the_lock_waits_for_who_only_looks(tmp_path):
     held = run.lock()
     held.__enter__()
     threading.Timer(0.2, lambda: held.__exit__(None, None, None)).start()
+    began = time.monotonic()
     with run.lock():
-        pass
+        assert time.monotonic() - began > 0.1
