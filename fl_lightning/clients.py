@@ -146,10 +146,10 @@ class Clients:
         self.benign = benign
         self.executor = LocalExecutor(module, local)
         rules = [part for part in rule.modules() if isinstance(part, Aggregator) and not isinstance(part, Mixing)]
-        own_way = any(type(part).train_benign is not Aggregator.train_benign for part in rules)
-        if own_way and local.executor == "stacked":
+        self.own_way = any(type(part).train_benign is not Aggregator.train_benign for part in rules)
+        if self.own_way and local.executor == "stacked":
             log.warning("clients are not stacked, as %s trains them in its own way", type(rule).__name__)
-        self.stacked = StackedTraining(module, local) if local.executor == "stacked" and not own_way else None
+        self.stacked = StackedTraining(module, local) if local.executor == "stacked" and not self.own_way else None
         self.leaks = [attack for attack in attacks if overrides(attack, "leak")]
 
     def train(self, t: int, cohort: Cohort, broadcast: Broadcast) -> Trained:
@@ -177,13 +177,17 @@ class Clients:
         snapshot = self.executor.start = Snapshot(self.module)
         updates = self.exchange.local_updates(len(owner), len(mine), broadcast.weights)
         buffer_updates = self.buffer_exchange.local_updates(len(owner), len(mine), self.buffer_layout.flatten(self.module))
+        rooms = [
+            (layout, room, layout.pieces(room.new))
+            for layout, room in ((self.layout, updates), (self.buffer_layout, buffer_updates))
+        ]
         place = {position: k for k, position in enumerate(mine)}
         logs: dict[int, dict[str, float]] = {}
 
         def keep(position: int, logged: dict[str, float]) -> None:
             """Store what the module holds as the update of who stands there, and start anew."""
-            for layout, room in ((self.layout, updates), (self.buffer_layout, buffer_updates)):
-                layout.flatten(self.module, out=room.new)
+            for layout, room, pieces in rooms:
+                layout.read(self.module, pieces)
                 room.store(place[position])
             logs[position] = logged
             snapshot.restore(self.module)
@@ -249,14 +253,18 @@ class Clients:
         """Train one client of the cohort in place; all its randomness comes from (seed, round, client). Returns its logs."""
         client = int(round_.cohort.clients[position])
         malicious = bool(round_.cohort.malicious[position])
-        poisoned = round_.poisoned[client] if malicious else None
         draws = partial(self.draws, t, "client", "batches", client)
-        generator = draws()
-        samples = self.benign_samples(client) if poisoned is None else poisoned
+        if malicious:
+            samples = round_.poisoned[client]
+        else:
+            if self.leaks:
+                draws()  # for attacks that draw from the global generators
+            samples = self.benign_samples(client)
         try:
             if not malicious:
-                kept = memory.get(client, torch.empty(0))
-                logs = self.rule.train_benign(self.module, samples, self.num_classes, generator, kept)
+                kept, logs = memory.get(client, torch.empty(0)), None
+                if self.own_way:
+                    logs = self.rule.train_benign(self.module, samples, self.num_classes, draws(), kept)
                 return self.executor.train(samples, draws) if logs is None else logs
             if not len(samples):
                 return {}

@@ -27,6 +27,7 @@ from torchmetrics import Metric
 
 from fl_lightning.data.base import Samples
 from fl_lightning.errors import ConfigurationError
+from fl_lightning.updates.layout import named_parts, trainable_parameters
 
 log = logging.getLogger(__name__)
 
@@ -125,8 +126,9 @@ class LocalTraining:
             What the module logged, averaged over the steps.
         """
         reset_metrics(module)
-        module.train()
-        parameters = [p for p in module.parameters() if p.requires_grad]
+        if not all(part.training for part in named_parts(module)):
+            module.train()
+        parameters = [parameter for _, parameter in trainable_parameters(module)]
         device = parameters[0].device
         optimizer, scheduler = read_optimizers(module.configure_optimizers())
         step_arguments = len(inspect.signature(module.training_step).parameters) if stepper is None else 0
@@ -137,8 +139,8 @@ class LocalTraining:
             stepper.begin(optimizer)
         with collected_logs(module) as logs:
             for epoch in epoch_batches(len(samples), epochs, self.batch_size, generator, device):
-                for indices in epoch[: steps - step]:
-                    batch = resident(samples.batch(indices, generator), device)
+                for given in samples.batches(epoch[: steps - step], generator):
+                    batch = resident(given, device)
                     if stepper is not None:
                         stepper.step(batch, optimizer, logs)
                     else:
@@ -321,7 +323,7 @@ def reset_metrics(module: nn.Module) -> None:
 
     Ranks train different clients, and not equally many: a metric that synchronised would wait for ranks that never come.
     """
-    for part in module.modules():
+    for part in named_parts(module):
         if isinstance(part, Metric):
             part.sync_on_compute = part._to_sync = False
             part.reset()

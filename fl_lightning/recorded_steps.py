@@ -31,6 +31,7 @@ from torchmetrics import Metric
 from fl_lightning.local_training import LocalTraining, LogCollector, logs_to, read_loss
 from fl_lightning.traced_graphs import factors_to_inputs, remove_detours, without_python
 from fl_lightning.training_step import TrainingStep, aliases, named_tensors
+from fl_lightning.updates.layout import named_parts
 
 RECORD_AFTER = 3
 """Batches of a shape that run unrecorded first: a last batch of a rare size is not worth a recording."""
@@ -115,9 +116,7 @@ class RecordedSteps:
             logs: of this client, is told what the module logs.
         """
         optimizer._opt_called = True  # pyrefly: ignore[missing-attribute]  a scheduler warns if nobody steps its optimizer
-        leaves, structure = tree_flatten(batch)
-        if not all(isinstance(leaf, Tensor) for leaf in leaves):
-            raise NotRecordableError(f"its batches hold {sorted({type(leaf).__name__ for leaf in leaves})}, not tensors alone")
+        leaves, structure = leaves_of(batch)
         settings = tuple(group[name] for group in optimizer.param_groups for name in ARGUMENTS)
         key = (structure, tuple((leaf.shape, leaf.stride(), leaf.dtype, leaf.device) for leaf in leaves), settings)
         recording = self.recordings.get(key)
@@ -169,7 +168,7 @@ class RecordedSteps:
                     without_trainer(self.module),
                     self.local.autocast(parameters[0].device),
                 ):
-                    batch = tree_unflatten(list(leaves), structure)
+                    batch = leaves if structure is None else tree_unflatten(list(leaves), structure)
                     loss = read_loss(functional_call(self.step_of, state, (batch, Unknown("batch_idx")), tie_weights=False))
                 if loss is None:
                     raise NotRecordableError("its training_step skipped a batch")
@@ -195,6 +194,16 @@ class RecordedSteps:
             return [value.detach() for _, value in logged], [name for name, _ in logged]
 
         return step
+
+
+def leaves_of(batch: Any) -> tuple[list[Tensor], Any]:
+    """The tensors in a batch, and what it makes of them; None for a plain tuple, which most batches are."""
+    if type(batch) is tuple and all(isinstance(part, Tensor) for part in batch):
+        return list(batch), None
+    leaves, structure = tree_flatten(batch)
+    if not all(isinstance(leaf, Tensor) for leaf in leaves):
+        raise NotRecordableError(f"its batches hold {sorted({type(leaf).__name__ for leaf in leaves})}, not tensors alone")
+    return leaves, structure
 
 
 class Unknown:
@@ -233,13 +242,14 @@ def without_trainer(module: L.LightningModule) -> Iterator[None]:
 def python_state(module: nn.Module) -> dict[str, Any]:
     """What a module's steps may depend on beside tensors: plain attributes, and how long its lists are, by name."""
     found: dict[str, Any] = {}
-    for place, part in module.named_modules():
+    for part, place in named_parts(module).items():
         prefix = f"{place}." if place else ""
         for name, value in vars(part).items():
-            if isinstance(value, (int, float, str)):
+            if isinstance(value, (list, dict, set)):
+                if name[0] != "_":
+                    found[prefix + name] = len(value)
+            elif isinstance(value, (int, float, str)):
                 found[prefix + name] = value
-            elif name[0] != "_" and isinstance(value, (list, dict, set)):
-                found[prefix + name] = len(value)
     return found
 
 

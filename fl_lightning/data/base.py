@@ -8,7 +8,7 @@ works too (`MapSamples`). Attacks build poisoned and stamped data from the same 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,9 @@ Stamp = Callable[[Tensor], Tensor]
 
 TARGET_KEYS = ("label", "labels", "target", "targets", "y")
 """Names under which a sample that is a mapping may carry its class."""
+
+SMALL_BYTES = 2**17
+"""Of raw inputs: batches that have no more together are read at once, as what one takes is mostly the calls."""
 
 
 class Samples(Dataset[Any], ABC):
@@ -44,6 +47,10 @@ class Samples(Dataset[Any], ABC):
             indices: (b,) int64 positions in [0, n).
             generator: CPU generator for augmentation; without one there is no augmentation.
         """
+
+    def batches(self, parts: Sequence[Tensor], generator: torch.Generator | None = None) -> Iterator[Any]:
+        """One batch after the other, as `batch` would give them, each made when it is asked for or before."""
+        return (self.batch(indices, generator) for indices in parts)
 
     @abstractmethod
     def subset(self, indices: Tensor) -> Samples:
@@ -72,7 +79,8 @@ class TensorSamples(Samples):
         inputs: (n, ...) raw inputs of any dtype, for example uint8 images.
         targets: (n,) int64 classes.
         augment: `(raw batch, generator) -> raw batch`, applied in training only.
-        prepare: `raw batch -> model input`, for example scaling to float and normalising.
+        prepare: `raw inputs -> model inputs`, row by row, for example scaling to float and normalising; it may be given several
+            batches at once.
         stamps: triggers with the samples that carry them, (n,) bool each, applied in this order; `stamped` adds one.
         feature_names: of the columns of a table, in order; None where they have no names.
 
@@ -118,6 +126,20 @@ class TensorSamples(Samples):
         if self.prepare is not None:
             inputs = self.prepare(inputs)
         return inputs, self.targets.index_select(0, indices)
+
+    def batches(self, parts: Sequence[Tensor], generator: torch.Generator | None = None) -> Iterator[Any]:
+        at_once = 1
+        row_by_row = self.augment is None and not self.stamps and type(self).batch is TensorSamples.batch
+        if row_by_row and parts:
+            at_once = max(1, SMALL_BYTES // max(1, len(parts[0]) * self.inputs[:1].nbytes))
+        for first in range(0, len(parts), at_once):
+            group = parts[first : first + at_once]
+            if len(group) == 1:
+                yield self.batch(group[0], generator)
+                continue
+            sizes = [len(indices) for indices in group]
+            inputs, targets = self.batch(torch.cat(list(group)), generator)
+            yield from zip(inputs.split(sizes), targets.split(sizes), strict=True)
 
     def subset(self, indices: Tensor) -> TensorSamples:
         indices = indices.to(self.inputs.device)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch.utils.data import Dataset
 
 from fl_lightning.data import MapSamples, TensorSamples, join
+from fl_lightning.data.base import SMALL_BYTES
 from fl_lightning.errors import ConfigurationError
 
 
@@ -51,6 +52,39 @@ class TestTensorSamples:
         augmented, _ = data.batch(numbers(4, 1), torch.Generator().manual_seed(0))
         assert (augmented < -100).all()
         assert torch.equal(augmented, data.batch(numbers(4, 1), torch.Generator().manual_seed(0))[0])
+
+    @pytest.mark.parametrize("kind", ["plain", "prepared", "large", "augmented", "stamped", "of a class of its own"])
+    def test_batches_are_those_that_batch_gives(self, kind: str):
+        class Reversed(TensorSamples):
+            def batch(self, indices, generator=None):
+                return super().batch(indices.flip(0), generator)
+
+        def shift(x, generator):
+            return x + torch.randint(100, 200, (1,), generator=generator)
+
+        given = {"prepared": {"prepare": lambda x: -x}, "augmented": {"augment": shift}}.get(kind, {})
+        data = tensors(40, **given)
+        if kind == "large":
+            data = data.with_inputs(torch.rand(40, SMALL_BYTES // 60))
+        if kind == "stamped":
+            data = data.stamped(lambda x: x * 0, torch.arange(40) % 2 == 0)
+        if kind == "of a class of its own":
+            data = Reversed(data.inputs, data.targets)
+        order = torch.randperm(40, generator=torch.Generator().manual_seed(1))
+        parts = order.split([7, 7, 7, 7, 12])
+        draws = torch.Generator().manual_seed(0)
+        expected = [data.batch(indices, draws) for indices in parts]
+        found = list(data.batches(parts, torch.Generator().manual_seed(0)))
+        for a, b in zip(found, expected, strict=True):
+            assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+        assert list(data.batches([])) == []
+
+    def test_small_batches_are_read_together(self):
+        seen = []
+        data = tensors(40, prepare=lambda x: seen.append(len(x)) or x)
+        batches = data.batches(torch.arange(40).split(10))
+        assert len(next(batches)[0]) == 10
+        assert seen == [40]
 
     def test_subset_relabel_and_inputs_leave_the_original_alone(self):
         data = tensors()

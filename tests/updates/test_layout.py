@@ -5,7 +5,15 @@ import torch
 from torch import Tensor, nn
 
 from fl_lightning.errors import ConfigurationError
-from fl_lightning.updates.layout import Layout, Snapshot, buffer_layout, clamp_variances, parameter_layout
+from fl_lightning.updates.layout import (
+    Layout,
+    Snapshot,
+    buffer_layout,
+    clamp_variances,
+    named_parts,
+    named_state,
+    parameter_layout,
+)
 
 
 class Mixed(nn.Module):
@@ -89,17 +97,35 @@ def test_tied_parameters_stay_tied() -> None:
     assert torch.equal(module.second.weight, torch.arange(1.0, 7.0).view(3, 2))
 
 
-def test_flatten_writes_into_what_it_is_given_and_does_not_share_memory() -> None:
+def test_values_are_read_into_views_and_do_not_share_memory() -> None:
     module = Mixed()
     layout = parameter_layout(module)
     room = torch.full((20,), -1.0)
-    out = layout.flatten(module, out=room[:11])
-    assert out.data_ptr() == room.data_ptr()
+    pieces = layout.pieces(room[:11])
+    layout.read(module, pieces)
+    assert [piece.shape for piece in pieces] == layout.shapes
     assert torch.equal(room[:11], layout.flatten(module))
     assert (room[11:] == -1).all()
     before = everything(module)
-    out.zero_()
+    room.zero_()
     assert changed(module, before) == set()
+
+
+def test_parts_are_those_of_named_modules() -> None:
+    module = Mixed()
+    module.again = module.first
+    module.register_module("empty", None)
+    module.inner = nn.Sequential(module.second, nn.ModuleList([nn.Linear(1, 1)]), module)
+    assert [(name, part) for part, name in named_parts(module).items()] == list(module.named_modules())
+
+
+def test_state_is_every_parameter_and_buffer_once_under_its_first_name() -> None:
+    module = Mixed()
+    module.same = module.first
+    expected = [*module.named_parameters(), *module.named_buffers()]
+    found = list(named_state(module))
+    assert [name for name, _ in found] == [name for name, _ in expected]
+    assert all(a.data_ptr() == b.data_ptr() for (_, a), (_, b) in zip(found, expected, strict=True))
 
 
 def test_a_vector_of_the_wrong_length_is_refused() -> None:
