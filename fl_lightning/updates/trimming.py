@@ -34,6 +34,10 @@ log = logging.getLogger(__name__)
 COMPILED_ROWS = 32
 """Most rows that are worth compiling: beyond, a CPU's registers no longer hold a column's intermediate results."""
 
+COMPILED_COLUMNS = 2**21
+"""Least columns that a compiled kernel is given at a time on a CPU, where there are so many: what it returns for more lies in
+memory that the system has to hand out, and takes back, every time."""
+
 GPU_ELEMENTS = 2**26
 """Elements (N x columns) that are worked on at a time on a GPU: as many again are taken for results in between."""
 
@@ -139,7 +143,7 @@ def compiled(n: int, b: int, least_votes: int | None, device: torch.device) -> C
     """
     exchanges = network(n, b, n - b)
 
-    def kernel(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def kernel(rows: list[Tensor], of_mean: Tensor) -> Tensor:
         votes = rows[0].sign() if least_votes is not None else rows[0]
         for row in rows[1:] if least_votes is not None else []:
             votes = votes + row.sign()
@@ -149,16 +153,23 @@ def compiled(n: int, b: int, least_votes: int | None, device: torch.device) -> C
             total = total + row
         total = torch.where(total == 0, 0.0, total)  # compilers drop the + 0.0 that gives zeros their sign
         mean = total / (n - 2 * b)
-        return (mean, votes) if least_votes is None else (torch.where(votes.abs() >= least_votes, mean, 0.0), votes.abs())
+        of_mean.copy_(mean if least_votes is None else torch.where(votes.abs() >= least_votes, mean, 0.0))
+        return votes if least_votes is None else votes.abs()  # kernels that store truth values are slow
 
     function = torch.compile(kernel, dynamic=True, fullgraph=True)
 
     @torch.no_grad()  # whether gradients are on would be a case of its own
     def run(bucket: Tensor) -> tuple[Tensor, Tensor]:
-        # Rows that are views would tie the kernel to the shape of what they are views of, so they become tensors of their own.
-        with torch._dynamo.config.patch(recompile_limit=1000):
-            mean, votes = function([from_dlpack(row) for row in bucket.unbind(0)])
-        return mean, torch.ones_like(votes, dtype=torch.bool) if least_votes is None else votes >= least_votes
+        s = bucket.shape[1]
+        mean, kept = bucket.new_empty(s), torch.ones(s, dtype=torch.bool, device=bucket.device)
+        pieces = max(1, s // COMPILED_COLUMNS) if device.type == "cpu" else 1
+        for piece, of_mean, of_kept in zip(*(tensor.tensor_split(pieces, -1) for tensor in (bucket, mean, kept)), strict=True):
+            # Views would tie the kernel to the shape of what they are views of, so they become tensors of their own.
+            with torch._dynamo.config.patch(recompile_limit=1000):
+                votes = function([from_dlpack(row) for row in piece.unbind(0)], from_dlpack(of_mean))
+            if least_votes is not None:
+                torch.ge(votes, least_votes, out=of_kept)
+        return mean, kept
 
     began = time.perf_counter()
     try:
