@@ -166,7 +166,10 @@ class FederatedCLI(LightningCLI):
         self.trainer_defaults["callbacks"] = extra
         if settings.logger in (None, True):  # `false` logs nothing; any others are taken as they are
             root = settings.default_root_dir or "."
-            kwargs["logger"] = [TensorBoardLogger(root, name="tensorboard"), CSVLogger(root, name="csv")]
+            kwargs["logger"] = [
+                TensorBoardLogger(root, name="tensorboard", default_hp_metric=False),
+                CSVLogger(root, name="csv"),
+            ]
         try:
             return super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError) as error:

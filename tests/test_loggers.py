@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from lightning.pytorch.loggers import Logger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -26,6 +27,7 @@ class Recorder(Logger):
     """Stands for W&B, MLflow and the like: it takes what any Lightning logger is given."""
 
     seen: dict[str, list[tuple[float, int]]]
+    settings: Any = None
 
     def __init__(self, greeting: str) -> None:
         self.seen = {}
@@ -45,7 +47,7 @@ class Recorder(Logger):
             self.seen.setdefault(name, []).append((value, int(step or 0)))
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        pass
+        self.settings = params
 
 
 RECORDERS: list[Recorder] = []
@@ -55,6 +57,8 @@ def test_tensorboard_and_csv_by_default(tmp_path):
     main(["fit", "--config", QUICKSTART, *ARGS, "--trainer.default_root_dir", str(tmp_path)])
     with (tmp_path / "csv" / "version_0" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
+    settings = yaml.safe_load((tmp_path / "csv" / "version_0" / "hparams.yaml").read_text())
+    assert settings == yaml.safe_load((tmp_path / "config.yaml").read_text())
     board = EventAccumulator(str(tmp_path / "tensorboard" / "version_0"))
     board.Reload()
     tags = set(board.scalars.Keys()) - {"epoch"}
@@ -74,6 +78,7 @@ def test_a_logger_of_the_users_choice_gets_the_same_names_and_steps(tmp_path, mo
     RECORDERS.clear()
     assert set(recorder.seen) >= EXPECTED
     assert [step for _, step in recorder.seen["val/acc"]] == [1, 2]
+    assert recorder.settings == yaml.safe_load((tmp_path / "config.yaml").read_text())
     assert not (tmp_path / "csv").exists()
     assert not (tmp_path / "tensorboard").exists()
 

@@ -26,7 +26,7 @@ PACKAGES = ("fl_lightning", "torch", "lightning", "torchmetrics", "datasets", "n
 
 
 class RunRecord(L.Callback):
-    """Writes `run.json`, `metrics.jsonl` and `config.yaml` into `Trainer(default_root_dir=...)`.
+    """Writes `run.json`, `metrics.jsonl` and `config.yaml` into `Trainer(default_root_dir=...)`; loggers get the settings too.
 
     `metrics.jsonl` gets a line per evaluation, `round` and every `val/` metric as JSON; it is only ever added to, but for a run
     that starts again from its first round.
@@ -74,6 +74,8 @@ class RunRecord(L.Callback):
         for entry in self.history:  # where a run goes on in another folder than it began in
             self.metrics.add(entry)
         write_whole(folder / "config.yaml", yaml.safe_dump(self.config, sort_keys=False))
+        for logger in trainer.loggers if self.config else []:
+            logger.log_hyperparams(self.config)
 
     def _unlock(self) -> None:
         if self._lock is not None:
