@@ -126,7 +126,7 @@ class LocalTraining:
             What the module logged, averaged over the steps.
         """
         reset_metrics(module)
-        if not all(part.training for part in named_parts(module)):
+        if not all(part.training for part in named_parts(module)):  # to look is quicker than to set it again
             module.train()
         parameters = [parameter for _, parameter in trainable_parameters(module)]
         device = parameters[0].device
