@@ -17,14 +17,17 @@ def main(output: str, *records: str) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), sharex=True, sharey=True, layout="constrained")
     for path in records:
         record = json.loads(Path(path).read_text())
-        rule = record["config"]["model"]["aggregator"]["class_path"].rpartition(".")[2]
+        model = record["config"]["model"]
+        rule = model["aggregator"]["class_path"].rpartition(".")[2]
+        if not model["cohort"]["malicious_fraction"]:
+            rule += ", no attack"
         rounds = [entry["round"] for entry in record["history"]]
         for axis, name in zip(axes, ("acc", "asr"), strict=True):
             axis.plot(rounds, [entry[name] for entry in record["history"]], label=rule, linewidth=1.2)
     for axis, title in zip(axes, ("Acc, clean test set", "ASR, stamped test set"), strict=True):
         axis.set(title=title, xlabel="round", ylim=(0, 1))
         axis.grid(alpha=0.3)
-    axes[0].legend()
+    axes[0].legend(fontsize="small")
     figure.savefig(output, dpi=90)
 
 
