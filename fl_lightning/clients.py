@@ -262,8 +262,9 @@ class Clients:
             samples = self.benign_samples(client)
         try:
             if not malicious:
-                kept, logs = memory.get(client, torch.empty(0)), None
+                logs = None
                 if self.own_way:
+                    kept = memory.get(client, torch.empty(0))
                     logs = self.rule.train_benign(self.module, samples, self.num_classes, draws(), kept)
                 return self.executor.train(samples, draws) if logs is None else logs
             if not len(samples):

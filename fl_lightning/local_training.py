@@ -27,7 +27,6 @@ from torchmetrics import Metric
 
 from fl_lightning.data.base import Samples
 from fl_lightning.errors import ConfigurationError
-from fl_lightning.updates.layout import named_parts, trainable_parameters
 
 log = logging.getLogger(__name__)
 
@@ -126,9 +125,8 @@ class LocalTraining:
             What the module logged, averaged over the steps.
         """
         reset_metrics(module)
-        if not all(part.training for part in named_parts(module)):  # to look is quicker than to set it again
-            module.train()
-        parameters = [parameter for _, parameter in trainable_parameters(module)]
+        module.train()
+        parameters = [p for p in module.parameters() if p.requires_grad]
         device = parameters[0].device
         optimizer, scheduler = read_optimizers(module.configure_optimizers())
         step_arguments = len(inspect.signature(module.training_step).parameters) if stepper is None else 0
@@ -323,7 +321,7 @@ def reset_metrics(module: nn.Module) -> None:
 
     Ranks train different clients, and not equally many: a metric that synchronised would wait for ranks that never come.
     """
-    for part in named_parts(module):
+    for part in module.modules():
         if isinstance(part, Metric):
             part.sync_on_compute = part._to_sync = False
             part.reset()

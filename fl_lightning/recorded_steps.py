@@ -31,7 +31,6 @@ from torchmetrics import Metric
 from fl_lightning.local_training import LocalTraining, LogCollector, logs_to, read_loss
 from fl_lightning.traced_graphs import factors_to_inputs, remove_detours, without_python
 from fl_lightning.training_step import TrainingStep, aliases, named_tensors
-from fl_lightning.updates.layout import named_parts
 
 RECORD_AFTER = 3
 """Batches of a shape that run unrecorded first: a last batch of a rare size is not worth a recording."""
@@ -242,14 +241,13 @@ def without_trainer(module: L.LightningModule) -> Iterator[None]:
 def python_state(module: nn.Module) -> dict[str, Any]:
     """What a module's steps may depend on beside tensors: plain attributes, and how long its lists are, by name."""
     found: dict[str, Any] = {}
-    for part, place in named_parts(module).items():
+    for place, part in module.named_modules():
         prefix = f"{place}." if place else ""
         for name, value in vars(part).items():
-            if isinstance(value, (list, dict, set)):
-                if name[0] != "_":
-                    found[prefix + name] = len(value)
-            elif isinstance(value, (int, float, str)):
+            if isinstance(value, (int, float, str)):
                 found[prefix + name] = value
+            elif name[0] != "_" and isinstance(value, (list, dict, set)):
+                found[prefix + name] = len(value)
     return found
 
 

@@ -234,6 +234,18 @@ def test_gradients_are_clipped():
     assert (plain.layer.weight - before).norm() > 10 * moved
 
 
+def test_clients_train_in_training_mode_whatever_mode_the_module_is_in():
+    class Watch(Client):
+        def training_step(self, batch, batch_idx):
+            self.modes = [part.training for part in self.modules()]
+            return super().training_step(batch, batch_idx)
+
+    client = Watch()
+    client.layer.eval()
+    LocalTraining().train(client, samples(), rng())
+    assert all(client.modes)
+
+
 def test_bf16_is_used_inside_the_step_alone():
     class Watch(Client):
         def training_step(self, batch, batch_idx):

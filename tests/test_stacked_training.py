@@ -108,7 +108,7 @@ def check(client: L.LightningModule, local: LocalTraining, data: Sequence[Sample
     return found
 
 
-def refuses(client: L.LightningModule, reason: str, data: Sequence[Samples] | None = None, epochs: float = 1.0) -> None:
+def assert_refused(client: L.LightningModule, reason: str, data: Sequence[Samples] | None = None, epochs: float = 1.0) -> None:
     """The module is refused with one line, and it and the generators are as they were."""
     client.eval()
     before, attributes = state(client), [dict(vars(part)) for part in client.modules()]
@@ -232,7 +232,7 @@ def test_schedulers(interval, epochs, recwarn):
     ends_agree = interval == "step" or epochs <= 1
     check(client, local, tables([30, 2, 0, 17] if ends_agree else [30, 0, 26, 27]))
     if not ends_agree:
-        refuses(client, "ends of epochs", epochs=epochs)
+        assert_refused(client, "ends of epochs", epochs=epochs)
     assert not [str(warning.message) for warning in recwarn if "lr_scheduler" in str(warning.message)]
 
 
@@ -335,20 +335,20 @@ def test_one_object_trains_round_after_round():
 
 
 def test_what_draws_at_random_is_refused():
-    refuses(Client(nn.Dropout(0.5)), "draws random numbers")
-    refuses(Client(after=lambda _, loss: loss * random.random()), "global random generators")
+    assert_refused(Client(nn.Dropout(0.5)), "draws random numbers")
+    assert_refused(Client(after=lambda _, loss: loss * random.random()), "global random generators")
 
     class Noisy(MapSamples):
         def batch(self, indices, generator=None):
             inputs, targets = super().batch(indices, generator)
             return inputs + torch.randn(inputs.shape), targets
 
-    refuses(Client(), "global random generators", [Noisy(table(20, seed=i)) for i in range(3)])
+    assert_refused(Client(), "global random generators", [Noisy(table(20, seed=i)) for i in range(3)])
 
 
 def test_an_lstm_is_refused():
     texts = [TensorSamples(torch.ones(n, 5, FEATURES + 1), torch.arange(n) % 2) for n in (20, 9, 16)]
-    refuses(LSTM(dimension=FEATURES, hidden=5), "LSTM cannot .*aten::lstm", texts)
+    assert_refused(LSTM(dimension=FEATURES, hidden=5), "LSTM cannot .*aten::lstm", texts)
 
 
 class WholeTensor(optim.SGD):
@@ -371,43 +371,43 @@ class WholeTensor(optim.SGD):
     ],
 )
 def test_other_refusals(client, reason):
-    refuses(client(), reason)
+    assert_refused(client(), reason)
 
 
 def test_a_metric_inside_is_refused():
     client = Client()
     client.accuracy = torchmetrics.MeanMetric()
-    refuses(client, "holds torchmetrics")
+    assert_refused(client, "holds torchmetrics")
 
 
 def test_parameters_used_behind_the_modules_back_are_refused():
     client = Client()
     hidden = [client.first.weight]
     client.after = lambda _, loss: loss + hidden[0].square().sum()
-    refuses(client, "other ways than as attributes")
+    assert_refused(client, "other ways than as attributes")
 
 
 def test_hooks_are_refused():
     client = Client()
     client.first.weight.register_hook(lambda gradient: 2 * gradient)
-    refuses(client, "hooks")
+    assert_refused(client, "hooks")
 
 
 def test_an_update_in_place_of_what_is_shared_is_refused():
     client = Client()
     client.frozen = nn.Parameter(torch.zeros(()), requires_grad=False)
     client.after = lambda self, loss: self.frozen.add_(loss.detach()) + loss
-    refuses(client, "shape")
+    assert_refused(client, "shape")
 
 
 def test_data_that_cannot_be_stacked_are_refused():
     wide = TensorSamples(torch.zeros(20, 1, FEATURES), torch.zeros(20).long())
-    refuses(Client(), "different shapes, types or names", [table(20), wide, table(16)])
+    assert_refused(Client(), "different shapes, types or names", [table(20), wide, table(16)])
     words = [MapSamples([("text", 0)] * 20) for _ in range(3)]
-    refuses(Client(), "something else than tensors", words)
+    assert_refused(Client(), "something else than tensors", words)
     mixed = [MapSamples([({"x": torch.zeros(FEATURES), str(i): 1}, 0)] * 20) for i in range(3)]
-    refuses(Client(), "different shapes, types or names", mixed)
+    assert_refused(Client(), "different shapes, types or names", mixed)
 
 
 def test_errors_of_the_user_are_the_reason():
-    refuses(Client(nn.BatchNorm1d(17)), "more than 1 value per channel", tables([1, 9, 16]))
+    assert_refused(Client(nn.BatchNorm1d(17)), "more than 1 value per channel", tables([1, 9, 16]))

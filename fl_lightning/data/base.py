@@ -128,17 +128,15 @@ class TensorSamples(Samples):
         return inputs, self.targets.index_select(0, indices)
 
     def batches(self, parts: Sequence[Tensor], generator: torch.Generator | None = None) -> Iterator[Any]:
-        at_once = 1
-        row_by_row = self.augment is None and not self.stamps and type(self).batch is TensorSamples.batch
-        if row_by_row and parts:
-            at_once = max(1, SMALL_BYTES // max(1, len(parts[0]) * self.inputs[:1].nbytes))
+        if self.augment is not None or self.stamps or type(self).batch is not TensorSamples.batch:
+            yield from super().batches(parts, generator)  # what is drawn, or may change, from batch to batch
+            return
+        largest = max(map(len, parts), default=0) * self.inputs[:1].nbytes
+        at_once = max(1, SMALL_BYTES // max(1, largest))
         for first in range(0, len(parts), at_once):
-            group = parts[first : first + at_once]
-            if len(group) == 1:
-                yield self.batch(group[0], generator)
-                continue
+            group = list(parts[first : first + at_once])
             sizes = [len(indices) for indices in group]
-            inputs, targets = self.batch(torch.cat(list(group)), generator)
+            inputs, targets = self.batch(torch.cat(group), generator)
             yield from zip(inputs.split(sizes), targets.split(sizes), strict=True)
 
     def subset(self, indices: Tensor) -> TensorSamples:

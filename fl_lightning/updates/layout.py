@@ -5,8 +5,7 @@ running statistics), which must never pass a sign mask. Integer buffers (BatchNo
 average and stay as the global model has them.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +25,7 @@ class Layout:
 
     Attributes:
         names: the tensors' names, in vector order.
+        shapes: theirs.
         sizes: their numbers of elements.
         num_coordinates: d, the sum of the sizes.
     """
@@ -75,10 +75,10 @@ def parameter_layout(module: nn.Module) -> Layout:
     Raises:
         ConfigurationError: if there are none, or one is not a real floating-point tensor.
     """
-    layout = Layout(trainable_parameters, module)
+    layout = Layout(_trainable_parameters, module)
     if layout.num_coordinates == 0:
         raise ConfigurationError(f"the client {type(module).__name__} has no trainable parameter; nothing can be learned")
-    for name, tensor in trainable_parameters(module):
+    for name, tensor in _trainable_parameters(module):
         if not tensor.is_floating_point():
             raise ConfigurationError(f"the client's parameter {name} has dtype {tensor.dtype}; use a real floating-point type")
     return layout
@@ -107,28 +107,9 @@ class Snapshot:
 
 
 def named_state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter and buffer once, detached, with its first name."""
-    parts = named_parts(module)
-    for name, tensor in (*_parameters(parts), *_buffers(parts)):
+    """Every parameter and buffer, detached, with its name."""
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         yield name, tensor.detach()
-
-
-def named_parts(module: nn.Module) -> dict[nn.Module, str]:
-    """The module and all in it, each once with its first name: what `named_modules` gives, in a fraction of its time.
-
-    Of a small client's training such walks are a part that counts.
-    """
-    found: dict[nn.Module, str] = {}
-
-    def visit(part: nn.Module, name: str) -> None:
-        if part not in found:
-            found[part] = name
-            for child, inside in part._modules.items():
-                if inside is not None:
-                    visit(inside, f"{name}.{child}" if name else child)
-
-    visit(module, "")
-    return found
 
 
 def clamp_variances(module: nn.Module) -> None:
@@ -142,30 +123,10 @@ def _no_buffers(_: nn.Module) -> Iterator[tuple[str, Tensor]]:
     return iter(())
 
 
-def trainable_parameters(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Those that a client's optimizer may change, once each, with their first names."""
-    return ((name, parameter) for name, parameter in _parameters(named_parts(module)) if parameter.requires_grad)
+def _trainable_parameters(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    return ((name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad)
 
 
 def _floating_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    parts = named_parts(module)
-    passing = {id(part._buffers[name]) for part in parts for name in part._non_persistent_buffers_set}
-    return ((name, b) for name, b in _buffers(parts) if b.is_floating_point() and id(b) not in passing)
-
-
-def _parameters(parts: dict[nn.Module, str]) -> Iterator[tuple[str, Tensor]]:
-    return _once((place, part._parameters) for part, place in parts.items())
-
-
-def _buffers(parts: dict[nn.Module, str]) -> Iterator[tuple[str, Tensor]]:
-    return _once((place, part._buffers) for part, place in parts.items())
-
-
-def _once(holders: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor under the first of its names."""
-    seen: set[int] = set()
-    for place, tensors in holders:
-        for name, tensor in tensors.items():
-            if tensor is not None and id(tensor) not in seen:
-                seen.add(id(tensor))
-                yield f"{place}.{name}" if place else name, tensor
+    kept = module.state_dict(keep_vars=True)
+    return ((name, b) for name, b in module.named_buffers() if b.is_floating_point() and name in kept)

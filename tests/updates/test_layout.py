@@ -10,8 +10,6 @@ from fl_lightning.updates.layout import (
     Snapshot,
     buffer_layout,
     clamp_variances,
-    named_parts,
-    named_state,
     parameter_layout,
 )
 
@@ -109,23 +107,6 @@ def test_values_are_read_into_views_and_do_not_share_memory() -> None:
     before = everything(module)
     room.zero_()
     assert changed(module, before) == set()
-
-
-def test_parts_are_those_of_named_modules() -> None:
-    module = Mixed()
-    module.again = module.first
-    module.register_module("empty", None)
-    module.inner = nn.Sequential(module.second, nn.ModuleList([nn.Linear(1, 1)]), module)
-    assert [(name, part) for part, name in named_parts(module).items()] == list(module.named_modules())
-
-
-def test_state_is_every_parameter_and_buffer_once_under_its_first_name() -> None:
-    module = Mixed()
-    module.same = module.first
-    expected = [*module.named_parameters(), *module.named_buffers()]
-    found = list(named_state(module))
-    assert [name for name, _ in found] == [name for name, _ in expected]
-    assert all(a.data_ptr() == b.data_ptr() for (_, a), (_, b) in zip(found, expected, strict=True))
 
 
 def test_a_vector_of_the_wrong_length_is_refused() -> None:
