@@ -29,6 +29,7 @@ from fl_lightning.clients import Clients
 from fl_lightning.cohort import Cohort, CohortSampler
 from fl_lightning.data.module import FederatedDataModule
 from fl_lightning.errors import ConfigurationError
+from fl_lightning.heap import keep_freed_memory
 from fl_lightning.local_training import LocalTraining, check_client
 from fl_lightning.prediction import check_predictions, class_probabilities, predict, predicted_classes
 from fl_lightning.resources import Compile, check_memory, compiling_pays
@@ -267,6 +268,8 @@ class Federation(L.LightningModule):
             )
         self.check(data)
         self.local.warn_of_slow_precision(device)
+        if device.type == "cpu":
+            keep_freed_memory()
         self.parameters_layout = parameter_layout(self.client)
         self.buffers_layout = buffer_layout(self.client, nothing=self.buffer_policy == "keep")
         size = self.cohort.clients_per_round * self.parameters_layout.num_coordinates / self.trainer.world_size
