@@ -66,8 +66,12 @@ class LocalUpdates:
         return self._extremes.isfinite().all(dim=2).all(dim=0)
 
     def close(self) -> None:
-        """Give up everything but the updates, which are about to travel."""
+        """Give up everything but the updates, which are about to travel; whoever gets a part of one sees if it is finite."""
         self.new = self._old_parts = self._new_parts = self.new.new_empty(0)
+        broken = ~self.finite
+        if broken.any():
+            for bucket in self.buckets:
+                bucket[:, broken] = torch.nan
 
 
 class Exchange:
@@ -134,8 +138,8 @@ class Exchange:
             round_number: t, for the same.
 
         Returns:
-            A shard whose rows are in cohort order, whatever ranks trained them. Its buckets arrive one by one, as they are
-            asked for.
+            A shard whose rows are in cohort order, whatever ranks trained them. Its first bucket is there, the others arrive one
+            by one, as they are asked for. An update that is not finite at every coordinate is NaN at every coordinate.
         """
         updates.close()
         n = len(owner)
@@ -147,6 +151,7 @@ class Exchange:
         width = self.stop - self.start
         ends = accumulate(bucket.shape[2] for bucket in updates.buckets)
         columns_left = iter([width - end + bucket.shape[2] for bucket, end in zip(updates.buckets, ends, strict=True)])
+        finite: list[Tensor] = []  # (N,) bool of each bucket that has arrived, all alike
 
         def begin() -> Finish:
             bucket, left = updates.buckets.pop(0), next(columns_left)
@@ -166,15 +171,14 @@ class Exchange:
                     work.wait()
                 if not in_order:
                     reorder(rows, order)
+                if s:
+                    finite.append(rows[:, 0].isfinite())
                 return rows[:, : max(0, min(s, left))]
 
             return finish
 
-        finite = torch.full((n,), self.num_coordinates == 0, dtype=torch.int64, device=self.device)
-        finite[owner.to(self.device) == self.rank] = updates.finite.long()
-        if self.distributed and self.num_coordinates:
-            dist.all_reduce(finite)  # of every row one rank tells
         arriving = ArrivingBuckets(begin, len(updates.buckets), width)
+        arriving[:1]
         return UpdateShard(
             arriving if self.distributed else list(arriving),
             weights.to(self.device),
@@ -187,7 +191,7 @@ class Exchange:
             seed=seed,
             round_number=round_number,
             compiled=self.compiled,
-            finite=finite > 0,
+            finite=finite[0] if self.num_coordinates else torch.ones(n, dtype=torch.bool, device=self.device),
         )
 
     def to_all(self, values: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ def send(exchange: Exchange, updates: Tensor, owner: Tensor, weights: Tensor, ma
         room.new[:] = float("nan")  # whatever is left there must not matter
     shard = exchange.to_coordinates(room, owner, weights, malicious)
     if exchange.distributed:
-        assert len(room.buckets) == max(0, len(shard.buckets) - 1)  # the first is on its way
+        assert len(room.buckets) == max(0, len(shard.buckets) - 2)  # the first is there, the second on its way
     assert torch.equal(shard.finite_rows(), updates.isfinite().all(dim=1))
     shard.settle()
     assert room.buckets == []  # given up
@@ -267,6 +267,35 @@ def test_messages() -> None:
         assert got["untouched"] == [rank, 1]
         assert got["bool"] == [True] * 5000
         assert got["finite"] == [False, False, True, False]
+
+
+def broken() -> list[tuple[list[bool], list[bool], bool]]:
+    """On a rank: which updates it takes for finite, which are NaN everywhere, and whether the others are as they were sent."""
+    results = []
+    for bucket_bytes in (1, 64 * 2**20):
+        exchange = Exchange([5 * 1024], CPU, bucket_bytes=bucket_bytes)
+        updates = drawn_updates(5 * 1024)
+        updates[1, -1], updates[2, 0], updates[4, 2000:3000] = torch.nan, torch.inf, -torch.inf
+        room = exchange.local_updates(NUM_CLIENTS, NUM_CLIENTS if exchange.rank == 0 else 0, torch.zeros(5 * 1024))
+        for k in range(NUM_CLIENTS) if exchange.rank == 0 else ():
+            room.new[:] = -updates[k]
+            room.store(k)
+        owner = torch.zeros(NUM_CLIENTS, dtype=torch.int64)
+        shard = exchange.to_coordinates(room, owner, torch.ones(NUM_CLIENTS), torch.zeros(NUM_CLIENTS).bool())
+        finite = shard.finite_rows()
+        held = torch.cat(list(shard.buckets), dim=1)
+        same = torch.equal(held[finite], updates[finite, exchange.start : exchange.stop])
+        results.append((finite.tolist(), held.isnan().all(dim=1).tolist(), same))
+    return results
+
+
+def test_an_update_that_is_not_finite_somewhere_is_nan_everywhere() -> None:
+    bad = [i in (1, 2, 4) for i in range(NUM_CLIENTS)]
+    for world in (1, 2, 4):
+        for rank, found_there in enumerate(on_ranks(world, broken)):
+            empty = world == 4 and rank == 3  # owns no coordinate, but must know
+            expected = ([not b for b in bad], [True] * NUM_CLIENTS if empty else bad, True)
+            assert found_there == [expected] * 2, f"rank {rank} of {world}"
 
 
 # ---- another implementation ------------------------------------------------------------------------------------------
