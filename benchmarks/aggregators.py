@@ -14,6 +14,7 @@ from benchmarks.common import alternate, emit, peak_bytes, significant, summary,
 from benchmarks.plain_loop import sorted_trimmed_mean
 from fl_lightning import aggregators
 from fl_lightning.aggregators import Aggregator, Bucketing, Invariant, NearestNeighborMixing, TrimmedMean
+from fl_lightning.heap import keep_freed_memory
 from fl_lightning.updates import UpdateShard
 
 
@@ -33,6 +34,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     options = parser.parse_args()
+    keep_freed_memory()  # as a federation does
     device = torch.device(options.device)
     for size in options.sizes:
         n, d = map(int, size.split("x"))

@@ -134,6 +134,11 @@ class Case:
         return seconds
 
 
+def phishing() -> Phishing:
+    """100 clients of 500 samples."""
+    return Phishing(IID(num_clients=100), num_train=50_000)
+
+
 def images(num_clients: int, per_client: int) -> FederatedDataModule:
     """Random images of CIFAR-10's shape."""
     draws, n = generator(SEED, "benchmark images"), num_clients * per_client
@@ -144,12 +149,12 @@ def images(num_clients: int, per_client: int) -> FederatedDataModule:
 def cases(rounds: int, device: torch.device) -> Iterator[Case]:
     """The MLP and the CNN by each executor, and the ways that a configuration can make the CNN faster."""
     few = max(1, rounds // 10)
-    phishing, pictures = Phishing(IID(num_clients=100)), images(10, 500)
+    emails, pictures = phishing(), images(10, 500)
     mlp, cnn, channels_last = MLP(), CNN(), CNN(channels_last=True)
     for rule in ("FedAvg", "Invariant"):
         for executor in ("sequential", "graph", "stacked", "auto") if rule == "FedAvg" else ("auto",):
             local = {"executor": executor}
-            yield Case("phishing, MLP", rule, mlp, phishing, 0.1, 20, rounds, device, warm_rounds=2 * rounds, local=local)
+            yield Case("phishing, MLP", rule, mlp, emails, 0.1, 20, rounds, device, warm_rounds=2 * rounds, local=local)
     for ours, name in ((cnn, "CNN"), (channels_last, "CNN, channels last")):
         yield Case(f"images 3 x 32 x 32, {name}", "FedAvg", cnn, pictures, 0.01, 4, few, device, 1, ours)
     if device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported():

@@ -19,12 +19,11 @@ import lightning as L
 import torch
 
 from benchmarks.common import alternate, emit, significant, summary
-from benchmarks.rounds import BATCH_SIZE, SEED, Stopwatch, images
+from benchmarks.rounds import BATCH_SIZE, SEED, Stopwatch, images, phishing
 from fl_lightning import CohortSampler, Federation, LocalTraining
 from fl_lightning.aggregators import Invariant
 from fl_lightning.cli import quiet
 from fl_lightning.configuration import launched
-from fl_lightning.data import IID, Phishing
 from fl_lightning.models import CNN, MLP
 from fl_lightning.updates import parameter_layout
 
@@ -38,7 +37,8 @@ def one_run(task: str, result: Path) -> None:
     """Train on the ranks that this process is one of; rank 0 writes the seconds."""
     clients, warm, rounds = TASKS[task]
     torch.manual_seed(SEED)
-    model, data = (MLP(), Phishing(IID(num_clients=100))) if task == "mlp" else (CNN(channels_last=True), images(10, 500))
+    mlp = task == "mlp"
+    model, data = (MLP(), phishing()) if mlp else (CNN(channels_last=True), images(10, 500))
     federation = Federation(
         model,
         Invariant(tau=0.6, alpha=0.25),

@@ -35,6 +35,7 @@ from benchmarks.rounds import BATCH_SIZE, SEED, Case
 from fl_lightning.aggregators import RFA, Aggregator, Invariant, Krum, Median, MultiKrum, TrimmedMean
 from fl_lightning.cli import quiet
 from fl_lightning.data import IID, FederatedDataModule, TensorSamples
+from fl_lightning.heap import keep_freed_memory
 from fl_lightning.models import CNN, MLP, Classifier
 from fl_lightning.seeding import generator
 from fl_lightning.updates import UpdateShard
@@ -226,6 +227,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="rounds of one run with the MLP; a fifth of it with the CNN")
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
+    keep_freed_memory()  # as a federation does
     if not available(options.environments):
         parser.error(
             f"--environments: no peer's environment in {options.environments}; make them with "

@@ -138,8 +138,8 @@ class Exchange:
             round_number: t, for the same.
 
         Returns:
-            A shard whose rows are in cohort order, whatever ranks trained them. Its first bucket is there, the others arrive one
-            by one, as they are asked for. An update that is not finite at every coordinate is NaN at every coordinate.
+            A shard whose rows are in cohort order, whatever ranks trained them. Its first bucket is there, the others arrive as
+            they are asked for. An update that is not finite at every coordinate is NaN at every coordinate.
         """
         updates.close()
         n = len(owner)

@@ -1,7 +1,6 @@
 """The sorting network: exact for every number of rows and every trim, and blind to the order of rows."""
 
 import random
-from functools import lru_cache
 
 import pytest
 import torch
@@ -9,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import fl_lightning.updates.order_statistics as module
 from fl_lightning.updates.order_statistics import CompareExchange, median, network, order_statistics, trimmed_mean
 
 SMALLEST = 2.0**-149  # the least positive float32
@@ -49,9 +47,7 @@ def run(exchanges: tuple[CompareExchange, ...], rows: list[int]) -> list[int]:
     return rows
 
 
-def test_network_is_right_for_every_number_of_rows_and_every_trim(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The whole network of n rows is the same for every trim, so it is made once.
-    monkeypatch.setattr(module, "_odd_even_merge_sort", lru_cache(module._odd_even_merge_sort))
+def test_network_is_right_for_every_number_of_rows_and_every_trim() -> None:
     gen = random.Random(0)
     for n in range(1, 129):
         rows = zeros_and_ones(n, gen)
@@ -104,7 +100,7 @@ def test_ranks_that_do_not_exist_are_refused(first: int, last: int) -> None:
 
 @pytest.mark.parametrize(
     ("n", "trim", "exchanges"),
-    [(1, 0, 0), (2, 0, 1), (4, 0, 5), (8, 0, 19), (16, 0, 63), (20, 0, 103), (20, 5, 96)],
+    [(1, 0, 0), (2, 0, 1), (4, 0, 5), (8, 0, 19), (16, 0, 63), (20, 0, 97), (20, 5, 91)],
 )
 def test_number_of_exchanges(n: int, trim: int, exchanges: int) -> None:
     assert len(network(n, trim, n - trim)) == exchanges
