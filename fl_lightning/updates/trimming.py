@@ -14,6 +14,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
@@ -141,7 +142,7 @@ def compiled(n: int, b: int, least_votes: int | None, device: torch.device) -> C
 
     Takes seconds for a new (n, b, least_votes) and tells so; None, and a warning, where there is no compiler.
     """
-    exchanges = network(n, b, n - b)
+    exchanges, on_cpu = network(n, b, n - b), device.type == "cpu"
 
     def kernel(rows: list[Tensor], of_mean: Tensor) -> Tensor:
         votes = rows[0].sign() if least_votes is not None else rows[0]
@@ -162,12 +163,14 @@ def compiled(n: int, b: int, least_votes: int | None, device: torch.device) -> C
     def run(bucket: Tensor) -> tuple[Tensor, Tensor]:
         s = bucket.shape[1]
         mean, kept = bucket.new_empty(s), torch.ones(s, dtype=torch.bool, device=bucket.device)
-        pieces = max(1, s // COMPILED_COLUMNS) if device.type == "cpu" else 1
+        pieces = max(1, s // COMPILED_COLUMNS) if on_cpu else 1
         for piece, of_mean, of_kept in zip(*(tensor.tensor_split(pieces, -1) for tensor in (bucket, mean, kept)), strict=True):
             # Views would tie the kernel to the shape of what they are views of, so they become tensors of their own.
             with torch._dynamo.config.patch(recompile_limit=1000):
                 votes = function([from_dlpack(row) for row in piece.unbind(0)], from_dlpack(of_mean))
-            if least_votes is not None:
+            if least_votes is not None and on_cpu:
+                np.greater_equal(votes.numpy(), np.float32(least_votes), out=of_kept.numpy())
+            elif least_votes is not None:
                 torch.ge(votes, least_votes, out=of_kept)
         return mean, kept
 
