@@ -15,11 +15,22 @@ import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 
 from fl_lightning import sharded_state
+from fl_lightning.cores import keep_to_own_cores, run_on
 from fl_lightning.errors import ConfigurationError
 
 
 class FederatedStrategy(DDPStrategy):
-    """Use as `Trainer(strategy="federated")`, on any number of devices and nodes."""
+    """Use as `Trainer(strategy="federated")`, on any number of devices and nodes.
+
+    Args:
+        own_cores: whether ranks on CPUs keep to their share of the node's cores (`keep_to_own_cores`).
+        options: of `DDPStrategy`.
+    """
+
+    def __init__(self, own_cores: bool = True, **options: Any) -> None:
+        super().__init__(**options)
+        self.own_cores = own_cores
+        self.cores_before: set[int] = set()
 
     def configure_ddp(self) -> None:
         """No wrapper, no hooks: see the module's docstring."""
@@ -29,9 +40,16 @@ class FederatedStrategy(DDPStrategy):
         super().setup_distributed()
         if first:
             atexit.register(leave_group)
+        if self.own_cores and self.world_size > 1 and self.root_device.type == "cpu":
+            self.cores_before = keep_to_own_cores(self.global_rank)
         if self.global_rank:
             # All ranks run the same rules on the same rounds: what they remark is said once.
             logging.getLogger("fl_lightning").setLevel(logging.ERROR)
+
+    def teardown(self) -> None:
+        super().teardown()
+        if self.cores_before:
+            run_on(self.cores_before)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """Every rank writes what only it has, then rank 0 the rest."""
