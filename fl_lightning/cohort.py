@@ -199,10 +199,9 @@ def assign_owners(sizes: Tensor, world: int) -> Tensor:
     Returns:
         (N,) int64, ranks; ties go to the lower client and the lower rank. Ranks without a client are possible.
     """
-    owner = torch.empty(len(sizes), dtype=torch.int64)
-    load = [0] * world
-    for i in torch.argsort(sizes, descending=True, stable=True).tolist():
-        rank = min(range(world), key=lambda r: (load[r], r))
-        owner[i] = rank
-        load[rank] += int(sizes[i])
-    return owner
+    owner, load = [0] * len(sizes), [0] * world
+    samples = sizes.tolist()
+    for i in sorted(range(len(samples)), key=lambda i: -samples[i]):  # a stable sort
+        owner[i] = min(range(world), key=lambda r: (load[r], r))
+        load[owner[i]] += samples[i]
+    return torch.tensor(owner, dtype=torch.int64)

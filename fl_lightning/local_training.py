@@ -125,7 +125,8 @@ class LocalTraining:
             What the module logged, averaged over the steps.
         """
         reset_metrics(module)
-        module.train()
+        if not all(part.training for part in module.modules()):
+            module.train()
         parameters = [p for p in module.parameters() if p.requires_grad]
         device = parameters[0].device
         optimizer, scheduler = read_optimizers(module.configure_optimizers())
@@ -136,8 +137,8 @@ class LocalTraining:
         if stepper is not None:
             stepper.begin(optimizer)
         with collected_logs(module) as logs:
-            for epoch in epoch_batches(len(samples), epochs, self.batch_size, generator, device):
-                for given in samples.batches(epoch[: steps - step], generator):
+            for order, sizes in epoch_batches(len(samples), epochs, self.batch_size, generator, device):
+                for given in samples.batches(order, sizes[: steps - step], generator):
                     batch = resident(given, device)
                     if stepper is not None:
                         stepper.step(batch, optimizer, logs)
@@ -199,7 +200,7 @@ def epoch_parts(n: int, epochs: float, batch_size: int) -> Iterator[tuple[list[i
 
 def epoch_batches(
     n: int, epochs: float, batch_size: int, generator: torch.Generator, device: torch.device
-) -> Iterator[list[Tensor]]:
+) -> Iterator[tuple[Tensor, list[int]]]:
     """The batches of each local epoch, the last of which may be a part of one.
 
     Args:
@@ -210,11 +211,10 @@ def epoch_batches(
         device: where the indices are wanted.
 
     Yields:
-        Index tensors ((b,) int64) of one epoch.
+        Of one epoch: all samples' indices ((n,) int64) in the order in which they are taken, and the sizes of the batches.
     """
     for sizes, count in epoch_parts(n, epochs, batch_size):
-        order = torch.randperm(n, generator=generator).to(device)
-        yield list(order.split(sizes))[:count]
+        yield torch.randperm(n, generator=generator).to(device), sizes[:count]
 
 
 def resident(batch: Any, device: torch.device) -> Any:

@@ -122,9 +122,9 @@ class StackedTraining:
 
     def _batches(self, samples: Samples, generator: torch.Generator, device: torch.device) -> Iterator[tuple[int, Any]]:
         """A client's batches with their sizes, drawn in the order in which `LocalTraining.train` draws them."""
-        for epoch in epoch_batches(len(samples), self.local.epochs, self.local.batch_size, generator, device):
-            for indices, batch in zip(epoch, samples.batches(epoch, generator), strict=True):
-                yield len(indices), resident(batch, device)
+        for order, sizes in epoch_batches(len(samples), self.local.epochs, self.local.batch_size, generator, device):
+            for size, batch in zip(sizes, samples.batches(order, sizes, generator), strict=True):
+                yield size, resident(batch, device)
 
     def _step(self, stack: _Stack, batches: list[tuple[int, Any]], step: int) -> None:
         """One step of the h clients; those with batches of one size are one call."""

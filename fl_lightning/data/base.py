@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -48,9 +49,16 @@ class Samples(Dataset[Any], ABC):
             generator: CPU generator for augmentation; without one there is no augmentation.
         """
 
-    def batches(self, parts: Sequence[Tensor], generator: torch.Generator | None = None) -> Iterator[Any]:
-        """One batch after the other, as `batch` would give them, each made when it is asked for or before."""
-        return (self.batch(indices, generator) for indices in parts)
+    def batches(self, order: Tensor, sizes: Sequence[int], generator: torch.Generator | None = None) -> Iterator[Any]:
+        """One batch after the other, as `batch` would give them, each made when it is asked for or before.
+
+        Args:
+            order: (m,) int64 positions in [0, n), of which batches take one stretch after the other.
+            sizes: b of each batch, together at most m.
+            generator: as for `batch`.
+        """
+        ends = accumulate(sizes)
+        return (self.batch(order[end - size : end], generator) for size, end in zip(sizes, ends, strict=True))
 
     @abstractmethod
     def subset(self, indices: Tensor) -> Samples:
@@ -127,17 +135,18 @@ class TensorSamples(Samples):
             inputs = self.prepare(inputs)
         return inputs, self.targets.index_select(0, indices)
 
-    def batches(self, parts: Sequence[Tensor], generator: torch.Generator | None = None) -> Iterator[Any]:
+    def batches(self, order: Tensor, sizes: Sequence[int], generator: torch.Generator | None = None) -> Iterator[Any]:
         if self.augment is not None or self.stamps or type(self).batch is not TensorSamples.batch:
-            yield from super().batches(parts, generator)  # what is drawn, or may change, from batch to batch
+            yield from super().batches(order, sizes, generator)  # what is drawn, or may change, from batch to batch
             return
-        largest = max(map(len, parts), default=0) * self.inputs[:1].nbytes
+        largest = max(sizes, default=0) * (self.inputs.nbytes // max(1, len(self.inputs)))
         at_once = max(1, SMALL_BYTES // max(1, largest))
-        for first in range(0, len(parts), at_once):
-            group = list(parts[first : first + at_once])
-            sizes = [len(indices) for indices in group]
-            inputs, targets = self.batch(torch.cat(group), generator)
-            yield from zip(inputs.split(sizes), targets.split(sizes), strict=True)
+        at = 0
+        for first in range(0, len(sizes), at_once):
+            group = list(sizes[first : first + at_once])
+            inputs, targets = self.batch(order[at : at + sum(group)], generator)
+            yield from zip(inputs.split(group), targets.split(group), strict=True)
+            at += sum(group)
 
     def subset(self, indices: Tensor) -> TensorSamples:
         indices = indices.to(self.inputs.device)
