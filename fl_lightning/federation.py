@@ -268,8 +268,6 @@ class Federation(L.LightningModule):
             )
         self.check(data)
         self.local.warn_of_slow_precision(device)
-        if device.type == "cpu":
-            keep_freed_memory()
         self.parameters_layout = parameter_layout(self.client)
         self.buffers_layout = buffer_layout(self.client, nothing=self.buffer_policy == "keep")
         size = self.cohort.clients_per_round * self.parameters_layout.num_coordinates / self.trainer.world_size
@@ -290,7 +288,10 @@ class Federation(L.LightningModule):
         )
         ranks_on_node = self.trainer.world_size // self.trainer.num_nodes
         if stage == "fit":
-            check_memory(self.clients, self.cohort, self.aggregator, self.configure_optimizers(), self.attacks, ranks_on_node)
+            server = self.configure_optimizers()
+            plenty = check_memory(self.clients, self.cohort, self.aggregator, server, self.attacks, ranks_on_node)
+            if plenty and device.type == "cpu":
+                keep_freed_memory()
         data.to(device)
         if any(attack.watches_steps for attack in self.attacks):
             self.last_step = torch.zeros(self.exchange.num_coordinates, device=device)

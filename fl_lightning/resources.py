@@ -28,10 +28,13 @@ COMPILE_SECONDS, LOAD_SECONDS = 20.0, 4.0
 
 def check_memory(
     clients: Clients, cohort: CohortSampler, rule: Aggregator, server: Optimizer, attacks: list[Attack], ranks_on_node: int
-) -> None:
+) -> bool:
     """Raise `ConfigurationError` if a round takes more memory than there is, on the rank that has the least.
 
     To be called on all ranks, before the data are moved to the device.
+
+    Returns:
+        Whether there is plenty: at least twice as much.
     """
     exchange, data = clients.exchange, clients.data
     on_cpu = exchange.device.type == "cpu"
@@ -53,7 +56,9 @@ def check_memory(
     )
     free = exchange.collect(available_bytes(exchange.device, ranks_on_node))
     held = footprint.model_bytes + footprint.data_bytes if on_cpu else 0  # on a GPU neither is there yet
-    check_fits(footprint, min((size for size in free if size is not None), default=None), held)
+    least = min((size for size in free if size is not None), default=None)
+    check_fits(footprint, least, held)
+    return least is not None and least >= 2 * (footprint.total - held)
 
 
 def compiling_pays(wanted: Compile, size: float, limits: Sequence[int | None], device: torch.device) -> bool:

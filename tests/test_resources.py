@@ -2,7 +2,7 @@ import pytest
 import torch
 from tiny import fit, tiny_data, tiny_federation
 
-from fl_lightning import resources
+from fl_lightning import federation, resources
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.resources import COMPILE_SECONDS, LOAD_SECONDS, SAVED_SECONDS, compiling_pays
 
@@ -33,6 +33,15 @@ def test_a_round_that_does_not_fit_is_refused_before_training(monkeypatch: pytes
         fit(tiny_federation(), tiny_data(), rounds=1)
     for term in ("N = 7, d = 447, W = 1", "global model", "trained updates", "snapshot", "client's optimizer"):
         assert term in str(told.value)
+
+
+@pytest.mark.parametrize(("free", "kept"), [(2**40, True), (100_000, False), (None, False)], ids=["plenty", "tight", "unknown"])
+def test_freed_memory_is_kept_where_there_is_plenty(free: int | None, kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(resources, "available_bytes", lambda *_: free)
+    monkeypatch.setattr(federation, "keep_freed_memory", lambda: calls.append(True))
+    fit(tiny_federation(), tiny_data(), rounds=1)
+    assert bool(calls) is kept
 
 
 def test_where_the_system_does_not_tell_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
