@@ -1,12 +1,15 @@
 import os
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
 import torch.distributed as dist
 from ranks import on_ranks
+from tiny import fit, tiny_data, tiny_federation
 
 from fl_lightning.cores import keep_to_own_cores, run_on, share
+from fl_lightning.strategy import FederatedStrategy
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system knows no affinities")
 
@@ -53,3 +56,26 @@ def test_shares_are_all_cores_and_as_equal_as_can_be() -> None:
             parts = [list(share(cores, i, n)) for i in range(n)]
             assert [core for part in parts for core in part] == cores
             assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+class Where(L.Callback):
+    """The cores on which a run trains."""
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.cores = os.sched_getaffinity(0)
+
+
+def trained_on(own_cores: bool) -> tuple[set[int], set[int]]:
+    where = Where()
+    strategy = FederatedStrategy(own_cores=own_cores)
+    fit(tiny_federation(), tiny_data(), rounds=1, strategy=strategy, devices=2, callbacks=[where])
+    return where.cores, os.sched_getaffinity(0)
+
+
+@needs_two
+@pytest.mark.parametrize("own_cores", [True, False])
+def test_a_run_trains_on_own_cores_unless_told_otherwise(own_cores: bool) -> None:
+    cores = sorted(os.sched_getaffinity(0))
+    for rank, (during, afterwards) in enumerate(on_ranks(2, trained_on, own_cores)):
+        assert during == set(share(cores, rank, 2) if own_cores else cores)
+        assert afterwards == set(cores)
