@@ -125,7 +125,7 @@ class LocalTraining:
             What the module logged, averaged over the steps.
         """
         reset_metrics(module)
-        if not all(part.training for part in module.modules()):
+        if not all(part.training for part in module.modules()):  # to see that takes a third of `train`'s time
             module.train()
         parameters = [p for p in module.parameters() if p.requires_grad]
         device = parameters[0].device

@@ -178,7 +178,7 @@ class Exchange:
             return finish
 
         arriving = ArrivingBuckets(begin, len(updates.buckets), width)
-        arriving[:1]
+        arriving[:1]  # receives it, and so fills `finite`
         return UpdateShard(
             arriving if self.distributed else list(arriving),
             weights.to(self.device),
