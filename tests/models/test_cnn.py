@@ -19,10 +19,14 @@ def test_forward_is_convolutions_with_relu_and_pooling_then_two_linear_layers():
     model = CNN(in_channels=1, image_size=8, channels=[4, 6], hidden=7, num_classes=3)
     k1, b1, k2, b2, w1, c1, w2, c2 = model.parameters()
     images = torch.randn(5, 1, 8, 8)
-    x = F.max_pool2d(F.conv2d(images, k1, b1, padding=1).clamp(min=0), 2)
-    x = F.max_pool2d(F.conv2d(x, k2, b2, padding=1).clamp(min=0), 2)
-    expected = (x.reshape(5, -1) @ w1.T + c1).clamp(min=0) @ w2.T + c2
-    torch.testing.assert_close(model(images), expected)
+    x = F.max_pool2d(F.conv2d(images, k1, b1, padding=1).relu(), 2)
+    x = F.max_pool2d(F.conv2d(x, k2, b2, padding=1).relu(), 2)
+    expected = F.linear(F.linear(x.reshape(5, -1), w1, c1).relu(), w2, c2)
+    found = model(images)
+    assert torch.equal(found, expected)
+    losses = (F.cross_entropy(logits, torch.arange(5) % 3) for logits in (found, expected))
+    for a, b in zip(*(torch.autograd.grad(loss, list(model.parameters())) for loss in losses), strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize(("image_size", "channels"), [(28, [8, 8, 8]), (9, [4]), (8, [4, 4, 4])])
