@@ -75,6 +75,7 @@ class Machine:
         round_seconds: what a round takes beside its phases.
         evaluation_seconds: what an evaluation takes beside its batches.
         memory: bytes per second read or written in long vectors.
+        vectors: the same in training: of networks as small as those measured, what caches give; memory's on a GPU.
         rule: bytes per second read or written in the rule's pieces: the cache's on a CPU, memory's on a GPU.
         column_seconds: what a coordinate takes of the rule beside its rows.
         network: bytes per second that a rank receives.
@@ -90,6 +91,7 @@ class Machine:
     round_seconds: float
     evaluation_seconds: float
     memory: float
+    vectors: float
     rule: float
     column_seconds: float
     network: float
@@ -149,8 +151,8 @@ class Round:
 def predict(what: Round, on: Machine) -> dict[str, float]:
     """Seconds of each phase; the formulas of docs/cost_model.md."""
     d, peers = what.coordinates, what.ranks - 1
-    step = on.step_seconds + BYTES * d * STEP_PASSES / on.memory + what.batch * what.sample_flops / on.flops
-    client = on.client_seconds + BYTES * d * CLIENT_PASSES / on.memory + what.steps * step
+    step = on.step_seconds + BYTES * d * STEP_PASSES / on.vectors + what.batch * what.sample_flops / on.flops
+    client = on.client_seconds + BYTES * d * CLIENT_PASSES / on.vectors + what.steps * step
     to_coordinates = what.buckets * on.message_seconds + BYTES * what.owned * what.local * peers / on.network
     in_order = BYTES * what.clients * what.owned * SHARD_PASSES / on.memory
     to_all = on.message_seconds + BYTES * what.owned * peers / on.network
@@ -271,6 +273,7 @@ def measured_training(what: Training) -> dict[str, float]:
     )
     data = FederatedDataModule.from_datasets(train, test, partition=IID(num_clients=what.clients), num_classes=2)
     cohort = CohortSampler(clients_per_round=what.clients, malicious_fraction=0.0)
+    local = LocalTraining(batch_size=what.batch, executor="graph")  # which `auto` takes for an MLP, but not at once
     marks = Marks()
     L.Trainer(
         accelerator="cpu",
@@ -283,7 +286,7 @@ def measured_training(what: Training) -> dict[str, float]:
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-    ).fit(Federation(MLP(sizes=what.sizes), Invariant(), cohort=cohort, local=LocalTraining(batch_size=what.batch)), data)
+    ).fit(Federation(MLP(sizes=what.sizes), Invariant(), cohort=cohort, local=local), data)
     rounds = [{name: later[name] - sooner[name] for name in later} for sooner, later in pairwise(marks.marks)]
     seconds = min(rounds, key=lambda of_round: of_round["round"])
     seconds["training"] = seconds.pop("local_training")
@@ -363,10 +366,10 @@ def fitted(to: Measured, memory: float) -> Machine:
     rows, left = [], []
     for what, seconds in alone.items():
         r = what.round()
-        vectors = BYTES * r.coordinates * (CLIENT_PASSES + r.steps * STEP_PASSES) / memory
-        rows.append([r.clients, r.clients * r.steps, r.clients * r.steps * r.batch * r.sample_flops])
-        left.append(seconds["training"] - r.clients * vectors)
-    client, step, per_operation = least_squares(rows, left)
+        vectors = BYTES * r.coordinates * (CLIENT_PASSES + r.steps * STEP_PASSES)
+        rows.append([r.clients, r.clients * r.steps, r.clients * vectors, r.clients * r.steps * r.batch * r.sample_flops])
+        left.append(seconds["training"])
+    client, step, per_vector_byte, per_operation = least_squares(rows, left)
     rows, left = [], []
     for (n, d, bucket), found in to.exchanges.items():
         r = bare(n, d, bucket_bytes=bucket, ranks=2)
@@ -383,6 +386,7 @@ def fitted(to: Measured, memory: float) -> Machine:
         round_seconds=statistics.median(seconds["the rest"] for seconds in alone.values()),
         evaluation_seconds=0.0,
         memory=memory,
+        vectors=1 / max(per_vector_byte, 1e-15),
         rule=1 / max(per_rule_byte, 1e-15),
         column_seconds=per_column,
         network=1 / max(per_byte, 1e-15),
@@ -455,6 +459,7 @@ class Workload:
             flops=PEAK_FLOPS * self.flops_share,
             step_seconds=self.operators * LAUNCH_SECONDS,
             memory=memory,
+            vectors=memory,
             rule=memory,
             column_seconds=0.0,
             network=NVLINK if ranks <= NVLINK_RANKS else NETWORK,
@@ -533,7 +538,8 @@ def duration(seconds: float) -> str:
     return f"{seconds * 1e6:.3g} us" if seconds < 1e-3 else f"{1e3 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
 
 
-UNITS = {"flops": (1e9, " GFLOP/s"), **dict.fromkeys(("memory", "rule", "network"), (1e9, " GB/s")), "crowding": (1.0, "")}
+RATES = dict.fromkeys(("memory", "vectors", "rule", "network"), (1e9, " GB/s"))
+UNITS = {"flops": (1e9, " GFLOP/s"), **RATES, "crowding": (1.0, "")}
 
 
 def constants(machine: Machine) -> str:
