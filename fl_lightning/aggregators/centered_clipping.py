@@ -65,5 +65,5 @@ class CenteredClipping(Aggregator):
 
 
 def squared_distances(values: Tensor, center: Tensor) -> Tensor:
-    """(N, c) and (c,) float32 -> (N,) float64, ||g_i - v||^2 over these columns."""
-    return (values.double() - center.double()).square().sum(1)
+    """(N, c) float64 and (c,) float32 -> (N,) float64, ||g_i - v||^2 over these columns."""
+    return (values - center).square_().sum(1)

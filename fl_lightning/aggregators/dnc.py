@@ -125,9 +125,8 @@ def squared_projections(shard: UpdateShard) -> Tensor:
     """(N,) float64 on CPU, each centred update's squared component along the direction of largest variance."""
 
     def product(values: Tensor) -> Tensor:
-        wide = values.double()
-        wide -= wide.mean(0)
-        return wide @ wide.T
+        values -= values.mean(0)
+        return values @ values.T
 
     gram = shard.reduce(product).cpu()
     variances, directions = torch.linalg.eigh((gram + gram.T) / 2)

@@ -70,6 +70,6 @@ class FLTrust(Aggregator):
 
 
 def sums(values: Tensor, root: Tensor) -> Tensor:
-    """(N, c) and (c,) float32 -> (3, N) float64: ||g_i||^2, <g_i, g_0> and ||g_0||^2 over these columns."""
-    wide, reference = values.double(), root.double()
-    return torch.stack([wide.square().sum(1), (wide * reference).sum(1), reference.square().sum().expand(len(wide))])
+    """(N, c) float64 and (c,) float32 -> (3, N) float64: ||g_i||^2, <g_i, g_0> and ||g_0||^2 over these columns."""
+    reference = root.double()
+    return torch.stack([values.square().sum(1), (values * reference).sum(1), reference.square().sum().expand(len(values))])

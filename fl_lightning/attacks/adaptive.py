@@ -95,7 +95,7 @@ class Adaptive(Attack):
         f = int(shard.malicious.sum())
         passing = self.expected_mask(shard, knowledge, f)  # (S,) bool, U
         norms = shard.norms()
-        inside = shard.reduce(lambda values, mask: (values.double() * mask).square().sum(1), passing.float()).sqrt().cpu()
+        inside = shard.reduce(lambda values, mask: (values * mask).square().sum(1), passing.float()).sqrt().cpu()
         scales = (norms / inside.clamp(min=1e-12)).clamp(max=self.max_scale)[shard.malicious.cpu()]
         factors = scales.float().to(passing.device)[:, None]
         if self.others == "keep":

@@ -44,7 +44,7 @@ class AwayFromMean(Crafted):
         def sums(values: Tensor) -> Tensor:
             """<m - g_i, m - g_j>, c_i and q in a row, before `unit` is scaled to length 1."""
             mean, way = self.mean_and_way(values[rows])
-            away = mean - values[rows].double()
+            away = mean - values[rows]
             return torch.cat([(away @ away.T).flatten(), (away * way).sum(1), way.square().sum()[None]])
 
         total = honest.reduce(sums).cpu()

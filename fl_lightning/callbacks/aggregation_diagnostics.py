@@ -49,10 +49,9 @@ def diagnose(shard: UpdateShard, aggregate: Tensor, mask: Tensor, layer_names: l
 
     def partial(values: Tensor, aggregate: Tensor, mask: Tensor) -> Tensor:
         """(N + 3,) float64: squares of each update, of their mean and of the aggregate; coordinates with the attackers."""
-        wide = values.double()
         votes = values[malicious].sign().sum(0).sign()
         with_attackers = mask & (votes != 0) & (aggregate.sign() == votes)
-        squares = [wide.square().sum(1), wide.mean(0).square().sum()[None], aggregate.double().square().sum()[None]]
+        squares = [values.square().sum(1), values.mean(0).square().sum()[None], aggregate.double().square().sum()[None]]
         return torch.cat([*squares, with_attackers.sum()[None].double()])
 
     sums = shard.reduce(partial, aggregate, mask).cpu()  # all in one pass over the updates

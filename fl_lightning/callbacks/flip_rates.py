@@ -99,7 +99,7 @@ def count_flips(shard: UpdateShard) -> RoundFlips:
     def partial(values: Tensor) -> Tensor:
         """(B + 2,) int64: coordinates by the number of flips, and those with zeros; of (N, c)."""
         votes = values[benign]  # (B, c): a block of them, never all coordinates
-        sign = votes.double().sum(0).sign()  # of the mean; in double precision the order of the clients does not show
+        sign = votes.sum(0).sign()  # of the mean; in double precision the order of the clients does not show
         flips = (votes.sign() != sign).sum(0)
         zeros = (votes == 0).any(0).sum()
         return torch.cat([torch.bincount(flips, minlength=number + 1), zeros[None]])

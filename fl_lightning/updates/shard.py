@@ -217,8 +217,8 @@ class UpdateShard:
         """Add up a function of the updates over all d coordinates, the same bits on any number of ranks.
 
         Args:
-            function: (N, c) float32, contiguous, and the same c coordinates of every tensor in `along`, (c,) each -> partial
-                sum over those columns, of one fixed shape; float64 is advised.
+            function: (N, c) float64, contiguous and its own to change, and the same c coordinates of every tensor in `along`,
+                (c,) each -> partial sum over those columns, of one fixed shape.
             along: (S,) tensors to be cut up with the updates.
 
         Returns:
@@ -227,11 +227,12 @@ class UpdateShard:
         self.settle()
         size = block_size(self.num_coordinates)
         # What a partial sum looks like must be known also where this rank holds no coordinate.
-        empty = function(torch.zeros(self.num_clients, 1, device=self.weights.device), *(t.new_zeros(1) for t in along))
+        nobody = torch.zeros(self.num_clients, 1, dtype=torch.float64, device=self.weights.device)
+        empty = function(nobody, *(t.new_zeros(1) for t in along))
         sums, at = PairwiseSums(self.start // size), 0
         for i, first in [(i, first) for i, bucket in enumerate(self.buckets) for first in range(0, bucket.shape[1], size)]:
             # A block's rows are put side by side in memory: a sum over rows that lie apart would round differently.
-            block = self.buckets[i][:, first : first + size].contiguous()
+            block = self.buckets[i][:, first : first + size].to(torch.float64, memory_format=torch.contiguous_format)
             columns = slice(at, at + block.shape[1])
             sums.add(function(block, *(tensor[columns] for tensor in along)))
             at += block.shape[1]
@@ -241,16 +242,15 @@ class UpdateShard:
 
     def norms(self) -> Tensor:
         """(N,) float64 on CPU, Euclidean norms over all d coordinates; finite for any float32 updates."""
-        return self.reduce(lambda values: values.double().square().sum(1)).sqrt().cpu()
+        return self.reduce(lambda values: values.square_().sum(1)).sqrt().cpu()
 
     def gram(self) -> Tensor:
         """(N, N) float64, inner products of the updates over all d coordinates; symmetric to the bit."""
 
         def product(values: Tensor) -> Tensor:
-            wide = values.double()
-            if wide.is_cuda:
-                return wide @ wide.T
-            array = wide.numpy()  # NumPy sees that both sides are one matrix and computes half of the product
+            if values.is_cuda:
+                return values @ values.T
+            array = values.numpy()  # NumPy sees that both sides are one matrix and computes half of the product
             return torch.from_numpy(array @ array.T)
 
         total = self.reduce(product)

@@ -97,9 +97,9 @@ def journeys() -> dict[Any, Any]:
 
 def shard_sums(exchange: Exchange, shard: UpdateShard) -> dict[str, bytes]:
     first = torch.cat([torch.empty(0), *(bucket[0] for bucket in shard.buckets)])
-    single = shard.reduce(lambda values: values.sum())  # float32, where the order shows most
+    single = shard.reduce(lambda values: values.float().sum())  # where the order shows most
     return {
-        "norms": bits(shard.reduce(lambda values: values.double().square().sum(1))),
+        "norms": bits(shard.reduce(lambda values: values.square().sum(1))),
         "single": bits(single),
         "gram": bits(shard.gram()),
         "mean": bits(exchange.to_all(shard.mean())),

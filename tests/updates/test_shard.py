@@ -120,7 +120,7 @@ def test_reduce_sums_inside_blocks_of_block_size() -> None:
 
     def total(values: Tensor) -> Tensor:
         seen.append(values.shape[1])
-        return values.double().sum()
+        return values.sum()
 
     updates = drawn(2, 2 * 1024 + 5)
     assert cut(updates, 2 * 1024 + 5).reduce(total).item() == pytest.approx(updates.double().sum().item())
@@ -132,16 +132,16 @@ def test_reduce_adds_blocks_in_pairs(widths: tuple[int, ...]) -> None:
     # Each block has one large or small entry; in pairs (2^60 + 1) + (-2^60 + 1) is 0, from left to right it would be 1.
     updates = torch.zeros(1, 4096)
     updates[0, [0, 1024, 2048, 3072]] = torch.tensor([2.0**60, 1.0, -(2.0**60), 1.0])
-    assert cut(updates, *widths).reduce(lambda values: values.double().sum()).item() == 0
+    assert cut(updates, *widths).reduce(lambda values: values.sum()).item() == 0
 
 
 def test_reduce_takes_any_shape_and_no_coordinates_at_all() -> None:
     updates = drawn(3, 3000)
-    two = cut(updates, 2048, 952).reduce(lambda values: torch.stack([values.double().sum(), values.double().abs().max()]))
+    two = cut(updates, 2048, 952).reduce(lambda values: torch.stack([values.sum(), values.abs().max()]))
     assert two.shape == (2,)
     assert two[0].item() == pytest.approx(updates.double().sum().item())
     nothing = cut(updates[:, :0], 0)
-    assert torch.equal(nothing.reduce(lambda values: values.double().sum(1)), torch.zeros(3, dtype=torch.float64))
+    assert torch.equal(nothing.reduce(lambda values: values.sum(1)), torch.zeros(3, dtype=torch.float64))
     assert torch.equal(nothing.gram(), torch.zeros(3, 3, dtype=torch.float64))
 
 
@@ -167,7 +167,7 @@ def test_gram_has_the_same_bits_however_buckets_are_cut() -> None:
 def test_float32_sums_have_the_same_bits_however_buckets_are_cut(widths: tuple[int, ...]) -> None:
     updates = drawn(5, 5000) * 10 ** drawn(5, 5000, seed=1)
     expected = sum((block.contiguous().sum() for block in updates.split(1024, dim=1)), torch.tensor(0.0))
-    assert bits(cut(updates, *widths).reduce(lambda values: values.sum())) == bits(expected)
+    assert bits(cut(updates, *widths).reduce(lambda values: values.float().sum())) == bits(expected)
 
 
 def test_count_refuses_floats() -> None:
@@ -321,7 +321,7 @@ def test_reduce_cuts_other_vectors_up_with_the_updates(widths: tuple[int, ...]) 
 
     def products(values: Tensor, a: Tensor, b: Tensor) -> Tensor:
         seen.append((values.shape[1], len(a), len(b)))
-        return (values.double() * a.double() * b.double()).sum(1)
+        return (values * a.double() * b.double()).sum(1)
 
     found = cut(updates, *widths).reduce(products, one, two)
     np.testing.assert_allclose(found.numpy(), (updates.double() * one.double() * two.double()).sum(1).numpy(), rtol=1e-10)
@@ -390,7 +390,7 @@ def parts_on_a_rank() -> dict[str, bytes]:
             start=exchange.start,
             distributed=exchange.distributed,
         )
-        sums = shard.reduce(lambda values, a, b: (values * a - b).sum(1), *along[:, mine])  # float32, where order shows
+        sums = shard.reduce(lambda values, a, b: (values.float() * a - b).sum(1), *along[:, mine])  # where order shows
         found[f"along, {d}"] = bits(sums)
         found[f"norms, {d}"] = bits(shard.norms())
         found[f"rows, {d}"] = bits(exchange.to_all(shard.row(3)))
