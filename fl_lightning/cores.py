@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -54,8 +55,7 @@ def share(cores: Sequence[int], i: int, n: int) -> Sequence[int]:
 
 def run_on(cores: Sequence[int] | set[int]) -> None:
     """Have all threads of this process run there, and those that they will start."""
-    for thread in Path("/proc/self/task").iterdir():
-        try:
+    threads = Path("/proc/self/task")
+    for thread in threads.iterdir() if threads.is_dir() else ():
+        with suppress(OSError):  # it has ended meanwhile, or the system does not allow it
             os.sched_setaffinity(int(thread.name), cores)
-        except ProcessLookupError:
-            continue  # it has ended meanwhile
