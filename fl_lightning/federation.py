@@ -29,7 +29,7 @@ from fl_lightning.clients import Clients
 from fl_lightning.cohort import Cohort, CohortSampler
 from fl_lightning.data.module import FederatedDataModule
 from fl_lightning.errors import ConfigurationError
-from fl_lightning.heap import keep_freed_memory
+from fl_lightning.heap import give_freed_memory_back, keep_freed_memory
 from fl_lightning.local_training import LocalTraining, check_client
 from fl_lightning.prediction import check_predictions, class_probabilities, predict, predicted_classes
 from fl_lightning.resources import Compile, check_memory, compiling_pays
@@ -288,6 +288,7 @@ class Federation(L.LightningModule):
         )
         ranks_on_node = self.trainer.world_size // self.trainer.num_nodes
         if stage == "fit":
+            give_freed_memory_back()  # of a run before
             server = self.configure_optimizers()
             plenty = check_memory(self.clients, self.cohort, self.aggregator, server, self.attacks, ranks_on_node)
             if plenty and device.type == "cpu":

@@ -124,7 +124,7 @@ class Footprint:
             # Of a rank's own blocks; of all ranks' too, with a padded copy of its own, where they are gathered.
             held = sums if world == 1 else (2 + gathered) * sums
             aggregation.append(numbers("sums over coordinates", "sums * size", held, self.sum_size, width=FLOAT64))
-            aggregation.append(numbers("block as float64", "N * block", n, block_size(d), width=FLOAT64))
+            aggregation.append(numbers("block as float64, twice", "2 * N * block", 2 * n, block_size(d), width=FLOAT64))
         if world > 1:
             bucket = min(n * s, max(n * block_size(d), self.bucket_bytes // FLOAT32))
             exchange.append(numbers("arriving buckets", "2 * bucket", BUCKETS_IN_FLIGHT, bucket))

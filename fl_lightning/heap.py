@@ -15,6 +15,9 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 OWN_MAPPING_BYTES = (128 * 2**20, 32 * 2**20)
 """Blocks from this size on go back to the system when they are freed; the second is what older versions of glibc allow."""
 
+DEFAULT_BYTES = 2**17
+"""Of both thresholds, as a process begins."""
+
 SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES")
 """Environment variables by which users tell malloc what to do."""
 
@@ -29,4 +32,21 @@ def keep_freed_memory() -> bool:
     if platform.libc_ver()[0] != "glibc" or any(name in os.environ for name in SETTINGS):
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    return any(mallopt(M_MMAP_THRESHOLD, size) for size in OWN_MAPPING_BYTES) and bool(mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+    State.keeping = any(mallopt(M_MMAP_THRESHOLD, size) for size in OWN_MAPPING_BYTES)
+    return State.keeping and bool(mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def give_freed_memory_back() -> None:
+    """Undo `keep_freed_memory`, so that what an earlier run of this process kept is free for the next one."""
+    if State.keeping:
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, DEFAULT_BYTES)
+        libc.mallopt(M_TRIM_THRESHOLD, DEFAULT_BYTES)
+        libc.malloc_trim(0)
+        State.keeping = False
+
+
+class State:
+    """The process's, as malloc is."""
+
+    keeping = False

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 
 from fl_lightning import sharded_state
-from fl_lightning.cores import keep_to_own_cores, run_on
+from fl_lightning.cores import Affinities, keep_to_own_cores, run_as_before
 from fl_lightning.errors import ConfigurationError
 
 
@@ -30,7 +30,7 @@ class FederatedStrategy(DDPStrategy):
     def __init__(self, own_cores: bool = True, **options: Any) -> None:
         super().__init__(**options)
         self.own_cores = own_cores
-        self.cores_before: set[int] = set()
+        self.cores_before: Affinities = {}
 
     def configure_ddp(self) -> None:
         """No wrapper, no hooks: see the module's docstring."""
@@ -48,8 +48,8 @@ class FederatedStrategy(DDPStrategy):
 
     def teardown(self) -> None:
         super().teardown()
-        if self.cores_before:
-            run_on(self.cores_before)
+        run_as_before(self.cores_before)
+        self.cores_before = {}
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """Every rank writes what only it has, then rank 0 the rest."""

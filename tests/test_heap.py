@@ -27,12 +27,20 @@ print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+def clean_environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_", "LD_PRELOAD"))}
+
+
 def page_faults(keep: bool, **environment: str) -> tuple[bool, int]:
     """Whether malloc keeps freed memory, and the page faults of ten steps of a CNN, in a process of its own."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_", "LD_PRELOAD"))}
     script = FAULTS.replace("KEEP", str(keep))
     done = subprocess.run(
-        [sys.executable, "-c", script], env=clean | environment, capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", script],
+        env=clean_environment() | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
     )
     kept, faults = done.stdout.split()
     return kept == "True", int(faults)
@@ -47,3 +55,34 @@ def test_steps_do_not_ask_the_system_for_memory_again() -> None:
 
 def test_what_the_user_told_malloc_is_left_alone() -> None:
     assert page_faults(keep=True, MALLOC_TRIM_THRESHOLD_="1000000")[0] is False
+
+
+RSS = """
+import torch
+from fl_lightning.heap import give_freed_memory_back, keep_freed_memory
+
+def held():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmRSS")).split()[1]) // 1024
+
+def use():
+    blocks = [torch.ones(2**20) for _ in range(100)]  # 400 MiB
+    blocks.clear()
+
+keep_freed_memory()
+at_first = held()
+use()
+kept = held()
+give_freed_memory_back()
+back = held()
+use()
+print(kept - at_first, back - at_first, held() - at_first)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc")
+def test_what_was_kept_is_given_back() -> None:
+    done = subprocess.run([sys.executable, "-c", RSS], env=clean_environment(), capture_output=True, text=True, check=True)
+    kept, back, afterwards = map(int, done.stdout.split())
+    assert kept > 390
+    assert back < 20
+    assert afterwards < 20

@@ -39,9 +39,10 @@ def test_a_round_that_does_not_fit_is_refused_before_training(monkeypatch: pytes
 def test_freed_memory_is_kept_where_there_is_plenty(free: int | None, kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     monkeypatch.setattr(resources, "available_bytes", lambda *_: free)
-    monkeypatch.setattr(federation, "keep_freed_memory", lambda: calls.append(True))
+    monkeypatch.setattr(federation, "give_freed_memory_back", lambda: calls.append("what an earlier run kept goes back"))
+    monkeypatch.setattr(federation, "keep_freed_memory", lambda: calls.append("kept"))
     fit(tiny_federation(), tiny_data(), rounds=1)
-    assert bool(calls) is kept
+    assert calls == ["what an earlier run kept goes back", *(["kept"] if kept else [])]
 
 
 def test_where_the_system_does_not_tell_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
