@@ -29,10 +29,9 @@ from fl_lightning.clients import Clients
 from fl_lightning.cohort import Cohort, CohortSampler
 from fl_lightning.data.module import FederatedDataModule
 from fl_lightning.errors import ConfigurationError
-from fl_lightning.heap import give_freed_memory_back, keep_freed_memory
 from fl_lightning.local_training import LocalTraining, check_client
 from fl_lightning.prediction import check_predictions, class_probabilities, predict, predicted_classes
-from fl_lightning.resources import Compile, check_memory, compiling_pays
+from fl_lightning.resources import Compile, compiling_pays, prepare_memory
 from fl_lightning.sharded_state import Part
 from fl_lightning.strategy import FederatedStrategy
 from fl_lightning.updates.exchange import BUCKET_BYTES, Exchange
@@ -288,11 +287,7 @@ class Federation(L.LightningModule):
         )
         ranks_on_node = self.trainer.world_size // self.trainer.num_nodes
         if stage == "fit":
-            give_freed_memory_back()  # of a run before
-            server = self.configure_optimizers()
-            plenty = check_memory(self.clients, self.cohort, self.aggregator, server, self.attacks, ranks_on_node)
-            if plenty and device.type == "cpu":
-                keep_freed_memory()
+            prepare_memory(self.clients, self.cohort, self.aggregator, self.configure_optimizers(), self.attacks, ranks_on_node)
         data.to(device)
         if any(attack.watches_steps for attack in self.attacks):
             self.last_step = torch.zeros(self.exchange.num_coordinates, device=device)

@@ -15,6 +15,7 @@ from fl_lightning.attacks.base import Attack
 from fl_lightning.clients import Clients
 from fl_lightning.cohort import CohortSampler, assign_owners
 from fl_lightning.footprint import Footprint, available_bytes, check_fits, module_bytes, state_copies, tensor_bytes
+from fl_lightning.heap import give_freed_memory_back, keep_freed_memory
 from fl_lightning.local_training import read_optimizers
 
 Compile = Literal["auto", "always", "never"]
@@ -26,15 +27,13 @@ COMPILE_SECONDS, LOAD_SECONDS = 20.0, 4.0
 """To compile a rule's inner loop, and to load it from a cache."""
 
 
-def check_memory(
+def prepare_memory(
     clients: Clients, cohort: CohortSampler, rule: Aggregator, server: Optimizer, attacks: list[Attack], ranks_on_node: int
-) -> bool:
+) -> None:
     """Raise `ConfigurationError` if a round takes more memory than there is, on the rank that has the least.
 
-    To be called on all ranks, before the data are moved to the device.
-
-    Returns:
-        Whether there is plenty: at least twice as much.
+    On CPUs that have at least twice as much, freed memory is kept from now on. To be called on all ranks, before the data are
+    moved to the device.
     """
     exchange, data = clients.exchange, clients.data
     on_cpu = exchange.device.type == "cpu"
@@ -54,11 +53,13 @@ def check_memory(
         gather_copies=int(on_cpu),  # gloo's all-gather makes one of its own
         watched=any(attack.watches_steps for attack in attacks),
     )
+    give_freed_memory_back()  # of a run before
     free = exchange.collect(available_bytes(exchange.device, ranks_on_node))
     held = footprint.model_bytes + footprint.data_bytes if on_cpu else 0  # on a GPU neither is there yet
     least = min((size for size in free if size is not None), default=None)
     check_fits(footprint, least, held)
-    return least is not None and least >= 2 * (footprint.total - held)
+    if on_cpu and least is not None and least >= 2 * (footprint.total - held):
+        keep_freed_memory()
 
 
 def compiling_pays(wanted: Compile, size: float, limits: Sequence[int | None], device: torch.device) -> bool:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from tiny import fit, tiny_data, tiny_federation
 
-from fl_lightning import federation, resources
+from fl_lightning import resources
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.resources import COMPILE_SECONDS, LOAD_SECONDS, SAVED_SECONDS, compiling_pays
 
@@ -39,8 +39,8 @@ def test_a_round_that_does_not_fit_is_refused_before_training(monkeypatch: pytes
 def test_freed_memory_is_kept_where_there_is_plenty(free: int | None, kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     monkeypatch.setattr(resources, "available_bytes", lambda *_: free)
-    monkeypatch.setattr(federation, "give_freed_memory_back", lambda: calls.append("what an earlier run kept goes back"))
-    monkeypatch.setattr(federation, "keep_freed_memory", lambda: calls.append("kept"))
+    monkeypatch.setattr(resources, "give_freed_memory_back", lambda: calls.append("what an earlier run kept goes back"))
+    monkeypatch.setattr(resources, "keep_freed_memory", lambda: calls.append("kept"))
     fit(tiny_federation(), tiny_data(), rounds=1)
     assert calls == ["what an earlier run kept goes back", *(["kept"] if kept else [])]
 
