@@ -151,7 +151,7 @@ class Exchange:
         width = self.stop - self.start
         ends = accumulate(bucket.shape[2] for bucket in updates.buckets)
         columns_left = iter([width - end + bucket.shape[2] for bucket, end in zip(updates.buckets, ends, strict=True)])
-        finite: list[Tensor] = []  # (N,) bool of each bucket that has arrived, all alike
+        finite: list[Tensor] = []  # (N,) bool, once the first bucket is there
 
         def begin() -> Finish:
             bucket, left = updates.buckets.pop(0), next(columns_left)
@@ -171,7 +171,7 @@ class Exchange:
                     work.wait()
                 if not in_order:
                     reorder(rows, order)
-                if s:
+                if s and not finite:
                     finite.append(rows[:, 0].isfinite())
                 return rows[:, : max(0, min(s, left))]
 

@@ -137,7 +137,8 @@ def operations(n: int, first: int, last: int) -> tuple[tuple[Operation, ...], li
         if maximum:
             place[high] = b if b >= n else spare.pop()
             found.append(Operation(np.maximum, a, b, place[high]))
-        spare += {a, b}.difference((*range(n), place[low] if minimum else -1, place[high] if maximum else -1))
+        held = {place[row] for row, read in ((low, minimum), (high, maximum)) if read}
+        spare += [at for at in (a, b) if at >= n and at not in held]
     return tuple(found), place[first:last]
 
 

@@ -232,7 +232,8 @@ class UpdateShard:
         sums, at = PairwiseSums(self.start // size), 0
         for i, first in [(i, first) for i, bucket in enumerate(self.buckets) for first in range(0, bucket.shape[1], size)]:
             # A block's rows are put side by side in memory: a sum over rows that lie apart would round differently.
-            block = self.buckets[i][:, first : first + size].to(torch.float64, memory_format=torch.contiguous_format)
+            given = self.buckets[i][:, first : first + size]
+            block = given.to(torch.float64, memory_format=torch.contiguous_format, copy=True)
             columns = slice(at, at + block.shape[1])
             sums.add(function(block, *(tensor[columns] for tensor in along)))
             at += block.shape[1]

@@ -36,8 +36,8 @@ COMPILED_ROWS = 32
 """Most rows that are worth compiling: beyond, a CPU's registers no longer hold a column's intermediate results."""
 
 COMPILED_COLUMNS = 2**21
-"""Least columns that a compiled kernel is given at a time on a CPU, where there are so many: what it returns for more lies in
-memory that the system has to hand out, and takes back, every time."""
+"""Least columns that a compiled kernel is given at a time on a CPU, where there are so many. Where freed memory is not kept,
+what it returns for more lies in memory that the system has to hand out, and takes back, every time."""
 
 GPU_ELEMENTS = 2**26
 """Elements (N x columns) that are worked on at a time on a GPU: as many again are taken for results in between."""

@@ -135,6 +135,14 @@ def test_reduce_adds_blocks_in_pairs(widths: tuple[int, ...]) -> None:
     assert cut(updates, *widths).reduce(lambda values: values.sum()).item() == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_reduce_hands_out_copies(dtype: torch.dtype) -> None:
+    updates = drawn(3, 1024).to(dtype)  # a block in one piece
+    shard = UpdateShard([updates.clone()], torch.ones(3), torch.zeros(3).bool(), num_coordinates=1024)
+    shard.norms()
+    assert torch.equal(shard.buckets[0], updates)
+
+
 def test_reduce_takes_any_shape_and_no_coordinates_at_all() -> None:
     updates = drawn(3, 3000)
     two = cut(updates, 2048, 952).reduce(lambda values: torch.stack([values.sum(), values.abs().max()]))
