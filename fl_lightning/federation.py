@@ -269,8 +269,8 @@ class Federation(L.LightningModule):
         self.local.warn_of_slow_precision(device)
         self.parameters_layout = parameter_layout(self.client)
         self.buffers_layout = buffer_layout(self.client, nothing=self.buffer_policy == "keep")
-        size = self.cohort.clients_per_round * self.parameters_layout.num_coordinates / self.trainer.world_size
-        compiled = compiling_pays(self.compile_rules, size, (self.trainer.max_epochs, self.trainer.max_steps), device)
+        coordinates = self.parameters_layout.num_coordinates / self.trainer.world_size
+        compiled = compiling_pays(self.compile_rules, coordinates, (self.trainer.max_epochs, self.trainer.max_steps), device)
         self.exchange = Exchange(self.parameters_layout.sizes, device, bucket_bytes=self.bucket_bytes, compiled=compiled)
         self.buffer_exchange = Exchange(self.buffers_layout.sizes, device, bucket_bytes=self.bucket_bytes)
         malicious = set(self.cohort.malicious_clients(self.seed, len(data.clients)).tolist())

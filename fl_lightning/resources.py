@@ -23,8 +23,8 @@ Compile = Literal["auto", "always", "never"]
 SAVED_SECONDS = {"cpu": 1.5e-9, "cuda": 3e-11}
 """Per update and coordinate, that a compiled rule is faster by: on one Zen 3 core; on a GPU by its memory bandwidth."""
 
-COMPILE_SECONDS, LOAD_SECONDS = 20.0, 4.0
-"""To compile a rule's inner loop, and to load it from a cache."""
+COMPILE_SECONDS, LOAD_SECONDS = 1.0, 0.2
+"""Per client, to compile a rule's inner loop, and to load it from a cache."""
 
 
 def prepare_memory(
@@ -62,24 +62,24 @@ def prepare_memory(
         keep_freed_memory()
 
 
-def compiling_pays(wanted: Compile, size: float, limits: Sequence[int | None], device: torch.device) -> bool:
+def compiling_pays(wanted: Compile, coordinates: float, limits: Sequence[int | None], device: torch.device) -> bool:
     """Whether rules are to run compiled; bits are the same either way.
 
-    `auto` compiles if the rounds save more time than compiling takes. Where TORCHINDUCTOR_CACHE_DIR names a folder that lasts,
-    what an earlier run compiled is only loaded.
+    `auto` compiles if the rounds save more time than compiling takes; both grow alike with the number of clients. Where
+    TORCHINDUCTOR_CACHE_DIR names a folder that lasts, what an earlier run compiled is only loaded.
 
     Args:
         wanted: `auto`, or what is to be done in any case.
-        size: N * d / W, the numbers that a rank aggregates in a round.
+        coordinates: d / W, those that a rank aggregates.
         limits: of the run's rounds; None or negative for none.
         device: of the updates.
 
     Example:
-        >>> [compiling_pays("auto", 20 * d, [300], torch.device("cpu")) for d in (40_000, 11_700_000)]
+        >>> [compiling_pays("auto", d, [300], torch.device("cpu")) for d in (40_000, 11_700_000)]
         [False, True]
     """
     if wanted != "auto":
         return wanted == "always"
     rounds = min((limit for limit in limits if limit is not None and limit >= 0), default=math.inf)
     cost = LOAD_SECONDS if os.environ.get("TORCHINDUCTOR_CACHE_DIR") else COMPILE_SECONDS
-    return SAVED_SECONDS.get(device.type, 0.0) * size * rounds > cost
+    return SAVED_SECONDS.get(device.type, 0.0) * coordinates * rounds > cost

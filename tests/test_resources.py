@@ -11,13 +11,13 @@ CPU = torch.device("cpu")
 
 def test_compiling_pays_when_the_rounds_save_more_than_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
-    size = COMPILE_SECONDS / SAVED_SECONDS["cpu"] / 100  # what 100 rounds are just worth
-    assert not compiling_pays("auto", 0.99 * size, [100, -1], CPU)
-    assert compiling_pays("auto", 1.01 * size, [100, -1], CPU)
+    coordinates = COMPILE_SECONDS / SAVED_SECONDS["cpu"] / 100  # what 100 rounds are just worth
+    assert not compiling_pays("auto", 0.99 * coordinates, [100, -1], CPU)
+    assert compiling_pays("auto", 1.01 * coordinates, [100, -1], CPU)
     assert compiling_pays("auto", 1.0, [None, -1], CPU)  # no end
     assert not compiling_pays("auto", 1e30, [100], torch.device("meta"))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "somewhere")
-    assert compiling_pays("auto", 1.01 * size * LOAD_SECONDS / COMPILE_SECONDS, [100], CPU)
+    assert compiling_pays("auto", 1.01 * coordinates * LOAD_SECONDS / COMPILE_SECONDS, [100], CPU)
 
 
 def test_what_is_wanted_is_done() -> None:

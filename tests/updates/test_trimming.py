@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._inductor.utils import run_and_get_code
 
 from fl_lightning.updates import UpdateShard, trimming
 from fl_lightning.updates.order_statistics import NETWORK_ROWS, trimmed_mean
@@ -125,6 +126,15 @@ def test_compiled_gives_the_same_bits_at_any_width(n: int, b: int, least: int | 
     assert bits(found.mean) == bits(expected.mean)
     assert torch.equal(found.kept, expected.kept)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == count, "a width was compiled anew"
+
+
+@pytest.mark.slow
+def test_compiled_nothing_but_the_result_is_written_to_memory() -> None:
+    trimming.compiled.cache_clear()
+    with torch._inductor.config.patch(force_disable_caches=True):
+        _, written = run_and_get_code(trimming.compiled, 20, 5, 13, torch.device("cpu"))
+    assert written, "nothing was compiled"
+    assert not any("= empty_strided" in code for code in written)
 
 
 def test_many_rows_are_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
