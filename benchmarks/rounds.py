@@ -146,8 +146,14 @@ def images(num_clients: int, per_client: int) -> FederatedDataModule:
     return FederatedDataModule.from_datasets(samples, samples, partition=IID(num_clients=num_clients), num_classes=10)
 
 
-def cases(rounds: int, device: torch.device) -> Iterator[Case]:
-    """The MLP and the CNN by each executor, and the ways that a configuration can make the CNN faster."""
+def cases(rounds: int, device: torch.device, branches: list[int]) -> Iterator[Case]:
+    """The MLP and the CNN by each executor, and the ways that a configuration can make the CNN faster.
+
+    Args:
+        rounds: of the MLP.
+        device: that is trained on.
+        branches: numbers of clients side by side.
+    """
     few = max(1, rounds // 10)
     emails, pictures = phishing(), images(10, 500)
     mlp, cnn, channels_last = MLP(), CNN(), CNN(channels_last=True)
@@ -155,6 +161,10 @@ def cases(rounds: int, device: torch.device) -> Iterator[Case]:
         for executor in ("sequential", "graph", "stacked", "auto") if rule == "FedAvg" else ("auto",):
             local = {"executor": executor}
             yield Case("phishing, MLP", rule, mlp, emails, 0.1, 20, rounds, device, warm_rounds=2 * rounds, local=local)
+    for many in branches:
+        local = {"executor": "graph", "branches": many}
+        yield Case("phishing, MLP", "FedAvg", mlp, emails, 0.1, 20, rounds, device, warm_rounds=2 * rounds, local=local)
+        yield Case("images 3 x 32 x 32, CNN", "FedAvg", cnn, pictures, 0.01, 4, few, device, 3, local=local)
     for ours, name in ((cnn, "CNN"), (channels_last, "CNN, channels last")):
         yield Case(f"images 3 x 32 x 32, {name}", "FedAvg", cnn, pictures, 0.01, 4, few, device, 1, ours)
     if device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported():
@@ -167,11 +177,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20, help="rounds of one run with the MLP; a tenth of it with the CNN")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--branches", type=int, nargs="*", default=[], help="also so many clients side by side")
     options = parser.parse_args()
     quiet()
     torch.manual_seed(SEED)
     device = torch.device(options.device)
-    for case in cases(options.rounds, device):
+    for case in cases(options.rounds, device, options.branches):
         seconds = alternate({"plain": case.plain, "federation": case.federation}, repeats=options.repeats)
         updates = case.rounds * case.clients_per_round
         rates = {name: [updates / s for s in measured] for name, measured in seconds.items()}

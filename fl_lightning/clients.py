@@ -19,13 +19,14 @@ from torch import Tensor
 from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.aggregators.mixing import Mixing
 from fl_lightning.attacks.base import Attack, Attacker, Broadcast
+from fl_lightning.branched_training import BranchedTraining
 from fl_lightning.cohort import Cohort, assign_owners
 from fl_lightning.data.base import Samples
 from fl_lightning.data.module import FederatedDataModule
 from fl_lightning.executors import LocalExecutor
-from fl_lightning.local_training import LocalTraining, average_logs
+from fl_lightning.local_training import LocalTraining, NotTogetherError, average_logs
 from fl_lightning.seeding import derive_seed, generator, seed_global_generators
-from fl_lightning.stacked_training import NotStackableError, StackedTraining
+from fl_lightning.stacked_training import StackedTraining
 from fl_lightning.updates.exchange import Exchange, LocalUpdates
 from fl_lightning.updates.layout import Layout, Snapshot
 
@@ -147,9 +148,11 @@ class Clients:
         self.executor = LocalExecutor(module, local)
         rules = [part for part in rule.modules() if isinstance(part, Aggregator) and not isinstance(part, Mixing)]
         self.own_way = any(type(part).train_benign is not Aggregator.train_benign for part in rules)
-        if self.own_way and local.executor == "stacked":
-            log.warning("clients are not stacked, as %s trains them in its own way", type(rule).__name__)
+        if self.own_way and (local.executor == "stacked" or local.branches > 1):
+            log.warning("clients are not trained together, as %s trains them in its own way", type(rule).__name__)
         self.stacked = StackedTraining(module, local) if local.executor == "stacked" and not self.own_way else None
+        self.branched: BranchedTraining | None = None
+        self.may_branch = local.branches > 1 and not self.own_way
         self.leaks = [attack for attack in attacks if overrides(attack, "leak")]
 
     def train(self, t: int, cohort: Cohort, broadcast: Broadcast) -> Trained:
@@ -215,29 +218,36 @@ class Clients:
         )
 
     def train_together(self, t: int, round_: LocalRound, mine: list[int]) -> Iterator[tuple[int, dict[str, float]]]:
-        """Train benign clients in a stack, if that is asked for and possible.
+        """Train benign clients in a stack or side by side, if that is asked for and possible.
 
         Yields:
             A position in the cohort and what its client logged, each time with that client's weights in the module.
         """
-        if self.stacked is None:
+        if self.may_branch and self.branched is None and self.executor.chosen == "graph":
+            self.branched = BranchedTraining(self.module, self.local)
+        together = self.stacked or self.branched
+        if together is None:
             return
         benign = [position for position in mine if position < len(round_.cohort) and not round_.cohort.malicious[position]]
         clients = [int(round_.cohort.clients[position]) for position in benign]
-        stack = []
+        given = []
         for client in clients:
             seed_global_generators(derive_seed(self.seed, "client", t, client))
-            stack.append((self.benign_samples(client), generator(self.seed, "batches", t, client)))
+            given.append((self.benign_samples(client), generator(self.seed, "batches", t, client)))
         try:
-            for i, logs in self.stacked.train(stack) if stack else ():
+            for i, logs in together.train(given) if given else ():
                 yield benign[i], logs
-        except NotStackableError as error:
-            # In this round alone: a run that is resumed after it must not know.
-            log.warning("local training of round %d is sequential: clients are not stacked, as %s", t, error)
+        except NotTogetherError as error:
+            # A stack is tried again in every round, as a run that is resumed must not know. Branches give the same bits anyway.
+            log.warning("in round %d clients are trained one after the other: %s", t, error)
+            if self.branched is not None:
+                self.branched, self.may_branch = None, False
 
     @property
     def way(self) -> str:
         """How clients are trained, as far as that has been decided."""
+        if self.branched is not None:
+            return f"graph, {self.local.branches} side by side"
         return "stacked" if self.stacked is not None else self.executor.chosen or "sequential"
 
     def benign_samples(self, client: int) -> Samples:

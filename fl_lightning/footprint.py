@@ -63,6 +63,7 @@ class Footprint:
         rule_vectors: vectors of S numbers that the rule remembers, or works with beside the aggregate.
         sum_size: float64 numbers in a sum over coordinates that the rule asks for: N * N for distances, 0 for none.
         gather_copies: copies of its own that the backend's all-gather makes of what it gathers: 1 with gloo, 0 with NCCL.
+        branches: clients that are trained side by side, each in tensors of its own.
         watched: whether an attack watches the global model's steps, so that the last one is kept.
 
     Example:
@@ -83,6 +84,7 @@ class Footprint:
     rule_vectors: int = 0
     sum_size: int = 0
     gather_copies: int = 0
+    branches: int = 1
     watched: bool = False
 
     @property
@@ -118,6 +120,10 @@ class Footprint:
             numbers("gradients", "d", d),
             numbers("client's optimizer", "copies * d", self.optimizer_copies, d),
         ]
+        if self.branches > 1:
+            of_client = self.model_bytes + FLOAT32 * self.optimizer_copies * d
+            formula = f"branches * client: {self.branches:,} * {of_client:,}"
+            training.append(Term("clients side by side", formula, self.branches * of_client))
         exchange = [max(trained, shard, key=lambda term: term.bytes), buffers]
         aggregation = [shard, buffers, numbers("aggregate", "S", s), numbers("next watched step", "2 * d", 2 * self.watched, d)]
         if self.sum_size:

@@ -51,6 +51,10 @@ UNUSED_HOOKS = (
 """Hooks of Lightning's training that a client may define in vain."""
 
 
+class NotTogetherError(Exception):
+    """Why clients cannot be trained together; one clear line."""
+
+
 class Stepper(Protocol):
     """Takes a client's steps in a way of its own, such as `RecordedSteps`."""
 
@@ -82,6 +86,9 @@ class LocalTraining:
             by measurement, for modules whose class says `recordable = True`. `stacked`: benign clients of a rank together,
             their weights stacked; equal to the others up to rounding alone, so that bits depend on the number of ranks. What
             an executor cannot take is trained sequentially.
+        branches: with `graph`, how many of a rank's benign clients are trained side by side, each in tensors of its own, with
+            the same bits. On a GPU their steps are parallel branches of one CUDA graph, as a small network's step does not
+            fill it; on a CPU nothing is gained.
     """
 
     epochs: float = 1.0
@@ -89,6 +96,7 @@ class LocalTraining:
     precision: Literal["32", "bf16"] = "32"
     gradient_clip_norm: float = 0.0
     executor: Literal["auto", "sequential", "stacked", "graph"] = "auto"
+    branches: int = 1
 
     def __post_init__(self) -> None:
         if not (self.epochs >= LEAST_EPOCHS and math.isfinite(self.epochs)):
@@ -99,6 +107,11 @@ class LocalTraining:
             raise ConfigurationError(f"model.local.batch_size must be at least 1, got {self.batch_size}")
         if self.executor not in ("auto", "sequential", "stacked", "graph"):
             raise ConfigurationError(f"model.local.executor must be auto, sequential, stacked or graph, got {self.executor!r}")
+        if self.branches < 1 or (self.branches > 1 and self.executor not in ("auto", "graph")):
+            raise ConfigurationError(
+                "model.local.branches must be at least 1, and 1 unless model.local.executor is auto or graph; got "
+                f"{self.branches} with {self.executor}"
+            )
         if not self.gradient_clip_norm >= 0:
             raise ConfigurationError(f"model.local.gradient_clip_norm must be 0 (off) or more, got {self.gradient_clip_norm}")
 

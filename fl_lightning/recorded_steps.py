@@ -11,10 +11,11 @@ read back to Python inside a step, other optimizers than SGD, torchmetrics objec
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from itertools import chain
+from typing import Any, ClassVar
 
 import lightning as L
 import torch
@@ -102,8 +103,8 @@ class RecordedSteps:
         """The module may have put other tensors, by default those that it has now, into the places of those that were there."""
         tensors = dict(named_tensors(self.step_of)) if tensors is None else tensors
         state = [tensors[name].detach() for name in (*self.trained, *self.others)] + self.momenta
-        if state[0].is_cuda and [new.data_ptr() for new in state] != [old.data_ptr() for old in self.state]:
-            self.recordings.clear()  # a CUDA graph knows addresses
+        if kind_for(state).fixed and [new.data_ptr() for new in state] != [old.data_ptr() for old in self.state]:
+            self.recordings.clear()
         self.state = state
 
     def step(self, batch: Any, optimizer: Optimizer, logs: LogCollector) -> None:
@@ -114,40 +115,63 @@ class RecordedSteps:
             optimizer: the one that `begin` was given, whose settings a scheduler may have changed.
             logs: of this client, is told what the module logs.
         """
-        optimizer._opt_called = True  # pyrefly: ignore[missing-attribute]  a scheduler warns if nobody steps its optimizer
-        leaves, structure = leaves_of(batch)
-        settings = tuple(group[name] for group in optimizer.param_groups for name in ARGUMENTS)
-        key = (structure, tuple((leaf.shape, leaf.stride(), leaf.dtype, leaf.device) for leaf in leaves), settings)
+        leaves, key = described(batch, optimizer)
         recording = self.recordings.get(key)
-        if recording is not None:
-            if self.waiting and self.waiting_for is not recording:
-                self.catch_up(logs)
-            self.waiting_for = recording
-            self.waiting.append(leaves)
-            if not recording.patient or len(self.waiting) * sum(leaf.nbytes for leaf in leaves) >= WAITING_BYTES:
-                self.catch_up(logs)
+        if recording is None:
+            self.catch_up(logs)
+            self.take(key, optimizer, [self.state], [leaves], [logs])
             return
-        self.catch_up(logs)
-        for group, current in zip(self.groups, optimizer.param_groups, strict=True):
-            group.update({name: current[name] for name in ARGUMENTS})
-        function = self.function(structure, self.groups)
-        self.seen[key] += 1
-        if self.seen[key] > RECORD_AFTER:
-            if len(self.recordings) == MOST_RECORDINGS:
-                self.recordings.pop(next(iter(self.recordings)))  # the oldest
-            with isolate_rng():  # recording runs the step, and draws what only the replay may draw
-                self.recordings[key] = (_CudaRecording if self.state[0].is_cuda else _Recording)(function, self.state, leaves)
-            self.recordings[key].replay(self.state, [leaves], logs)
-        else:
-            with torch.no_grad():
-                outputs, names = function(*self.state, *leaves)
-            tell(logs, names, outputs)
+        if self.waiting and self.waiting_for is not recording:
+            self.catch_up(logs)
+        self.waiting_for = recording
+        self.waiting.append(leaves)
+        if not recording.patient or len(self.waiting) * sum(leaf.nbytes for leaf in leaves) >= WAITING_BYTES:
+            self.catch_up(logs)
 
     def catch_up(self, logs: LogCollector) -> None:
         """Take the steps that wait."""
         if self.waiting:
-            self.waiting_for.replay(self.state, self.waiting, logs)
+            self.waiting_for.replay([self.state], [self.waiting], [logs])
             self.waiting = []
+
+    def step_together(self, clients: Mapping[int, tuple[list[Tensor], Any, Optimizer, LogCollector]]) -> None:
+        """A step of each of several clients, in tensors of their own; those whose steps are of one kind take it in one call.
+
+        Args:
+            clients: by number, which stands for the same tensors every time, what `state` holds of the module; a batch; the
+                client's optimizer, made as the one that `begin` was given; its logs.
+        """
+        alike: dict[Any, dict[int, list[Tensor]]] = defaultdict(dict)
+        for number, (_, batch, optimizer, _) in clients.items():
+            leaves, key = described(batch, optimizer)
+            alike[key][number] = leaves
+        for key, of_kind in alike.items():
+            states, _, optimizers, logs = zip(*(clients[number] for number in of_kind), strict=True)
+            where = tuple(of_kind) if kind_for(self.state).fixed else None
+            self.take((*key, where), optimizers[0], list(states), list(of_kind.values()), list(logs))
+
+    def take(
+        self, key: Any, optimizer: Optimizer, states: list[list[Tensor]], leaves: list[list[Tensor]], logs: list[LogCollector]
+    ) -> None:
+        """A step of each client on a batch of one kind, recorded once that kind has been seen often enough."""
+        recording = self.recordings.get(key)
+        if recording is None:
+            for group, current in zip(self.groups, optimizer.param_groups, strict=True):
+                group.update({name: current[name] for name in ARGUMENTS})
+            function = self.function(key[0], self.groups)
+            self.seen[key] += 1
+            if self.seen[key] <= RECORD_AFTER:
+                for state, of_client, log in zip(states, leaves, logs, strict=True):
+                    with torch.no_grad():
+                        outputs, names = function(*state, *of_client)
+                    tell(log, names, outputs)
+                return
+            if len(self.recordings) == MOST_RECORDINGS:
+                self.recordings.pop(next(iter(self.recordings)))  # the oldest
+            with isolate_rng():  # recording runs the step, and draws what only the replay may draw
+                recording = kind_for(self.state)(function, states, leaves)
+            self.recordings[key] = recording
+        recording.replay(states, [[of_client] for of_client in leaves], logs)
 
     def function(self, structure: Any, groups: list[dict[str, Any]]) -> Callable[..., Any]:
         """A step as a function of nothing but tensors, which it writes into, to what the module logs."""
@@ -193,6 +217,14 @@ class RecordedSteps:
             return [value.detach() for _, value in logged], [name for name, _ in logged]
 
         return step
+
+
+def described(batch: Any, optimizer: Optimizer) -> tuple[list[Tensor], tuple[Any, ...]]:
+    """A batch's tensors, and what kind of step it takes: first what the batch makes of them, then shapes and settings."""
+    optimizer._opt_called = True  # pyrefly: ignore[missing-attribute]  a scheduler warns if nobody steps its optimizer
+    leaves, structure = leaves_of(batch)
+    settings = tuple(group[name] for group in optimizer.param_groups for name in ARGUMENTS)
+    return leaves, (structure, tuple((leaf.shape, leaf.stride(), leaf.dtype, leaf.device) for leaf in leaves), settings)
 
 
 def leaves_of(batch: Any) -> tuple[list[Tensor], Any]:
@@ -289,11 +321,19 @@ def tell(logs: LogCollector, names: list[str], outputs: list[Tensor]) -> None:
 class _Recording:
     """The operations of a step for one shape of batch, found by running it on copies of its tensors, and replayed.
 
+    Args:
+        function: the step, as `RecordedSteps.function` gives it.
+        states: of each client that takes its steps together with the others.
+        leaves: of a batch of each.
+
     Attributes:
         patient: whether steps may wait: they draw nothing that the making of the next batch may draw as well.
+        fixed: whether it is about the very tensors that it was made with, not about any of their kind.
     """
 
-    def __init__(self, function: Callable[..., Any], state: list[Tensor], leaves: list[Tensor]) -> None:
+    fixed = False
+
+    def __init__(self, function: Callable[..., Any], states: list[list[Tensor]], leaves: list[list[Tensor]]) -> None:
         self.names: list[str] = []
 
         def outputs(*tensors: Tensor) -> list[Tensor]:
@@ -302,63 +342,92 @@ class _Recording:
 
         try:
             with torch.no_grad():
-                self.graph = make_fx(outputs)(*(tensor.clone() for tensor in (*state, *leaves)))
+                self.graph = make_fx(outputs)(*(tensor.clone() for tensor in (*states[0], *leaves[0])))
         except (RuntimeError, TypeError, ValueError, NotImplementedError, AttributeError) as error:
             raise NotRecordableError(f"its step cannot be traced: {str(error).strip().splitlines()[0]}") from error
         remove_detours(self.graph)
         self.patient = not any(
             torch.Tag.nondeterministic_seeded in getattr(n.target, "tags", ()) for n in self.graph.graph.nodes
         )
-        self.prepare(state, leaves)
+        if len(states) > 1 and not self.patient:
+            raise NotRecordableError("its step draws random numbers, which is done client by client")
+        self.prepare(states, leaves)
 
-    def prepare(self, state: list[Tensor], leaves: list[Tensor]) -> None:
+    def prepare(self, states: list[list[Tensor]], leaves: list[list[Tensor]]) -> None:
         """Find out how the operations are replayed."""
-        self.factors = factors_to_inputs(self.graph, len(state))
+        self.factors = factors_to_inputs(self.graph, len(states[0]))
         try:
-            self.run = without_python(self.graph, [*state, *self.factors], leaves)
+            self.run = without_python(self.graph, [*states[0], *self.factors], leaves[0])
         except RuntimeError as error:
             raise NotRecordableError(f"its step cannot be replayed: {str(error).strip().splitlines()[0]}") from error
 
-    def replay(self, state: list[Tensor], batches: list[list[Tensor]], logs: LogCollector) -> None:
-        """A step for each batch, given as its leaves."""
+    def replay(self, states: list[list[Tensor]], batches: list[list[list[Tensor]]], logs: list[LogCollector]) -> None:
+        """Of each client a step for each of its batches, given as their leaves."""
         with torch.no_grad(), torch.jit.optimized_execution(False):  # the operations as they were recorded
-            for outputs in self.run([*state, *self.factors], batches):
-                tell(logs, self.names, outputs)
+            for state, of_client, log in zip(states, batches, logs, strict=True):
+                for outputs in self.run([*state, *self.factors], of_client):
+                    tell(log, self.names, outputs)
 
 
 class _CudaRecording(_Recording):
-    """Replayed as a CUDA graph, which reads the batch from a place of its own."""
+    """Replayed as a CUDA graph, which reads batches from places of its own; clients' steps are its parallel branches."""
+
+    fixed = True
 
     pool: Any = None
     """One for all graphs: they never run at the same time."""
 
-    def prepare(self, state: list[Tensor], leaves: list[Tensor]) -> None:
+    streams: ClassVar[list[Any]] = []
+    """One per branch, the same for all graphs, as memory of the pool belongs to a stream."""
+
+    def prepare(self, states: list[list[Tensor]], leaves: list[list[Tensor]]) -> None:
         self.patient = False  # all that Python does here is to launch the graph
-        before = [tensor.clone() for tensor in state]
+        before = [[tensor.clone() for tensor in state] for state in states]
         side = torch.cuda.Stream()
         try:
-            self.places = [torch.empty_like(leaf).copy_(leaf) for leaf in leaves]
+            self.places = [[torch.empty_like(leaf).copy_(leaf) for leaf in of_client] for of_client in leaves]
             _CudaRecording.pool = _CudaRecording.pool or torch.cuda.graph_pool_handle()
             self.captured = torch.cuda.CUDAGraph()
             with torch.no_grad():
                 side.wait_stream(torch.cuda.current_stream())
                 with torch.cuda.stream(side):  # libraries set themselves up at first use, which must not be captured
                     for _ in range(3):
-                        self.graph(*state, *self.places)
+                        self.step_of_each(states)
                 torch.cuda.current_stream().wait_stream(side)
                 # Other threads, NCCL's say, may go on.
                 with torch.cuda.graph(self.captured, pool=self.pool, capture_error_mode="thread_local"):
-                    self.outputs = self.graph(*state, *self.places)
+                    self.outputs = self.step_of_each(states)
         except RuntimeError as error:
             raise NotRecordableError(f"no CUDA graph can be made of its step: {str(error).splitlines()[0]}") from error
         finally:
             torch.cuda.current_stream().wait_stream(side)
-            for tensor, kept in zip(state, before, strict=True):
+            for tensor, kept in zip(chain(*states), chain(*before), strict=True):
                 tensor.copy_(kept)
 
-    def replay(self, state: list[Tensor], batches: list[list[Tensor]], logs: LogCollector) -> None:
-        for leaves in batches:
-            for place, leaf in zip(self.places, leaves, strict=True):
+    def step_of_each(self, states: list[list[Tensor]]) -> list[list[Tensor]]:
+        """What the step of each client gives; those of several run at the same time, each on a stream that branches off."""
+        if len(states) == 1:
+            return [self.graph(*states[0], *self.places[0])]
+        while len(self.streams) < len(states):
+            self.streams.append(torch.cuda.Stream())
+        outputs, main = [], torch.cuda.current_stream()
+        for state, places, stream in zip(states, self.places, self.streams, strict=False):
+            stream.wait_stream(main)
+            with torch.cuda.stream(stream):
+                outputs.append(self.graph(*state, *places))
+        for stream in self.streams[: len(states)]:
+            main.wait_stream(stream)
+        return outputs
+
+    def replay(self, states: list[list[Tensor]], batches: list[list[list[Tensor]]], logs: list[LogCollector]) -> None:
+        for leaves in zip(*batches, strict=True):
+            for place, leaf in zip(chain(*self.places), chain(*leaves), strict=True):
                 place.copy_(leaf)
             self.captured.replay()
-            tell(logs, self.names, [output.clone() for output in self.outputs])  # the next replay writes over them
+            for outputs, log in zip(self.outputs, logs, strict=True):
+                tell(log, self.names, [output.clone() for output in outputs])  # the next replay writes over them
+
+
+def kind_for(state: list[Tensor]) -> type[_Recording]:
+    """How steps on such tensors are recorded."""
+    return _CudaRecording if state[0].is_cuda else _Recording

@@ -51,6 +51,7 @@ def prepare_memory(
         optimizer_copies=state_copies(read_optimizers(clients.module.configure_optimizers())[0]),
         server_copies=state_copies(server),
         gather_copies=int(on_cpu),  # gloo's all-gather makes one of its own
+        branches=min(clients.local.branches, int(first.bincount().max())),
         watched=any(attack.watches_steps for attack in attacks),
     )
     give_freed_memory_back()  # of a run before

@@ -6,6 +6,7 @@ every draw takes a fresh generator keyed by (seed, purpose, keys...), for exampl
 """
 
 import hashlib
+import pickle
 import random
 
 import numpy as np
@@ -44,3 +45,11 @@ def seed_global_generators(seed: int) -> None:
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(seed)
+
+
+def global_draws() -> bytes:
+    """The state of these generators; equal before and after where nothing was drawn from them."""
+    states = [random.getstate(), np.random.get_state(), torch.get_rng_state().numpy()]  # noqa: NPY002
+    if torch.cuda.is_initialized():
+        states += [state.numpy() for state in torch.cuda.get_rng_state_all()]
+    return pickle.dumps(states)

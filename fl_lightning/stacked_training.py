@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import pickle
-import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -19,7 +17,6 @@ from itertools import count
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -28,7 +25,16 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from torchmetrics import Metric
 
 from fl_lightning.data.base import Samples
-from fl_lightning.local_training import LocalTraining, collected_logs, epoch_batches, read_loss, read_optimizers, resident
+from fl_lightning.local_training import (
+    LocalTraining,
+    NotTogetherError,
+    collected_logs,
+    epoch_batches,
+    read_loss,
+    read_optimizers,
+    resident,
+)
+from fl_lightning.seeding import global_draws
 from fl_lightning.training_step import TrainingStep, aliases, named_tensors
 
 log = logging.getLogger(__name__)
@@ -36,8 +42,8 @@ log = logging.getLogger(__name__)
 ELEMENTWISE = (SGD, Adam, AdamW, NAdam, RAdam, RMSprop, Adagrad, Adadelta, Adamax)  # a stack is one more parameter to them
 
 
-class NotStackableError(Exception):
-    """Why a module or its data cannot be trained in a stack; one clear line."""
+class NotStackableError(NotTogetherError):
+    """Why a module or its data cannot be trained in a stack."""
 
 
 class StackedTraining:
@@ -103,7 +109,7 @@ class StackedTraining:
         optimizer.zero_grad()
         optimizer.step()  # does nothing without gradients, but schedulers want to follow a step
         streams = [self._batches(clients[i][0], clients[i][1].clone_state(), stack.device) for i in order]
-        drawn = _global_draws()
+        drawn = global_draws()
         for step in count():
             batches = [batch for stream in streams[: stack.height] if (batch := next(stream, None)) is not None]
             if not batches:
@@ -246,14 +252,9 @@ def _clipped(gradients: dict[str, Tensor], limit: float) -> dict[str, Tensor]:
     return {name: gradient * (limit / (norm + 1e-6)).clamp(max=1.0) for name, gradient in gradients.items()}
 
 
-def _global_draws() -> bytes:
-    """The state of the generators that code draws from without naming one."""
-    return pickle.dumps((random.getstate(), np.random.get_state(), torch.get_rng_state().numpy()))  # noqa: NPY002
-
-
 def _check_untouched(before: dict[nn.Module, dict[str, Any]], drawn: bytes) -> None:
     """Refuse a module that keeps something of a client outside of its buffers, or random numbers that it must not share."""
-    if drawn != _global_draws():
+    if drawn != global_draws():
         raise NotStackableError("its training_step or its data draw from the global random generators")
     for part, attributes in before.items():
         for name, value in vars(part).items():

@@ -71,6 +71,11 @@ def test_a_rank_may_train_more_clients_than_its_share():
     assert replace(SMALL, local_clients=3).total == SMALL.total
 
 
+def test_clients_side_by_side_have_weights_and_optimizers_of_their_own():
+    alone, together = (in_vectors(replace(SMALL, optimizer_copies=2, branches=branches))[1]["training"] for branches in (1, 3))
+    assert together - alone == 3 * (1 + 2)
+
+
 def test_the_arithmetic_adds_up_and_says_where_it_comes_from():
     text = replace(SMALL, data_bytes=3 * 2**20).arithmetic()
     assert "N = 20, d = 262,144, W = 2" in text

@@ -151,13 +151,13 @@ def test_the_packages_networks(module: Any, shape: tuple[int, ...]) -> None:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many steps each replay takes."""
+    """How many steps each replay takes of a client."""
     found: list[int] = []
     real = recorded_steps._Recording.replay
 
-    def replay(self: Any, state: list[Tensor], batches: list[list[Tensor]], logs: Any) -> None:
-        found.append(len(batches))
-        real(self, state, batches, logs)
+    def replay(self: Any, states: Any, batches: list[list[list[Tensor]]], logs: Any) -> None:
+        found.append(len(batches[0]))
+        real(self, states, batches, logs)
 
     monkeypatch.setattr(recorded_steps._Recording, "replay", replay)
     return found

@@ -1,8 +1,12 @@
+import random
+
+import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_lightning.seeding import derive_seed, generator
+from fl_lightning.seeding import derive_seed, generator, global_draws
 
 
 def draw(*key) -> list[float]:
@@ -32,6 +36,15 @@ def test_draws_leave_the_global_generator_alone():
     before = torch.get_rng_state()
     draw(0, "x")
     assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("draw_one", [random.random, np.random.rand, lambda: torch.rand(1)])
+def test_draws_from_a_global_generator_are_seen(draw_one):
+    before = global_draws()
+    draw(0, "x")
+    assert global_draws() == before
+    draw_one()
+    assert global_draws() != before
 
 
 @given(st.integers(-(2**63), 2**63 - 1), st.text(max_size=10), st.lists(st.integers(0, 2**31), max_size=3))

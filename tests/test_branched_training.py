@@ -1,0 +1,369 @@
+"""Clients side by side: the same bits as one after the other; a reason for whatever cannot be trained so."""
+
+import copy
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from ranks import on_ranks
+from tiny import TinyClient, fit, tiny_data, tiny_federation
+from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.optim import SGD
+
+from fl_lightning import Federation, LocalTraining, recorded_steps, resources
+from fl_lightning.aggregators import FLIP
+from fl_lightning.branched_training import BranchedTraining
+from fl_lightning.data import TensorSamples
+from fl_lightning.errors import ConfigurationError
+from fl_lightning.local_training import NotTogetherError
+from fl_lightning.models import CNN, MLP, Classifier
+from fl_lightning.updates.layout import Snapshot, named_state, parameter_layout
+
+RAGGED = (40, 8, 43, 0, 40, 24, 17)
+
+Result = tuple[list[Tensor], dict[str, float]]
+
+
+class Net(Classifier):
+    """BatchNorm, a buffer that is replaced, a frozen parameter, logs; whatever a test is about is put in by keyword."""
+
+    def __init__(self, *layers: nn.Module, configure: Any = None) -> None:
+        super().__init__(optimizer=lambda parameters: SGD(parameters, lr=0.1, momentum=0.9))
+        self.net = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), *layers, nn.Linear(16, 3))
+        self.frozen = nn.Parameter(torch.ones(6), requires_grad=False)
+        self.register_buffer("average", torch.zeros(()))
+        self.configure = configure
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.net(inputs * self.frozen)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        self.log("loss", loss)
+        self.average = 0.5 * self.average + loss.detach()
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        return super().configure_optimizers() if self.configure is None else self.configure(self)
+
+
+def by(interval: str) -> Any:
+    def configure(module: Net) -> Any:
+        optimizer = SGD(module.parameters(), lr=0.2, momentum=0.9)
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.5)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval}}
+
+    return configure
+
+
+def samples(n: int, shape: tuple[int, ...] = (6,), seed: int = 0, **kwargs: Any) -> TensorSamples:
+    draws = torch.Generator().manual_seed(seed)
+    return TensorSamples(torch.randn(n, *shape, generator=draws), torch.randint(3, (n,), generator=draws), **kwargs)
+
+
+def rng(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def in_turn(module: Any, local: LocalTraining, clients: list[TensorSamples]) -> list[Result]:
+    start, found = Snapshot(module), []
+    for i, data in enumerate(clients):
+        logs = local.train(module, data, rng(i))
+        found.append(([tensor.clone() for _, tensor in named_state(module)], logs))
+        start.restore(module)
+    return found
+
+
+def side_by_side(training: BranchedTraining, clients: list[TensorSamples]) -> list[Result]:
+    module, found = training.module, {}
+    start = Snapshot(module)
+    for i, logs in training.train([(data, rng(i)) for i, data in enumerate(clients)]):
+        found[i] = ([tensor.clone() for _, tensor in named_state(module)], logs)
+        start.restore(module)
+    return [found[i] for i in range(len(clients))]
+
+
+def assert_same(module: Any, local: LocalTraining, clients: list[TensorSamples], rounds: int = 1) -> BranchedTraining:
+    training, expected = BranchedTraining(copy.deepcopy(module), local), in_turn(module, local, clients)
+    for _ in range(rounds):
+        for (a, of_a), (b, of_b) in zip(expected, side_by_side(training, clients), strict=True):
+            assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+            assert of_a == of_b
+    return training
+
+
+def ragged(**kwargs: Any) -> list[TensorSamples]:
+    return [samples(n, seed=i, **kwargs) for i, n in enumerate(RAGGED)]
+
+
+@pytest.mark.parametrize("branches", [2, 3, 7, 20])
+def test_ragged_clients_round_after_round(branches: int) -> None:
+    torch.manual_seed(0)
+    training = assert_same(Net(), LocalTraining(epochs=1.5, batch_size=8, branches=branches), ragged(), rounds=3)
+    assert training.steps.recordings
+    assert len(training.states) == min(branches, len(RAGGED))
+
+
+@pytest.mark.parametrize(
+    "local", [{"gradient_clip_norm": 0.05}, {"precision": "bf16"}, {"batch_size": 1, "epochs": 0.2}, {"epochs": 2.0}]
+)
+def test_whatever_local_training_asks_for(local: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    module = Net()
+    module.net[1] = nn.Identity()  # BatchNorm cannot train on single samples
+    options: dict[str, Any] = {"batch_size": 8, "branches": 3, **local}
+    assert_same(module, LocalTraining(**options), ragged(), rounds=2)
+
+
+@pytest.mark.parametrize("interval", ["step", "epoch"])
+def test_schedulers(interval: str) -> None:
+    torch.manual_seed(0)
+    assert_same(Net(configure=by(interval)), LocalTraining(epochs=3.5, batch_size=8, branches=4), ragged(), rounds=2)
+
+
+def test_the_packages_networks() -> None:
+    torch.manual_seed(0)
+    assert_same(MLP(sizes=(6, 16, 3)), LocalTraining(batch_size=8, branches=3), ragged())
+    images = [samples(n, (3, 8, 8), seed=n) for n in (40, 41, 40)]
+    assert_same(CNN(image_size=8, channels=[4, 6], hidden=8), LocalTraining(batch_size=8, branches=2), images)
+
+
+def test_augmentation_draws_as_before() -> None:
+    def noisy(inputs: Tensor, draws: torch.Generator) -> Tensor:
+        return inputs + torch.randn(inputs.shape, generator=draws)
+
+    torch.manual_seed(0)
+    assert_same(Net(), LocalTraining(batch_size=8, branches=3), ragged(augment=noisy))
+
+
+def test_a_copy_makes_its_own_recordings() -> None:
+    torch.manual_seed(0)
+    local = LocalTraining(batch_size=8, branches=3)
+    training = assert_same(Net(), local, ragged())
+    twin = copy.deepcopy(training)
+    assert twin.module is not training.module
+    assert not twin.steps.recordings
+    assert not twin.states
+    for (a, _), (b, _) in zip(in_turn(training.module, local, ragged()), side_by_side(twin, ragged()), strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+# ---- what cannot be trained so ---------------------------------------------------------------------------------------
+
+
+class Draws(TensorSamples):
+    """Draws from a global generator as it is read."""
+
+    def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        inputs, targets = super().batch(indices)
+        return inputs + torch.randn(inputs.shape), targets
+
+
+@pytest.mark.parametrize(
+    ("module", "data", "epochs", "reason"),
+    [
+        (lambda: Net(nn.Dropout(0.5)), TensorSamples, 1.0, "its step draws random numbers"),
+        (lambda: Net(nn.Dropout(0.5)), TensorSamples, 0.1, "draw from the global random generators"),  # never recorded
+        (Net, Draws, 1.0, "draw from the global random generators"),
+        (lambda: Net(configure=lambda m: torch.optim.Adam(m.parameters())), TensorSamples, 1.0, "its optimizer is Adam"),
+        (lambda: Net(configure=lambda m: 1 / 0), TensorSamples, 1.0, "ZeroDivisionError: division by zero"),
+    ],
+)
+def test_a_reason_and_the_module_as_it_was(module: Any, data: type[TensorSamples], epochs: float, reason: str) -> None:
+    made = module()
+    before = [tensor.clone() for _, tensor in named_state(made)]
+    training = BranchedTraining(made, LocalTraining(epochs=epochs, batch_size=8, branches=3))
+    clients = [(data(d.inputs, d.targets), rng(i)) for i, d in enumerate(ragged())]
+    with pytest.raises(NotTogetherError, match=rf"^Net cannot be trained side by side: .*{reason}"):
+        list(training.train(clients))
+    assert all(torch.equal(a, b) for a, (_, b) in zip(before, named_state(made), strict=True))
+
+
+@pytest.mark.parametrize(("branches", "executor"), [(0, "graph"), (2, "sequential"), (2, "stacked")])
+def test_branches_that_do_not_go_with_the_executor_are_refused(branches: int, executor: Any) -> None:
+    with pytest.raises(
+        ConfigurationError, match=rf"model\.local\.branches must be at least 1, .* got {branches} with {executor}"
+    ):
+        LocalTraining(branches=branches, executor=executor)
+
+
+# ---- in a federation -------------------------------------------------------------------------------------------------
+
+
+def run(
+    executor: Any, branches: int = 1, rounds: int = 3, devices: int = 1, dropout: float = 0.0, **kwargs: Any
+) -> tuple[bytes, Federation]:
+    torch.manual_seed(0)
+    local = LocalTraining(epochs=1.5, batch_size=8, executor=executor, branches=branches)
+    federation = tiny_federation(client=TinyClient(dropout=dropout), local=local, **kwargs)
+    fit(federation, rounds=rounds, devices=devices)
+    return federation.parameters_layout.flatten(federation.client).numpy().tobytes(), federation
+
+
+def test_a_run_ends_with_the_same_bits() -> None:
+    expected, _ = run("sequential")
+    found, federation = run("graph", branches=3)
+    assert federation.clients.way == "graph, 3 side by side"
+    assert found == expected
+
+
+def bits_on_ranks(branches: int) -> tuple[bytes, str]:
+    bits, federation = run("graph", branches=branches, devices=dist.get_world_size())
+    return bits, federation.clients.way
+
+
+def test_the_same_bits_on_any_ranks() -> None:
+    expected, _ = run("sequential")
+    assert on_ranks(3, bits_on_ranks, 2) == [(expected, "graph, 2 side by side")] * 3
+
+
+def test_what_fails_goes_on_one_after_the_other_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    expected, _ = run("sequential", dropout=0.5)
+    with caplog.at_level(logging.WARNING, logger="fl_lightning"):
+        found, federation = run("graph", branches=3, dropout=0.5)
+    assert found == expected
+    assert federation.clients.way == "graph"
+    (line,) = [record.message for record in caplog.records if "side by side" in record.message]
+    assert line.startswith("in round 1 clients are trained one after the other: TinyClient cannot be trained side by side: ")
+
+
+def test_a_rule_that_trains_clients_in_its_own_way_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="fl_lightning"):
+        _, federation = run("graph", branches=3, rounds=1, aggregator=FLIP(), attacks=[])
+    assert "clients are not trained together, as FLIP trains them in its own way" in caplog.text
+    assert federation.clients.branched is None
+
+
+def test_the_memory_of_all_branches_is_reckoned_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resources, "available_bytes", lambda *_: 1000)
+    federation = tiny_federation(local=LocalTraining(executor="graph", branches=3))
+    with pytest.raises(ConfigurationError, match=r"clients side by side +branches \* client: 3 \* "):
+        fit(federation, tiny_data(), rounds=1)
+
+
+# ---- CUDA graphs, acted out on a CPU ---------------------------------------------------------------------------------
+
+
+class Stream:
+    """Notes whom it waited for."""
+
+    current: "Stream"
+
+    def __init__(self) -> None:
+        self.waited_for: list[Stream] = []
+
+    def wait_stream(self, other: "Stream") -> None:
+        self.waited_for.append(other)
+
+
+class Graph:
+    """Does again what was called while it was captured, on the same tensors, and remembers on which streams that was."""
+
+    captured: "Graph | None" = None
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, tuple[Tensor, ...], list[Tensor]]] = []
+        self.streams: list[Stream] = []
+        self.forked = False
+        self.joined: list[Stream] = []
+
+    def replay(self) -> None:
+        for module, places, outputs in self.calls:
+            for output, value in zip(outputs, module(*places), strict=True):
+                output.copy_(value)
+
+
+class Spied:
+    """A traced graph whose calls a `Graph` that is being captured notes."""
+
+    def __init__(self, module: torch.fx.GraphModule) -> None:
+        self.module, self.graph, self.recompile = module, module.graph, module.recompile
+
+    def __call__(self, *tensors: Tensor) -> list[Tensor]:
+        outputs = self.module(*tensors)
+        if Graph.captured is not None:
+            Graph.captured.calls.append((self.module, tensors, outputs))
+            Graph.captured.streams.append(Stream.current)
+        return outputs
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
+    """All CUDA graphs that are made, on a CPU, in place of what a CPU has."""
+    made: list[Graph] = []
+    Stream.current = Stream()
+
+    @contextmanager
+    def on(stream: Stream) -> Iterator[None]:
+        before, Stream.current = Stream.current, stream
+        yield
+        Stream.current = before
+
+    @contextmanager
+    def capture(graph: Graph, **_: Any) -> Iterator[None]:
+        made.append(graph)
+        Graph.captured = graph
+        main = Stream()
+        with on(main):
+            yield
+        Graph.captured = None
+        graph.joined = main.waited_for
+        graph.forked = all(main in stream.waited_for[-1:] for stream in graph.streams)
+
+    for name, stand_in in {
+        "Stream": Stream,
+        "CUDAGraph": Graph,
+        "graph": capture,
+        "stream": on,
+        "current_stream": lambda: Stream.current,
+        "graph_pool_handle": object,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(recorded_steps, "make_fx", lambda function: lambda *tensors: Spied(make_fx(function)(*tensors)))
+    monkeypatch.setattr(recorded_steps, "_Recording", recorded_steps._CudaRecording)
+    monkeypatch.setattr(recorded_steps._CudaRecording, "streams", [])
+    return made
+
+
+def test_a_cuda_graph_holds_a_branch_for_each_client(graphs: list[Graph]) -> None:
+    torch.manual_seed(0)
+    assert_same(Net(), LocalTraining(epochs=2.0, batch_size=8, branches=3), ragged(), rounds=4)
+    assert max(len(graph.calls) for graph in graphs) == 3
+    for graph in graphs:
+        count = len(graph.calls)
+        assert len(set(graph.streams)) == count
+        assert len({places[0].data_ptr() for _, places, _ in graph.calls}) == count, "clients share weights"
+        if count > 1:  # all branch off from the stream of the capture, which waits for all of them in the end
+            assert graph.forked
+            assert graph.joined == graph.streams
+
+
+def test_one_client_is_a_cuda_graph_without_branches(graphs: list[Graph]) -> None:
+    torch.manual_seed(0)
+    module, local = Net(), LocalTraining(epochs=2.0, batch_size=8)
+    expected = in_turn(module, local, ragged())
+    stepper, start = recorded_steps.RecordedSteps(module, local), Snapshot(module)
+    for i, data in enumerate(ragged()):
+        logs = local.train(module, data, rng(i), stepper=stepper)
+        assert all(torch.equal(x, y) for x, (_, y) in zip(expected[i][0], named_state(module), strict=True))
+        assert logs == expected[i][1]
+        start.restore(module)
+    assert graphs
+    assert {len(graph.calls) for graph in graphs} == {1}
+    assert parameter_layout(module).num_coordinates > 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_branches_of_a_cuda_graph_give_the_same_bits() -> None:
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
+    torch.manual_seed(0)
+    module = CNN(image_size=8, channels=[4, 6], hidden=8).cuda()
+    images = [samples(n, (3, 8, 8), seed=n).to(torch.device("cuda")) for n in (40, 41, 40, 24)]
+    training = assert_same(module, LocalTraining(batch_size=8, branches=3), images, rounds=3)
+    assert training.steps.recordings
