@@ -63,7 +63,7 @@ class Footprint:
         rule_vectors: vectors of S numbers that the rule remembers, or works with beside the aggregate.
         sum_size: float64 numbers in a sum over coordinates that the rule asks for: N * N for distances, 0 for none.
         gather_copies: copies of its own that the backend's all-gather makes of what it gathers: 1 with gloo, 0 with NCCL.
-        branches: clients that are trained side by side, each in tensors of its own.
+        branches: clients that are trained together, each in tensors of its own; 1 for one after the other.
         watched: whether an attack watches the global model's steps, so that the last one is kept.
 
     Example:
@@ -91,6 +91,8 @@ class Footprint:
     def throughout(self) -> list[Term]:
         """What is there from the beginning of the round to its end."""
         d, copies = self.num_coordinates, self.server_copies
+        of_client = self.model_bytes + FLOAT32 * self.optimizer_copies * d
+        many = self.branches if self.branches > 1 else 0
         return [
             Term("global model", f"{self.model_bytes:,} bytes", self.model_bytes),
             Term("data", f"{self.data_bytes:,} bytes", self.data_bytes),
@@ -98,6 +100,7 @@ class Footprint:
             numbers("server optimizer", "copies * d", copies, d),
             numbers("watched step", "d", self.watched * d),
             numbers("rule's vectors", "vectors * S", self.rule_vectors, owned(d, self.world)),
+            Term("clients together", f"branches * client: {many:,} * {of_client:,}", many * of_client),
         ]
 
     @property
@@ -120,10 +123,6 @@ class Footprint:
             numbers("gradients", "d", d),
             numbers("client's optimizer", "copies * d", self.optimizer_copies, d),
         ]
-        if self.branches > 1:
-            of_client = self.model_bytes + FLOAT32 * self.optimizer_copies * d
-            formula = f"branches * client: {self.branches:,} * {of_client:,}"
-            training.append(Term("clients side by side", formula, self.branches * of_client))
         exchange = [max(trained, shard, key=lambda term: term.bytes), buffers]
         aggregation = [shard, buffers, numbers("aggregate", "S", s), numbers("next watched step", "2 * d", 2 * self.watched, d)]
         if self.sum_size:

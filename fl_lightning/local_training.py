@@ -341,7 +341,13 @@ def reset_metrics(module: nn.Module) -> None:
 
 
 class LogCollector:
-    """Takes the place of `LightningModule.log` while a client trains; keeps sums on the device, so steps never wait."""
+    """Takes the place of `LightningModule.log` while a client trains; keeps sums on the device, so steps never wait.
+
+    Attributes:
+        plain_numbers: whether numbers were logged that are no tensors.
+    """
+
+    plain_numbers = False
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor | float] = {}
@@ -352,6 +358,7 @@ class LogCollector:
         if isinstance(value, Metric):
             self.metrics[name] = value
             return
+        self.plain_numbers |= not isinstance(value, Tensor)
         value = value.detach() if isinstance(value, Tensor) else float(value)
         self.sums[name] = self.sums[name] + value if name in self.sums else value
         self.counts[name] = self.counts.get(name, 0) + 1

@@ -12,10 +12,10 @@ read back to Python inside a step, other optimizers than SGD, torchmetrics objec
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import lightning as L
 import torch
@@ -49,6 +49,13 @@ class NotRecordableError(Exception):
     """Why a module's step cannot be recorded."""
 
 
+class Logs(Protocol):
+    """Whoever is told what steps log."""
+
+    def log(self, name: str, value: Tensor) -> None:
+        """A value of one step."""
+
+
 class RecordedSteps:
     """The steps of one module, client after client.
 
@@ -70,9 +77,9 @@ class RecordedSteps:
         self.module, self.local = module, local
         self.step_of = TrainingStep(module)
         self.seen: Counter[Any] = Counter()
-        self.recordings: dict[Any, _Recording] = {}
+        self.recordings: dict[Any, Recording] = {}
         self.waiting: list[list[Tensor]] = []
-        self.waiting_for: _Recording
+        self.waiting_for: Recording
         self.state: list[Tensor] = []
         self.momenta: list[Tensor] = []
         self.made_for: Any = None
@@ -201,17 +208,7 @@ class RecordedSteps:
                     tensor.copy_(state[name].detach())
             if self.local.gradient_clip_norm:
                 clip([gradient for gradient in gradients if gradient is not None], self.local.gradient_clip_norm)
-            for group in groups:
-                used = [i for i in group["places"] if gradients[i] is not None]
-                arguments = {name: group[name] for name in ARGUMENTS}
-                if not parameters[0].is_cuda:
-                    arguments["foreach"] = False  # the same bits; TorchScript would leave out what writes into lists
-                sgd(
-                    [parameters[i] for i in used],
-                    [gradients[i] for i in used],
-                    [momenta[i] if group["momentum"] else None for i in used],
-                    **arguments,
-                )
+            sgd_step(parameters, gradients, momenta, groups)
             if any(not isinstance(value, Tensor) for _, value in logged):
                 raise NotRecordableError("it logs numbers that are no tensors, which may differ from step to step")
             return [value.detach() for _, value in logged], [name for name, _ in logged]
@@ -305,6 +302,26 @@ def hyperparameters(optimizer: Optimizer, parameters: list[Tensor]) -> list[dict
     return groups
 
 
+def sgd_step(
+    parameters: Sequence[Tensor],
+    gradients: Sequence[Tensor | None],
+    momenta: Sequence[Tensor],
+    groups: list[dict[str, Any]],
+) -> None:
+    """SGD's step in place, for groups as `hyperparameters` gives them."""
+    for group in groups:
+        used = [i for i in group["places"] if gradients[i] is not None]
+        arguments = {name: group[name] for name in ARGUMENTS}
+        if not parameters[0].is_cuda:
+            arguments["foreach"] = False  # the same bits; TorchScript would leave out what writes into lists
+        sgd(
+            [parameters[i] for i in used],
+            [gradients[i] for i in used],
+            [momenta[i] if group["momentum"] else None for i in used],
+            **arguments,
+        )
+
+
 def clip(gradients: list[Tensor], most: float) -> None:
     """What `torch.nn.utils.clip_grad_norm_` does, for gradients that belong to no parameter."""
     share = (most / (get_total_norm(gradients) + 1e-6)).clamp(max=1.0)
@@ -312,13 +329,13 @@ def clip(gradients: list[Tensor], most: float) -> None:
         gradient.mul_(share)
 
 
-def tell(logs: LogCollector, names: list[str], outputs: list[Tensor]) -> None:
+def tell(logs: Logs, names: list[str], outputs: list[Tensor]) -> None:
     """Log what one step logged, in its order."""
     for name, value in zip(names, outputs, strict=False):  # without names there is an output all the same
         logs.log(name, value)
 
 
-class _Recording:
+class Recording:
     """The operations of a step for one shape of batch, found by running it on copies of its tensors, and replayed.
 
     Args:
@@ -361,7 +378,7 @@ class _Recording:
         except RuntimeError as error:
             raise NotRecordableError(f"its step cannot be replayed: {str(error).strip().splitlines()[0]}") from error
 
-    def replay(self, states: list[list[Tensor]], batches: list[list[list[Tensor]]], logs: list[LogCollector]) -> None:
+    def replay(self, states: list[list[Tensor]], batches: list[list[list[Tensor]]], logs: Sequence[Logs]) -> None:
         """Of each client a step for each of its batches, given as their leaves."""
         with torch.no_grad(), torch.jit.optimized_execution(False):  # the operations as they were recorded
             for state, of_client, log in zip(states, batches, logs, strict=True):
@@ -369,7 +386,7 @@ class _Recording:
                     tell(log, self.names, outputs)
 
 
-class _CudaRecording(_Recording):
+class CudaRecording(Recording):
     """Replayed as a CUDA graph, which reads batches from places of its own; clients' steps are its parallel branches."""
 
     fixed = True
@@ -386,7 +403,7 @@ class _CudaRecording(_Recording):
         side = torch.cuda.Stream()
         try:
             self.places = [[torch.empty_like(leaf).copy_(leaf) for leaf in of_client] for of_client in leaves]
-            _CudaRecording.pool = _CudaRecording.pool or torch.cuda.graph_pool_handle()
+            CudaRecording.pool = CudaRecording.pool or torch.cuda.graph_pool_handle()
             self.captured = torch.cuda.CUDAGraph()
             with torch.no_grad():
                 side.wait_stream(torch.cuda.current_stream())
@@ -419,7 +436,7 @@ class _CudaRecording(_Recording):
             main.wait_stream(stream)
         return outputs
 
-    def replay(self, states: list[list[Tensor]], batches: list[list[list[Tensor]]], logs: list[LogCollector]) -> None:
+    def replay(self, states: list[list[Tensor]], batches: list[list[list[Tensor]]], logs: Sequence[Logs]) -> None:
         for leaves in zip(*batches, strict=True):
             for place, leaf in zip(chain(*self.places), chain(*leaves), strict=True):
                 place.copy_(leaf)
@@ -428,6 +445,6 @@ class _CudaRecording(_Recording):
                 tell(log, self.names, [output.clone() for output in outputs])  # the next replay writes over them
 
 
-def kind_for(state: list[Tensor]) -> type[_Recording]:
+def kind_for(state: list[Tensor]) -> type[Recording]:
     """How steps on such tensors are recorded."""
-    return _CudaRecording if state[0].is_cuda else _Recording
+    return CudaRecording if state[0].is_cuda else Recording

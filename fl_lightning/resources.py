@@ -38,20 +38,20 @@ def prepare_memory(
     exchange, data = clients.exchange, clients.data
     on_cpu = exchange.device.type == "cpu"
     first = assign_owners(cohort.draw(clients.seed, 0, data.sizes).weights.long(), exchange.world)
-    n = cohort.clients_per_round
+    n, most = cohort.clients_per_round, int(first.bincount().max())
     footprint = Footprint(
         num_clients=n + int(rule.needs_root),
         num_coordinates=exchange.num_coordinates,
         model_bytes=module_bytes(clients.module),
         world=exchange.world,
-        local_clients=int(first.bincount().max()),
+        local_clients=most,
         bucket_bytes=exchange.bucket_bytes,
         num_buffers=clients.buffer_exchange.num_coordinates,
         data_bytes=tensor_bytes([data.train, *data.evaluation.values(), data.root_samples]),
         optimizer_copies=state_copies(read_optimizers(clients.module.configure_optimizers())[0]),
         server_copies=state_copies(server),
         gather_copies=int(on_cpu),  # gloo's all-gather makes one of its own
-        branches=min(clients.local.branches, int(first.bincount().max())),
+        branches=most if clients.local.executor == "stacked" else min(most, clients.local.branches),
         watched=any(attack.watches_steps for attack in attacks),
     )
     give_freed_memory_back()  # of a run before

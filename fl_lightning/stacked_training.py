@@ -1,7 +1,8 @@
 """Train several clients at once: their parameters are stacked along a first axis, and a step is one call for all of them.
 
 The user's `training_step` runs under `torch.vmap`, the user's optimizer on the stack. What cannot be trained so (dropout, an
-LSTM, an optimizer that looks at whole tensors) is refused with a reason; `LocalTraining.train` trains it client by client.
+LSTM, an optimizer that looks at whole tensors) is refused with a reason; `LocalTraining.train` trains it client by client. With
+SGD, steps of modules that say `recordable = True` are recorded and replayed (`recorded_steps`): the same bits, without Python.
 
 Letters: K clients in the stack, those that train longest first; h have not finished; g of these have batches of one size b.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import count
@@ -33,6 +34,19 @@ from fl_lightning.local_training import (
     read_loss,
     read_optimizers,
     resident,
+)
+from fl_lightning.recorded_steps import (
+    MOST_RECORDINGS,
+    RECORD_AFTER,
+    NotRecordableError,
+    Recording,
+    Unknown,
+    described,
+    hyperparameters,
+    kind_for,
+    python_state,
+    sgd_step,
+    without_trainer,
 )
 from fl_lightning.seeding import global_draws
 from fl_lightning.training_step import TrainingStep, aliases, named_tensors
@@ -64,6 +78,17 @@ class StackedTraining:
         self._client = TrainingStep(module)
         self._names = aliases(named_tensors(self._client))
         self._losses: Callable[..., Any] = torch.vmap(self._loss, in_dims=(0, 0, 0, None), randomness="error")
+        self._recordable = bool(vars(type(module)).get("recordable", False))
+        self._recordings: dict[Any, Recording] = {}
+        self._seen: Counter[Any] = Counter()
+        self._room: dict[str, Tensor] = {}
+        self._momenta: dict[str, Tensor] = {}
+        self._made_for: Any = None
+        self._most = 0  # rows
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies: recordings belong to the tensors that they were made for."""
+        return {**vars(self), "_recordings": {}, "_room": {}, "_momenta": {}, "_made_for": None}
 
     def train(self, clients: Sequence[tuple[Samples, torch.Generator]]) -> Iterator[tuple[int, dict[str, float]]]:
         """Train all clients from what the module holds. When this returns it is done; the iterator hands out the results.
@@ -102,7 +127,7 @@ class StackedTraining:
         sizes = [len(samples) for samples, _ in clients]
         order = sorted(range(len(clients)), key=lambda i: (-self.local.num_steps(sizes[i]), -sizes[i]))
         optimizer, scheduler = read_optimizers(self.module.configure_optimizers())
-        stack = _Stack(self._client, order, optimizer)
+        stack = _Stack(self._client, order, optimizer, *self._rows(len(order)))
         epoch_steps = {replace(self.local, epochs=1.0).num_steps(n) for n in sizes if n}
         if len(epoch_steps) > 1 and self.local.epochs > 1 and scheduler.scheduler is not None and scheduler.interval == "epoch":
             raise NotStackableError("its scheduler waits for ends of epochs, which differ between clients of different sizes")
@@ -126,6 +151,24 @@ class StackedTraining:
                 _check_untouched(before, drawn)
         return stack
 
+    def _rows(self, k: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What the module holds, K times, and zeros like its parameters: always the same memory, as CUDA graphs know addresses.
+
+        Returns:
+            (K, ...) by name, of trainable parameters and buffers and of trainable parameters alone.
+        """
+        parameters = {name: p.detach() for name, p in self._client.named_parameters() if p.requires_grad}
+        tensors = parameters | {name: buffer.detach() for name, buffer in self._client.named_buffers()}
+        shapes = {name: (tensor.shape, tensor.dtype, tensor.device) for name, tensor in tensors.items()}
+        made_for = (shapes, list(parameters), python_state(self.module))
+        if made_for != self._made_for or k > self._most:
+            self._made_for, self._most = made_for, k
+            self._recordings.clear()
+            self._room = {name: tensor.new_empty(k, *tensor.shape) for name, tensor in tensors.items()}
+            self._momenta = {name: torch.empty_like(self._room[name]) for name in parameters}
+        rows = {name: room[:k].copy_(tensors[name]) for name, room in self._room.items()}
+        return rows, {name: momentum[:k].zero_() for name, momentum in self._momenta.items()}
+
     def _batches(self, samples: Samples, generator: torch.Generator, device: torch.device) -> Iterator[tuple[int, Any]]:
         """A client's batches with their sizes, drawn in the order in which `LocalTraining.train` draws them."""
         for order, sizes in epoch_batches(len(samples), self.local.epochs, self.local.batch_size, generator, device):
@@ -137,6 +180,8 @@ class StackedTraining:
         groups: dict[int, list[int]] = defaultdict(list)
         for row, (size, _) in enumerate(batches):
             groups[size].append(row)
+        if len(groups) == 1 and self._replay(stack, _stacked([batch for _, batch in batches])):
+            return
         gradients: dict[str, Tensor] = {}
         for members in groups.values():
             rows: slice | Tensor = slice(members[0], members[-1] + 1)  # which copies nothing, but takes neighbours alone
@@ -155,6 +200,52 @@ class StackedTraining:
             parameter.grad = gradients.get(name)  # without one the optimizer passes the parameter over
         stack.optimizer.step()
 
+    def _replay(self, stack: _Stack, batch: Any) -> bool:
+        """Take a step of all h clients by a recording, where there is or can be one."""
+        if not self._recordable or type(stack.optimizer) is not SGD:
+            return False
+        leaves, key = described(batch, stack.optimizer)
+        recording = self._recordings.get(key)
+        if recording is None:
+            self._seen[key] += 1
+            if self._seen[key] <= RECORD_AFTER:
+                return False
+            try:
+                groups = hyperparameters(stack.optimizer, list(stack.parameters.values()))
+                recording = kind_for(stack.state)(self._function(stack, key[0], groups), [stack.state], [leaves])
+            except NotRecordableError as error:
+                log.info("stacked steps of %s are not recorded: %s", type(self.module).__name__, error)
+                self._recordable = False
+                return False
+            if len(self._recordings) == MOST_RECORDINGS:
+                self._recordings.pop(next(iter(self._recordings)))  # the oldest
+            self._recordings[key] = recording
+        recording.replay([stack.state], [[leaves]], [stack])
+        return True
+
+    def _function(self, stack: _Stack, structure: Any, groups: list[dict[str, Any]]) -> Callable[..., Any]:
+        """A step as a function of nothing but tensors, which it writes into, to what the clients log, (h, 2) each."""
+        names, others = list(stack.parameters), list(stack.buffers)
+
+        def step(*tensors: Tensor) -> tuple[list[Tensor], list[str]]:
+            parameters, buffers = tensors[: len(names)], tensors[len(names) : len(names) + len(others)]
+            momenta, leaves = tensors[len(names) + len(others) : len(stack.state)], list(tensors[len(stack.state) :])
+            batch = tuple(leaves) if structure is None else tree_unflatten(leaves, structure)
+            with torch.enable_grad(), without_trainer(self.module), self.local.autocast(stack.device):
+                watched = dict(zip(names, [parameter.detach().requires_grad_() for parameter in parameters], strict=True))
+                arguments = (watched, dict(zip(others, buffers, strict=True)), batch, Unknown("batch_idx"))
+                losses, logs, after = self._losses(*arguments)
+                found = torch.autograd.grad(losses, list(watched.values()), torch.ones_like(losses), allow_unused=True)
+            gradients = {name: gradient for name, gradient in zip(names, found, strict=True) if gradient is not None}
+            for name, buffer in zip(others, buffers, strict=True):
+                buffer.copy_(after[name])
+            if self.local.gradient_clip_norm:
+                gradients = torch.vmap(_clipped, in_dims=(0, None))(gradients, self.local.gradient_clip_norm)
+            sgd_step(parameters, [gradients.get(name) for name in names], momenta, groups)
+            return list(logs.values()), list(logs)
+
+        return step
+
     def _gradients(self, stack: _Stack, rows: slice | Tensor, batch: Any, step: int) -> dict[str, Tensor]:
         """The gradients of a group of clients, (g, ...) each; their buffers and logs are brought up to date."""
         parameters = {name: stacked[rows].detach().requires_grad_() for name, stacked in stack.parameters.items()}
@@ -170,10 +261,10 @@ class StackedTraining:
         for name, buffer in buffers.items():
             stack.buffers[name][rows] = buffer
         for name, values in logs.items():
-            stack.logs.setdefault(name, torch.zeros(len(stack.order), 2, device=stack.device))[rows] += values
+            stack.log(name, values, rows)
         return {name: gradient for name, gradient in zip(parameters, found, strict=False) if gradient is not None}
 
-    def _loss(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], batch: Any, step: int) -> Any:
+    def _loss(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], batch: Any, step: int | Unknown) -> Any:
         """One client's loss; by name (2,) float32, the sum and the number of the values it logged; its buffers afterwards."""
         given = {**parameters, **buffers}
         state = {name: given[first] for name, first in self._names.items() if first in given}
@@ -183,6 +274,8 @@ class StackedTraining:
         if loss is None or logs.metrics:
             what = "logs torchmetrics objects" if logs.metrics else "skips a batch"
             raise NotStackableError(f"its training_step {what}, which may not be the same for all clients")
+        if isinstance(step, Unknown) and logs.plain_numbers:
+            raise NotRecordableError("it logs numbers that are no tensors, which may differ from step to step")
         sums = {name: torch.as_tensor(of_name, device=loss.device).float().reshape(()) for name, of_name in logs.sums.items()}
         values = {name: torch.stack([total, torch.full_like(total, logs.counts[name])]) for name, total in sums.items()}
         # Where the module put another tensor in the place of a buffer, `functional_call` has put it into `state`.
@@ -193,15 +286,23 @@ class _Stack:
     """K copies of a client's trainable parameters and of its buffers, and an optimizer of the same kind as its own.
 
     `trained` holds them by name, (K, ...) each, of client order[r] in row r; `parameters` and `buffers` are its first h rows.
+
+    Args:
+        client: the module.
+        order: clients, those that train longest first.
+        optimizer: the client's own.
+        trained: K times what the module holds.
+        zeros: like the parameters, for SGD's momentum.
     """
 
-    def __init__(self, client: nn.Module, order: list[int], optimizer: Optimizer) -> None:
+    def __init__(
+        self, client: nn.Module, order: list[int], optimizer: Optimizer, trained: dict[str, Tensor], zeros: dict[str, Tensor]
+    ) -> None:
         named = {name: parameter for name, parameter in client.named_parameters() if parameter.requires_grad}
         self.own = list(named.values())
         self.device = self.own[0].device
         self.order, self.height = order, len(order)
-        tensors = (*named.items(), *client.named_buffers())
-        self.trained = {name: tensor.detach().expand(len(order), *tensor.shape).clone() for name, tensor in tensors}
+        self.trained = trained
         self.parameters = {name: self.trained[name] for name in named}
         self.buffers = {name: tensor for name, tensor in self.trained.items() if name not in named}
         self.logs: dict[str, Tensor] = {}  # by name (K, 2) float32: sum and number of the values logged
@@ -212,12 +313,29 @@ class _Stack:
         if any(hooks) or any(parameter._backward_hooks for parameter in self.own):
             raise NotStackableError("its optimizer or its parameters have hooks")
         stacked = dict(zip(self.own, self.parameters.values(), strict=True))
+        momenta = {parameter: zeros[name] for name, parameter in self.parameters.items()}
         if any(p.requires_grad and p not in stacked for group in optimizer.param_groups for p in group["params"]):
             raise NotStackableError("its optimizer holds tensors that are no parameters of the module")
         # Parameters that require no gradient, which no optimizer moves, are left out.
         groups = [{**of, "params": [stacked[p] for p in of["params"] if p in stacked]} for of in optimizer.param_groups]
         options = {name: value for name, value in optimizer.defaults.items() if name in inspect.signature(kind).parameters}
         self.optimizer = kind(groups, **options)
+        if kind is SGD:
+            for group in self.optimizer.param_groups:
+                if group["momentum"] and not group["dampening"]:  # zero is what it is before the first step
+                    self.optimizer.state.update({p: {"momentum_buffer": momenta[p]} for p in group["params"]})
+
+    @property
+    def state(self) -> list[Tensor]:
+        """What SGD's steps change: parameters, buffers, and of each parameter the momentum, empty where there is none."""
+        of = [self.optimizer.state.get(parameter, {}) for parameter in self.parameters.values()]
+        momenta = [kept["momentum_buffer"] if kept else self.own[0].detach().new_empty(0) for kept in of]
+        return [*self.parameters.values(), *self.buffers.values(), *momenta]
+
+    def log(self, name: str, value: Tensor, rows: slice | Tensor | None = None) -> None:
+        """Add what clients logged, (g, 2) float32, by default those of the first h rows."""
+        room = self.logs.setdefault(name, torch.zeros(len(self.order), 2, device=self.device))
+        room[slice(self.height) if rows is None else rows] += value
 
     def shrink(self, height: int) -> None:
         """Leave the first rows alone to the optimizer, with their part of its state."""

@@ -2,17 +2,15 @@
 
 import copy
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from cuda_graphs import Graph, act_out
 from ranks import on_ranks
 from tiny import TinyClient, fit, tiny_data, tiny_federation
 from torch import Tensor, nn
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.optim import SGD
 
 from fl_lightning import Federation, LocalTraining, recorded_steps, resources
@@ -239,95 +237,21 @@ def test_a_rule_that_trains_clients_in_its_own_way_is_told_of(caplog: pytest.Log
     assert federation.clients.branched is None
 
 
-def test_the_memory_of_all_branches_is_reckoned_with(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("local", "many"), [({"branches": 3}, 3), ({"branches": 100}, 7), ({"executor": "stacked"}, 7)])
+def test_the_memory_of_clients_trained_together_is_reckoned_with(
+    local: dict[str, Any], many: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(resources, "available_bytes", lambda *_: 1000)
-    federation = tiny_federation(local=LocalTraining(executor="graph", branches=3))
-    with pytest.raises(ConfigurationError, match=r"clients side by side +branches \* client: 3 \* "):
-        fit(federation, tiny_data(), rounds=1)
+    with pytest.raises(ConfigurationError, match=rf"clients together +branches \* client: {many} \* "):
+        fit(tiny_federation(local=LocalTraining(**local)), tiny_data(), rounds=1)
 
 
 # ---- CUDA graphs, acted out on a CPU ---------------------------------------------------------------------------------
 
 
-class Stream:
-    """Notes whom it waited for."""
-
-    current: "Stream"
-
-    def __init__(self) -> None:
-        self.waited_for: list[Stream] = []
-
-    def wait_stream(self, other: "Stream") -> None:
-        self.waited_for.append(other)
-
-
-class Graph:
-    """Does again what was called while it was captured, on the same tensors, and remembers on which streams that was."""
-
-    captured: "Graph | None" = None
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[Any, tuple[Tensor, ...], list[Tensor]]] = []
-        self.streams: list[Stream] = []
-        self.forked = False
-        self.joined: list[Stream] = []
-
-    def replay(self) -> None:
-        for module, places, outputs in self.calls:
-            for output, value in zip(outputs, module(*places), strict=True):
-                output.copy_(value)
-
-
-class Spied:
-    """A traced graph whose calls a `Graph` that is being captured notes."""
-
-    def __init__(self, module: torch.fx.GraphModule) -> None:
-        self.module, self.graph, self.recompile = module, module.graph, module.recompile
-
-    def __call__(self, *tensors: Tensor) -> list[Tensor]:
-        outputs = self.module(*tensors)
-        if Graph.captured is not None:
-            Graph.captured.calls.append((self.module, tensors, outputs))
-            Graph.captured.streams.append(Stream.current)
-        return outputs
-
-
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
-    """All CUDA graphs that are made, on a CPU, in place of what a CPU has."""
-    made: list[Graph] = []
-    Stream.current = Stream()
-
-    @contextmanager
-    def on(stream: Stream) -> Iterator[None]:
-        before, Stream.current = Stream.current, stream
-        yield
-        Stream.current = before
-
-    @contextmanager
-    def capture(graph: Graph, **_: Any) -> Iterator[None]:
-        made.append(graph)
-        Graph.captured = graph
-        main = Stream()
-        with on(main):
-            yield
-        Graph.captured = None
-        graph.joined = main.waited_for
-        graph.forked = all(main in stream.waited_for[-1:] for stream in graph.streams)
-
-    for name, stand_in in {
-        "Stream": Stream,
-        "CUDAGraph": Graph,
-        "graph": capture,
-        "stream": on,
-        "current_stream": lambda: Stream.current,
-        "graph_pool_handle": object,
-    }.items():
-        monkeypatch.setattr(torch.cuda, name, stand_in)
-    monkeypatch.setattr(recorded_steps, "make_fx", lambda function: lambda *tensors: Spied(make_fx(function)(*tensors)))
-    monkeypatch.setattr(recorded_steps, "_Recording", recorded_steps._CudaRecording)
-    monkeypatch.setattr(recorded_steps._CudaRecording, "streams", [])
-    return made
+    return act_out(monkeypatch)
 
 
 def test_a_cuda_graph_holds_a_branch_for_each_client(graphs: list[Graph]) -> None:

@@ -71,8 +71,8 @@ def test_a_rank_may_train_more_clients_than_its_share():
     assert replace(SMALL, local_clients=3).total == SMALL.total
 
 
-def test_clients_side_by_side_have_weights_and_optimizers_of_their_own():
-    alone, together = (in_vectors(replace(SMALL, optimizer_copies=2, branches=branches))[1]["training"] for branches in (1, 3))
+def test_clients_trained_together_have_weights_and_optimizers_of_their_own():
+    alone, together = (in_vectors(replace(SMALL, optimizer_copies=2, branches=branches))[0] for branches in (1, 3))
     assert together - alone == 3 * (1 + 2)
 
 

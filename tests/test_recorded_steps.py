@@ -153,13 +153,13 @@ def test_the_packages_networks(module: Any, shape: tuple[int, ...]) -> None:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many steps each replay takes of a client."""
     found: list[int] = []
-    real = recorded_steps._Recording.replay
+    real = recorded_steps.Recording.replay
 
     def replay(self: Any, states: Any, batches: list[list[list[Tensor]]], logs: Any) -> None:
         found.append(len(batches[0]))
         real(self, states, batches, logs)
 
-    monkeypatch.setattr(recorded_steps._Recording, "replay", replay)
+    monkeypatch.setattr(recorded_steps.Recording, "replay", replay)
     return found
 
 

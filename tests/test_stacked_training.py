@@ -156,6 +156,7 @@ def test_the_packages_own_networks():
     ("configure", "tolerance"),
     [
         (lambda self: optim.SGD(self.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-2), 1e-5),
+        (lambda self: optim.SGD(self.parameters(), lr=0.05, momentum=0.9, dampening=0.5), 1e-5),
         (lambda self: optim.Adam(self.parameters(), lr=1e-2, weight_decay=1e-3), 1e-3),
         (lambda self: optim.Adam(self.parameters(), lr=1e-2, amsgrad=True), 1e-3),
         (lambda self: optim.AdamW(self.parameters(), lr=1e-2, weight_decay=0.1), 1e-3),
