@@ -191,8 +191,9 @@ def experiment(config: Mapping[str, Any], *, rounds: bool = True) -> dict[str, A
         model = chosen["model"] = {k: v for k, v in chosen["model"].items() if k not in ("compile_rules", "bucket_bytes")}
         if "attacks" in model:
             model["attacks"] = without_paths(model["attacks"])
-        if isinstance(model.get("local"), dict) and model["local"].get("executor") != "stacked":
-            model["local"] = {key: value for key, value in model["local"].items() if key != "executor"}
+        if isinstance(model.get("local"), dict):
+            same = ("branches",) if model["local"].get("executor") == "stacked" else ("branches", "executor")
+            model["local"] = {key: value for key, value in model["local"].items() if key not in same}
     if rounds and "trainer" in config:
         chosen["max_epochs"] = config["trainer"].get("max_epochs")
     return chosen

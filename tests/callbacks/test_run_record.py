@@ -120,6 +120,16 @@ def test_hash_depends_on_the_experiment_alone():
     assert "trainer" not in experiment(CONFIG)
 
 
+def test_hash_does_not_depend_on_what_changes_no_bit():
+    def digest(**local):
+        return RunRecord(changed(model={"local": {"batch_size": 64, **local}, "compile_rules": "auto"})).config_hash
+
+    assert digest() == digest(executor="graph", branches=1) == digest(executor="auto", branches=8)
+    assert digest() != digest(executor="stacked")
+    assert digest(executor="stacked") == digest(executor="stacked", branches=1)
+    assert digest() != digest(batch_size=32)
+
+
 def test_compare_names_every_difference():
     assert list(compare({"a": 1, "b": [1, {"c": 2}]}, {"a": 1, "b": [1, {"c": 3}], "d": 4})) == [
         "b[1].c is 2 there and 3 here",
