@@ -25,7 +25,8 @@ from fl_lightning.local_training import (
     read_optimizers,
     resident,
 )
-from fl_lightning.recorded_steps import NotRecordableError, RecordedSteps
+from fl_lightning.recorded_steps import RecordedSteps
+from fl_lightning.recordings import NotRecordableError
 from fl_lightning.seeding import global_draws
 
 Client = tuple[Samples, torch.Generator]

@@ -38,16 +38,14 @@ from fl_lightning.local_training import (
 from fl_lightning.recorded_steps import (
     MOST_RECORDINGS,
     RECORD_AFTER,
-    NotRecordableError,
-    Recording,
     Unknown,
     described,
     hyperparameters,
-    kind_for,
     python_state,
     sgd_step,
     without_trainer,
 )
+from fl_lightning.recordings import NotRecordableError, Recording, kind_for
 from fl_lightning.seeding import global_draws
 from fl_lightning.training_step import TrainingStep, aliases, named_tensors
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from fl_lightning import recorded_steps
+from fl_lightning import recordings
 
 
 class Stream:
@@ -86,7 +86,7 @@ def act_out(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
         "graph_pool_handle": object,
     }.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
-    monkeypatch.setattr(recorded_steps, "make_fx", lambda function: lambda *tensors: Spied(make_fx(function)(*tensors)))
-    monkeypatch.setattr(recorded_steps, "Recording", recorded_steps.CudaRecording)
-    monkeypatch.setattr(recorded_steps.CudaRecording, "streams", [])
+    monkeypatch.setattr(recordings, "make_fx", lambda function: lambda *tensors: Spied(make_fx(function)(*tensors)))
+    monkeypatch.setattr(recordings, "Recording", recordings.CudaRecording)
+    monkeypatch.setattr(recordings.CudaRecording, "streams", [])
     return made

@@ -14,7 +14,8 @@ from fl_lightning import recorded_steps
 from fl_lightning.data import TensorSamples
 from fl_lightning.local_training import LocalTraining
 from fl_lightning.models import CNN, LSTM, MLP, Classifier, ResNet18
-from fl_lightning.recorded_steps import RECORD_AFTER, NotRecordableError, RecordedSteps
+from fl_lightning.recorded_steps import RECORD_AFTER, RecordedSteps
+from fl_lightning.recordings import NotRecordableError, Recording
 from fl_lightning.traced_graphs import factors_to_inputs, remove_detours, without_python
 from fl_lightning.updates.layout import Snapshot, named_state
 
@@ -153,13 +154,13 @@ def test_the_packages_networks(module: Any, shape: tuple[int, ...]) -> None:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many steps each replay takes of a client."""
     found: list[int] = []
-    real = recorded_steps.Recording.replay
+    real = Recording.replay
 
     def replay(self: Any, states: Any, batches: list[list[list[Tensor]]], logs: Any) -> None:
         found.append(len(batches[0]))
         real(self, states, batches, logs)
 
-    monkeypatch.setattr(recorded_steps.Recording, "replay", replay)
+    monkeypatch.setattr(Recording, "replay", replay)
     return found
 
 
