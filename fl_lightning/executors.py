@@ -19,8 +19,8 @@ from torch import Tensor
 
 from fl_lightning.data.base import Samples
 from fl_lightning.local_training import LocalTraining
-from fl_lightning.recorded_steps import RECORD_AFTER, RecordedSteps, python_state
-from fl_lightning.recordings import NotRecordableError
+from fl_lightning.recorded_steps import RecordedSteps, python_state
+from fl_lightning.recordings import RECORD_AFTER, NotRecordableError
 from fl_lightning.updates.layout import Snapshot, named_state
 
 log = logging.getLogger(__name__)

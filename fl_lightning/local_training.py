@@ -341,13 +341,9 @@ def reset_metrics(module: nn.Module) -> None:
 
 
 class LogCollector:
-    """Takes the place of `LightningModule.log` while a client trains; keeps sums on the device, so steps never wait.
+    """Takes the place of `LightningModule.log` while a client trains; keeps sums on the device, so steps never wait."""
 
-    Attributes:
-        plain_numbers: whether numbers were logged that are no tensors.
-    """
-
-    plain_numbers = False
+    plain_numbers = False  # whether some were logged that are no tensors
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor | float] = {}

@@ -11,14 +11,13 @@ read back to Python inside a step, other optimizers than SGD, torchmetrics objec
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import get_total_norm
@@ -28,13 +27,8 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from torchmetrics import Metric
 
 from fl_lightning.local_training import LocalTraining, LogCollector, logs_to, read_loss
-from fl_lightning.recordings import NotRecordableError, Recording, kind_for, tell
+from fl_lightning.recordings import NotRecordableError, Recording, Recordings, kind_for, tell
 from fl_lightning.training_step import TrainingStep, aliases, named_tensors
-
-RECORD_AFTER = 3
-"""Batches of a shape that run unrecorded first: a last batch of a rare size is not worth a recording."""
-
-MOST_RECORDINGS = 32
 
 WAITING_BYTES = 2**20
 """Of batches that wait for their steps to be taken in one call: a step that reads more takes long enough by itself."""
@@ -63,8 +57,7 @@ class RecordedSteps:
             raise NotRecordableError("it holds torchmetrics objects, which count in Python")
         self.module, self.local = module, local
         self.step_of = TrainingStep(module)
-        self.seen: Counter[Any] = Counter()
-        self.recordings: dict[Any, Recording] = {}
+        self.recordings = Recordings()
         self.waiting: list[list[Tensor]] = []
         self.waiting_for: Recording
         self.state: list[Tensor] = []
@@ -153,18 +146,13 @@ class RecordedSteps:
             for group, current in zip(self.groups, optimizer.param_groups, strict=True):
                 group.update({name: current[name] for name in ARGUMENTS})
             function = self.function(key[0], self.groups)
-            self.seen[key] += 1
-            if self.seen[key] <= RECORD_AFTER:
+            recording = self.recordings.find(key, function, states, leaves)
+            if recording is None:
                 for state, of_client, log in zip(states, leaves, logs, strict=True):
                     with torch.no_grad():
                         outputs, names = function(*state, *of_client)
                     tell(log, names, outputs)
                 return
-            if len(self.recordings) == MOST_RECORDINGS:
-                self.recordings.pop(next(iter(self.recordings)))  # the oldest
-            with isolate_rng():  # recording runs the step, and draws what only the replay may draw
-                recording = kind_for(self.state)(function, states, leaves)
-            self.recordings[key] = recording
         recording.replay(states, [[of_client] for of_client in leaves], logs)
 
     def function(self, structure: Any, groups: list[dict[str, Any]]) -> Callable[..., Any]:

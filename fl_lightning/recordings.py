@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any, ClassVar, Protocol
 
 import torch
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from fl_lightning.traced_graphs import factors_to_inputs, remove_detours, without_python
+
+RECORD_AFTER = 3
+"""Steps of a kind that are taken unrecorded first: a last batch of a rare size is not worth a recording."""
+
+MOST_RECORDINGS = 32
 
 
 class NotRecordableError(Exception):
@@ -143,3 +150,30 @@ class CudaRecording(Recording):
 def kind_for(state: list[Tensor]) -> type[Recording]:
     """How steps on such tensors are recorded."""
     return CudaRecording if state[0].is_cuda else Recording
+
+
+class Recordings(dict[Any, Recording]):
+    """Recordings by kind of step. The oldest is given up where there are too many."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Counter[Any] = Counter()
+
+    def find(
+        self, key: Any, function: Callable[..., Any], states: list[list[Tensor]], leaves: list[list[Tensor]]
+    ) -> Recording | None:
+        """The recording of a kind of step, made once the kind has been seen often enough; None before.
+
+        Args:
+            key: the kind.
+            function, states, leaves: as `Recording` takes them.
+        """
+        if key not in self:
+            self.seen[key] += 1
+            if self.seen[key] <= RECORD_AFTER:
+                return None
+            if len(self) == MOST_RECORDINGS:
+                self.pop(next(iter(self)))
+            with isolate_rng():  # recording runs the step, and draws what only the replay may draw
+                self[key] = kind_for(states[0])(function, states, leaves)
+        return self[key]

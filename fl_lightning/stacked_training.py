@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import count
@@ -36,8 +36,6 @@ from fl_lightning.local_training import (
     resident,
 )
 from fl_lightning.recorded_steps import (
-    MOST_RECORDINGS,
-    RECORD_AFTER,
     Unknown,
     described,
     hyperparameters,
@@ -45,7 +43,7 @@ from fl_lightning.recorded_steps import (
     sgd_step,
     without_trainer,
 )
-from fl_lightning.recordings import NotRecordableError, Recording, kind_for
+from fl_lightning.recordings import NotRecordableError, Recordings
 from fl_lightning.seeding import global_draws
 from fl_lightning.training_step import TrainingStep, aliases, named_tensors
 
@@ -77,8 +75,7 @@ class StackedTraining:
         self._names = aliases(named_tensors(self._client))
         self._losses: Callable[..., Any] = torch.vmap(self._loss, in_dims=(0, 0, 0, None), randomness="error")
         self._recordable = bool(vars(type(module)).get("recordable", False))
-        self._recordings: dict[Any, Recording] = {}
-        self._seen: Counter[Any] = Counter()
+        self._recordings = Recordings()
         self._room: dict[str, Tensor] = {}
         self._momenta: dict[str, Tensor] = {}
         self._made_for: Any = None
@@ -86,7 +83,7 @@ class StackedTraining:
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies: recordings belong to the tensors that they were made for."""
-        return {**vars(self), "_recordings": {}, "_room": {}, "_momenta": {}, "_made_for": None}
+        return {**vars(self), "_recordings": Recordings(), "_room": {}, "_momenta": {}, "_made_for": None}
 
     def train(self, clients: Sequence[tuple[Samples, torch.Generator]]) -> Iterator[tuple[int, dict[str, float]]]:
         """Train all clients from what the module holds. When this returns it is done; the iterator hands out the results.
@@ -125,7 +122,7 @@ class StackedTraining:
         sizes = [len(samples) for samples, _ in clients]
         order = sorted(range(len(clients)), key=lambda i: (-self.local.num_steps(sizes[i]), -sizes[i]))
         optimizer, scheduler = read_optimizers(self.module.configure_optimizers())
-        stack = _Stack(self._client, order, optimizer, *self._rows(len(order)))
+        stack = _Stack(self._client, order, optimizer, *self._rows(len(order), optimizer))
         epoch_steps = {replace(self.local, epochs=1.0).num_steps(n) for n in sizes if n}
         if len(epoch_steps) > 1 and self.local.epochs > 1 and scheduler.scheduler is not None and scheduler.interval == "epoch":
             raise NotStackableError("its scheduler waits for ends of epochs, which differ between clients of different sizes")
@@ -149,21 +146,22 @@ class StackedTraining:
                 _check_untouched(before, drawn)
         return stack
 
-    def _rows(self, k: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _rows(self, k: int, optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """What the module holds, K times, and zeros like its parameters: always the same memory, as CUDA graphs know addresses.
 
         Returns:
-            (K, ...) by name, of trainable parameters and buffers and of trainable parameters alone.
+            (K, ...) by name, of trainable parameters and buffers, and of the parameters alone if SGD has a momentum.
         """
         parameters = {name: p.detach() for name, p in self._client.named_parameters() if p.requires_grad}
         tensors = parameters | {name: buffer.detach() for name, buffer in self._client.named_buffers()}
         shapes = {name: (tensor.shape, tensor.dtype, tensor.device) for name, tensor in tensors.items()}
-        made_for = (shapes, list(parameters), python_state(self.module))
+        remembers = type(optimizer) is SGD and any(group["momentum"] for group in optimizer.param_groups)
+        made_for = (shapes, list(parameters), remembers, python_state(self.module))
         if made_for != self._made_for or k > self._most:
             self._made_for, self._most = made_for, k
             self._recordings.clear()
             self._room = {name: tensor.new_empty(k, *tensor.shape) for name, tensor in tensors.items()}
-            self._momenta = {name: torch.empty_like(self._room[name]) for name in parameters}
+            self._momenta = {name: torch.empty_like(self._room[name]) for name in parameters if remembers}
         rows = {name: room[:k].copy_(tensors[name]) for name, room in self._room.items()}
         return rows, {name: momentum[:k].zero_() for name, momentum in self._momenta.items()}
 
@@ -178,14 +176,15 @@ class StackedTraining:
         groups: dict[int, list[int]] = defaultdict(list)
         for row, (size, _) in enumerate(batches):
             groups[size].append(row)
-        if len(groups) == 1 and self._replay(stack, _stacked([batch for _, batch in batches])):
+        joined = {size: _stacked([batches[row][1] for row in members]) for size, members in groups.items()}
+        if len(groups) == 1 and self._replay(stack, *joined.values()):
             return
         gradients: dict[str, Tensor] = {}
-        for members in groups.values():
+        for size, members in groups.items():
             rows: slice | Tensor = slice(members[0], members[-1] + 1)  # which copies nothing, but takes neighbours alone
             if members[-1] - members[0] + 1 > len(members):
                 rows = torch.tensor(members).to(stack.device, non_blocking=True)
-            of_group = self._gradients(stack, rows, _stacked([batches[row][1] for row in members]), step)
+            of_group = self._gradients(stack, rows, joined[size], step)
             if gradients and gradients.keys() != of_group.keys():
                 raise NotStackableError("which parameters its loss depends on is not the same for all batches")
             if len(members) == stack.height:
@@ -205,19 +204,14 @@ class StackedTraining:
         leaves, key = described(batch, stack.optimizer)
         recording = self._recordings.get(key)
         if recording is None:
-            self._seen[key] += 1
-            if self._seen[key] <= RECORD_AFTER:
-                return False
             try:
                 groups = hyperparameters(stack.optimizer, list(stack.parameters.values()))
-                recording = kind_for(stack.state)(self._function(stack, key[0], groups), [stack.state], [leaves])
+                recording = self._recordings.find(key, self._function(stack, key[0], groups), [stack.state], [leaves])
             except NotRecordableError as error:
                 log.info("stacked steps of %s are not recorded: %s", type(self.module).__name__, error)
                 self._recordable = False
+            if recording is None:
                 return False
-            if len(self._recordings) == MOST_RECORDINGS:
-                self._recordings.pop(next(iter(self._recordings)))  # the oldest
-            self._recordings[key] = recording
         recording.replay([stack.state], [[leaves]], [stack])
         return True
 
@@ -290,7 +284,7 @@ class _Stack:
         order: clients, those that train longest first.
         optimizer: the client's own.
         trained: K times what the module holds.
-        zeros: like the parameters, for SGD's momentum.
+        zeros: like the parameters, for SGD's momentum if it has one.
     """
 
     def __init__(
@@ -311,7 +305,7 @@ class _Stack:
         if any(hooks) or any(parameter._backward_hooks for parameter in self.own):
             raise NotStackableError("its optimizer or its parameters have hooks")
         stacked = dict(zip(self.own, self.parameters.values(), strict=True))
-        momenta = {parameter: zeros[name] for name, parameter in self.parameters.items()}
+        momenta = {parameter: zeros[name] for name, parameter in self.parameters.items() if zeros}
         if any(p.requires_grad and p not in stacked for group in optimizer.param_groups for p in group["params"]):
             raise NotStackableError("its optimizer holds tensors that are no parameters of the module")
         # Parameters that require no gradient, which no optimizer moves, are left out.

@@ -11,7 +11,7 @@ from cuda_graphs import Graph, act_out
 from torch import Tensor, nn
 from torch.optim import SGD, Adam
 
-from fl_lightning import stacked_training
+from fl_lightning import recordings
 from fl_lightning.data import TensorSamples
 from fl_lightning.local_training import LocalTraining
 from fl_lightning.models import MLP, Classifier
@@ -189,7 +189,7 @@ def test_modules_that_do_not_say_that_they_can_be_are_not_recorded(monkeypatch: 
 
 
 def test_the_oldest_recordings_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stacked_training, "MOST_RECORDINGS", 2)
+    monkeypatch.setattr(recordings, "MOST_RECORDINGS", 2)
     assert len(assert_same(Net(), LocalTraining(epochs=2.5, batch_size=8), rounds=4)._recordings) == 2
 
 

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.optim import SGD, Adam
 
-from fl_lightning import recorded_steps
+from fl_lightning import recorded_steps, recordings
 from fl_lightning.data import TensorSamples
 from fl_lightning.local_training import LocalTraining
 from fl_lightning.models import CNN, LSTM, MLP, Classifier, ResNet18
-from fl_lightning.recorded_steps import RECORD_AFTER, RecordedSteps
-from fl_lightning.recordings import NotRecordableError, Recording
+from fl_lightning.recorded_steps import RecordedSteps
+from fl_lightning.recordings import RECORD_AFTER, NotRecordableError, Recording
 from fl_lightning.traced_graphs import factors_to_inputs, remove_detours, without_python
 from fl_lightning.updates.layout import Snapshot, named_state
 
@@ -216,7 +216,7 @@ def test_what_a_failed_client_left_waiting_is_forgotten() -> None:
 def test_rare_shapes_are_not_recorded() -> None:
     stepper = assert_same(Net(), LocalTraining(batch_size=8), [samples(n) for n in (24, 24, 13, 14, 15)])
     assert len(stepper.recordings) == 1
-    assert len(stepper.seen) == 4  # full batches, and remainders of 5, 6 and 7
+    assert len(stepper.recordings.seen) == 4  # full batches, and remainders of 5, 6 and 7
 
 
 def test_a_replaced_buffer_is_found_again() -> None:
@@ -345,7 +345,7 @@ def test_weights_that_are_replaced_between_steps() -> None:
 
 
 def test_the_oldest_recordings_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recorded_steps, "MOST_RECORDINGS", 1)
+    monkeypatch.setattr(recordings, "MOST_RECORDINGS", 1)
     torch.manual_seed(0)
     assert len(assert_same(Net(), LocalTraining(batch_size=8), [samples(n) for n in (52, 52, 52, 52, 52)]).recordings) == 1
 
