@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fl_lightning.data.base import Samples
+from fl_lightning.flat_state import FlatState
 from fl_lightning.local_training import (
     LocalScheduler,
     LocalTraining,
@@ -51,10 +52,11 @@ class BranchedTraining:
         self.module, self.local = module, local
         self.steps = RecordedSteps(module, local)
         self.states: list[list[Tensor]] = []  # of each branch, what `self.steps.state` is of the module
+        self.made_for: FlatState | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies: recordings belong to the module that they were made for."""
-        return {**vars(self), "steps": RecordedSteps(self.module, self.local), "states": []}
+        return {**vars(self), "steps": RecordedSteps(self.module, self.local), "states": [], "made_for": None}
 
     def train(self, clients: Sequence[Client]) -> Iterator[tuple[int, dict[str, float]]]:
         """Train all clients from what the module holds.
@@ -82,7 +84,8 @@ class BranchedTraining:
                 name = type(self.module).__name__
                 raise NotTogetherError(f"{name} cannot be trained side by side: {kind}{line}") from error
             for i, state, of_client in zip(members, self.states, logs, strict=False):
-                torch._foreach_copy_(self.steps.state, state)
+                self.steps.copy(state, self.steps.state)
+                self.steps.write_back()
                 yield i, of_client.averages()
 
     def _train(self, clients: Sequence[Client]) -> list[LogCollector]:
@@ -92,10 +95,12 @@ class BranchedTraining:
         optimizers = [read_optimizers(self.module.configure_optimizers()) for _ in clients]
         self.steps.begin(optimizers[0][0])
         start = self.steps.state
+        if self.steps.flat is not self.made_for:
+            self.states, self.made_for = [], self.steps.flat
         while len(self.states) < len(clients):
-            self.states.append([torch.empty_like(tensor) for tensor in start])
+            self.states.append(self.steps.another())
         for state in self.states[: len(clients)]:
-            torch._foreach_copy_(state, start)
+            self.steps.copy(start, state)
         drawn, logs = global_draws(), [LogCollector() for _ in clients]
         streams = {
             b: self._batches(samples, draws, scheduler)

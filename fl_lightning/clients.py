@@ -68,6 +68,16 @@ class LocalRound:
     attacks: Sequence[Attack]
 
     @cached_property
+    def clients(self) -> list[int]:
+        """The cohort's numbers."""
+        return self.cohort.clients.tolist()
+
+    @cached_property
+    def malicious(self) -> list[bool]:
+        """Which of the cohort are."""
+        return self.cohort.malicious.tolist()
+
+    @cached_property
     def clean(self) -> list[Samples]:
         """The malicious clients' own data, in cohort order."""
         return [self.data.client(attacker.client) for attacker in self.attackers]
@@ -163,8 +173,8 @@ class Clients:
     def _train(self, t: int, cohort: Cohort, broadcast: Broadcast) -> Trained:
         rank, world = self.exchange.rank, self.exchange.world
         attackers = [
-            Attacker(int(client), self.seed, self.data.train, int(index), t)
-            for client, index in zip(cohort.clients, cohort.attackers, strict=True)
+            Attacker(client, self.seed, self.data.train, index, t)
+            for client, index in zip(cohort.clients.tolist(), cohort.attackers.tolist(), strict=True)
             if index >= 0
         ]
         round_ = LocalRound(cohort, attackers, self.data, self.attacks)
@@ -177,23 +187,21 @@ class Clients:
         benign = torch.nonzero(~cohort.malicious).flatten()
         memory = self.fetch_memory(cohort.clients[benign], owner[benign])
 
-        snapshot = self.executor.start = Snapshot(self.module)
+        self.executor.start = Snapshot(self.module)
         updates = self.exchange.local_updates(len(owner), len(mine), broadcast.weights)
         buffer_updates = self.buffer_exchange.local_updates(len(owner), len(mine), self.buffer_layout.flatten(self.module))
-        rooms = [
-            (layout, room, layout.pieces(room.new))
-            for layout, room in ((self.layout, updates), (self.buffer_layout, buffer_updates))
-        ]
+        pieces, buffer_pieces = self.layout.pieces(updates.new), self.buffer_layout.pieces(buffer_updates.new)
         place = {position: k for k, position in enumerate(mine)}
         logs: dict[int, dict[str, float]] = {}
 
         def keep(position: int, logged: dict[str, float]) -> None:
-            """Store what the module holds as the update of who stands there, and start anew."""
-            for layout, room, pieces in rooms:
-                layout.read(self.module, pieces)
-                room.store(place[position])
+            """Store what was trained as the update of who stands there, and start anew."""
+            torch._foreach_copy_(pieces, self.executor.weights)
+            updates.store(place[position])
+            self.buffer_layout.read(self.module, buffer_pieces)
+            buffer_updates.store(place[position])
             logs[position] = logged
-            snapshot.restore(self.module)
+            self.executor.start_anew()
 
         for position, logged in self.train_together(t, round_, mine):
             keep(position, logged)
@@ -228,8 +236,8 @@ class Clients:
         together = self.stacked or self.branched
         if together is None:
             return
-        benign = [position for position in mine if position < len(round_.cohort) and not round_.cohort.malicious[position]]
-        clients = [int(round_.cohort.clients[position]) for position in benign]
+        benign = [position for position in mine if position < len(round_.cohort) and not round_.malicious[position]]
+        clients = [round_.clients[position] for position in benign]
         given = []
         for client in clients:
             seed_global_generators(derive_seed(self.seed, "client", t, client))
@@ -261,8 +269,8 @@ class Clients:
         self, t: int, round_: LocalRound, position: int, broadcast: Broadcast, memory: dict[int, Tensor]
     ) -> dict[str, float]:
         """Train one client of the cohort in place; all its randomness comes from (seed, round, client). Returns its logs."""
-        client = int(round_.cohort.clients[position])
-        malicious = bool(round_.cohort.malicious[position])
+        client = round_.clients[position]
+        malicious = round_.malicious[position]
         draws = partial(self.draws, t, "client", "batches", client)
         if malicious:
             samples = round_.poisoned[client]
@@ -275,6 +283,7 @@ class Clients:
                 logs = None
                 if self.own_way:
                     kept = memory.get(client, torch.empty(0))
+                    self.executor.look_anew()
                     logs = self.rule.train_benign(self.module, samples, self.num_classes, draws(), kept)
                 return self.executor.train(samples, draws) if logs is None else logs
             if not len(samples):

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fl_lightning.data.base import Samples
 from fl_lightning.local_training import LocalTraining
+from fl_lightning.parts import named_parameters
 from fl_lightning.recorded_steps import RecordedSteps, python_state
 from fl_lightning.recordings import RECORD_AFTER, NotRecordableError
 from fl_lightning.updates.layout import Snapshot, named_state
@@ -40,14 +41,17 @@ class LocalExecutor:
         local: how a client trains, and which executor is asked for.
 
     Attributes:
-        start: what clients start from, where they train.
+        start: what clients start from, where they train; set in every round.
+        ahead: whether what the last client ended with, but for buffers, is in `weights` alone, and the module's parameters are
+            as they were.
         chosen: `sequential` or `graph`; None while that is open.
         reason: why, in a few words.
     """
 
     def __init__(self, module: L.LightningModule, local: LocalTraining) -> None:
         self.module, self.local = module, local
-        self.start: Snapshot | None = None
+        self._start: Snapshot | None = None
+        self.ahead = False
         self.recorded: RecordedSteps | None = None
         self.chosen: Literal["sequential", "graph"] | None = None
         self.reason = "asked for"
@@ -59,8 +63,37 @@ class LocalExecutor:
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies: recordings belong to the module that they were made for."""
-        undone = {"recorded": None, "chosen": None if self.recorded is not None else self.chosen}
+        undone = {"recorded": None, "ahead": False, "chosen": None if self.recorded is not None else self.chosen}
         return {**vars(self), **undone}
+
+    @property
+    def start(self) -> Snapshot | None:
+        return self._start
+
+    @start.setter
+    def start(self, start: Snapshot | None) -> None:
+        self._start = start
+        self.look_anew()
+
+    def look_anew(self) -> None:
+        """Others than clients' steps have had the module in hands, and may have changed more than its values."""
+        self.ahead = False
+        if self.recorded is not None:
+            self.recorded.known = False
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """The trainable parameters that the last client ended with, in the order of `parameter_layout`."""
+        if self.ahead and self.recorded is not None:
+            return self.recorded.weights
+        return [parameter.detach() for _, parameter in named_parameters(self.module) if parameter.requires_grad]
+
+    def start_anew(self) -> None:
+        """Have the module hold what the next client starts from."""
+        assert self.start is not None, "clients start from somewhere"
+        if not self.ahead or len(self.start) > len(self.weights):
+            self.start.restore(self.module)
+        self.ahead = False
 
     def train(
         self,
@@ -69,7 +102,8 @@ class LocalExecutor:
         after_step: Callable[[int, int], None] | None = None,
         steps: int | None = None,
     ) -> dict[str, float]:
-        """As `LocalTraining.train`, in the module, from the weights that it holds."""
+        """As `LocalTraining.train`, from what the module holds; what comes of it is in `weights`, and the module's buffers."""
+        self.ahead = False
         if self.chosen == "graph":
             return self._replay(samples, draws, after_step, steps)
         patient = self.local.executor == "auto" and self.seconds < SECONDS_BEFORE_TRIAL
@@ -80,15 +114,21 @@ class LocalExecutor:
         self.seconds += time.perf_counter() - began
         return logs
 
-    def _replay(self, samples: Samples, draws: Draws, *how: Any) -> dict[str, float]:
+    def _replay(
+        self, samples: Samples, draws: Draws, after_step: Callable[[int, int], None] | None, steps: int | None
+    ) -> dict[str, float]:
         """By recorded steps; sequentially, from the start and from now on, where that fails."""
         assert self.start is not None, "clients start from somewhere"
+        assert self.recorded is not None, "graph has been chosen"
         try:
-            return self.local.train(self.module, samples, draws(), *how, stepper=self.recorded)
+            self.recorded.lazy = after_step is None  # which wants to see the module
+            logs = self.local.train(self.module, samples, draws(), after_step, steps, stepper=self.recorded)
+            self.recorded.known = self.ahead = self.recorded.lazy
+            return logs
         except Exception as error:  # a mistake of the user's own comes again below
             self._choose("sequential", self._refusal(error))
         self.start.restore(self.module)
-        return self.local.train(self.module, samples, draws(), *how)
+        return self.local.train(self.module, samples, draws(), after_step, steps)
 
     def _try(self, samples: Samples, draws: Draws) -> dict[str, float]:
         """Train a client in both ways, from the same draws, and choose. The module ends as sequential training leaves it."""

@@ -12,8 +12,10 @@ read back to Python inside a step, other optimizers than SGD, torchmetrics objec
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
+from operator import itemgetter
 from typing import Any
 
 import lightning as L
@@ -26,7 +28,9 @@ from torch.optim.sgd import sgd
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torchmetrics import Metric
 
+from fl_lightning.flat_state import FlatState, look
 from fl_lightning.local_training import LocalTraining, LogCollector, logs_to, read_loss
+from fl_lightning.parts import named_parts
 from fl_lightning.recordings import NotRecordableError, Recording, Recordings, kind_for, tell
 from fl_lightning.training_step import TrainingStep, aliases, named_tensors
 
@@ -35,6 +39,9 @@ WAITING_BYTES = 2**20
 
 ARGUMENTS = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize", "foreach", "fused")
 """Of `torch.optim.sgd.sgd`."""
+
+settings_of = itemgetter(*ARGUMENTS)
+"""Their values in one of an optimizer's groups."""
 
 
 class RecordedSteps:
@@ -45,8 +52,13 @@ class RecordedSteps:
     attribute of the module has changed. Other sources - global variables, a clock - go unseen.
 
     Args:
-        module: its own parameters and buffers are read and written.
+        module: its parameters are copied, for steps that change the copies; its buffers are read and written.
         local: how a client trains.
+
+    Attributes:
+        known: whether the module is as it was when the last client began, but for the values of its tensors, so that the next
+            client may begin without a look at every part. Whoever calls `begin` has to know.
+        lazy: whether what a client ends with stays in `weights`, for whoever wants it, and the module's parameters as they were.
 
     Raises:
         NotRecordableError: also from `step`, with the module's values in any state.
@@ -58,41 +70,79 @@ class RecordedSteps:
         self.module, self.local = module, local
         self.step_of = TrainingStep(module)
         self.recordings = Recordings()
+        self.known = self.lazy = False
         self.waiting: list[list[Tensor]] = []
         self.waiting_for: Recording
+        self.flat: FlatState | None = None
+        self.own: list[Tensor] = []
         self.state: list[Tensor] = []
-        self.momenta: list[Tensor] = []
         self.made_for: Any = None
+        self.optimized: Any = None
 
     def begin(self, optimizer: Optimizer) -> None:
         """Another client, whose fresh `optimizer` remembers nothing."""
         self.waiting = []  # of a client whose training failed
+        if not self.known:
+            self.inspect()
+        self.groups = hyperparameters(optimizer, self.parameters)
+        remembers = any(group["momentum"] for group in self.groups)
+        optimized = self.looks, [group["places"] for group in self.groups], remembers
+        if self.flat is None or optimized != self.optimized:
+            self.flat, self.optimized = FlatState(self.parameters, remembers), optimized
+            self.recordings.clear()
+        self.flat.momenta.zero_()  # which is what SGD's momentum is before the first step
+        self.load()
+
+    def inspect(self) -> None:
+        """See what the module is like, and give up recordings that were made when it was otherwise."""
         named = list(named_tensors(self.step_of))
         self.names = aliases(named)
-        tensors = {name: tensor for name, tensor in named if self.names[name] == name}
-        trained = {name: p for name, p in tensors.items() if isinstance(p, nn.Parameter) and p.requires_grad}
-        self.trained, self.others = list(trained), [name for name in tensors if name not in trained]
-        if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in trained.values()):
+        self.tensors = {name: tensor for name, tensor in named if self.names[name] == name}
+        trained = {name: p for name, p in self.tensors.items() if p.requires_grad and isinstance(p, nn.Parameter)}
+        self.parameters: list[Tensor] = list(trained.values())
+        if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in self.parameters):
             raise NotRecordableError("its parameters have hooks")
-        self.groups = hyperparameters(optimizer, list(trained.values()))
-        if len(self.momenta) != len(trained):
-            remembers = any(group["momentum"] for group in self.groups)
-            self.momenta = [torch.empty_like(p) if remembers else p.detach().new_empty(0) for p in trained.values()]
-        # Zero is what SGD's momentum is before the first step.
-        torch._foreach_zero_(self.momenta)
-        self.look_again(tensors)
-        made_for = (self.trained, self.others, [group["places"] for group in self.groups], python_state(self.module))
+        self.looks = list(map(look, self.parameters))
+        made_for = (list(trained), list(self.tensors), python_state(self.module))
         if made_for != self.made_for:
             self.made_for = made_for
+            self.trained, self.others = list(trained), [name for name in self.tensors if name not in trained]
             self.recordings.clear()
 
-    def look_again(self, tensors: dict[str, Tensor] | None = None) -> None:
-        """The module may have put other tensors, by default those that it has now, into the places of those that were there."""
-        tensors = dict(named_tensors(self.step_of)) if tensors is None else tensors
-        state = [tensors[name].detach() for name in (*self.trained, *self.others)] + self.momenta
+    def load(self) -> None:
+        """Begin the next step with the module's values."""
+        assert self.flat is not None, "begin has been called"
+        self.own = [self.tensors[name].detach() for name in self.trained]
+        torch._foreach_copy_(self.flat.places, self.own)
+        state = state_of(self.flat, [self.tensors[name].detach() for name in self.others])
         if kind_for(state).fixed and [new.data_ptr() for new in state] != [old.data_ptr() for old in self.state]:
             self.recordings.clear()
         self.state = state
+
+    def look_again(self) -> None:
+        """The module may be another now, though not in what it trains."""
+        trained, looks = self.trained, self.looks
+        self.inspect()
+        if (self.trained, self.looks) != (trained, looks):
+            raise NotRecordableError("what it trains changes between its steps")
+        self.load()
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """What the module's trainable parameters would hold, in their order."""
+        assert self.flat is not None, "begin has been called"
+        return self.flat.places
+
+    def another(self) -> list[Tensor]:
+        """Room for what another client has in place of `state`."""
+        assert self.flat is not None, "begin has been called"
+        others = self.state[2 : 2 + len(self.others)]
+        return state_of(FlatState(self.own, bool(len(self.flat.momenta))), [torch.empty_like(other) for other in others])
+
+    def copy(self, state: list[Tensor], into: list[Tensor]) -> None:
+        """What one client has, for another: weights, momenta, buffers."""
+        held = 2 + len(self.others)
+        torch._foreach_copy_(into[:held], state[:held])
 
     def step(self, batch: Any, optimizer: Optimizer, logs: LogCollector) -> None:
         """Train on one batch, at once or together with those that follow.
@@ -105,21 +155,31 @@ class RecordedSteps:
         leaves, key = described(batch, optimizer)
         recording = self.recordings.get(key)
         if recording is None:
-            self.catch_up(logs)
+            self.replay(logs)
             self.take(key, optimizer, [self.state], [leaves], [logs])
             return
         if self.waiting and self.waiting_for is not recording:
-            self.catch_up(logs)
+            self.replay(logs)
         self.waiting_for = recording
         self.waiting.append(leaves)
         if not recording.patient or len(self.waiting) * sum(leaf.nbytes for leaf in leaves) >= WAITING_BYTES:
-            self.catch_up(logs)
+            self.replay(logs)
 
-    def catch_up(self, logs: LogCollector) -> None:
+    def replay(self, logs: LogCollector) -> None:
         """Take the steps that wait."""
         if self.waiting:
             self.waiting_for.replay([self.state], [self.waiting], [logs])
             self.waiting = []
+
+    def catch_up(self, logs: LogCollector) -> None:
+        """Take the steps that wait."""
+        self.replay(logs)
+        if not self.lazy:
+            self.write_back()
+
+    def write_back(self) -> None:
+        """Put what came of all steps into the module."""
+        torch._foreach_copy_(self.own, self.weights)
 
     def step_together(self, clients: Mapping[int, tuple[list[Tensor], Any, Optimizer, LogCollector]]) -> None:
         """A step of each of several clients, in tensors of their own; those whose steps are of one kind take it in one call.
@@ -157,33 +217,43 @@ class RecordedSteps:
 
     def function(self, structure: Any, groups: list[dict[str, Any]]) -> Callable[..., Any]:
         """A step as a function of nothing but tensors, which it writes into, to what the module logs."""
-        trained, rest, groups = len(self.trained), len(self.others), [dict(group) for group in groups]
+        assert self.flat is not None, "begin has been called"
+        flat, trained, rest, groups = self.flat, len(self.trained), len(self.others), [dict(group) for group in groups]
 
         def step(*tensors: Tensor) -> tuple[list[Tensor], list[Any]]:
-            parameters, others = tensors[:trained], tensors[trained : trained + rest]
-            momenta, leaves = tensors[trained + rest : 2 * trained + rest], tensors[2 * trained + rest :]
+            given = iter(tensors)
+            parameters, momenta = islice(given, 2)
+            others = list(islice(given, rest))
+            gradients, places = next(given), list(islice(given, trained))
+            gradient_places, leaves = list(islice(given, trained)), list(given)
             logged: list[tuple[str, Any]] = []
             with torch.enable_grad():
-                watched = [parameter.detach().requires_grad_() for parameter in parameters]
-                given = dict(zip((*self.trained, *self.others), (*watched, *others), strict=True))
+                watched = [place.detach().requires_grad_() for place in places]
+                by_name = dict(zip((*self.trained, *self.others), (*watched, *others), strict=True))
                 # Torch's own way to tie weights leaves modules that have two names with these tensors in them.
-                state = {name: given[first] for name, first in self.names.items()}
+                state = {name: by_name[first] for name, first in self.names.items()}
                 with (
                     logs_to(self.module, lambda name, value, *_, **__: logged.append((name, value))),
                     without_trainer(self.module),
-                    self.local.autocast(parameters[0].device),
+                    self.local.autocast(parameters.device),
                 ):
-                    batch = leaves if structure is None else tree_unflatten(list(leaves), structure)
+                    batch = tuple(leaves) if structure is None else tree_unflatten(leaves, structure)
                     loss = read_loss(functional_call(self.step_of, state, (batch, Unknown("batch_idx")), tie_weights=False))
                 if loss is None:
                     raise NotRecordableError("its training_step skipped a batch")
-                gradients = torch.autograd.grad(loss, watched, allow_unused=True)
+                found = torch.autograd.grad(loss, watched, allow_unused=True)
             for name, tensor in zip(self.others, others, strict=True):
                 if state[name] is not tensor:  # the module put another in its place
                     tensor.copy_(state[name].detach())
+            used = [i for i, gradient in enumerate(found) if gradient is not None]
+            for i in used:
+                gradient_places[i].copy_(found[i])
             if self.local.gradient_clip_norm:
-                clip([gradient for gradient in gradients if gradient is not None], self.local.gradient_clip_norm)
-            sgd_step(parameters, gradients, momenta, groups)
+                clip([gradient_places[i] for i in used], self.local.gradient_clip_norm)
+            for group in groups:  # SGD passes over what has no gradient
+                for run in flat.runs([i for i in group["places"] if i in used]):
+                    momentum = cut(momenta, run) if group["momentum"] else None
+                    sgd_step([cut(parameters, run)], [cut(gradients, run)], [momentum], group)
             if any(not isinstance(value, Tensor) for _, value in logged):
                 raise NotRecordableError("it logs numbers that are no tensors, which may differ from step to step")
             return [value.detach() for _, value in logged], [name for name, _ in logged]
@@ -191,17 +261,26 @@ class RecordedSteps:
         return step
 
 
+def state_of(flat: FlatState, others: list[Tensor]) -> list[Tensor]:
+    """What a step reads and writes: parameters, momenta, the module's other tensors, gradients; parameters and gradients again."""
+    return [flat.parameters, flat.momenta, *others, flat.gradients, *flat.places, *flat.gradient_places]
+
+
+def cut(vector: Tensor, run: slice | None) -> Tensor:
+    """A part of a vector; all of it is itself, as each view is an operation in every step."""
+    return vector if run is None else vector[run]
+
+
 def described(batch: Any, optimizer: Optimizer) -> tuple[list[Tensor], tuple[Any, ...]]:
     """A batch's tensors, and what kind of step it takes: first what the batch makes of them, then shapes and settings."""
     optimizer._opt_called = True  # pyrefly: ignore[missing-attribute]  a scheduler warns if nobody steps its optimizer
     leaves, structure = leaves_of(batch)
-    settings = tuple(group[name] for group in optimizer.param_groups for name in ARGUMENTS)
-    return leaves, (structure, tuple((leaf.shape, leaf.stride(), leaf.dtype, leaf.device) for leaf in leaves), settings)
+    return leaves, (structure, tuple(map(look, leaves)), tuple(map(settings_of, optimizer.param_groups)))
 
 
 def leaves_of(batch: Any) -> tuple[list[Tensor], Any]:
     """The tensors in a batch, and what it makes of them; None for a plain tuple, which most batches are."""
-    if type(batch) is tuple and all(isinstance(part, Tensor) for part in batch):
+    if type(batch) is tuple and {*map(type, batch)} == {Tensor}:
         return list(batch), None
     leaves, structure = tree_flatten(batch)
     if not all(isinstance(leaf, Tensor) for leaf in leaves):
@@ -245,14 +324,20 @@ def without_trainer(module: L.LightningModule) -> Iterator[None]:
 def python_state(module: nn.Module) -> dict[str, Any]:
     """What a module's steps may depend on beside tensors: plain attributes, and how long its lists are, by name."""
     found: dict[str, Any] = {}
-    for place, part in module.named_modules():
+    for place, part in named_parts(module):
+        attributes = vars(part)
         prefix = f"{place}." if place else ""
-        for name, value in vars(part).items():
+        for name in attributes.keys() - EVERY_MODULES:
+            value = attributes[name]
             if isinstance(value, (int, float, str)):
                 found[prefix + name] = value
             elif name[0] != "_" and isinstance(value, (list, dict, set)):
                 found[prefix + name] = len(value)
     return found
+
+
+EVERY_MODULES = vars(L.LightningModule()).keys() - {"training"}
+"""Attributes that are PyTorch's and Lightning's own: most of a small module's."""
 
 
 def hyperparameters(optimizer: Optimizer, parameters: list[Tensor]) -> list[dict[str, Any]]:
@@ -266,35 +351,25 @@ def hyperparameters(optimizer: Optimizer, parameters: list[Tensor]) -> list[dict
         raise NotRecordableError(f"its optimizer is {kind}, and only SGD's steps are alike from the first on")
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
         raise NotRecordableError("its optimizer has hooks")
-    place = {parameter: i for i, parameter in enumerate(parameters)}
+    place = {id(parameter): i for i, parameter in enumerate(parameters)}
     groups = []
     for group in optimizer.param_groups:
         if group["momentum"] and group["dampening"]:
             raise NotRecordableError("dampening makes SGD's first step unlike the others")
         if isinstance(group["lr"], Tensor) or group.get("differentiable"):
             raise NotRecordableError("its learning rate is a tensor, or its optimizer differentiable")
-        groups.append({name: group[name] for name in ARGUMENTS} | {"places": [place[p] for p in group["params"] if p in place]})
+        groups.append(
+            {name: group[name] for name in ARGUMENTS} | {"places": [place[id(p)] for p in group["params"] if id(p) in place]}
+        )
     return groups
 
 
-def sgd_step(
-    parameters: Sequence[Tensor],
-    gradients: Sequence[Tensor | None],
-    momenta: Sequence[Tensor],
-    groups: list[dict[str, Any]],
-) -> None:
-    """SGD's step in place, for groups as `hyperparameters` gives them."""
-    for group in groups:
-        used = [i for i in group["places"] if gradients[i] is not None]
-        arguments = {name: group[name] for name in ARGUMENTS}
-        if not parameters[0].is_cuda:
-            arguments["foreach"] = False  # the same bits; TorchScript would leave out what writes into lists
-        sgd(
-            [parameters[i] for i in used],
-            [gradients[i] for i in used],
-            [momenta[i] if group["momentum"] else None for i in used],
-            **arguments,
-        )
+def sgd_step(parameters: list[Tensor], gradients: list[Tensor], momenta: list[Tensor | None], group: dict[str, Any]) -> None:
+    """SGD's step in place, for parameters of a group as `hyperparameters` gives it."""
+    arguments = {name: group[name] for name in ARGUMENTS}
+    if not parameters[0].is_cuda:
+        arguments["foreach"] = False  # the same bits; TorchScript would leave out what writes into lists
+    sgd(parameters, gradients, momenta, **arguments)
 
 
 def clip(gradients: list[Tensor], most: float) -> None:

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from fl_lightning.traced_graphs import factors_to_inputs, remove_detours, without_python
+from fl_lightning.traced_graphs import factors_to_inputs, remove_detours, results_to_places, without_python
 
 RECORD_AFTER = 3
 """Steps of a kind that are taken unrecorded first: a last batch of a rare size is not worth a recording."""
@@ -65,6 +65,7 @@ class Recording:
         except (RuntimeError, TypeError, ValueError, NotImplementedError, AttributeError) as error:
             raise NotRecordableError(f"its step cannot be traced: {str(error).strip().splitlines()[0]}") from error
         remove_detours(self.graph)
+        results_to_places(self.graph)
         self.patient = not any(
             torch.Tag.nondeterministic_seeded in getattr(n.target, "tags", ()) for n in self.graph.graph.nodes
         )

@@ -26,6 +26,34 @@ def remove_detours(graph: torch.fx.GraphModule) -> None:
     graph.recompile()
 
 
+def results_to_places(graph: torch.fx.GraphModule) -> None:
+    """Have matrix products, and sums over samples, that are copied into an input of the graph write there themselves."""
+    aten = torch.ops.aten
+    number = {node: i for i, node in enumerate(graph.graph.nodes)}
+    for copy in list(graph.graph.nodes):
+        if copy.target is not aten.copy_.default:
+            continue
+        place, made = copy.args
+        if place.op != "placeholder" or any(number[user] < number[copy] for user in place.users):  # somebody reads it before
+            continue
+        result = made.args[0] if made.target is aten.view.default else made
+        alike = all(result.meta["tensor_meta"].dtype == node.meta["tensor_meta"].dtype for node in (made, place))
+        if not alike or list(result.users) != ([made] if result is not made else [copy]) or list(made.users) != [copy]:
+            continue
+        if result is made and made.target is aten.mm.default:
+            target, arguments = aten.mm.out, made.args
+        elif result is not made and result.target is aten.sum.dim_IntList and result.args[1:] == ([0], True):
+            target, arguments = aten.sum.IntList_out, (result.args[0], [0], False)  # of one axis less, as the view of it
+        else:
+            continue
+        with graph.graph.inserting_before(result):
+            written = graph.graph.call_function(target, arguments, {"out": place})
+        copy.replace_all_uses_with(written)
+        for node in dict.fromkeys((copy, made, result)):
+            graph.graph.erase_node(node)
+    graph.recompile()
+
+
 def factors_to_inputs(graph: torch.fx.GraphModule, after: int) -> list[Tensor]:
     """Numbers that float32 tensors are multiplied by, momentum say, as tensors, which PyTorch would make of them in every step.
 

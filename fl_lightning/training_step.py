@@ -9,6 +9,8 @@ from typing import Any
 import lightning as L
 from torch import Tensor, nn
 
+from fl_lightning.parts import named_parts
+
 
 class TrainingStep(nn.Module):
     """A client's `training_step` as a `forward`, which is what `torch.func.functional_call` calls."""
@@ -24,7 +26,7 @@ class TrainingStep(nn.Module):
 
 def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Parameters and buffers of each part, under every name that they have in it."""
-    for prefix, part in module.named_modules():
+    for prefix, part in named_parts(module):
         for tensors in (part._parameters, part._buffers):
             for name, tensor in tensors.items():
                 if tensor is not None:

@@ -17,15 +17,14 @@ from fl_lightning.errors import ConfigurationError
 from fl_lightning.executors import LocalExecutor, python_state
 from fl_lightning.models import MLP
 from fl_lightning.recorded_steps import RecordedSteps
-from fl_lightning.updates.layout import Snapshot, parameter_layout
+from fl_lightning.updates.layout import Snapshot, named_state, parameter_layout
 
 SIZES = (6, 16, 3)
 
 
 def weights_after(executor: LocalExecutor, clients: int = 6) -> Tensor:
     """(clients, d) what each client of 30 samples ends with, all from the same start."""
-    layout, start, found = parameter_layout(executor.module), Snapshot(executor.module), []
-    executor.start = start
+    found, executor.start = [], Snapshot(executor.module)
     for i in range(clients):
 
         def draws(i: int = i) -> torch.Generator:
@@ -33,8 +32,8 @@ def weights_after(executor: LocalExecutor, clients: int = 6) -> Tensor:
             return torch.Generator().manual_seed(i)
 
         executor.train(tiny_tensors(30, seed=i), draws)
-        found.append(layout.flatten(executor.module))
-        start.restore(executor.module)
+        found.append(torch.cat([weight.flatten() for weight in executor.weights]))
+        executor.start_anew()
     return torch.stack(found)
 
 
@@ -174,6 +173,63 @@ def test_graph_is_taken_from_the_first_client_on() -> None:
     assert torch.equal(weights_after(executor), weights_after(made("sequential")))
     assert executor.recorded is not None
     assert executor.recorded.recordings
+
+
+@pytest.mark.parametrize("make", [lambda: MLP(sizes=SIZES), TinyClient], ids=["no buffers", "BatchNorm"])
+def test_recorded_steps_leave_parameters_where_they_were(make: Any) -> None:
+    executor = made("graph", make())
+    weights_after(executor)
+    before = [(name, tensor.clone()) for name, tensor in named_state(executor.module)]
+    executor.train(tiny_tensors(30), lambda: torch.Generator().manual_seed(0))
+    assert executor.ahead
+    parameters = [name for name, _ in executor.module.named_parameters()]
+    now = dict(named_state(executor.module))
+    assert all(torch.equal(now[name], tensor) for name, tensor in before if name in parameters)
+    assert not torch.equal(executor.weights[0], now[parameters[0]])
+    executor.start_anew()
+    assert not executor.ahead
+    assert all(torch.equal(now, tensor) for (_, now), (_, tensor) in zip(named_state(executor.module), before, strict=True))
+
+
+class Scaled(MLP):
+    recordable = True
+    scale = 1.0
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return super().training_step(batch, batch_idx) * self.scale
+
+
+def test_what_changes_between_rounds_is_seen() -> None:
+    module = Scaled(sizes=SIZES)
+    executor = made("graph", module)
+    for module.scale in (1.0, 0.5):
+        plain = made("sequential", copy.deepcopy(module))
+        assert torch.equal(weights_after(executor), weights_after(plain))
+    assert executor.chosen == "graph"
+
+
+def test_what_changes_under_a_client_that_others_look_at_is_seen() -> None:
+    """An attack may do more to the module than to its weights."""
+
+    def all_of(executor: LocalExecutor) -> list[Tensor]:
+        module: Any = executor.module
+        executor.start, found = Snapshot(module), []
+
+        def change(step: int, steps: int) -> None:
+            module.scale = 0.5
+
+        for after_step in (None, None, change, None):
+            executor.train(tiny_tensors(30), lambda: torch.Generator().manual_seed(0), after_step)
+            found.append(torch.cat([weight.flatten() for weight in executor.weights]))
+            executor.start_anew()
+        return found
+
+    torch.manual_seed(0)
+    module = Scaled(sizes=SIZES)
+    expected = all_of(made("sequential", copy.deepcopy(module)))
+    executor = made("graph", module)
+    assert all(torch.equal(a, b) for a, b in zip(all_of(executor), expected, strict=True))
+    assert not torch.equal(expected[0], expected[3])
 
 
 def test_a_client_whose_recorded_steps_fail_begins_again(monkeypatch: pytest.MonkeyPatch) -> None:

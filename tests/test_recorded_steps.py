@@ -344,6 +344,30 @@ def test_weights_that_are_replaced_between_steps() -> None:
     assert_same(module, LocalTraining(batch_size=8), CLIENTS, after_step=replace)
 
 
+def test_an_attribute_that_changes_between_steps() -> None:
+    module: Any = Net()
+    module.factor = 1.0
+    module.also.append(lambda module, _: module.log("factor", torch.tensor(module.factor)))
+
+    def change(step: int, steps: int) -> None:
+        module.factor = float(step) if step < steps else 1.0
+
+    assert_same(module, LocalTraining(batch_size=8), CLIENTS, after_step=change)
+
+
+def test_what_is_trained_must_not_change_between_steps() -> None:
+    module, local = Net(), LocalTraining(batch_size=8)
+    with pytest.raises(NotRecordableError, match="what it trains changes between its steps"):
+        trained(module, local, CLIENTS, RecordedSteps(module, local), after_step=lambda *_: module.unused.requires_grad_(False))
+
+
+def test_parameters_of_two_types_are_refused() -> None:
+    module, local = Net(), LocalTraining(batch_size=8)
+    module.unused.data = module.unused.data.double()
+    with pytest.raises(NotRecordableError, match="of several types"):
+        trained(module, local, CLIENTS, RecordedSteps(module, local))
+
+
 def test_the_oldest_recordings_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recordings, "MOST_RECORDINGS", 1)
     torch.manual_seed(0)

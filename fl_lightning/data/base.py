@@ -115,16 +115,24 @@ class TensorSamples(Samples):
                 raise ConfigurationError(
                     f"stamps need one bool per sample, so {len(inputs)} of them, got {len(rows)} of {rows.dtype}"
                 )
-        self.inputs = inputs
+        self._inputs = inputs
+        self._rows: Tensor | None = None  # of these; None for all, in order
         self.targets = targets.long()
         self.augment = augment
         self.prepare = prepare
         self.stamps = tuple(stamps)
         self.feature_names = feature_names
 
+    @property
+    def inputs(self) -> Tensor:
+        """(n, ...) raw inputs. A subset has its own only when they are asked for: most are read batch by batch, and once."""
+        if self._rows is not None:
+            self._inputs, self._rows = self._inputs.index_select(0, self._rows), None
+        return self._inputs
+
     def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        indices = indices.to(self.inputs.device, non_blocking=True)
-        inputs = self.inputs.index_select(0, indices)
+        indices = indices.to(self._inputs.device, non_blocking=True)
+        inputs = self._inputs.index_select(0, indices if self._rows is None else self._rows[indices])
         if generator is not None and self.augment is not None:
             inputs = self.augment(inputs, generator)
         for stamp, rows in self.stamps:
@@ -139,7 +147,7 @@ class TensorSamples(Samples):
         if self.augment is not None or self.stamps or type(self).batch is not TensorSamples.batch:
             yield from super().batches(order, sizes, generator)  # what is drawn, or may change, from batch to batch
             return
-        largest = max(sizes, default=0) * (self.inputs.nbytes // max(1, len(self.inputs)))
+        largest = max(sizes, default=0) * (self._inputs.nbytes // max(1, len(self._inputs)))
         at_once = max(1, SMALL_BYTES // max(1, largest))
         at = 0
         for first in range(0, len(sizes), at_once):
@@ -149,11 +157,14 @@ class TensorSamples(Samples):
             at += sum(group)
 
     def subset(self, indices: Tensor) -> TensorSamples:
-        indices = indices.to(self.inputs.device)
+        indices = indices.to(self._inputs.device)
         if len(indices) == len(self) and torch.equal(indices, torch.arange(len(self), device=indices.device)):
             return self  # a full copy of the data need not be copied
         stamps = [(stamp, rows.index_select(0, indices)) for stamp, rows in self.stamps]
-        return self._with(self.inputs.index_select(0, indices), self.targets.index_select(0, indices), stamps)
+        part = self._with(self._inputs[:0], self.targets[:0], [])
+        part._inputs, part._rows = self._inputs, indices if self._rows is None else self._rows[indices]
+        part.targets, part.stamps = self.targets.index_select(0, indices), tuple(stamps)
+        return part
 
     def relabel(self, targets: Tensor) -> TensorSamples:
         return self._with(self.inputs, targets.to(self.targets.device), self.stamps)

@@ -177,7 +177,7 @@ class Standardize:
             (b, f) float32 on the same device.
         """
         mean, std = self._moments(features.device)
-        return (features - mean) / std
+        return (features - mean).div_(std)
 
     def _moments(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Mean and deviation on `device`, copied there once: a copy per batch would stall a GPU."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fl_lightning.errors import ConfigurationError
+from fl_lightning.parts import named_buffers, named_parameters
 
 
 class Layout:
@@ -53,7 +54,7 @@ class Layout:
 
     def flatten(self, module: nn.Module) -> Tensor:
         """The module's values as a (d,) float32 vector."""
-        device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), None)
+        device = next((tensor.device for _, tensor in (*named_parameters(module), *named_buffers(module))), None)
         vector = torch.empty(self.num_coordinates, device=device)
         self.read(module, self.pieces(vector))
         return vector
@@ -99,17 +100,20 @@ class Snapshot:
     def __init__(self, module: nn.Module) -> None:
         self._tensors = {name: tensor.clone() for name, tensor in named_state(module)}
 
+    def __len__(self) -> int:
+        """How many tensors that are."""
+        return len(self._tensors)
+
     def restore(self, module: nn.Module) -> None:
         """Copy the values back into the module's tensors."""
-        there = {name: tensor for name, tensor in named_state(module) if name in self._tensors}
+        there = [(name, tensor) for name, tensor in named_state(module) if name in self._tensors]
         if there:
-            torch._foreach_copy_(list(there.values()), [self._tensors[name] for name in there])
+            torch._foreach_copy_([tensor for _, tensor in there], [self._tensors[name] for name, _ in there])
 
 
 def named_state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Every parameter and buffer, detached, with its name."""
-    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        yield name, tensor.detach()
+    return ((name, tensor.detach()) for name, tensor in (*named_parameters(module), *named_buffers(module)))
 
 
 def clamp_variances(module: nn.Module) -> None:
@@ -124,9 +128,9 @@ def _no_buffers(_: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _trainable_parameters(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    return ((name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad)
+    return ((name, parameter) for name, parameter in named_parameters(module) if parameter.requires_grad)
 
 
 def _floating_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     kept = module.state_dict(keep_vars=True)
-    return ((name, b) for name, b in module.named_buffers() if b.is_floating_point() and name in kept)
+    return ((name, b) for name, b in named_buffers(module) if b.is_floating_point() and name in kept)
