@@ -58,7 +58,7 @@ class RecordedSteps:
     Attributes:
         known: whether the module is as it was when the last client began, but for the values of its tensors, so that the next
             client may begin without a look at every part. Whoever calls `begin` has to know.
-        lazy: whether what a client ends with stays in `weights`, for whoever wants it, and the module's parameters as they were.
+        lazy: whether what a client ends with stays in `weights`, and the module's parameters are left as they were.
 
     Raises:
         NotRecordableError: also from `step`, with the module's values in any state.
@@ -262,7 +262,7 @@ class RecordedSteps:
 
 
 def state_of(flat: FlatState, others: list[Tensor]) -> list[Tensor]:
-    """What a step reads and writes: parameters, momenta, the module's other tensors, gradients; parameters and gradients again."""
+    """What a step reads and writes: parameters, momenta, the module's other tensors, gradients; then views of the parts."""
     return [flat.parameters, flat.momenta, *others, flat.gradients, *flat.places, *flat.gradient_places]
 
 

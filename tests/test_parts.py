@@ -1,5 +1,7 @@
 """Parts and tensors of a module, as PyTorch lists them."""
 
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -26,7 +28,8 @@ def test_any_module_even_with_parts_and_tensors_in_several_places(data: st.DataO
         inside = data.draw(st.lists(st.sampled_from(made), max_size=3))
         made.append(nn.Sequential(*inside))
         if data.draw(st.booleans()):
-            made[-1].register_parameter("tied", data.draw(st.sampled_from([None, linear.weight, norm.bias])))
+            tied: Any = data.draw(st.sampled_from([None, linear.weight, norm.bias]))
+            made[-1].register_parameter("tied", tied)
         if data.draw(st.booleans()):
             made[-1].register_buffer("shared", data.draw(st.sampled_from([None, norm.running_mean])))
         if data.draw(st.booleans()):
