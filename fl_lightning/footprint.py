@@ -63,6 +63,7 @@ class Footprint:
         rule_vectors: vectors of S numbers that the rule remembers, or works with beside the aggregate.
         sum_size: float64 numbers in a sum over coordinates that the rule asks for: N * N for distances, 0 for none.
         gather_copies: copies of its own that the backend's all-gather makes of what it gathers: 1 with gloo, 0 with NCCL.
+        recorded: whether steps are recorded, on weights, gradients and momenta of their own that last.
         branches: clients that are trained together, each in tensors of its own; 1 for one after the other.
         watched: whether an attack watches the global model's steps, so that the last one is kept.
 
@@ -84,6 +85,7 @@ class Footprint:
     rule_vectors: int = 0
     sum_size: int = 0
     gather_copies: int = 0
+    recorded: bool = False
     branches: int = 1
     watched: bool = False
 
@@ -91,7 +93,7 @@ class Footprint:
     def throughout(self) -> list[Term]:
         """What is there from the beginning of the round to its end."""
         d, copies = self.num_coordinates, self.server_copies
-        of_client = self.model_bytes + FLOAT32 * self.optimizer_copies * d
+        of_client = self.model_bytes + FLOAT32 * (self.optimizer_copies + self.recorded) * d
         many = self.branches if self.branches > 1 else 0
         return [
             Term("global model", f"{self.model_bytes:,} bytes", self.model_bytes),
@@ -100,6 +102,7 @@ class Footprint:
             numbers("server optimizer", "copies * d", copies, d),
             numbers("watched step", "d", self.watched * d),
             numbers("rule's vectors", "vectors * S", self.rule_vectors, owned(d, self.world)),
+            numbers("recorded steps", "(2 + copies) * d", self.recorded * (2 + self.optimizer_copies), d),
             Term("clients together", f"branches * client: {many:,} * {of_client:,}", many * of_client),
         ]
 
@@ -120,8 +123,8 @@ class Footprint:
             buffers,
             numbers("old and new weights", "2 * (W * S)", 2, world * s),
             Term("snapshot", "the model", self.model_bytes),
-            numbers("gradients", "d", d),
-            numbers("client's optimizer", "copies * d", self.optimizer_copies, d),
+            numbers("gradients", "d", not self.recorded, d),
+            numbers("client's optimizer", "copies * d", (not self.recorded) * self.optimizer_copies, d),
         ]
         exchange = [max(trained, shard, key=lambda term: term.bytes), buffers]
         aggregation = [shard, buffers, numbers("aggregate", "S", s), numbers("next watched step", "2 * d", 2 * self.watched, d)]
@@ -223,10 +226,12 @@ def check_fits(footprint: Footprint, available: int | None, held: int = 0) -> No
     needed = footprint.total - held
     if available is None or needed <= available:
         return
+    many = footprint.branches
+    together = f"fewer clients side by side than {many} (model.local.branches; all, with stacked), " if many > 1 else ""
     raise ConfigurationError(
         f"a round takes at least {readable(footprint.total)} on a rank, {readable(needed)} of it still to be found, but "
         f"{readable(available)} are free; lower model.cohort.clients_per_round = {footprint.num_clients}, use more ranks than "
-        f"{footprint.world}, a smaller model.bucket_bytes than {footprint.bucket_bytes} or a smaller model\n"
+        f"{footprint.world}, {together}a smaller model.bucket_bytes than {footprint.bucket_bytes} or a smaller model\n"
         f"{footprint.arithmetic()}"
     )
 

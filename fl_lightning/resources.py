@@ -51,6 +51,7 @@ def prepare_memory(
         optimizer_copies=state_copies(read_optimizers(clients.module.configure_optimizers())[0]),
         server_copies=state_copies(server),
         gather_copies=int(on_cpu),  # gloo's all-gather makes one of its own
+        recorded=clients.executor.chosen != "sequential",  # or perhaps: auto decides later
         branches=most if clients.local.executor == "stacked" else min(most, clients.local.branches),
         watched=any(attack.watches_steps for attack in attacks),
     )

@@ -74,6 +74,19 @@ def test_a_rank_may_train_more_clients_than_its_share():
 def test_clients_trained_together_have_weights_and_optimizers_of_their_own():
     alone, together = (in_vectors(replace(SMALL, optimizer_copies=2, branches=branches))[0] for branches in (1, 3))
     assert together - alone == 3 * (1 + 2)
+    alone, together = (
+        in_vectors(replace(SMALL, optimizer_copies=2, recorded=True, branches=branches))[0] for branches in (1, 3)
+    )
+    assert together - alone == 3 * (1 + 1 + 2)
+
+
+def test_recorded_steps_have_weights_gradients_and_momenta_that_last():
+    (throughout, phases), (of_recorded, phases_of_recorded) = (
+        in_vectors(replace(SMALL, optimizer_copies=1, recorded=recorded)) for recorded in (False, True)
+    )
+    assert of_recorded - throughout == 3
+    assert phases["training"] - phases_of_recorded["training"] == 2
+    assert phases["aggregation"] == phases_of_recorded["aggregation"]
 
 
 def test_the_arithmetic_adds_up_and_says_where_it_comes_from():
@@ -212,6 +225,9 @@ def test_a_round_that_does_not_fit_is_refused():
     for remedy in ("clients_per_round = 20", "more ranks than 2", "model.bucket_bytes than 327680", "smaller model"):
         assert remedy in message
     assert message.endswith(SMALL.arithmetic())
+    assert "side by side" not in message
+    with pytest.raises(ConfigurationError, match=r"fewer clients side by side than 3 \(model\.local\.branches"):
+        check_fits(replace(SMALL, branches=3), 0)
 
 
 def tell(root: Path, files: dict[str, str]) -> Path:

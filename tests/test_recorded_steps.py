@@ -16,7 +16,7 @@ from fl_lightning.local_training import LocalTraining
 from fl_lightning.models import CNN, LSTM, MLP, Classifier, ResNet18
 from fl_lightning.recorded_steps import RecordedSteps
 from fl_lightning.recordings import RECORD_AFTER, NotRecordableError, Recording
-from fl_lightning.traced_graphs import factors_to_inputs, remove_detours, without_python
+from fl_lightning.traced_graphs import factors_to_inputs, remove_detours, results_to_places, without_python
 from fl_lightning.updates.layout import Snapshot, named_state
 
 
@@ -413,6 +413,37 @@ def test_constants_of_a_step() -> None:
     module = Weighted(sizes=(6, 5, 3))
     module.__dict__["weight"] = torch.tensor(1.7)  # neither parameter nor buffer
     assert assert_same(module, LocalTraining(batch_size=8), CLIENTS).recordings
+
+
+def test_results_are_written_to_their_places() -> None:
+    def function(
+        product: Tensor, total: Tensor, read_before: Tensor, used_twice: Tensor, wide: Tensor, x: Tensor
+    ) -> list[Tensor]:
+        read = read_before * 2
+        shared = x @ x
+        product.copy_(x.t() @ x)
+        total.copy_(x.sum([0], keepdim=True).view(3))
+        read_before.copy_(x @ x.t())
+        used_twice.copy_(shared)
+        wide.copy_(x @ x)
+        return [read, shared, product * total]
+
+    x = torch.randn(3, 3)
+    places = [torch.randn(shape) for shape in ((3, 3), (3,), (3, 3), (3, 3))] + [torch.randn(3, 3).double()]
+    graph = make_fx(function)(*(place.clone() for place in places), x)
+    results_to_places(graph)
+    assert graph.code.count("aten.copy_.") == 3  # of what is read before, of what is needed elsewhere, of another type
+    assert graph.code.count("aten.mm.out") == graph.code.count("aten.sum.IntList_out") == 1
+    first, second = ([place.clone() for place in places] for _ in range(2))
+    expected, found = function(*first, x), graph(*second, x)
+    assert all(torch.equal(a, b) for a, b in zip((*first, *expected), (*second, *found), strict=True))
+
+
+def test_gradients_are_written_where_sgd_reads_them() -> None:
+    stepper = assert_same(MLP(sizes=(6, 5, 3)), LocalTraining(batch_size=8), [samples(40)] * 2)
+    (recording,) = stepper.recordings.values()
+    assert "copy_" not in recording.graph.code
+    assert recording.graph.code.count("aten.add_.") == 2  # momentum and weights, whatever the number of layers
 
 
 def test_detours_and_numbers_leave_a_recording() -> None:
