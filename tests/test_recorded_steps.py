@@ -416,9 +416,8 @@ def test_constants_of_a_step() -> None:
 
 
 def test_results_are_written_to_their_places() -> None:
-    def function(
-        product: Tensor, total: Tensor, read_before: Tensor, used_twice: Tensor, wide: Tensor, x: Tensor
-    ) -> list[Tensor]:
+    def function(*tensors: Tensor) -> list[Tensor]:
+        product, total, read_before, used_twice, wide, x = tensors
         read = read_before * 2
         shared = x @ x
         product.copy_(x.t() @ x)
