@@ -1,7 +1,7 @@
 """A module's parts and tensors by name, in PyTorch's order.
 
-PyTorch's own `named_modules` and what builds on it are chains of generators, that take half as long for a small network as its
-training step; and they are needed several times for every client.
+PyTorch's own `named_modules`, and what builds on it, are chains of generators and take twice as long; local training asks for
+parts and tensors several times for every client.
 """
 
 from __future__ import annotations

@@ -84,11 +84,12 @@ class RecordedSteps:
         self.waiting = []  # of a client whose training failed
         if not self.known:
             self.inspect()
-        self.groups = hyperparameters(optimizer, self.parameters)
-        remembers = any(group["momentum"] for group in self.groups)
-        optimized = self.looks, [group["places"] for group in self.groups], remembers
+        optimized = self.read(optimizer)
+        if self.known and optimized != self.optimized:  # so there is more that is not known
+            self.inspect()
+            optimized = self.read(optimizer)
         if self.flat is None or optimized != self.optimized:
-            self.flat, self.optimized = FlatState(self.parameters, remembers), optimized
+            self.flat, self.optimized = FlatState(self.parameters, remembers=optimized[-1]), optimized
             self.recordings.clear()
         self.flat.momenta.zero_()  # which is what SGD's momentum is before the first step
         self.load()
@@ -108,6 +109,11 @@ class RecordedSteps:
             self.made_for = made_for
             self.trained, self.others = list(trained), [name for name in self.tensors if name not in trained]
             self.recordings.clear()
+
+    def read(self, optimizer: Optimizer) -> tuple[Any, ...]:
+        """Take over an optimizer's groups. Returns what vectors depend on: looks, groups' members, whether there is momentum."""
+        self.groups = hyperparameters(optimizer, self.parameters)
+        return self.looks, [group["places"] for group in self.groups], any(group["momentum"] for group in self.groups)
 
     def load(self) -> None:
         """Begin the next step with the module's values."""

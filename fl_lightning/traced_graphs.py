@@ -30,21 +30,22 @@ def results_to_places(graph: torch.fx.GraphModule) -> None:
     """Have matrix products, and sums over samples, that are copied into an input of the graph write there themselves."""
     aten = torch.ops.aten
     number = {node: i for i, node in enumerate(graph.graph.nodes)}
-    for copy in list(graph.graph.nodes):
-        if copy.target is not aten.copy_.default:
-            continue
+    for copy in [node for node in graph.graph.nodes if node.target is aten.copy_.default]:
         place, made = copy.args
-        if place.op != "placeholder" or any(number[user] < number[copy] for user in place.users):  # somebody reads it before
-            continue
         result = made.args[0] if made.target is aten.view.default else made
-        alike = all(result.meta["tensor_meta"].dtype == node.meta["tensor_meta"].dtype for node in (made, place))
-        if not alike or list(result.users) != ([made] if result is not made else [copy]) or list(made.users) != [copy]:
-            continue
-        if result is made and made.target is aten.mm.default:
+        if made.target is aten.mm.default:
             target, arguments = aten.mm.out, made.args
         elif result is not made and result.target is aten.sum.dim_IntList and result.args[1:] == ([0], True):
             target, arguments = aten.sum.IntList_out, (result.args[0], [0], False)  # of one axis less, as the view of it
         else:
+            continue
+        needed_elsewhere = len(made.users) > 1 or len(result.users) > 1
+        read_before = any(number[user] < number[copy] for user in place.users)
+        if place.op != "placeholder" or read_before or needed_elsewhere:
+            continue
+        wanted, given, summed = (node.meta["tensor_meta"] for node in (place, made, result))
+        shape = given.shape if result is made else summed.shape[1:]
+        if not wanted.shape == given.shape == shape or not wanted.dtype == given.dtype == summed.dtype:
             continue
         with graph.graph.inserting_before(result):
             written = graph.graph.call_function(target, arguments, {"out": place})

@@ -325,6 +325,24 @@ def test_an_optimizer_of_other_parameters_ends_a_recording() -> None:
             assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
+def test_parameters_that_are_replaced_as_a_client_begins() -> None:
+    class Renews(MLP):
+        def configure_optimizers(self) -> Any:
+            self.layers[2].weight = nn.Parameter(self.layers[2].weight.detach() * 0.5)
+            return super().configure_optimizers()
+
+    torch.manual_seed(0)
+    module, local = Renews(sizes=(6, 6, 3)), LocalTraining(batch_size=8)
+    stepper = RecordedSteps(module, local)
+    for data in CLIENTS:
+        start = Snapshot(module)
+        expected = [p.detach().clone() for p in (local.train(module, data, torch.Generator()), *module.parameters())[1:]]
+        start.restore(module)
+        local.train(module, data, torch.Generator(), stepper=stepper)
+        stepper.known = True  # which is not so
+        assert all(torch.equal(a, b) for a, b in zip(module.parameters(), expected, strict=True))
+
+
 def test_tied_weights() -> None:
     class Tied(MLP):
         def __init__(self) -> None:
@@ -417,7 +435,7 @@ def test_constants_of_a_step() -> None:
 
 def test_results_are_written_to_their_places() -> None:
     def function(*tensors: Tensor) -> list[Tensor]:
-        product, total, read_before, used_twice, wide, x = tensors
+        product, total, read_before, used_twice, wide, spread, x = tensors
         read = read_before * 2
         shared = x @ x
         product.copy_(x.t() @ x)
@@ -425,13 +443,17 @@ def test_results_are_written_to_their_places() -> None:
         read_before.copy_(x @ x.t())
         used_twice.copy_(shared)
         wide.copy_(x @ x)
+        spread.copy_(x @ x)
         return [read, shared, product * total]
 
     x = torch.randn(3, 3)
-    places = [torch.randn(shape) for shape in ((3, 3), (3,), (3, 3), (3, 3))] + [torch.randn(3, 3).double()]
+    places = [torch.randn(shape) for shape in ((3, 3), (3,), (3, 3), (3, 3))] + [
+        torch.randn(3, 3).double(),
+        torch.randn(2, 3, 3),
+    ]
     graph = make_fx(function)(*(place.clone() for place in places), x)
     results_to_places(graph)
-    assert graph.code.count("aten.copy_.") == 3  # of what is read before, of what is needed elsewhere, of another type
+    assert graph.code.count("aten.copy_.") == 4  # what is read before, needed elsewhere, of another type or shape
     assert graph.code.count("aten.mm.out") == graph.code.count("aten.sum.IntList_out") == 1
     first, second = ([place.clone() for place in places] for _ in range(2))
     expected, found = function(*first, x), graph(*second, x)
