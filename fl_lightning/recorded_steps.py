@@ -111,7 +111,7 @@ class RecordedSteps:
             self.recordings.clear()
 
     def read(self, optimizer: Optimizer) -> tuple[Any, ...]:
-        """Take over an optimizer's groups. Returns what vectors depend on: looks, groups' members, whether there is momentum."""
+        """Take over an optimizer's groups. Returns what vectors depend on: looks, groups' members, any momentum."""
         self.groups = hyperparameters(optimizer, self.parameters)
         return self.looks, [group["places"] for group in self.groups], any(group["momentum"] for group in self.groups)
 

@@ -328,7 +328,8 @@ def test_an_optimizer_of_other_parameters_ends_a_recording() -> None:
 def test_parameters_that_are_replaced_as_a_client_begins() -> None:
     class Renews(MLP):
         def configure_optimizers(self) -> Any:
-            self.layers[2].weight = nn.Parameter(self.layers[2].weight.detach() * 0.5)
+            last: Any = self.layers[2]
+            last.weight = nn.Parameter(last.weight.detach() * 0.5)
             return super().configure_optimizers()
 
     torch.manual_seed(0)
