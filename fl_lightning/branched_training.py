@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fl_lightning.data.base import Samples
-from fl_lightning.flat_state import FlatState
+from fl_lightning.flat_state import look
 from fl_lightning.local_training import (
     LocalScheduler,
     LocalTraining,
@@ -51,8 +51,8 @@ class BranchedTraining:
     def __init__(self, module: L.LightningModule, local: LocalTraining) -> None:
         self.module, self.local = module, local
         self.steps = RecordedSteps(module, local)
-        self.states: list[list[Tensor]] = []  # of each branch, what `self.steps.state` is of the module
-        self.made_for: FlatState | None = None
+        self.states: list[list[Tensor]] = []  # of each branch, as `self.steps.state`
+        self.made_for: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies: recordings belong to the module that they were made for."""
@@ -95,8 +95,9 @@ class BranchedTraining:
         optimizers = [read_optimizers(self.module.configure_optimizers()) for _ in clients]
         self.steps.begin(optimizers[0][0])
         start = self.steps.state
-        if self.steps.flat is not self.made_for:
-            self.states, self.made_for = [], self.steps.flat
+        made_for = self.steps.flat, [look(tensor) for tensor in start]
+        if made_for != self.made_for:
+            self.states, self.made_for = [], made_for
         while len(self.states) < len(clients):
             self.states.append(self.steps.another())
         for state in self.states[: len(clients)]:

@@ -268,7 +268,11 @@ class Clients:
     def train_client(
         self, t: int, round_: LocalRound, position: int, broadcast: Broadcast, memory: dict[int, Tensor]
     ) -> dict[str, float]:
-        """Train one client of the cohort in place; all its randomness comes from (seed, round, client). Returns its logs."""
+        """Train one client of the cohort; all its randomness comes from (seed, round, client). `executor` has its weights then.
+
+        Returns:
+            What it logged.
+        """
         client = round_.clients[position]
         malicious = round_.malicious[position]
         draws = partial(self.draws, t, "client", "batches", client)

@@ -37,7 +37,7 @@ class LocalExecutor:
     """Trains clients in one module, one after the other.
 
     Args:
-        module: trained in place.
+        module: trained in place, or by recorded steps on copies of its parameters.
         local: how a client trains, and which executor is asked for.
 
     Attributes:

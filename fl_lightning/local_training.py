@@ -63,13 +63,13 @@ class Stepper(Protocol):
         """Another client begins, with a fresh optimizer."""
 
     def look_again(self) -> None:
-        """The module's tensors may be others than before."""
+        """The module, its values or its tensors may be others than before."""
 
     def step(self, batch: Any, optimizer: Optimizer, logs: LogCollector) -> None:
         """Train on one batch, now or in `catch_up`."""
 
     def catch_up(self, logs: LogCollector) -> None:
-        """Train on all batches that are left of those that were given."""
+        """Train on all batches that are left of those that were given. The stepper says where the weights are then."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class LocalTraining:
         steps: int | None = None,
         stepper: Stepper | None = None,
     ) -> dict[str, float]:
-        """Train the module in place.
+        """Train the module, in place unless `stepper` keeps weights of its own.
 
         Args:
             module: holds the global weights and ends with the client's.

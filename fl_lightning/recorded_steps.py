@@ -6,7 +6,7 @@ on a CPU by TorchScript's interpreter, several steps in a call, on a GPU as a CU
 kernel.
 
 The operations, and so the bits, are those of plain PyTorch. What cannot be recorded is refused (`NotRecordableError`): values
-read back to Python inside a step, other optimizers than SGD, torchmetrics objects.
+read back to Python inside a step, other optimizers than SGD, torchmetrics objects, parameters of several types.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class RecordedSteps:
         local: how a client trains.
 
     Attributes:
-        known: whether the module is as it was when the last client began, but for the values of its tensors, so that the next
-            client may begin without a look at every part. Whoever calls `begin` has to know.
+        known: whether the module has the parts and tensors that it had when the last client began, so that they need not be
+            looked for again. Whoever calls `begin` has to know.
         lazy: whether what a client ends with stays in `weights`, and the module's parameters are left as they were.
 
     Raises:
@@ -82,10 +82,12 @@ class RecordedSteps:
     def begin(self, optimizer: Optimizer) -> None:
         """Another client, whose fresh `optimizer` remembers nothing."""
         self.waiting = []  # of a client whose training failed
-        if not self.known:
+        # Of what may change from client to client: what the user's own Python may do while optimizers are made.
+        still = self.known and all(p.requires_grad for p in self.parameters) and plain_attributes(self.parts) == self.python
+        if not still:
             self.inspect()
         optimized = self.read(optimizer)
-        if self.known and optimized != self.optimized:  # so there is more that is not known
+        if still and optimized != self.optimized:  # so there is more that is not known
             self.inspect()
             optimized = self.read(optimizer)
         if self.flat is None or optimized != self.optimized:
@@ -104,7 +106,9 @@ class RecordedSteps:
         if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in self.parameters):
             raise NotRecordableError("its parameters have hooks")
         self.looks = list(map(look, self.parameters))
-        made_for = (list(trained), list(self.tensors), python_state(self.module))
+        self.parts = named_parts(self.module)
+        self.python = plain_attributes(self.parts)
+        made_for = (list(trained), list(self.tensors), self.python)
         if made_for != self.made_for:
             self.made_for = made_for
             self.trained, self.others = list(trained), [name for name in self.tensors if name not in trained]
@@ -178,7 +182,7 @@ class RecordedSteps:
             self.waiting = []
 
     def catch_up(self, logs: LogCollector) -> None:
-        """Take the steps that wait."""
+        """Take the steps that wait; unless `lazy`, the module holds then what came of all."""
         self.replay(logs)
         if not self.lazy:
             self.write_back()
@@ -191,7 +195,7 @@ class RecordedSteps:
         """A step of each of several clients, in tensors of their own; those whose steps are of one kind take it in one call.
 
         Args:
-            clients: by number, which stands for the same tensors every time, what `state` holds of the module; a batch; the
+            clients: by number, which stands for the same tensors every time, what stands in the place of `state`; a batch; the
                 client's optimizer, made as the one that `begin` was given; its logs.
         """
         alike: dict[Any, dict[int, list[Tensor]]] = defaultdict(dict)
@@ -329,8 +333,13 @@ def without_trainer(module: L.LightningModule) -> Iterator[None]:
 
 def python_state(module: nn.Module) -> dict[str, Any]:
     """What a module's steps may depend on beside tensors: plain attributes, and how long its lists are, by name."""
+    return plain_attributes(named_parts(module))
+
+
+def plain_attributes(parts: list[tuple[str, nn.Module]]) -> dict[str, Any]:
+    """The same of given parts."""
     found: dict[str, Any] = {}
-    for place, part in named_parts(module):
+    for place, part in parts:
         attributes = vars(part)
         prefix = f"{place}." if place else ""
         for name in attributes.keys() - EVERY_MODULES:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 
 from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.attacks.base import Attack
@@ -38,6 +38,7 @@ def prepare_memory(
     exchange, data = clients.exchange, clients.data
     on_cpu = exchange.device.type == "cpu"
     first = assign_owners(cohort.draw(clients.seed, 0, data.sizes).weights.long(), exchange.world)
+    optimizer, _ = read_optimizers(clients.module.configure_optimizers())
     n, most = cohort.clients_per_round, int(first.bincount().max())
     footprint = Footprint(
         num_clients=n + int(rule.needs_root),
@@ -48,10 +49,10 @@ def prepare_memory(
         bucket_bytes=exchange.bucket_bytes,
         num_buffers=clients.buffer_exchange.num_coordinates,
         data_bytes=tensor_bytes([data.train, *data.evaluation.values(), data.root_samples]),
-        optimizer_copies=state_copies(read_optimizers(clients.module.configure_optimizers())[0]),
+        optimizer_copies=state_copies(optimizer),
         server_copies=state_copies(server),
         gather_copies=int(on_cpu),  # gloo's all-gather makes one of its own
-        recorded=clients.executor.chosen != "sequential",  # or perhaps: auto decides later
+        recorded=clients.executor.chosen != "sequential" and type(optimizer) is SGD,  # or perhaps: auto decides later
         branches=most if clients.local.executor == "stacked" else min(most, clients.local.branches),
         watched=any(attack.watches_steps for attack in attacks),
     )

@@ -235,8 +235,9 @@ class StackedTraining:
                 gradients = torch.vmap(_clipped, in_dims=(0, None))(gradients, self.local.gradient_clip_norm)
             for group in groups:
                 used = [i for i in group["places"] if names[i] in gradients]
-                momenta_of_group = [momenta[i] if group["momentum"] else None for i in used]
-                sgd_step([parameters[i] for i in used], [gradients[names[i]] for i in used], momenta_of_group, group)
+                if used:
+                    of_group = [momenta[i] if group["momentum"] else None for i in used]
+                    sgd_step([parameters[i] for i in used], [gradients[names[i]] for i in used], of_group, group)
             return list(logs.values()), list(logs)
 
         return step

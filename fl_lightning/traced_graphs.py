@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable
+from copy import deepcopy
 from itertools import chain
 
 import torch
@@ -31,7 +32,7 @@ def results_to_places(graph: torch.fx.GraphModule) -> None:
     aten = torch.ops.aten
     number = {node: i for i, node in enumerate(graph.graph.nodes)}
     for copy in [node for node in graph.graph.nodes if node.target is aten.copy_.default]:
-        place, made = copy.args
+        place, made = copy.args[:2]
         result = made.args[0] if made.target is aten.view.default else made
         if made.target is aten.mm.default:
             target, arguments = aten.mm.out, made.args
@@ -49,6 +50,7 @@ def results_to_places(graph: torch.fx.GraphModule) -> None:
             continue
         with graph.graph.inserting_before(result):
             written = graph.graph.call_function(target, arguments, {"out": place})
+        number[written] = number[result]
         copy.replace_all_uses_with(written)
         for node in dict.fromkeys((copy, made, result)):
             graph.graph.erase_node(node)
@@ -99,7 +101,8 @@ def steps(state: List[Tensor], batches: List[List[Tensor]]):
     return outputs
 """
     # Two steps, as what the second finds has to be the same as well.
-    expected, found = ([[tensor.clone() for tensor in tensors] for tensors in (state, leaves, leaves)] for _ in range(2))
+    # Tensors of the state may be views of each other, and are so in the copies.
+    expected, found = ([deepcopy(state), *([leaf.clone() for leaf in leaves] for _ in range(2))] for _ in range(2))
     with warnings.catch_warnings(), torch.no_grad(), torch.jit.optimized_execution(False):
         warnings.simplefilter("ignore")  # TorchScript is deprecated, but nothing else replays without Python
         with isolate_rng():

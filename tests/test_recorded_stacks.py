@@ -97,7 +97,12 @@ def stepwise(module: Net) -> Any:
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-@pytest.mark.parametrize("configure", [None, plain, stepwise])
+def grouped(module: Net) -> SGD:
+    """One group has nothing to train."""
+    return SGD([{"params": [module.frozen]}, {"params": module.net.parameters(), "momentum": 0.5}], lr=0.1)
+
+
+@pytest.mark.parametrize("configure", [None, plain, stepwise, grouped])
 @pytest.mark.parametrize("local", [{}, {"gradient_clip_norm": 0.05}, {"precision": "bf16"}])
 def test_ragged_clients_round_after_round(configure: Any, local: dict[str, Any]) -> None:
     torch.manual_seed(0)

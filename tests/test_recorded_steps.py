@@ -1,5 +1,6 @@
 """Recorded steps: the same bits as plain ones, for whatever can be recorded; a reason for whatever cannot."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -459,6 +460,71 @@ def test_results_are_written_to_their_places() -> None:
     first, second = ([place.clone() for place in places] for _ in range(2))
     expected, found = function(*first, x), graph(*second, x)
     assert all(torch.equal(a, b) for a, b in zip((*first, *expected), (*second, *found), strict=True))
+
+
+def test_a_place_that_is_written_twice_holds_what_came_last() -> None:
+    def function(place: Tensor, x: Tensor) -> list[Tensor]:
+        place.copy_(x @ x)
+        place.copy_(x.t() @ x, non_blocking=True)
+        return [x]
+
+    x = torch.randn(3, 3)
+    graph, place = make_fx(function)(torch.zeros(3, 3), x), torch.zeros(3, 3)
+    results_to_places(graph)
+    graph(place, x)
+    assert torch.equal(place, x.t() @ x)
+
+
+def test_two_steps_are_tried_on_tensors_that_share_memory_as_the_state_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script that reads weights as they were before its first step must be found out."""
+
+    def function(vector: Tensor, part: Tensor, x: Tensor) -> list[Tensor]:
+        out = part * x
+        vector.add_(1.0)
+        return [out]
+
+    def unlike(state: list[Tensor], batches: list[list[Tensor]]) -> list[list[Tensor]]:
+        outputs = [[state[1] * x] for (x,) in batches]
+        state[0].add_(float(len(batches)))
+        return outputs
+
+    vector, x = torch.zeros(4), torch.ones(2)
+    state = [vector, vector[:2]]
+    graph = make_fx(function)(*state, x)
+    monkeypatch.setattr(torch.jit, "CompilationUnit", lambda _: SimpleNamespace(steps=unlike))
+    vector.zero_()
+    assert without_python(graph, state, [x]) is not unlike
+
+
+def test_an_attribute_that_changes_as_a_client_begins() -> None:
+    class Fades(MLP):
+        factor = 1.0
+        clients = 0
+
+        def configure_optimizers(self) -> Any:
+            self.clients += 1
+            self.factor = 0.5 if self.clients > 4 else 1.0
+            return super().configure_optimizers()
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return super().training_step(batch, batch_idx) * self.factor
+
+    def all_of(stepper_for: Any) -> list[Tensor]:
+        torch.manual_seed(0)
+        module, found = Fades(sizes=(6, 6, 3)), []
+        stepper, start = stepper_for(module), Snapshot(module)
+        for _ in range(6):
+            local.train(module, samples(40), torch.Generator().manual_seed(0), stepper=stepper)
+            found += [p.detach().clone() for p in module.parameters()]
+            start.restore(module)
+            if stepper is not None:
+                stepper.known = True
+        return found
+
+    local = LocalTraining(batch_size=8)
+    expected = all_of(lambda _: None)
+    assert all(torch.equal(a, b) for a, b in zip(all_of(lambda module: RecordedSteps(module, local)), expected, strict=True))
+    assert not torch.equal(expected[0], expected[-4])
 
 
 def test_gradients_are_written_where_sgd_reads_them() -> None:

@@ -64,6 +64,10 @@ class Samples(Dataset[Any], ABC):
     def subset(self, indices: Tensor) -> Samples:
         """The samples at `indices` ((m,) int64), in that order; repeats are allowed."""
 
+    def read_through(self, indices: Tensor) -> Samples:
+        """A subset that may read from this data set's own memory, for as long as neither that nor `indices` change."""
+        return self.subset(indices)
+
     @abstractmethod
     def relabel(self, targets: Tensor) -> Samples:
         """The same inputs with other classes; `targets` is (n,) int64."""
@@ -125,14 +129,14 @@ class TensorSamples(Samples):
 
     @property
     def inputs(self) -> Tensor:
-        """(n, ...) raw inputs. A subset has its own only when they are asked for: most are read batch by batch, and once."""
+        """(n, ...) raw inputs. What `read_through` gives has its own only from when they are asked for."""
         if self._rows is not None:
             self._inputs, self._rows = self._inputs.index_select(0, self._rows), None
         return self._inputs
 
     def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         indices = indices.to(self._inputs.device, non_blocking=True)
-        inputs = self._inputs.index_select(0, indices if self._rows is None else self._rows[indices])
+        inputs = self._inputs.index_select(0, self._of_whole(indices))
         if generator is not None and self.augment is not None:
             inputs = self.augment(inputs, generator)
         for stamp, rows in self.stamps:
@@ -157,14 +161,23 @@ class TensorSamples(Samples):
             at += sum(group)
 
     def subset(self, indices: Tensor) -> TensorSamples:
+        part = self.read_through(indices)
+        part.inputs  # noqa: B018  of its own
+        return part
+
+    def read_through(self, indices: Tensor) -> TensorSamples:
         indices = indices.to(self._inputs.device)
         if len(indices) == len(self) and torch.equal(indices, torch.arange(len(self), device=indices.device)):
             return self  # a full copy of the data need not be copied
-        stamps = [(stamp, rows.index_select(0, indices)) for stamp, rows in self.stamps]
         part = self._with(self._inputs[:0], self.targets[:0], [])
-        part._inputs, part._rows = self._inputs, indices if self._rows is None else self._rows[indices]
-        part.targets, part.stamps = self.targets.index_select(0, indices), tuple(stamps)
+        part._inputs, part._rows = self._inputs, self._of_whole(indices)
+        part.targets = self.targets.index_select(0, indices)
+        part.stamps = tuple((stamp, rows.index_select(0, indices)) for stamp, rows in self.stamps)
         return part
+
+    def _of_whole(self, indices: Tensor) -> Tensor:
+        """Where samples are in `_inputs`."""
+        return indices if self._rows is None else self._rows.index_select(0, indices)
 
     def relabel(self, targets: Tensor) -> TensorSamples:
         return self._with(self.inputs, targets.to(self.targets.device), self.stamps)

@@ -152,7 +152,7 @@ class FederatedDataModule(L.LightningDataModule):
 
     def client(self, client: int) -> Samples:
         """The clean training samples of one client."""
-        return self.train.subset(self.clients[client])
+        return self.train.read_through(self.clients[client])  # most are read batch by batch, and once
 
     def train_dataloader(self) -> Any:
         """One item per epoch: a round is an epoch of one step, and its data are the clients' own."""

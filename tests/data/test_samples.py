@@ -94,11 +94,12 @@ class TestTensorSamples:
         assert part.with_inputs(torch.zeros(3, 2)).targets.tolist() == [2, 2, 0]
         assert data.targets.tolist() == [0, 1, 2, 0, 1, 2]
 
-    def test_a_subset_has_inputs_of_its_own_once_they_are_asked_for(self):
-        data = tensors(6)
-        part = data.subset(numbers(5, 4, 3)).subset(numbers(2, 0))
+    def test_what_reads_through_has_inputs_of_its_own_once_they_are_asked_for(self):
+        data = tensors(6).stamped(lambda x: x + 100, mask(6, 3))
+        part = data.read_through(numbers(5, 4, 3)).read_through(numbers(2, 0))
         batch = part.batch(numbers(1, 0, 1))
         assert part._inputs is data._inputs
+        assert data.subset(numbers(5, 4))._inputs is not data._inputs
         assert torch.equal(part.inputs, data.inputs[[3, 5]])
         assert part._inputs is not data._inputs
         assert all(torch.equal(a, b) for a, b in zip(part.batch(numbers(1, 0, 1)), batch, strict=True))
