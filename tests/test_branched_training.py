@@ -282,6 +282,17 @@ def test_one_client_is_a_cuda_graph_without_branches(graphs: list[Graph]) -> Non
     assert parameter_layout(module).num_coordinates > 0
 
 
+def test_a_buffer_that_comes_later_finds_room() -> None:
+    torch.manual_seed(0)
+    module: Any = MLP(sizes=(6, 16, 3))
+    local, clients = LocalTraining(batch_size=8, branches=3), ragged()
+    training = BranchedTraining(module, local)
+    side_by_side(training, clients)
+    module.register_buffer("late", torch.ones(5))
+    for (a, _), (b, _) in zip(in_turn(module, local, clients), side_by_side(training, clients), strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_branches_of_a_cuda_graph_give_the_same_bits() -> None:
