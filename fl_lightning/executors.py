@@ -19,7 +19,6 @@ from torch import Tensor
 
 from fl_lightning.data.base import Samples
 from fl_lightning.local_training import LocalTraining
-from fl_lightning.parts import named_parameters
 from fl_lightning.recorded_steps import RecordedSteps, python_state
 from fl_lightning.recordings import RECORD_AFTER, NotRecordableError
 from fl_lightning.updates.layout import Snapshot, named_state
@@ -86,7 +85,7 @@ class LocalExecutor:
         """The trainable parameters that the last client ended with, in the order of `parameter_layout`."""
         if self.ahead and self.recorded is not None:
             return self.recorded.weights
-        return [parameter.detach() for _, parameter in named_parameters(self.module) if parameter.requires_grad]
+        return [parameter.detach() for parameter in self.module.parameters() if parameter.requires_grad]
 
     def start_anew(self) -> None:
         """Have the module hold what the next client starts from."""

@@ -27,7 +27,6 @@ from torchmetrics import Metric
 
 from fl_lightning.data.base import Samples
 from fl_lightning.errors import ConfigurationError
-from fl_lightning.parts import named_parameters, named_parts
 
 log = logging.getLogger(__name__)
 
@@ -138,11 +137,11 @@ class LocalTraining:
         Returns:
             What the module logged, averaged over the steps.
         """
-        parts = [part for _, part in named_parts(module)]
+        parts = list(module.modules())
         reset_metrics(parts)
         if not all(part.training for part in parts):  # to see that takes a third of `train`'s time
             module.train()
-        parameters = [p for _, p in named_parameters(module) if p.requires_grad]
+        parameters = [p for p in module.parameters() if p.requires_grad]
         device = parameters[0].device
         optimizer, scheduler = read_optimizers(module.configure_optimizers())
         step_arguments = len(inspect.signature(module.training_step).parameters) if stepper is None else 0

@@ -12,7 +12,7 @@ read back to Python inside a step, other optimizers than SGD, torchmetrics objec
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from operator import itemgetter
@@ -30,7 +30,6 @@ from torchmetrics import Metric
 
 from fl_lightning.flat_state import FlatState, look
 from fl_lightning.local_training import LocalTraining, LogCollector, logs_to, read_loss
-from fl_lightning.parts import named_parts
 from fl_lightning.recordings import NotRecordableError, Recording, Recordings, kind_for, tell
 from fl_lightning.training_step import TrainingStep, aliases, named_tensors
 
@@ -106,7 +105,7 @@ class RecordedSteps:
         if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in self.parameters):
             raise NotRecordableError("its parameters have hooks")
         self.looks = list(map(look, self.parameters))
-        self.parts = named_parts(self.module)
+        self.parts = list(self.module.named_modules())
         self.python = plain_attributes(self.parts)
         made_for = (list(trained), list(self.tensors), self.python)
         if made_for != self.made_for:
@@ -333,10 +332,10 @@ def without_trainer(module: L.LightningModule) -> Iterator[None]:
 
 def python_state(module: nn.Module) -> dict[str, Any]:
     """What a module's steps may depend on beside tensors: plain attributes, and how long its lists are, by name."""
-    return plain_attributes(named_parts(module))
+    return plain_attributes(module.named_modules())
 
 
-def plain_attributes(parts: list[tuple[str, nn.Module]]) -> dict[str, Any]:
+def plain_attributes(parts: Iterable[tuple[str, nn.Module]]) -> dict[str, Any]:
     """The same of given parts."""
     found: dict[str, Any] = {}
     for place, part in parts:

@@ -9,8 +9,6 @@ from typing import Any
 import lightning as L
 from torch import Tensor, nn
 
-from fl_lightning.parts import named_parts
-
 
 class TrainingStep(nn.Module):
     """A client's `training_step` as a `forward`, which is what `torch.func.functional_call` calls."""
@@ -26,7 +24,7 @@ class TrainingStep(nn.Module):
 
 def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Parameters and buffers of each part, under every name that they have in it."""
-    for prefix, part in named_parts(module):
+    for prefix, part in module.named_modules():
         for tensors in (part._parameters, part._buffers):
             for name, tensor in tensors.items():
                 if tensor is not None:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fl_lightning.errors import ConfigurationError
-from fl_lightning.parts import named_buffers, named_parameters
 
 
 class Layout:
@@ -54,7 +53,7 @@ class Layout:
 
     def flatten(self, module: nn.Module) -> Tensor:
         """The module's values as a (d,) float32 vector."""
-        device = next((tensor.device for _, tensor in (*named_parameters(module), *named_buffers(module))), None)
+        device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), None)
         vector = torch.empty(self.num_coordinates, device=device)
         self.read(module, self.pieces(vector))
         return vector
@@ -113,7 +112,7 @@ class Snapshot:
 
 def named_state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Every parameter and buffer, detached, with its name."""
-    return ((name, tensor.detach()) for name, tensor in (*named_parameters(module), *named_buffers(module)))
+    return ((name, tensor.detach()) for name, tensor in (*module.named_parameters(), *module.named_buffers()))
 
 
 def clamp_variances(module: nn.Module) -> None:
@@ -128,9 +127,9 @@ def _no_buffers(_: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _trainable_parameters(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    return ((name, parameter) for name, parameter in named_parameters(module) if parameter.requires_grad)
+    return ((name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad)
 
 
 def _floating_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     kept = module.state_dict(keep_vars=True)
-    return ((name, b) for name, b in named_buffers(module) if b.is_floating_point() and name in kept)
+    return ((name, b) for name, b in module.named_buffers() if b.is_floating_point() and name in kept)
