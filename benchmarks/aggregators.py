@@ -1,6 +1,9 @@
 """Seconds and memory of each server rule, against FedAvg, one read of the updates and a trimmed mean by `torch.sort`.
 
-OMP_NUM_THREADS=1 python -m benchmarks.aggregators
+    OMP_NUM_THREADS=1 python -m benchmarks.aggregators
+
+A rule has to read the updates once and to write one vector. The bytes of that over its seconds, as a share of the bandwidth of
+a copy of the updates, are `of_copy_bandwidth`.
 """
 
 from __future__ import annotations
@@ -45,9 +48,12 @@ def main() -> None:
         compiled = UpdateShard.from_updates(shard.values)
         compiled.compiled = True
         candidates["Invariant, compiled"] = partial(Invariant(tau=0.2, alpha=0.25), compiled)
+        copied = torch.empty_like(shard.values)
+        candidates["copy"] = partial(copied.copy_, shard.values)
         candidates["one read"] = partial(torch.mv, shard.values, torch.ones(d, device=device))
         candidates["torch.sort, trimmed mean"] = partial(sorted_trimmed_mean, shard.values, -(-n // 4))
-        candidates["Invariant, compiled"]()  # compiles
+        for name in ("Invariant, compiled", "copy"):  # compiles, and has the system hand out the memory
+            candidates[name]()
         # Before anything ran, so that no rule finds memory that another has freed.
         peaks = {name: peak_bytes(run, device) for name, run in candidates.items()}
         clocks = {name: timed(run, device) for name, run in candidates.items()}
@@ -58,6 +64,7 @@ def main() -> None:
                 "clients": n,
                 "coordinates": d,
                 "seconds": of_rule,
+                "of_copy_bandwidth": significant((n + 1) / (2 * n) * seconds["copy"]["median"] / of_rule["median"]),
                 "of_fedavg": significant(of_rule["median"] / seconds["FedAvg"]["median"]),
                 "of_one_read": significant(of_rule["median"] / seconds["one read"]["median"]),
                 "of_torch_sort": significant(of_rule["median"] / seconds["torch.sort, trimmed mean"]["median"]),

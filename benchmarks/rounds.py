@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import lightning as L
@@ -27,8 +28,8 @@ from benchmarks.plain_loop import plain_rounds, sorted_invariant, weighted_mean
 from fl_lightning import CohortSampler, FederatedDataModule, Federation, LocalTraining
 from fl_lightning.aggregators import FedAvg, Invariant
 from fl_lightning.cli import quiet
-from fl_lightning.data import IID, Phishing, TensorSamples
-from fl_lightning.models import CNN, MLP, Classifier
+from fl_lightning.data import IID, Dirichlet, Partition, Phishing, TensorSamples
+from fl_lightning.models import CNN, MLP, Classifier, ResNet18
 from fl_lightning.seeding import generator
 from fl_lightning.updates import parameter_layout
 
@@ -103,6 +104,7 @@ class Case:
             enable_progress_bar=False,
             enable_model_summary=False,
             limit_val_batches=0,
+            deterministic=self.device.type == "cuda",  # the plain loop's steps too from now on
         ).fit(federation, datamodule=self.data)
         self.executor = federation.clients.way
         self.weights["federation"] = parameter_layout(model).flatten(model).cpu()
@@ -139,11 +141,11 @@ def phishing() -> Phishing:
     return Phishing(IID(num_clients=100), num_train=50_000)
 
 
-def images(num_clients: int, per_client: int) -> FederatedDataModule:
-    """Random images of CIFAR-10's shape."""
-    draws, n = generator(SEED, "benchmark images"), num_clients * per_client
+def images(partition: Partition, n: int) -> FederatedDataModule:
+    """n random images of CIFAR-10's shape."""
+    draws = generator(SEED, "benchmark images")
     samples = TensorSamples(torch.randn(n, 3, 32, 32, generator=draws), torch.randint(10, (n,), generator=draws))
-    return FederatedDataModule.from_datasets(samples, samples, partition=IID(num_clients=num_clients), num_classes=10)
+    return FederatedDataModule.from_datasets(samples, samples, partition=partition, num_classes=10)
 
 
 def cases(rounds: int, device: torch.device, branches: list[int]) -> Iterator[Case]:
@@ -155,7 +157,7 @@ def cases(rounds: int, device: torch.device, branches: list[int]) -> Iterator[Ca
         branches: numbers of clients side by side.
     """
     few = max(1, rounds // 10)
-    emails, pictures = phishing(), images(10, 500)
+    emails, pictures = phishing(), images(IID(num_clients=10), 5_000)
     mlp, cnn, channels_last = MLP(), CNN(), CNN(channels_last=True)
     for rule in ("FedAvg", "Invariant"):
         for executor in ("sequential", "graph", "stacked", "auto") if rule == "FedAvg" else ("auto",):
@@ -172,17 +174,31 @@ def cases(rounds: int, device: torch.device, branches: list[int]) -> Iterator[Ca
         yield Case(name, "FedAvg", cnn, pictures, 0.01, 4, few, device, 1, channels_last, local)
 
 
+def resnets(device: torch.device) -> Iterator[Case]:
+    """The paper's networks and clients on CIFAR-10, label skew and all, in float32 and under bf16 autocast."""
+    pictures = images(Dirichlet(num_clients=100, alpha=0.5), 50_000)
+    model = ResNet18(stem="imagenet", num_classes=1000, channels_last=True)
+    for precision in ("32", "bf16"):
+        local = {"precision": precision}
+        task = f"images 3 x 32 x 32, ResNet-18, label skew, {precision}"
+        yield Case(task, "Invariant", model, pictures, 0.01, 20, 5, device, 25, local=local)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Federation against the plain loop, in client updates per second.")
     parser.add_argument("--rounds", type=int, default=20, help="rounds of one run with the MLP; a tenth of it with the CNN")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--task", default="", help="a part of the names of tasks; only these are measured")
     parser.add_argument("--branches", type=int, nargs="*", default=[], help="also so many clients side by side")
     options = parser.parse_args()
     quiet()
     torch.manual_seed(SEED)
     device = torch.device(options.device)
-    for case in cases(options.rounds, device, options.branches):
+    of_device = resnets(device) if device.type == "cuda" else ()
+    for case in chain(cases(options.rounds, device, options.branches), of_device):
+        if options.task not in case.task:
+            continue
         seconds = alternate({"plain": case.plain, "federation": case.federation}, repeats=options.repeats)
         updates = case.rounds * case.clients_per_round
         rates = {name: [updates / s for s in measured] for name, measured in seconds.items()}

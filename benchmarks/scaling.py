@@ -24,6 +24,7 @@ from fl_lightning import CohortSampler, Federation, LocalTraining
 from fl_lightning.aggregators import Invariant
 from fl_lightning.cli import quiet
 from fl_lightning.configuration import launched
+from fl_lightning.data import IID
 from fl_lightning.models import CNN, MLP
 from fl_lightning.updates import parameter_layout
 
@@ -38,7 +39,7 @@ def one_run(task: str, result: Path) -> None:
     clients, warm, rounds = TASKS[task]
     torch.manual_seed(SEED)
     mlp = task == "mlp"
-    model, data = (MLP(), phishing()) if mlp else (CNN(channels_last=True), images(10, 500))
+    model, data = (MLP(), phishing()) if mlp else (CNN(channels_last=True), images(IID(num_clients=10), 5_000))
     federation = Federation(
         model,
         Invariant(tau=0.6, alpha=0.25),

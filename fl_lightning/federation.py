@@ -29,6 +29,7 @@ from fl_lightning.clients import Clients
 from fl_lightning.cohort import Cohort, CohortSampler
 from fl_lightning.data.module import FederatedDataModule
 from fl_lightning.errors import ConfigurationError
+from fl_lightning.fresh_memory import unfilled
 from fl_lightning.local_training import LocalTraining, check_client
 from fl_lightning.prediction import check_predictions, class_probabilities, predict, predicted_classes
 from fl_lightning.resources import Compile, compiling_pays, prepare_memory
@@ -121,6 +122,7 @@ class Federation(L.LightningModule):
 
     # ---- one round ---------------------------------------------------------------------------------------------------
 
+    @unfilled()
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Round t: local training, exchange, attack, aggregation, server step."""
         t = self.global_step
@@ -223,6 +225,7 @@ class Federation(L.LightningModule):
 
     # ---- evaluation --------------------------------------------------------------------------------------------------
 
+    @unfilled()
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor] | None:
         """Predict a batch of an evaluation set; None where this rank has none left.
 

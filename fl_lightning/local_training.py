@@ -86,9 +86,9 @@ class LocalTraining:
             by measurement, for modules whose class says `recordable = True`. `stacked`: benign clients of a rank together,
             their weights stacked; equal to the others up to rounding alone, so that bits depend on the number of ranks. What
             an executor cannot take is trained sequentially.
-        branches: with `graph`, how many of a rank's benign clients are trained side by side, each in tensors of its own, with
-            the same bits. On a GPU their steps are parallel branches of one CUDA graph, as a small network's step does not
-            fill it; on a CPU nothing is gained.
+        branches: with `graph`, or `auto` that has chosen it, how many of a rank's clients are trained side by side, each in
+            tensors of its own, with the same bits. On a GPU their steps are parallel branches of one CUDA graph, as a small
+            network's step does not fill it; on a CPU nothing is gained. 0: eight on a GPU, or fewer where memory is short.
     """
 
     epochs: float = 1.0
@@ -96,7 +96,7 @@ class LocalTraining:
     precision: Literal["32", "bf16"] = "32"
     gradient_clip_norm: float = 0.0
     executor: Literal["auto", "sequential", "stacked", "graph"] = "auto"
-    branches: int = 1
+    branches: int = 0
 
     def __post_init__(self) -> None:
         if not (self.epochs >= LEAST_EPOCHS and math.isfinite(self.epochs)):
@@ -107,9 +107,9 @@ class LocalTraining:
             raise ConfigurationError(f"model.local.batch_size must be at least 1, got {self.batch_size}")
         if self.executor not in ("auto", "sequential", "stacked", "graph"):
             raise ConfigurationError(f"model.local.executor must be auto, sequential, stacked or graph, got {self.executor!r}")
-        if self.branches < 1 or (self.branches > 1 and self.executor not in ("auto", "graph")):
+        if self.branches < 0 or (self.branches > 1 and self.executor not in ("auto", "graph")):
             raise ConfigurationError(
-                "model.local.branches must be at least 1, and 1 unless model.local.executor is auto or graph; got "
+                "model.local.branches must be at least 0, and at most 1 unless model.local.executor is auto or graph; got "
                 f"{self.branches} with {self.executor}"
             )
         if not self.gradient_clip_norm >= 0:

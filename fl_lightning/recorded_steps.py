@@ -28,6 +28,7 @@ from torch.optim.sgd import sgd
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torchmetrics import Metric
 
+from fl_lightning.copying import copy_each
 from fl_lightning.flat_state import FlatState, look
 from fl_lightning.local_training import LocalTraining, LogCollector, logs_to, read_loss
 from fl_lightning.recordings import NotRecordableError, Recording, Recordings, kind_for, tell
@@ -122,7 +123,7 @@ class RecordedSteps:
         """Begin the next step with the module's values."""
         assert self.flat is not None, "begin has been called"
         self.own = [self.tensors[name].detach() for name in self.trained]
-        torch._foreach_copy_(self.flat.places, self.own)
+        copy_each(self.flat.places, self.own)
         state = state_of(self.flat, [self.tensors[name].detach() for name in self.others])
         if kind_for(state).fixed and [new.data_ptr() for new in state] != [old.data_ptr() for old in self.state]:
             self.recordings.clear()
@@ -151,7 +152,7 @@ class RecordedSteps:
     def copy(self, state: list[Tensor], into: list[Tensor]) -> None:
         """What one client has, for another: weights, momenta, buffers."""
         held = 2 + len(self.others)
-        torch._foreach_copy_(into[:held], state[:held])
+        copy_each(into[:held], state[:held])
 
     def step(self, batch: Any, optimizer: Optimizer, logs: LogCollector) -> None:
         """Train on one batch, at once or together with those that follow.
@@ -165,7 +166,7 @@ class RecordedSteps:
         recording = self.recordings.get(key)
         if recording is None:
             self.replay(logs)
-            self.take(key, optimizer, [self.state], [leaves], [logs])
+            self.take(key, [self.state], optimizer, [leaves], [logs])
             return
         if self.waiting and self.waiting_for is not recording:
             self.replay(logs)
@@ -188,10 +189,13 @@ class RecordedSteps:
 
     def write_back(self) -> None:
         """Put what came of all steps into the module."""
-        torch._foreach_copy_(self.own, self.weights)
+        copy_each(self.own, self.weights)
 
     def step_together(self, clients: Mapping[int, tuple[list[Tensor], Any, Optimizer, LogCollector]]) -> None:
         """A step of each of several clients, in tensors of their own; those whose steps are of one kind take it in one call.
+
+        A CUDA graph knows its tensors. So that there is not one for each size of a last batch and each client that may have it,
+        a client that is alone takes the step in `self.state`, into which and back its tensors are copied.
 
         Args:
             clients: by number, which stands for the same tensors every time, what stands in the place of `state`; a batch; the
@@ -203,11 +207,18 @@ class RecordedSteps:
             alike[key][number] = leaves
         for key, of_kind in alike.items():
             states, _, optimizers, logs = zip(*(clients[number] for number in of_kind), strict=True)
-            where = tuple(of_kind) if kind_for(self.state).fixed else None
-            self.take((*key, where), optimizers[0], list(states), list(of_kind.values()), list(logs))
+            of_clients = optimizers[0], list(of_kind.values()), list(logs)
+            if not kind_for(self.state).fixed:
+                self.take(key, list(states), *of_clients)
+            elif len(states) > 1:
+                self.take((*key, tuple(of_kind)), list(states), *of_clients)
+            else:
+                self.copy(states[0], self.state)
+                self.take(key, [self.state], *of_clients)
+                self.copy(self.state, states[0])
 
     def take(
-        self, key: Any, optimizer: Optimizer, states: list[list[Tensor]], leaves: list[list[Tensor]], logs: list[LogCollector]
+        self, key: Any, states: list[list[Tensor]], optimizer: Optimizer, leaves: list[list[Tensor]], logs: list[LogCollector]
     ) -> None:
         """A step of each client on a batch of one kind, recorded once that kind has been seen often enough."""
         recording = self.recordings.get(key)
@@ -255,8 +266,11 @@ class RecordedSteps:
                 if state[name] is not tensor:  # the module put another in its place
                     tensor.copy_(state[name].detach())
             used = [i for i, gradient in enumerate(found) if gradient is not None]
-            for i in used:
-                gradient_places[i].copy_(found[i])
+            if parameters.is_cuda:
+                copy_each([gradient_places[i] for i in used], [found[i] for i in used])
+            else:  # one by one, as `results_to_places` wants to see them
+                for i in used:
+                    gradient_places[i].copy_(found[i])
             if self.local.gradient_clip_norm:
                 clip([gradient_places[i] for i in used], self.local.gradient_clip_norm)
             for group in groups:  # SGD passes over what has no gradient
@@ -381,7 +395,7 @@ def hyperparameters(optimizer: Optimizer, parameters: list[Tensor]) -> list[dict
 def sgd_step(parameters: list[Tensor], gradients: list[Tensor], momenta: list[Tensor | None], group: dict[str, Any]) -> None:
     """SGD's step in place, for parameters of a group as `hyperparameters` gives it."""
     arguments = {name: group[name] for name in ARGUMENTS}
-    if not parameters[0].is_cuda:
+    if len(parameters) == 1 or not parameters[0].is_cuda:
         arguments["foreach"] = False  # the same bits; TorchScript would leave out what writes into lists
     sgd(parameters, gradients, momenta, **arguments)
 

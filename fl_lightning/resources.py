@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -20,11 +21,11 @@ from fl_lightning.local_training import read_optimizers
 
 Compile = Literal["auto", "always", "never"]
 
-SAVED_SECONDS = {"cpu": 1.5e-9, "cuda": 3e-11}
-"""Per update and coordinate, that a compiled rule is faster by: on one Zen 3 core; on a GPU by its memory bandwidth."""
+SAVED_SECONDS = {"cpu": 1.5e-9, "cuda": 6e-11}
+"""Per update and coordinate, that a compiled rule is faster by: on one Zen 3 core; on an H100."""
 
-COMPILE_SECONDS, LOAD_SECONDS = 1.0, 0.2
-"""Per client, to compile a rule's inner loop, and to load it from a cache."""
+COMPILE_SECONDS, LOAD_SECONDS = {"cpu": 1.0, "cuda": 0.03}, 0.2
+"""Per client, to compile a rule's inner loop, and to load it from a cache on a CPU."""
 
 
 def prepare_memory(
@@ -53,13 +54,16 @@ def prepare_memory(
         server_copies=state_copies(server),
         gather_copies=int(on_cpu),  # gloo's all-gather makes one of its own
         recorded=clients.executor.chosen != "sequential" and type(optimizer) is SGD,  # or perhaps: auto decides later
-        branches=most if clients.local.executor == "stacked" else min(most, clients.local.branches),
+        branches=most if clients.local.executor == "stacked" else min(most, clients.branches),
         watched=any(attack.watches_steps for attack in attacks),
     )
     give_freed_memory_back()  # of a run before
     free = exchange.collect(available_bytes(exchange.device, ranks_on_node))
     held = footprint.model_bytes + footprint.data_bytes if on_cpu else 0  # on a GPU neither is there yet
     least = min((size for size in free if size is not None), default=None)
+    while not clients.local.branches and clients.branches > 1 and least is not None and least < 2 * (footprint.total - held):
+        clients.branches //= 2  # a half is left for what is not counted, activations above all
+        footprint = replace(footprint, branches=min(most, clients.branches))
     check_fits(footprint, least, held)
     if on_cpu and least is not None and least >= 2 * (footprint.total - held):
         keep_freed_memory()
@@ -84,5 +88,7 @@ def compiling_pays(wanted: Compile, coordinates: float, limits: Sequence[int | N
     if wanted != "auto":
         return wanted == "always"
     rounds = min((limit for limit in limits if limit is not None and limit >= 0), default=math.inf)
-    cost = LOAD_SECONDS if os.environ.get("TORCHINDUCTOR_CACHE_DIR") else COMPILE_SECONDS
+    cost = COMPILE_SECONDS.get(device.type, math.inf)
+    if device.type == "cpu" and os.environ.get("TORCHINDUCTOR_CACHE_DIR"):
+        cost = LOAD_SECONDS
     return SAVED_SECONDS.get(device.type, 0.0) * coordinates * rounds > cost

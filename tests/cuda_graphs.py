@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from fl_lightning import recordings
 
@@ -35,24 +34,28 @@ class Graph:
         self.forked = False
         self.joined: list[Stream] = []
 
+    def pool(self) -> object:
+        return None
+
     def replay(self) -> None:
-        for module, places, outputs in self.calls:
-            for output, value in zip(outputs, module(*places), strict=True):
-                output.copy_(value)
+        with torch.no_grad():
+            for function, places, outputs in self.calls:
+                for output, value in zip(outputs, function(*places)[0], strict=True):
+                    output.copy_(value)
 
 
 class Spied:
-    """A traced graph whose calls a `Graph` that is being captured notes."""
+    """A step whose calls a `Graph` that is being captured notes."""
 
-    def __init__(self, module: torch.fx.GraphModule) -> None:
-        self.module, self.graph, self.recompile = module, module.graph, module.recompile
+    def __init__(self, function: Any) -> None:
+        self.function = function
 
-    def __call__(self, *tensors: Tensor) -> list[Tensor]:
-        outputs = self.module(*tensors)
+    def __call__(self, *tensors: Tensor) -> tuple[list[Tensor], list[str]]:
+        outputs, names = self.function(*tensors)
         if Graph.captured is not None:
-            Graph.captured.calls.append((self.module, tensors, outputs))
+            Graph.captured.calls.append((self.function, tensors, outputs))
             Graph.captured.streams.append(Stream.current)
-        return outputs
+        return outputs, names
 
 
 def act_out(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
@@ -83,10 +86,15 @@ def act_out(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
         "graph": capture,
         "stream": on,
         "current_stream": lambda: Stream.current,
-        "graph_pool_handle": object,
     }.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
-    monkeypatch.setattr(recordings, "make_fx", lambda function: lambda *tensors: Spied(make_fx(function)(*tensors)))
-    monkeypatch.setattr(recordings, "Recording", recordings.CudaRecording)
-    monkeypatch.setattr(recordings.CudaRecording, "streams", [])
+
+    class ActedOut(recordings.CudaRecording):
+        anchor, streams = Graph(), []
+
+        def __init__(self, function: Any, *of_clients: Any) -> None:
+            super().__init__(Spied(function), *of_clients)
+
+    for name in ("ScriptRecording", "CudaRecording"):
+        monkeypatch.setattr(recordings, name, ActedOut)
     return made

@@ -9,15 +9,17 @@ import torch
 import torch.distributed as dist
 from cuda_graphs import Graph, act_out
 from ranks import on_ranks
-from tiny import TinyClient, fit, tiny_data, tiny_federation
+from tiny import Relabel, Shrink, TinyClient, fit, tiny_data, tiny_federation
 from torch import Tensor, nn
 from torch.optim import SGD
 
 from fl_lightning import Federation, LocalTraining, recorded_steps, resources
 from fl_lightning.aggregators import FLIP
+from fl_lightning.attacks import Attack
 from fl_lightning.branched_training import BranchedTraining
 from fl_lightning.data import TensorSamples
 from fl_lightning.errors import ConfigurationError
+from fl_lightning.flat_state import look
 from fl_lightning.local_training import NotTogetherError
 from fl_lightning.models import CNN, MLP, Classifier
 from fl_lightning.updates.layout import Snapshot, named_state, parameter_layout
@@ -182,10 +184,10 @@ def test_a_reason_and_the_module_as_it_was(module: Any, data: type[TensorSamples
     assert all(torch.equal(a, b) for a, (_, b) in zip(before, named_state(made), strict=True))
 
 
-@pytest.mark.parametrize(("branches", "executor"), [(0, "graph"), (2, "sequential"), (2, "stacked")])
+@pytest.mark.parametrize(("branches", "executor"), [(-1, "graph"), (2, "sequential"), (2, "stacked")])
 def test_branches_that_do_not_go_with_the_executor_are_refused(branches: int, executor: Any) -> None:
     with pytest.raises(
-        ConfigurationError, match=rf"model\.local\.branches must be at least 1, .* got {branches} with {executor}"
+        ConfigurationError, match=rf"model\.local\.branches must be at least 0, .* got {branches} with {executor}"
     ):
         LocalTraining(branches=branches, executor=executor)
 
@@ -208,6 +210,25 @@ def test_a_run_ends_with_the_same_bits() -> None:
     found, federation = run("graph", branches=3)
     assert federation.clients.way == "graph, 3 side by side"
     assert found == expected
+
+
+@pytest.mark.parametrize(("attack", "malicious"), [(Relabel(), True), (Shrink(), False)])
+def test_malicious_clients_stand_beside_others_unless_their_steps_are_followed(
+    attack: Attack, malicious: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, together = BranchedTraining.train, []
+
+    def train(self: BranchedTraining, clients: Any) -> Any:
+        together.append(len(clients))
+        return real(self, clients)
+
+    monkeypatch.setattr(BranchedTraining, "train", train)
+    expected, federation = run("sequential", attacks=[attack], rounds=4)
+    found, _ = run("graph", branches=3, attacks=[attack], rounds=4)
+    assert found == expected
+    cohorts = [federation.cohort.draw(0, t, federation.data.sizes).malicious for t in range(1, 4)]  # the first is tried
+    assert any(cohort.any() for cohort in cohorts)
+    assert together == [len(cohort) if malicious else int((~cohort).sum()) for cohort in cohorts]
 
 
 def bits_on_ranks(branches: int) -> tuple[bytes, str]:
@@ -265,6 +286,18 @@ def test_a_cuda_graph_holds_a_branch_for_each_client(graphs: list[Graph]) -> Non
         if count > 1:  # all branch off from the stream of the capture, which waits for all of them in the end
             assert graph.forked
             assert graph.joined == graph.streams
+
+
+def test_clients_that_are_alone_in_a_kind_of_step_share_its_cuda_graph(graphs: list[Graph]) -> None:
+    torch.manual_seed(0)
+    training = assert_same(Net(), LocalTraining(epochs=2.0, batch_size=8, branches=3), ragged(), rounds=5)
+    alone = [graph for graph in graphs if len(graph.calls) == 1]
+    assert len(alone) > 1
+    for graph in alone:
+        ((_, tensors, _),) = graph.calls
+        assert tensors[0] is training.steps.state[0]
+    kinds = [tuple(look(tensor) for tensor in graph.calls[0][1]) for graph in alone]
+    assert len(set(kinds)) == len(kinds), "a kind was recorded twice"
 
 
 def test_one_client_is_a_cuda_graph_without_branches(graphs: list[Graph]) -> None:

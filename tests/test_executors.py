@@ -107,6 +107,24 @@ def test_other_bits_are_refused(clock: dict[str, float], asked: str, monkeypatch
     assert (executor.chosen, executor.reason) == ("sequential", "recorded steps of MLP give other bits")
 
 
+@pytest.mark.parametrize(("error", "chosen"), [(1e-6, "graph"), (1e-4, "sequential")])
+def test_where_sequential_training_is_not_the_same_twice_recorded_steps_may_differ_as_much(
+    clock: dict[str, float], error: float, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, noise = LocalTraining.train, torch.Generator().manual_seed(0)
+
+    def train(self: LocalTraining, module: Any, *args: Any, stepper: Any = None, **kwargs: Any) -> Any:
+        logs = real(self, module, *args, stepper=stepper, **kwargs)
+        for weight in module.parameters():
+            weight.data += torch.randn(weight.shape, generator=noise) * (1e-6 if stepper is None else error)
+        return logs
+
+    monkeypatch.setattr(LocalTraining, "train", train)
+    executor = made("auto")
+    weights_after(executor)
+    assert executor.chosen == chosen
+
+
 class Counting(MLP):
     recordable = True
 

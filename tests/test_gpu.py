@@ -4,11 +4,22 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import tiny_data, tiny_federation, tiny_trainer
+from tiny import Relabel, tiny_data, tiny_federation, tiny_trainer
 
-from fl_lightning import AggregationDiagnostics, BackdoorMetrics, LocalTraining
-from fl_lightning.aggregators import AndMask, FedAvg, Invariant, Median, TrimmedMean
+from fl_lightning import AggregationDiagnostics, BackdoorMetrics, FederatedDataModule, LocalTraining
+from fl_lightning.aggregators import (
+    AndMask,
+    Bulyan,
+    FedAvg,
+    Invariant,
+    MeanVarianceRatio,
+    Median,
+    SignSGD,
+    TrimmedMean,
+)
 from fl_lightning.callbacks.run_record import weights_sha256
+from fl_lightning.data import Dirichlet, TensorSamples
+from fl_lightning.models import ResNet18
 from fl_lightning.updates import UpdateShard
 
 pytestmark = [
@@ -16,14 +27,27 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 
-RULES = [FedAvg(), Median(), TrimmedMean(alpha=0.25), AndMask(tau=0.2), Invariant(tau=0.2, alpha=0.25)]
+RULES = [
+    FedAvg(),
+    Median(),
+    TrimmedMean(alpha=0.25),
+    AndMask(tau=0.2),
+    Invariant(tau=0.2, alpha=0.25),
+    MeanVarianceRatio(),
+    SignSGD(),
+    Bulyan(num_malicious=4),
+]
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
 def test_rules_give_the_cpus_bits(rule):
     updates = torch.randn(20, 100_003, generator=torch.Generator().manual_seed(0))
     weights = torch.arange(1.0, 21.0)
-    assert torch.equal(rule(updates.cuda(), weights.cuda()).cpu(), rule(updates, weights))
+    expected = rule(updates, weights)
+    assert torch.equal(rule(updates.cuda(), weights.cuda()).cpu(), expected)
+    compiled = UpdateShard.from_updates(updates.cuda(), weights.cuda())
+    compiled.compiled = True
+    assert torch.equal(rule(compiled).cpu(), expected)
 
 
 def test_finite_rows_and_sums_on_the_device():
@@ -43,6 +67,41 @@ def run(precision: Any) -> tuple[str, dict[str, float]]:
     trainer.fit(federation, tiny_data())
     assert next(federation.client.parameters()).dtype == torch.float32
     return weights_sha256(federation.client), {k: float(v) for k, v in trainer.callback_metrics.items()}
+
+
+@pytest.fixture
+def images():
+    draws = torch.Generator().manual_seed(0)
+    train = TensorSamples(torch.randn(300, 3, 32, 32, generator=draws), torch.randint(10, (300,), generator=draws))
+    partition = Dirichlet(num_clients=9, alpha=1.0, min_samples=5)
+    return FederatedDataModule.from_datasets(train, train, partition=partition, num_classes=10)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("stem", ["imagenet", "cifar"])
+def test_graphs_and_branches_train_a_resnet_to_the_same_bits(monkeypatch, images, stem, channels_last):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+    def trained(executor: Any, branches: int) -> str:
+        torch.manual_seed(0)
+        client = ResNet18(width=8, stem=stem, channels_last=channels_last)
+        local = LocalTraining(batch_size=8, executor=executor, branches=branches)
+        federation = tiny_federation(client=client, local=local, attacks=[Relabel()])
+        tiny_trainer(5, accelerator="gpu", deterministic=True).fit(federation, images)
+        assert federation.clients.way == {"sequential": "sequential", "graph": f"graph, {branches or 8} side by side"}[executor]
+        return weights_sha256(federation.client)
+
+    expected = trained("sequential", 0)
+    assert trained("graph", 0) == expected
+    assert trained("graph", 3) == expected
+
+
+def test_where_libraries_add_in_any_order_steps_are_recorded_all_the_same(images):
+    torch.manual_seed(0)
+    client = ResNet18(width=8, stem="imagenet", channels_last=True)
+    federation = tiny_federation(client=client, local=LocalTraining(batch_size=8, executor="graph"), attacks=[Relabel()])
+    tiny_trainer(2, accelerator="gpu", deterministic=False).fit(federation, images)
+    assert federation.clients.way == "graph, 8 side by side"
 
 
 @pytest.mark.parametrize("precision", ["32", "bf16"])

@@ -193,7 +193,7 @@ def test_modules_that_do_not_say_that_they_can_be_are_not_recorded(monkeypatch: 
     assert not assert_same(Net(), LocalTraining(epochs=2.0, batch_size=8))._recordings
 
 
-def test_the_oldest_recordings_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_there_are_many_recordings_further_kinds_go_unrecorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recordings, "MOST_RECORDINGS", 2)
     assert len(assert_same(Net(), LocalTraining(epochs=2.5, batch_size=8), rounds=4)._recordings) == 2
 

@@ -16,7 +16,7 @@ from fl_lightning.data import TensorSamples
 from fl_lightning.local_training import LocalTraining
 from fl_lightning.models import CNN, LSTM, MLP, Classifier, ResNet18
 from fl_lightning.recorded_steps import RecordedSteps
-from fl_lightning.recordings import RECORD_AFTER, NotRecordableError, Recording
+from fl_lightning.recordings import RECORD_AFTER, NotRecordableError, ScriptRecording
 from fl_lightning.traced_graphs import factors_to_inputs, remove_detours, results_to_places, without_python
 from fl_lightning.updates.layout import Snapshot, named_state
 
@@ -147,7 +147,7 @@ def test_the_packages_networks(module: Any, shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     stepper = assert_same(module(), LocalTraining(batch_size=2), [samples(2 * RECORD_AFTER + 5, shape)])
     assert stepper.recordings
-    replayed = next(iter(stepper.recordings.values()))
+    replayed: Any = next(iter(stepper.recordings.values()))
     assert isinstance(replayed.run, torch.jit.ScriptFunction), "replayed in Python"
 
 
@@ -155,13 +155,13 @@ def test_the_packages_networks(module: Any, shape: tuple[int, ...]) -> None:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many steps each replay takes of a client."""
     found: list[int] = []
-    real = Recording.replay
+    real = ScriptRecording.replay
 
     def replay(self: Any, states: Any, batches: list[list[list[Tensor]]], logs: Any) -> None:
         found.append(len(batches[0]))
         real(self, states, batches, logs)
 
-    monkeypatch.setattr(Recording, "replay", replay)
+    monkeypatch.setattr(ScriptRecording, "replay", replay)
     return found
 
 
@@ -388,10 +388,14 @@ def test_parameters_of_two_types_are_refused() -> None:
         trained(module, local, CLIENTS, RecordedSteps(module, local))
 
 
-def test_the_oldest_recordings_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_there_are_many_recordings_further_kinds_go_unrecorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recordings, "MOST_RECORDINGS", 1)
     torch.manual_seed(0)
-    assert len(assert_same(Net(), LocalTraining(batch_size=8), [samples(n) for n in (52, 52, 52, 52, 52)]).recordings) == 1
+    made = []
+    real = recordings.traced
+    monkeypatch.setattr(recordings, "traced", lambda *arguments: made.append(arguments) or real(*arguments))
+    assert len(assert_same(Net(), LocalTraining(batch_size=8), [samples(52)] * 8).recordings) == 1
+    assert len(made) == 1, "none is made twice"
 
 
 def test_batches_that_are_not_tensors_are_refused() -> None:
@@ -529,7 +533,8 @@ def test_an_attribute_that_changes_as_a_client_begins() -> None:
 
 def test_gradients_are_written_where_sgd_reads_them() -> None:
     stepper = assert_same(MLP(sizes=(6, 5, 3)), LocalTraining(batch_size=8), [samples(40)] * 2)
-    (recording,) = stepper.recordings.values()
+    recording: Any = next(iter(stepper.recordings.values()))
+    assert len(stepper.recordings) == 1
     assert "copy_" not in recording.graph.code
     assert recording.graph.code.count("aten.add_.") == 2  # momentum and weights, whatever the number of layers
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.aggregators.distances import check_num_malicious, lowest, squared_distances, sum_of_nearest
 from fl_lightning.errors import ConfigurationError
+from fl_lightning.updates.division import divide_
 from fl_lightning.updates.order_statistics import median, order_statistics
 from fl_lightning.updates.shard import UpdateShard
 
@@ -103,4 +104,4 @@ def mean_around_median(values: Tensor, count: int) -> Tensor:
         if i >= count:
             row = torch.where(up[i - count], row, 0.0)
         total += row
-    return total / count
+    return divide_(total, count)

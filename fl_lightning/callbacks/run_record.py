@@ -7,7 +7,7 @@ import os
 import platform
 import resource
 from collections.abc import Iterator, Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
@@ -148,7 +148,7 @@ class RunRecord(L.Callback):
             "weights_sha256": weights_sha256(federation.client) if finished else None,
             "config_hash": self.config_hash,
             "hardware": hardware(federation.device),
-            "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+            "versions": {"python": platform.python_version(), **{name: installed(name) for name in PACKAGES}},
             "history": self.history,
             "config": self.config,
         }
@@ -247,6 +247,14 @@ def hardware(device: torch.device) -> dict[str, Any]:
     found = {"platform": platform.platform(), "processors": os.cpu_count(), "threads_per_rank": torch.get_num_threads()}
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
     return {"device": device.type, "name": name, **found}
+
+
+def installed(package: str) -> str | None:
+    """Its version; None where it was not installed but is imported from a folder."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def processor_name() -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fl_lightning.copying import copy_each
 from fl_lightning.errors import ConfigurationError
 
 
@@ -48,8 +49,7 @@ class Layout:
 
     def read(self, module: nn.Module, pieces: list[Tensor]) -> None:
         """Write the module's values into such views."""
-        if pieces:
-            torch._foreach_copy_(pieces, self.tensors(module))
+        copy_each(pieces, self.tensors(module))
 
     def flatten(self, module: nn.Module) -> Tensor:
         """The module's values as a (d,) float32 vector."""
@@ -106,8 +106,7 @@ class Snapshot:
     def restore(self, module: nn.Module) -> None:
         """Copy the values back into the module's tensors."""
         there = [(name, tensor) for name, tensor in named_state(module) if name in self._tensors]
-        if there:
-            torch._foreach_copy_([tensor for _, tensor in there], [self._tensors[name] for name, _ in there])
+        copy_each([tensor for _, tensor in there], [self._tensors[name] for name, _ in there])
 
 
 def named_state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from fl_lightning.updates.division import divide_
+
 
 def moments(values: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and unbiased variance of each column, in float64, whose range holds the squares of all float32 numbers.
@@ -14,8 +16,8 @@ def moments(values: Tensor) -> tuple[Tensor, Tensor]:
     total = torch.zeros_like(values[0], dtype=torch.float64)
     for row in values:
         total += row
-    mean = total / n
+    mean = divide_(total, n)
     spread = torch.zeros_like(total)
     for row in values:
         spread += (row - mean).square()
-    return mean, spread / max(1, n - 1)
+    return mean, divide_(spread, max(1, n - 1))

@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fl_lightning.updates.division import divide_
+
 NETWORK_ROWS = 64
 """Most rows that go through a network on a CPU."""
 
@@ -169,8 +171,7 @@ def mean_of_ascending(rows: list[Tensor]) -> Tensor:
     total = rows[0] + 0.0  # +0, so that a sum of zeros is +0 whatever their signs
     for row in rows[1:]:
         total += row
-    total /= len(rows)
-    return total
+    return divide_(total, len(rows))
 
 
 def _trimmed_mean_of_sorted(values: Tensor, trim: int) -> Tensor:

@@ -1,6 +1,8 @@
 import hashlib
 import json
 import os
+import platform
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from tiny import tiny_data, tiny_federation, tiny_trainer
 from torch import nn
 
 from fl_lightning import BackdoorMetrics, ConfigurationError, LastCheckpoint, RunRecord
+from fl_lightning.callbacks import run_record
 from fl_lightning.callbacks.run_record import compare, experiment, last_mean, weights_sha256
 from fl_lightning.files import locked, read_lines
 
@@ -34,6 +37,19 @@ def run(folder, config=CONFIG, rounds=4, ckpt_path=None, federation=None):
     federation = federation or tiny_federation()
     trainer.fit(federation, tiny_data(), ckpt_path=ckpt_path)
     return json.loads((folder / "run.json").read_text()), federation
+
+
+def test_a_package_that_is_imported_from_a_folder_has_no_version(monkeypatch, tmp_path):
+    def version(name):
+        if name == "fl_lightning":
+            raise PackageNotFoundError(name)
+        return "1.0"
+
+    monkeypatch.setattr(run_record, "version", version)
+    record, _ = run(tmp_path, rounds=1)
+    assert record["versions"] == {**dict.fromkeys(run_record.PACKAGES, "1.0"), "fl_lightning": None} | {
+        "python": platform.python_version()
+    }
 
 
 def test_record_holds_what_it_promises(tmp_path):
