@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 
 def plain_rounds(
@@ -42,7 +41,7 @@ def plain_rounds(
     """
     device = inputs.device
     for t, cohort in enumerate(cohorts):
-        weights = parameters_to_vector(model.parameters()).detach()
+        weights = flat(model)
         updates = []
         for client in cohort:
             local = copy.deepcopy(model).train()
@@ -52,9 +51,17 @@ def plain_rounds(
                 steps.zero_grad()
                 F.cross_entropy(local(x[batch]), y[batch]).backward()
                 steps.step()
-            updates.append(weights - parameters_to_vector(local.parameters()).detach())
+            updates.append(weights - flat(local))
         counts = torch.tensor([float(len(clients[client])) for client in cohort], device=device)
-        vector_to_parameters(weights - rule(torch.stack(updates), counts), model.parameters())
+        new = weights - rule(torch.stack(updates), counts)
+        with torch.no_grad():
+            for parameter, piece in zip(model.parameters(), new.split([p.numel() for p in model.parameters()]), strict=True):
+                parameter.copy_(piece.view(parameter.shape))
+
+
+def flat(model: nn.Module) -> Tensor:
+    """(d,) all parameters, in whatever order they lie in memory."""
+    return torch.cat([parameter.detach().reshape(-1) for parameter in model.parameters()])
 
 
 def weighted_mean(updates: Tensor, counts: Tensor) -> Tensor:

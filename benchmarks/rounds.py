@@ -21,10 +21,9 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor
-from torch.nn.utils import parameters_to_vector
 
 from benchmarks.common import alternate, emit, significant, summary, synchronize
-from benchmarks.plain_loop import plain_rounds, sorted_invariant, weighted_mean
+from benchmarks.plain_loop import flat, plain_rounds, sorted_invariant, weighted_mean
 from fl_lightning import CohortSampler, FederatedDataModule, Federation, LocalTraining
 from fl_lightning.aggregators import FedAvg, Invariant
 from fl_lightning.cli import quiet
@@ -104,7 +103,7 @@ class Case:
             enable_progress_bar=False,
             enable_model_summary=False,
             limit_val_batches=0,
-            deterministic=self.device.type == "cuda",  # the plain loop's steps too from now on
+            deterministic=self.device.type == "cuda",
         ).fit(federation, datamodule=self.data)
         self.executor = federation.clients.way
         self.weights["federation"] = parameter_layout(model).flatten(model).cpu()
@@ -112,6 +111,7 @@ class Case:
 
     def plain(self) -> float:
         """Seconds of the same rounds of the plain loop."""
+        torch.use_deterministic_algorithms(False)  # which the federation's Trainer has asked for
         model = copy.deepcopy(self.model).to(self.device)
         inputs, targets = (part.to(self.device) for part in self.data.train.batch(torch.arange(len(self.data.train))))
         first, last = self.warm_rounds, self.warm_rounds + self.rounds
@@ -132,7 +132,7 @@ class Case:
         )
         synchronize(self.device)
         seconds = time.perf_counter() - began
-        self.weights["plain"] = parameters_to_vector(model.parameters()).detach().cpu()
+        self.weights["plain"] = flat(model).cpu()
         return seconds
 
 

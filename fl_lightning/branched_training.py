@@ -26,7 +26,7 @@ from fl_lightning.local_training import (
     read_optimizers,
     resident,
 )
-from fl_lightning.recorded_steps import RecordedSteps
+from fl_lightning.recorded_steps import Held, RecordedSteps
 from fl_lightning.recordings import NotRecordableError
 from fl_lightning.seeding import global_draws
 
@@ -52,25 +52,25 @@ class BranchedTraining:
         self.module, self.local = module, local
         self.steps = RecordedSteps(module, local)
         self.states: list[list[Tensor]] = []  # of each branch, as `self.steps.state`
+        self.alone: list[Tensor] = []  # the same
         self.made_for: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies: recordings belong to the module that they were made for."""
-        return {**vars(self), "steps": RecordedSteps(self.module, self.local), "states": [], "made_for": None}
+        return {**vars(self), "steps": RecordedSteps(self.module, self.local), "states": [], "alone": [], "made_for": None}
 
-    def train(self, clients: Sequence[Client]) -> Iterator[tuple[int, dict[str, float]]]:
-        """Train all clients from what the module holds.
+    def train(self, clients: Sequence[Client], buffers: list[str]) -> Iterator[tuple[int, dict[str, float], Held]]:
+        """Train all clients from what the module holds, and goes on to hold.
 
         Args:
             clients: data and batch generator of each, as `LocalTraining.train` takes them.
+            buffers: the names of those that are asked for.
 
         Yields:
-            (i, what client i logged), in whatever order, with that client's parameters and buffers in the module; whoever takes
-            it puts back what the module held before.
+            (i, what client i logged, what it ends with until the next is asked for), in whatever order.
 
         Raises:
-            NotTogetherError: if it cannot be done, for whatever reason, with the module as it was given back. Clients that were
-                handed out before are trained.
+            NotTogetherError: if it cannot be done, for whatever reason. Clients that were handed out before are trained.
         """
         steps = [self.local.num_steps(len(samples)) for samples, _ in clients]
         order = sorted(range(len(clients)), key=lambda i: (-steps[i], -len(clients[i][0])))
@@ -84,9 +84,7 @@ class BranchedTraining:
                 name = type(self.module).__name__
                 raise NotTogetherError(f"{name} cannot be trained side by side: {kind}{line}") from error
             for i, state, of_client in zip(members, self.states, logs, strict=False):
-                self.steps.copy(state, self.steps.state)
-                self.steps.write_back()
-                yield i, of_client.averages()
+                yield i, of_client.averages(), self.steps.held(state, buffers)
 
     def _train(self, clients: Sequence[Client]) -> list[LogCollector]:
         """Train B clients or fewer, in this order, in the first of `self.states`; what each logged."""
@@ -97,7 +95,7 @@ class BranchedTraining:
         start = self.steps.state
         made_for = self.steps.flat, [look(tensor) for tensor in start]
         if made_for != self.made_for:
-            self.states, self.made_for = [], made_for
+            self.states, self.alone, self.made_for = [], self.steps.another(), made_for
         while len(self.states) < len(clients):
             self.states.append(self.steps.another())
         for state in self.states[: len(clients)]:
@@ -108,7 +106,8 @@ class BranchedTraining:
             for b, ((samples, draws), (_, scheduler)) in enumerate(zip(clients, optimizers, strict=True))
         }
         while batches := {b: batch for b, stream in streams.items() if (batch := next(stream, None)) is not None}:
-            self.steps.step_together({b: (self.states[b], batch, optimizers[b][0], logs[b]) for b, batch in batches.items()})
+            of_each = {b: (self.states[b], batch, optimizers[b][0], logs[b]) for b, batch in batches.items()}
+            self.steps.step_together(of_each, self.alone)
         if drawn != global_draws():
             raise NotTogetherError("its training_step or its data draw from the global random generators")
         return logs

@@ -26,6 +26,7 @@ from fl_lightning.data.base import Samples
 from fl_lightning.data.module import FederatedDataModule
 from fl_lightning.executors import LocalExecutor
 from fl_lightning.local_training import LocalTraining, NotTogetherError, average_logs
+from fl_lightning.recorded_steps import Held
 from fl_lightning.seeding import derive_seed, generator, seed_global_generators
 from fl_lightning.stacked_training import StackedTraining
 from fl_lightning.updates.exchange import Exchange, LocalUpdates
@@ -200,17 +201,19 @@ class Clients:
         place = {position: k for k, position in enumerate(mine)}
         logs: dict[int, dict[str, float]] = {}
 
-        def keep(position: int, logged: dict[str, float]) -> None:
-            """Store what was trained as the update of who stands there, and start anew."""
-            copy_each(pieces, self.executor.weights)
+        def keep(position: int, logged: dict[str, float], held: Held | None = None) -> None:
+            """Store what was trained as the update of who stands there, and start anew where it was trained in the module."""
+            weights, buffers = held or (self.executor.weights, self.buffer_layout.tensors(self.module))
+            copy_each(pieces, weights)
             updates.store(place[position])
-            self.buffer_layout.read(self.module, buffer_pieces)
+            copy_each(buffer_pieces, buffers)
             buffer_updates.store(place[position])
             logs[position] = logged
-            self.executor.start_anew()
+            if held is None:
+                self.executor.start_anew()
 
-        for position, logged in self.train_together(t, round_, mine):
-            keep(position, logged)
+        for position, logged, held in self.train_together(t, round_, mine):
+            keep(position, logged, held)
         for position in mine:
             if position >= len(cohort):
                 others[position - len(cohort)][1]()
@@ -231,18 +234,19 @@ class Clients:
             logs=average_logs(self.exchange.collect(logged_here)),
         )
 
-    def train_together(self, t: int, round_: LocalRound, mine: list[int]) -> Iterator[tuple[int, dict[str, float]]]:
+    def train_together(
+        self, t: int, round_: LocalRound, mine: list[int]
+    ) -> Iterator[tuple[int, dict[str, float], Held | None]]:
         """Train clients in a stack or side by side, if that is asked for and possible.
 
         Stacks are of benign clients alone. Malicious ones may stand beside others unless an attack follows their steps.
 
         Yields:
-            A position in the cohort and what its client logged, each time with that client's weights in the module.
+            A position in the cohort, what its client logged, and what it ends with; None where the module holds that.
         """
         if self.branches > 1 and self.branched is None and self.executor.chosen == "graph":
             self.branched = BranchedTraining(self.module, replace(self.local, branches=self.branches))
-        together = self.stacked or self.branched
-        if together is None:
+        if self.stacked is None and self.branched is None:
             return
         benign_alone = self.stacked is not None or any(overrides(attack, "constrain") for attack in self.attacks)
         members = [position for position in mine if position < len(round_.cohort)]
@@ -253,9 +257,15 @@ class Clients:
             seed_global_generators(derive_seed(self.seed, "client", t, client))
             samples = round_.poisoned[client] if round_.malicious[position] else self.benign_samples(client)
             given.append((samples, generator(self.seed, "batches", t, client)))
+        if not given:
+            return
         try:
-            for i, logs in together.train(given) if given else ():
-                yield members[i], logs
+            if self.branched is not None:
+                for i, logs, held in self.branched.train(given, self.buffer_layout.names):
+                    yield members[i], logs, held
+            elif self.stacked is not None:
+                for i, logs in self.stacked.train(given):
+                    yield members[i], logs, None
         except NotTogetherError as error:
             # A stack is tried again in every round, as a run that is resumed must not know. Branches give the same bits anyway.
             log.warning("in round %d clients are trained one after the other: %s", t, error)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
@@ -42,6 +42,13 @@ ARGUMENTS = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximiz
 
 settings_of = itemgetter(*ARGUMENTS)
 """Their values in one of an optimizer's groups."""
+
+
+class Held(NamedTuple):
+    """What a client ends with: its trainable parameters and floating-point buffers, in the order of their layouts."""
+
+    weights: list[Tensor]
+    buffers: list[Tensor]
 
 
 class RecordedSteps:
@@ -149,6 +156,13 @@ class RecordedSteps:
         others = self.state[2 : 2 + len(self.others)]
         return state_of(FlatState(self.own, bool(len(self.flat.momenta))), [torch.empty_like(other) for other in others])
 
+    def held(self, state: list[Tensor], buffers: list[str]) -> Held:
+        """What a client has, as views of its `state`: weights, and the module's buffers of these names."""
+        others, first = 2, 2 + len(self.others) + 1
+        at = {name: others + i for i, name in enumerate(self.others)}
+        names = [self.names[f"{self.step_of.PREFIX}.{name}"] for name in buffers]
+        return Held(state[first : first + len(self.trained)], [state[at[name]] for name in names])
+
     def copy(self, state: list[Tensor], into: list[Tensor]) -> None:
         """What one client has, for another: weights, momenta, buffers."""
         held = 2 + len(self.others)
@@ -191,13 +205,16 @@ class RecordedSteps:
         """Put what came of all steps into the module."""
         copy_each(self.own, self.weights)
 
-    def step_together(self, clients: Mapping[int, tuple[list[Tensor], Any, Optimizer, LogCollector]]) -> None:
+    def step_together(
+        self, clients: Mapping[int, tuple[list[Tensor], Any, Optimizer, LogCollector]], alone: list[Tensor]
+    ) -> None:
         """A step of each of several clients, in tensors of their own; those whose steps are of one kind take it in one call.
 
         A CUDA graph knows its tensors. So that there is not one for each size of a last batch and each client that may have it,
-        a client that is alone takes the step in `self.state`, into which and back its tensors are copied.
+        a client that is alone in its kind of step takes it in tensors that there are for this, and back.
 
         Args:
+            alone: such tensors, as `state`.
             clients: by number, which stands for the same tensors every time, what stands in the place of `state`; a batch; the
                 client's optimizer, made as the one that `begin` was given; its logs.
         """
@@ -213,9 +230,9 @@ class RecordedSteps:
             elif len(states) > 1:
                 self.take((*key, tuple(of_kind)), list(states), *of_clients)
             else:
-                self.copy(states[0], self.state)
-                self.take(key, [self.state], *of_clients)
-                self.copy(self.state, states[0])
+                self.copy(states[0], alone)
+                self.take(key, [alone], *of_clients)
+                self.copy(alone, states[0])
 
     def take(
         self, key: Any, states: list[list[Tensor]], optimizer: Optimizer, leaves: list[list[Tensor]], logs: list[LogCollector]

@@ -16,7 +16,7 @@ from fl_lightning.copying import copy_each
 from fl_lightning.traced_graphs import factors_to_inputs, remove_detours, results_to_places, without_python
 
 RECORD_AFTER = 3
-"""Steps of a kind that are taken unrecorded first: a last batch of a rare size is not worth a recording."""
+"""Steps of a kind that are taken unrecorded first at most: a last batch of a rare size is not worth a recording."""
 
 MOST_RECORDINGS = 256
 """More than there are sizes of a last batch, for batches of up to 256. Each holds a list of operations, and no tensors."""
@@ -43,10 +43,12 @@ class Recording(Protocol):
     """The operations of a step for one shape of batch, replayed.
 
     Attributes:
+        after: how many steps of a kind are taken before it is recorded.
         patient: whether steps may wait: they draw nothing that the making of the next batch may draw as well.
         fixed: whether it is about the very tensors that it was made with, not about any of their kind.
     """
 
+    after: ClassVar[int]
     patient: bool
     fixed: bool
 
@@ -63,9 +65,10 @@ class ScriptRecording:
         leaves: of a batch of each.
 
     Attributes:
-        patient, fixed: as of every `Recording`.
+        after, patient, fixed: as of every `Recording`.
     """
 
+    after = RECORD_AFTER
     fixed = False
 
     def __init__(self, function: Callable[..., Any], states: list[list[Tensor]], leaves: list[list[Tensor]]) -> None:
@@ -95,9 +98,10 @@ class CudaRecording:
         function, states, leaves: as `ScriptRecording` takes them.
 
     Attributes:
-        patient, fixed: as of every `Recording`.
+        after, patient, fixed: as of every `Recording`.
     """
 
+    after = 1  # two steps' time is what a graph takes to be made
     patient = False  # all that Python does for a step is to launch the graph
     fixed = True
 
@@ -216,15 +220,17 @@ class Recordings(dict[Any, Recording]):
             NotRecordableError: where the step cannot be recorded.
         """
         if key not in self:
+            kind = kind_for(states[0])
             self.seen[key] += 1
-            if self.seen[key] <= RECORD_AFTER or len(self) >= MOST_RECORDINGS:
+            if self.seen[key] <= kind.after or len(self) >= MOST_RECORDINGS:
                 return None
             with isolate_rng():  # recording runs the step, and draws what only the replay may draw
-                self[key] = self._record(function, states, leaves)
+                self[key] = self._record(kind, function, states, leaves)
         return self[key]
 
-    def _record(self, function: Callable[..., Any], states: list[list[Tensor]], leaves: list[list[Tensor]]) -> Recording:
-        kind = kind_for(states[0])
+    def _record(
+        self, kind: type[Any], function: Callable[..., Any], states: list[list[Tensor]], leaves: list[list[Tensor]]
+    ) -> Recording:
         if kind is CudaRecording:
             if self.draws is None:  # a graph is captured in no time, but takes what a step reads back to Python for granted
                 _, _, self.draws = traced(function, states[0], leaves[0])

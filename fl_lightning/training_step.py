@@ -13,6 +13,9 @@ from torch import Tensor, nn
 class TrainingStep(nn.Module):
     """A client's `training_step` as a `forward`, which is what `torch.func.functional_call` calls."""
 
+    PREFIX = "client"
+    """Of the names of the client's tensors."""
+
     def __init__(self, client: L.LightningModule) -> None:
         super().__init__()
         self.client = client

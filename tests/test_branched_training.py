@@ -22,7 +22,7 @@ from fl_lightning.errors import ConfigurationError
 from fl_lightning.flat_state import look
 from fl_lightning.local_training import NotTogetherError
 from fl_lightning.models import CNN, MLP, Classifier
-from fl_lightning.updates.layout import Snapshot, named_state, parameter_layout
+from fl_lightning.updates.layout import Snapshot, buffer_layout, named_state, parameter_layout
 
 RAGGED = (40, 8, 43, 0, 40, 24, 17)
 
@@ -70,21 +70,27 @@ def rng(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def sent(module: Any) -> list[Tensor]:
+    """What a client sends: weights and floating-point buffers."""
+    return [tensor.clone() for layout in (parameter_layout, buffer_layout) for tensor in layout(module).tensors(module)]
+
+
 def in_turn(module: Any, local: LocalTraining, clients: list[TensorSamples]) -> list[Result]:
     start, found = Snapshot(module), []
     for i, data in enumerate(clients):
         logs = local.train(module, data, rng(i))
-        found.append(([tensor.clone() for _, tensor in named_state(module)], logs))
+        found.append((sent(module), logs))
         start.restore(module)
     return found
 
 
 def side_by_side(training: BranchedTraining, clients: list[TensorSamples]) -> list[Result]:
     module, found = training.module, {}
-    start = Snapshot(module)
-    for i, logs in training.train([(data, rng(i)) for i, data in enumerate(clients)]):
-        found[i] = ([tensor.clone() for _, tensor in named_state(module)], logs)
-        start.restore(module)
+    before = [tensor.clone() for _, tensor in named_state(module)]
+    given = [(data, rng(i)) for i, data in enumerate(clients)]
+    for i, logs, held in training.train(given, buffer_layout(module).names):
+        found[i] = ([tensor.clone() for tensor in (*held.weights, *held.buffers)], logs)
+    assert all(torch.equal(a, b) for a, (_, b) in zip(before, named_state(module), strict=True)), "the module was trained"
     return [found[i] for i in range(len(clients))]
 
 
@@ -180,7 +186,7 @@ def test_a_reason_and_the_module_as_it_was(module: Any, data: type[TensorSamples
     training = BranchedTraining(made, LocalTraining(epochs=epochs, batch_size=8, branches=3))
     clients = [(data(d.inputs, d.targets), rng(i)) for i, d in enumerate(ragged())]
     with pytest.raises(NotTogetherError, match=rf"^Net cannot be trained side by side: .*{reason}"):
-        list(training.train(clients))
+        list(training.train(clients, []))
     assert all(torch.equal(a, b) for a, (_, b) in zip(before, named_state(made), strict=True))
 
 
@@ -218,9 +224,9 @@ def test_malicious_clients_stand_beside_others_unless_their_steps_are_followed(
 ) -> None:
     real, together = BranchedTraining.train, []
 
-    def train(self: BranchedTraining, clients: Any) -> Any:
+    def train(self: BranchedTraining, clients: Any, buffers: list[str]) -> Any:
         together.append(len(clients))
-        return real(self, clients)
+        return real(self, clients, buffers)
 
     monkeypatch.setattr(BranchedTraining, "train", train)
     expected, federation = run("sequential", attacks=[attack], rounds=4)
@@ -295,7 +301,7 @@ def test_clients_that_are_alone_in_a_kind_of_step_share_its_cuda_graph(graphs: l
     assert len(alone) > 1
     for graph in alone:
         ((_, tensors, _),) = graph.calls
-        assert tensors[0] is training.steps.state[0]
+        assert tensors[0] is training.alone[0]
     kinds = [tuple(look(tensor) for tensor in graph.calls[0][1]) for graph in alone]
     assert len(set(kinds)) == len(kinds), "a kind was recorded twice"
 
@@ -307,7 +313,7 @@ def test_one_client_is_a_cuda_graph_without_branches(graphs: list[Graph]) -> Non
     stepper, start = recorded_steps.RecordedSteps(module, local), Snapshot(module)
     for i, data in enumerate(ragged()):
         logs = local.train(module, data, rng(i), stepper=stepper)
-        assert all(torch.equal(x, y) for x, (_, y) in zip(expected[i][0], named_state(module), strict=True))
+        assert all(torch.equal(x, y) for x, y in zip(expected[i][0], sent(module), strict=True))
         assert logs == expected[i][1]
         start.restore(module)
     assert graphs

@@ -125,9 +125,8 @@ class RunRecord(L.Callback):
 
     def _write(self, trainer: L.Trainer, federation: L.LightningModule, *, finished: bool) -> dict[str, Any]:
         assert isinstance(federation, Federation)
-        peak = trainer.strategy.reduce(
-            torch.tensor(peak_memory_bytes(federation.device), device=federation.device), reduce_op="max"
-        )
+        device = trainer.strategy.root_device  # in the end the federation is on the CPU, where NCCL cannot reduce
+        peak = trainer.strategy.reduce(torch.tensor(peak_memory_bytes(device), device=device), reduce_op="max")
         if not trainer.is_global_zero:
             return {}
         busy = sum(seconds for phase, seconds in federation.seconds.items() if phase != "evaluation")
@@ -147,7 +146,7 @@ class RunRecord(L.Callback):
             "world_size": trainer.world_size,
             "weights_sha256": weights_sha256(federation.client) if finished else None,
             "config_hash": self.config_hash,
-            "hardware": hardware(federation.device),
+            "hardware": hardware(device),
             "versions": {"python": platform.python_version(), **{name: installed(name) for name in PACKAGES}},
             "history": self.history,
             "config": self.config,

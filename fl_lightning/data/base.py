@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import accumulate
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -21,11 +22,29 @@ from fl_lightning.errors import ConfigurationError
 Stamp = Callable[[Tensor], Tensor]
 """Writes a trigger into raw inputs: (b, ...) -> (b, ...), a new tensor of the same shape, dtype and device, row by row."""
 
+
+@runtime_checkable
+class Augmentation(Protocol):
+    """An augmentation whose draws can be made before the samples are there, for several batches at once."""
+
+    def draw(self, b: int, generator: torch.Generator) -> Tensor:
+        """What b samples need, (..., b) on the CPU; how much is drawn depends on b alone."""
+
+    def apply(self, inputs: Tensor, drawn: Tensor) -> Tensor:
+        """Raw inputs (b, ...) to the same, row by row."""
+
+    def __call__(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
+        """Both in one."""
+
+
 TARGET_KEYS = ("label", "labels", "target", "targets", "y")
 """Names under which a sample that is a mapping may carry its class."""
 
 SMALL_BYTES = 2**17
 """Of raw inputs: batches that have no more together are read at once, as what one takes is mostly the calls."""
+
+SMALL_BYTES_ON_A_GPU = 2**24
+"""The same there, where calls take longer than what they do."""
 
 
 class Samples(Dataset[Any], ABC):
@@ -90,7 +109,8 @@ class TensorSamples(Samples):
     Args:
         inputs: (n, ...) raw inputs of any dtype, for example uint8 images.
         targets: (n,) int64 classes.
-        augment: `(raw batch, generator) -> raw batch`, applied in training only.
+        augment: `(raw batch, generator) -> raw batch`, applied in training only; with an `Augmentation` several batches are
+            read at once.
         prepare: `raw inputs -> model inputs`, row by row, for example scaling to float and normalising; it may be given several
             batches at once.
         stamps: triggers with the samples that carry them, (n,) bool each, applied in this order; `stamped` adds one.
@@ -135,10 +155,16 @@ class TensorSamples(Samples):
         return self._inputs
 
     def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        augment = self.augment
+        if augment is None or generator is None:
+            return self._read(indices, None)
+        return self._read(indices, lambda inputs: augment(inputs, generator))
+
+    def _read(self, indices: Tensor, augment: Callable[[Tensor], Tensor] | None) -> tuple[Tensor, Tensor]:
         indices = indices.to(self._inputs.device, non_blocking=True)
         inputs = self._inputs.index_select(0, self._of_whole(indices))
-        if generator is not None and self.augment is not None:
-            inputs = self.augment(inputs, generator)
+        if augment is not None:
+            inputs = augment(inputs)
         for stamp, rows in self.stamps:
             # The whole batch is stamped and partly taken, as picking rows by a mask would make a GPU wait.
             carries = rows.index_select(0, indices).view(-1, *[1] * (inputs.ndim - 1))
@@ -148,15 +174,19 @@ class TensorSamples(Samples):
         return inputs, self.targets.index_select(0, indices)
 
     def batches(self, order: Tensor, sizes: Sequence[int], generator: torch.Generator | None = None) -> Iterator[Any]:
-        if self.augment is not None or self.stamps or type(self).batch is not TensorSamples.batch:
+        augmentation = self.augment if isinstance(self.augment, Augmentation) else None
+        if self.stamps or type(self).batch is not TensorSamples.batch or self.augment is not augmentation:
             yield from super().batches(order, sizes, generator)  # what is drawn, or may change, from batch to batch
             return
         largest = max(sizes, default=0) * (self._inputs.nbytes // max(1, len(self._inputs)))
-        at_once = max(1, SMALL_BYTES // max(1, largest))
+        at_once = max(1, (SMALL_BYTES_ON_A_GPU if self._inputs.is_cuda else SMALL_BYTES) // max(1, largest))
         at = 0
         for first in range(0, len(sizes), at_once):
-            group = list(sizes[first : first + at_once])
-            inputs, targets = self.batch(order[at : at + sum(group)], generator)
+            group, augment = list(sizes[first : first + at_once]), None
+            if augmentation is not None and generator is not None:
+                drawn = torch.cat([augmentation.draw(size, generator) for size in group], dim=-1)
+                augment = partial(augmentation.apply, drawn=drawn)
+            inputs, targets = self._read(order[at : at + sum(group)], augment)
             yield from zip(inputs.split(group), targets.split(group), strict=True)
             at += sum(group)
 

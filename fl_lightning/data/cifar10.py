@@ -107,27 +107,33 @@ def _scale_and_shift(device: torch.device) -> tuple[Tensor, Tensor]:
         return (1 / (255 * std)).float().to(device), (-mean / std).float().to(device)
 
 
-def crop_and_flip(images: Tensor, generator: torch.Generator) -> Tensor:
+class CropAndFlip:
     """Shift every image by up to 4 pixels in each direction, filling with black, and mirror it with probability 1/2.
 
     This is a random crop from the image padded by 4 pixels, then a random horizontal flip. Raw images are padded, so
     the border is black, not the mean colour.
-
-    Args:
-        images: (b, c, h, w) of any dtype on any device, before normalisation.
-        generator: CPU generator; how much is drawn depends on b alone.
-
-    Returns:
-        (b, c, h, w), a new tensor of the same dtype on the same device.
     """
-    b, _, h, w = images.shape
-    offsets = torch.randint(0, 2 * PADDING + 1, (2, b), generator=generator)
-    flips = torch.randint(0, 2, (1, b), generator=generator)
-    top, left, flip = torch.cat([offsets, flips]).to(images.device, non_blocking=True)
-    padded = F.pad(images, (PADDING,) * 4)
-    windows = padded.unfold(2, h, 1).unfold(3, w, 1)  # (b, c, 9, 9, h, w), a view
-    cropped = windows[torch.arange(b, device=images.device), :, top, left]
-    return torch.where(flip.bool().view(b, 1, 1, 1), cropped.flip(3), cropped)
+
+    def draw(self, b: int, generator: torch.Generator) -> Tensor:
+        """Offsets from the top and from the left, and whether to mirror, of b images: (3, b) int64."""
+        offsets = torch.randint(0, 2 * PADDING + 1, (2, b), generator=generator)
+        return torch.cat([offsets, torch.randint(0, 2, (1, b), generator=generator)])
+
+    def apply(self, inputs: Tensor, drawn: Tensor) -> Tensor:
+        """Images (b, c, h, w) of any dtype on any device to new ones of the same kind."""
+        b, _, h, w = inputs.shape
+        top, left, flip = drawn.to(inputs.device, non_blocking=True)
+        padded = F.pad(inputs, (PADDING,) * 4)
+        windows = padded.unfold(2, h, 1).unfold(3, w, 1)  # (b, c, 9, 9, h, w), a view
+        cropped = windows[torch.arange(b, device=inputs.device), :, top, left]
+        return torch.where(flip.bool().view(b, 1, 1, 1), cropped.flip(3), cropped)
+
+    def __call__(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw for images from a CPU generator, and apply."""
+        return self.apply(inputs, self.draw(len(inputs), generator))
+
+
+crop_and_flip = CropAndFlip()
 
 
 def read_parquet(folder: str | Path, split: str) -> tuple[Tensor, Tensor]:
