@@ -1,12 +1,13 @@
 """What must hold on a GPU: the CPU's bits where arithmetic is elementwise, and the same bits from run to run."""
 
+import json
 from typing import Any
 
 import pytest
 import torch
 from tiny import Relabel, tiny_data, tiny_federation, tiny_trainer
 
-from fl_lightning import AggregationDiagnostics, BackdoorMetrics, FederatedDataModule, LocalTraining
+from fl_lightning import AggregationDiagnostics, BackdoorMetrics, FederatedDataModule, LocalTraining, RunRecord
 from fl_lightning.aggregators import (
     AndMask,
     Bulyan,
@@ -102,6 +103,14 @@ def test_where_libraries_add_in_any_order_steps_are_recorded_all_the_same(images
     federation = tiny_federation(client=client, local=LocalTraining(batch_size=8, executor="graph"), attacks=[Relabel()])
     tiny_trainer(2, accelerator="gpu", deterministic=False).fit(federation, images)
     assert federation.clients.way == "graph, 8 side by side"
+
+
+def test_a_run_leaves_a_record(tmp_path):
+    trainer = tiny_trainer(2, accelerator="gpu", callbacks=[BackdoorMetrics(), RunRecord({})], default_root_dir=tmp_path)
+    trainer.fit(tiny_federation(), tiny_data())
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["finished"]
+    assert record["hardware"]["device"] == "cuda"
 
 
 @pytest.mark.parametrize("precision", ["32", "bf16"])

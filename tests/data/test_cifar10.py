@@ -11,8 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
+from fl_lightning.data import base
 from fl_lightning.data.base import TensorSamples
-from fl_lightning.data.cifar10 import CIFAR10, MEAN, STD, crop_and_flip, normalize, read_parquet
+from fl_lightning.data.cifar10 import CIFAR10, MEAN, STD, CropAndFlip, crop_and_flip, normalize, read_parquet
 from fl_lightning.data.partition import IID
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.seeding import generator
@@ -182,6 +183,26 @@ def test_crop_and_flip_matches_a_loop_over_images(b: int) -> None:
     assert result.dtype == torch.uint8
     assert torch.equal(result, torch.stack(expected))
     assert torch.equal(images, before)
+
+
+def test_batches_that_are_augmented_at_once_are_those_that_are_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = torch.randint(0, 256, (50, 3, 32, 32), generator=generator(0, "images"), dtype=torch.uint8)
+    data = TensorSamples(images, torch.arange(50), augment=crop_and_flip, prepare=normalize)
+    order, sizes = torch.randperm(50, generator=generator(0, "order")), [16, 16, 16, 2]
+    applied, real = [], CropAndFlip.apply
+    monkeypatch.setattr(
+        CropAndFlip, "apply", lambda self, inputs, drawn: applied.append(len(inputs)) or real(self, inputs, drawn)
+    )
+    draws = generator(0, "draws")
+    expected = [data.batch(part, draws) for part in order.split(16)]
+    monkeypatch.setattr(base, "SMALL_BYTES", 2 * 16 * images[0].nbytes)
+    others = generator(0, "draws")
+    found = list(data.batches(order, sizes, others))
+    assert applied == [16, 16, 16, 2, 32, 18]
+    assert torch.equal(draws.get_state(), others.get_state())
+    for (a, of_a), (b, of_b) in zip(expected, found, strict=True):
+        assert torch.equal(a, b)
+        assert torch.equal(of_a, of_b)
 
 
 def test_crop_and_flip_reaches_all_shifts_and_both_sides_about_equally_often() -> None:
