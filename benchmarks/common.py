@@ -42,15 +42,16 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def timed(function: Callable[[], object], device: torch.device) -> Callable[[], float]:
-    """A function that runs `function` once and returns the seconds that it took, the device's work included."""
+def timed(function: Callable[[], object], device: torch.device, calls: int = 1) -> Callable[[], float]:
+    """A function that makes so many calls in a row and returns the seconds that each took, the device's work included."""
 
     def run() -> float:
         synchronize(device)
         began = time.perf_counter()
-        function()
+        for _ in range(calls):
+            function()
         synchronize(device)
-        return time.perf_counter() - began
+        return (time.perf_counter() - began) / calls
 
     return run
 

@@ -47,7 +47,7 @@ def plain_rounds(
             local = copy.deepcopy(model).train()
             steps = optimizer(list(local.parameters()))
             x, y = inputs[clients[client]], targets[clients[client]]
-            for batch in shuffle(t, client, len(y)).to(device).split(batch_size):
+            for batch in batches(shuffle(t, client, len(y)).to(device), batch_size):
                 steps.zero_grad()
                 F.cross_entropy(local(x[batch]), y[batch]).backward()
                 steps.step()
@@ -57,6 +57,14 @@ def plain_rounds(
         with torch.no_grad():
             for parameter, piece in zip(model.parameters(), new.split([p.numel() for p in model.parameters()]), strict=True):
                 parameter.copy_(piece.view(parameter.shape))
+
+
+def batches(order: Tensor, size: int) -> list[Tensor]:
+    """Batches of an order of samples; a last one of a single sample is joined to the one before, for BatchNorm's sake."""
+    parts = list(order.split(size))
+    if size > 1 and len(parts) > 1 and len(parts[-1]) == 1:
+        parts[-2:] = [torch.cat(parts[-2:])]
+    return parts
 
 
 def flat(model: nn.Module) -> Tensor:

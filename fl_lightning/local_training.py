@@ -227,8 +227,8 @@ def epoch_batches(
     Yields:
         Of one epoch: all samples' indices ((n,) int64) in the order in which they are taken, and the sizes of the batches.
     """
-    for sizes, count in epoch_parts(n, epochs, batch_size):
-        yield torch.randperm(n, generator=generator).to(device), sizes[:count]
+    for sizes, count in epoch_parts(n, epochs, batch_size):  # a GPU with steps to do need not be waited for
+        yield torch.randperm(n, generator=generator).to(device, non_blocking=True), sizes[:count]
 
 
 def resident(batch: Any, device: torch.device) -> Any:

@@ -196,7 +196,7 @@ class TensorSamples(Samples):
         return part
 
     def read_through(self, indices: Tensor) -> TensorSamples:
-        indices = indices.to(self._inputs.device)
+        indices = indices.to(self._inputs.device, non_blocking=True)
         if len(indices) == len(self) and torch.equal(indices, torch.arange(len(self), device=indices.device)):
             return self  # a full copy of the data need not be copied
         part = self._with(self._inputs[:0], self.targets[:0], [])
