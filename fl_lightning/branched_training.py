@@ -27,7 +27,7 @@ from fl_lightning.local_training import (
     resident,
 )
 from fl_lightning.recorded_steps import Held, RecordedSteps
-from fl_lightning.recordings import NotRecordableError
+from fl_lightning.recordings import NotRecordableError, kind_for
 from fl_lightning.seeding import global_draws
 
 Client = tuple[Samples, torch.Generator]
@@ -95,7 +95,9 @@ class BranchedTraining:
         start = self.steps.state
         made_for = self.steps.flat, [look(tensor) for tensor in start]
         if made_for != self.made_for:
-            self.states, self.alone, self.made_for = [], self.steps.another(), made_for
+            self.states, self.alone, self.made_for = [], [], made_for
+            if kind_for(start).fixed:
+                self.alone = self.steps.another()
         while len(self.states) < len(clients):
             self.states.append(self.steps.another())
         for state in self.states[: len(clients)]:

@@ -64,7 +64,8 @@ class Footprint:
         sum_size: float64 numbers in a sum over coordinates that the rule asks for: N * N for distances, 0 for none.
         gather_copies: copies of its own that the backend's all-gather makes of what it gathers: 1 with gloo, 0 with NCCL.
         recorded: whether steps are recorded, on weights, gradients and momenta of their own that last.
-        branches: clients that are trained together, each in tensors of its own; 1 for one after the other.
+        branches: clients that are trained together, each in tensors of its own; 1 for one after the other. Where steps are
+            recorded there are tensors for two more: those that recordings are made with, and those of a client that is alone.
         watched: whether an attack watches the global model's steps, so that the last one is kept.
 
     Example:
@@ -94,7 +95,8 @@ class Footprint:
         """What is there from the beginning of the round to its end."""
         d, copies = self.num_coordinates, self.server_copies
         of_client = self.model_bytes + FLOAT32 * (self.optimizer_copies + self.recorded) * d
-        many = self.branches if self.branches > 1 else 0
+        many = self.branches + 2 * self.recorded if self.branches > 1 else 0
+        symbols = "(branches + 2)" if self.recorded else "branches"
         return [
             Term("global model", f"{self.model_bytes:,} bytes", self.model_bytes),
             Term("data", f"{self.data_bytes:,} bytes", self.data_bytes),
@@ -103,7 +105,7 @@ class Footprint:
             numbers("watched step", "d", self.watched * d),
             numbers("rule's vectors", "vectors * S", self.rule_vectors, owned(d, self.world)),
             numbers("recorded steps", "(2 + copies) * d", self.recorded * (2 + self.optimizer_copies), d),
-            Term("clients together", f"branches * client: {many:,} * {of_client:,}", many * of_client),
+            Term("clients together", f"{symbols} * client: {many:,} * {of_client:,}", many * of_client),
         ]
 
     @property

@@ -264,12 +264,19 @@ def test_a_rule_that_trains_clients_in_its_own_way_is_told_of(caplog: pytest.Log
     assert federation.clients.branched is None
 
 
-@pytest.mark.parametrize(("local", "many"), [({"branches": 3}, 3), ({"branches": 100}, 7), ({"executor": "stacked"}, 7)])
+@pytest.mark.parametrize(
+    ("local", "many"),
+    [
+        ({"branches": 3}, r"\(branches \+ 2\) \* client: 5"),
+        ({"branches": 100}, r"\(branches \+ 2\) \* client: 9"),
+        ({"executor": "stacked"}, r"branches \* client: 7"),
+    ],
+)
 def test_the_memory_of_clients_trained_together_is_reckoned_with(
-    local: dict[str, Any], many: int, monkeypatch: pytest.MonkeyPatch
+    local: dict[str, Any], many: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resources, "available_bytes", lambda *_: 1000)
-    with pytest.raises(ConfigurationError, match=rf"clients together +branches \* client: {many} \* "):
+    with pytest.raises(ConfigurationError, match=rf"clients together +{many} \* "):
         fit(tiny_federation(local=LocalTraining(**local)), tiny_data(), rounds=1)
 
 

@@ -77,7 +77,7 @@ def test_clients_trained_together_have_weights_and_optimizers_of_their_own():
     alone, together = (
         in_vectors(replace(SMALL, optimizer_copies=2, recorded=True, branches=branches))[0] for branches in (1, 3)
     )
-    assert together - alone == 3 * (1 + 1 + 2)
+    assert together - alone == (3 + 2) * (1 + 1 + 2)
 
 
 def test_recorded_steps_have_weights_gradients_and_momenta_that_last():
