@@ -168,8 +168,9 @@ class Clients:
             log.warning("clients are not trained together, as %s trains them in its own way", type(rule).__name__)
         self.stacked = StackedTraining(module, local) if local.executor == "stacked" and not self.own_way else None
         self.branched: BranchedTraining | None = None
-        automatic = BRANCHES_ON_A_GPU if self.exchange.device.type == "cuda" and local.executor in ("auto", "graph") else 1
-        self.branches = 1 if self.own_way else local.branches or automatic
+        automatic = BRANCHES_ON_A_GPU if self.exchange.device.type == "cuda" else 1
+        one_by_one = self.own_way or self.executor.chosen == "sequential"
+        self.branches = 1 if one_by_one else local.branches or automatic
         self.leaks = [attack for attack in attacks if overrides(attack, "leak")]
 
     def train(self, t: int, cohort: Cohort, broadcast: Broadcast) -> Trained:
