@@ -37,8 +37,8 @@ Client = tuple[Samples, torch.Generator]
 class BranchedTraining:
     """Trains clients as `LocalTraining.train` does, on the same batches and bit for bit the same, but B at a time.
 
-    That takes B times the memory of a client, and steps that draw nothing from the global generators: they are seeded for one
-    client at a time.
+    That takes the memory of B clients and of one or two more (see `Footprint.branches`), and steps that draw nothing from the
+    global generators: they are seeded for one client at a time.
 
     Args:
         module: the client, whose steps can be recorded.
@@ -78,13 +78,14 @@ class BranchedTraining:
             members = order[first : first + self.local.branches]
             try:
                 logs = self._train([clients[i] for i in members])
+                trained = [self.steps.held(state, buffers) for state in self.states[: len(members)]]
             except Exception as error:
                 line = str(error).strip().split("\n")[0]
                 kind = "" if isinstance(error, (NotRecordableError, NotTogetherError)) else f"{type(error).__name__}: "
                 name = type(self.module).__name__
                 raise NotTogetherError(f"{name} cannot be trained side by side: {kind}{line}") from error
-            for i, state, of_client in zip(members, self.states, logs, strict=False):
-                yield i, of_client.averages(), self.steps.held(state, buffers)
+            for i, of_client, held in zip(members, logs, trained, strict=True):
+                yield i, of_client.averages(), held
 
     def _train(self, clients: Sequence[Client]) -> list[LogCollector]:
         """Train B clients or fewer, in this order, in the first of `self.states`; what each logged."""

@@ -122,7 +122,7 @@ class LocalRound:
 
 
 class Clients:
-    """All clients of the federation, as far as this rank trains them, one after the other in the global module.
+    """All clients of the federation, as far as this rank trains them: one after the other in the global module, or together.
 
     Args:
         module: holds the global weights, and has them again after `train`.

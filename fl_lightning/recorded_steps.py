@@ -177,7 +177,7 @@ class RecordedSteps:
             logs: of this client, is told what the module logs.
         """
         leaves, key = described(batch, optimizer)
-        recording = self.recordings.get(key)
+        recording = self.recordings.recall(key)
         if recording is None:
             self.replay(logs)
             self.take(key, [self.state], optimizer, [leaves], [logs])
@@ -238,7 +238,7 @@ class RecordedSteps:
         self, key: Any, states: list[list[Tensor]], optimizer: Optimizer, leaves: list[list[Tensor]], logs: list[LogCollector]
     ) -> None:
         """A step of each client on a batch of one kind, recorded once that kind has been seen often enough."""
-        recording = self.recordings.get(key)
+        recording = self.recordings.recall(key)
         if recording is None:
             for group, current in zip(self.groups, optimizer.param_groups, strict=True):
                 group.update({name: current[name] for name in ARGUMENTS})

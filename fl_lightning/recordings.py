@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import chain
@@ -19,7 +20,11 @@ RECORD_AFTER = 3
 """Steps of a kind that are taken unrecorded first at most: a last batch of a rare size is not worth a recording."""
 
 MOST_RECORDINGS = 256
-"""More than there are sizes of a last batch, for batches of up to 256. Each holds a list of operations, and no tensors."""
+"""More than there are sizes of a last batch, for batches of up to 256. Each holds a list of operations, a CUDA graph also a batch
+of each branch."""
+
+STALE_AFTER = 4 * MOST_RECORDINGS
+"""Steps without a recording's kind, after which it may be given up for another."""
 
 
 class NotRecordableError(Exception):
@@ -105,37 +110,29 @@ class CudaRecording:
     patient = False  # all that Python does for a step is to launch the graph
     fixed = True
 
-    anchor: Any = None
-    """A graph whose memory pool is that of all others, as they never run at the same time. A pool ends with its last graph."""
-
     streams: ClassVar[list[Any]] = []
     """One per branch, the same for all graphs, as memory of the pool belongs to a stream."""
 
     def __init__(self, function: Callable[..., Any], states: list[list[Tensor]], leaves: list[list[Tensor]]) -> None:
         self.function = function
-        before = [[tensor.clone() for tensor in state] for state in states]
+        before = [(tensor, tensor.clone()) for state in states for tensor in apart(state)]
         self.places = [[torch.empty_like(leaf).copy_(leaf) for leaf in of_client] for of_client in leaves]
-        side = torch.cuda.Stream()
+        side, main = torch.cuda.Stream(), torch.cuda.current_stream()
         try:
-            if CudaRecording.anchor is None:
-                anchor = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(anchor, capture_error_mode="thread_local"):
-                    torch.zeros((), device=before[0][0].device)
-                CudaRecording.anchor = anchor
-            with torch.no_grad():
-                side.wait_stream(torch.cuda.current_stream())
+            self.pool = GraphPool.shared()
+            with torch.no_grad(), torch.cuda.stream(main):  # which a capture that fails may leave for another
+                side.wait_stream(main)
                 with torch.cuda.stream(side):  # libraries set themselves up at first use, which must not be captured
                     self.step_of_each(states)
-                torch.cuda.current_stream().wait_stream(side)
+                main.wait_stream(side)
                 self.captured = torch.cuda.CUDAGraph()
-                # Other threads, NCCL's say, may go on.
-                with torch.cuda.graph(self.captured, pool=self.anchor.pool(), capture_error_mode="thread_local"):
+                with torch.cuda.graph(self.captured, pool=self.pool.anchor.pool(), capture_error_mode=OTHER_THREADS_GO_ON):
                     found = self.step_of_each(states)
         except RuntimeError as error:
             raise NotRecordableError(f"no CUDA graph can be made of its step: {str(error).splitlines()[0]}") from error
         finally:
-            torch.cuda.current_stream().wait_stream(side)
-            for tensor, kept in zip(chain(*states), chain(*before), strict=True):
+            main.wait_stream(side)
+            for tensor, kept in before:
                 tensor.copy_(kept)
         self.outputs, (self.names, *_) = [outputs for outputs, _ in found], [names for _, names in found]
 
@@ -145,13 +142,16 @@ class CudaRecording:
             return [self.function(*states[0], *self.places[0])]
         while len(self.streams) < len(states):
             self.streams.append(torch.cuda.Stream())
-        outputs, main = [], torch.cuda.current_stream()
-        for state, places, stream in zip(states, self.places, self.streams, strict=False):
-            stream.wait_stream(main)
-            with torch.cuda.stream(stream):
-                outputs.append(self.function(*state, *places))
-        for stream in self.streams[: len(states)]:
-            main.wait_stream(stream)
+        outputs, begun, main = [], [], torch.cuda.current_stream()
+        try:
+            for state, places, stream in zip(states, self.places, self.streams, strict=False):
+                stream.wait_stream(main)
+                begun.append(stream)
+                with torch.cuda.stream(stream):
+                    outputs.append(self.function(*state, *places))
+        finally:  # a capture cannot be ended before
+            for stream in begun:
+                main.wait_stream(stream)
         return outputs
 
     def replay(self, states: list[list[Tensor]], batches: list[list[list[Tensor]]], logs: Sequence[Logs]) -> None:
@@ -161,6 +161,49 @@ class CudaRecording:
             self.captured.replay()
             for outputs, log in zip(self.outputs, logs, strict=True):
                 tell(log, self.names, [output.clone() for output in outputs])  # the next replay writes over them
+
+
+OTHER_THREADS_GO_ON = "thread_local"
+"""Of a capture's error modes: what other threads do, NCCL's say, is not its business."""
+
+
+class GraphPool:
+    """Memory that all CUDA graphs share, as they never run at the same time; it is kept for as long as there is one.
+
+    Attributes:
+        anchor: a graph that does next to nothing: PyTorch gives a pool up with its last graph, and knows it no more.
+    """
+
+    current: ClassVar[Callable[[], GraphPool | None]] = staticmethod(lambda: None)
+
+    def __init__(self) -> None:
+        self.anchor = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.anchor, capture_error_mode=OTHER_THREADS_GO_ON):
+            torch.zeros((), device="cuda")
+
+    @classmethod
+    def shared(cls) -> GraphPool:
+        """The one that is there, or a new one."""
+        pool = cls.current() or cls()
+        cls.current = weakref.ref(pool)
+        return pool
+
+
+def apart(tensors: list[Tensor]) -> list[Tensor]:
+    """Tensors without those that lie in the memory of one before them.
+
+    >>> vector = torch.zeros(4)
+    >>> len(apart([vector, vector[:2], torch.zeros(3)]))
+    2
+    """
+    found, spans = [], []
+    for tensor in tensors:
+        begin = tensor.data_ptr()
+        end = begin + tensor.nbytes
+        if not any(first <= begin and end <= last for first, last in spans):
+            spans.append((begin, end))
+            found.append(tensor)
+    return found
 
 
 DRAWS = "its step draws random numbers, which is done client by client"
@@ -196,21 +239,37 @@ def kind_for(state: list[Tensor]) -> type[ScriptRecording] | type[CudaRecording]
 
 
 class Recordings(dict[Any, Recording]):
-    """Recordings by kind of step. Where there are `MOST_RECORDINGS` of them, further kinds go unrecorded."""
+    """Recordings by kind of step, the last used one last.
+
+    Where there are `MOST_RECORDINGS` of them, further kinds go unrecorded until one has not been used for long: kinds that take
+    turns must not push each other out, to be recorded again and again.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.seen: Counter[Any] = Counter()
+        self.steps = 0
+        self.used: dict[Any, int] = {}  # when, in steps
         self.draws: bool | None = None  # whether steps draw random numbers; None while none has been traced
 
     def clear(self) -> None:
         super().clear()
+        self.used.clear()
         self.draws = None
+
+    def recall(self, key: Any) -> Recording | None:
+        """The recording of a kind, for a step; None where there is none."""
+        self.steps += 1
+        recording = self.pop(key, None)
+        if recording is not None:
+            self[key] = recording
+            self.used[key] = self.steps
+        return recording
 
     def find(
         self, key: Any, function: Callable[..., Any], states: list[list[Tensor]], leaves: list[list[Tensor]]
     ) -> Recording | None:
-        """The recording of a kind of step, made once the kind has been seen often enough; None where there is none.
+        """A new recording of a kind of step that has none; None if it has not been seen often enough, or is one too many.
 
         Args:
             key: the kind.
@@ -219,13 +278,18 @@ class Recordings(dict[Any, Recording]):
         Raises:
             NotRecordableError: where the step cannot be recorded.
         """
-        if key not in self:
-            kind = kind_for(states[0])
-            self.seen[key] += 1
-            if self.seen[key] <= kind.after or len(self) >= MOST_RECORDINGS:
+        kind = kind_for(states[0])
+        self.seen[key] += 1
+        if self.seen[key] <= kind.after:
+            return None
+        if len(self) >= MOST_RECORDINGS:
+            oldest = next(iter(self))
+            if self.steps - self.used[oldest] <= STALE_AFTER:
                 return None
-            with isolate_rng():  # recording runs the step, and draws what only the replay may draw
-                self[key] = self._record(kind, function, states, leaves)
+            del self[oldest], self.used[oldest]
+        with isolate_rng():  # recording runs the step, and draws what only the replay may draw
+            self[key] = self._record(kind, function, states, leaves)
+        self.used[key] = self.steps
         return self[key]
 
     def _record(

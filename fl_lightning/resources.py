@@ -41,6 +41,7 @@ def prepare_memory(
     first = assign_owners(cohort.draw(clients.seed, 0, data.sizes).weights.long(), exchange.world)
     optimizer, _ = read_optimizers(clients.module.configure_optimizers())
     n, most = cohort.clients_per_round, int(first.bincount().max())
+    recorded = clients.executor.chosen != "sequential" and type(optimizer) is SGD  # or perhaps: auto decides later
     footprint = Footprint(
         num_clients=n + int(rule.needs_root),
         num_coordinates=exchange.num_coordinates,
@@ -53,8 +54,8 @@ def prepare_memory(
         optimizer_copies=state_copies(optimizer),
         server_copies=state_copies(server),
         gather_copies=int(on_cpu),  # gloo's all-gather makes one of its own
-        recorded=clients.executor.chosen != "sequential" and type(optimizer) is SGD,  # or perhaps: auto decides later
-        branches=most if clients.local.executor == "stacked" else min(most, clients.branches),
+        recorded=recorded,
+        branches=most if clients.local.executor == "stacked" else min(most, clients.branches) if recorded else 1,
         watched=any(attack.watches_steps for attack in attacks),
     )
     give_freed_memory_back()  # of a run before

@@ -202,7 +202,7 @@ class StackedTraining:
         if not self._recordable or type(stack.optimizer) is not SGD:
             return False
         leaves, key = described(batch, stack.optimizer)
-        recording = self._recordings.get(key)
+        recording = self._recordings.recall(key)
         if recording is None:
             try:
                 groups = hyperparameters(stack.optimizer, list(stack.parameters.values()))

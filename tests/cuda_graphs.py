@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -90,11 +91,12 @@ def act_out(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
         monkeypatch.setattr(torch.cuda, name, stand_in)
 
     class ActedOut(recordings.CudaRecording):
-        anchor, streams = Graph(), []
+        streams: ClassVar[list[Stream]] = []  # of its own
 
         def __init__(self, function: Any, *of_clients: Any) -> None:
             super().__init__(Spied(function), *of_clients)
 
+    monkeypatch.setattr(recordings.GraphPool, "shared", lambda: SimpleNamespace(anchor=Graph()))
     for name in ("ScriptRecording", "CudaRecording"):
         monkeypatch.setattr(recordings, name, ActedOut)
     return made

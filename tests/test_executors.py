@@ -107,22 +107,51 @@ def test_other_bits_are_refused(clock: dict[str, float], asked: str, monkeypatch
     assert (executor.chosen, executor.reason) == ("sequential", "recorded steps of MLP give other bits")
 
 
-@pytest.mark.parametrize(("error", "chosen"), [(1e-6, "graph"), (1e-4, "sequential")])
+@pytest.mark.parametrize(
+    ("anywhere", "usual", "error", "chosen"),
+    [
+        (True, 1e-6, 1e-6, "graph"),
+        (True, 1e-6, 1e-4, "sequential"),
+        (True, 0.1, 0.1, "sequential"),  # that is no rounding
+        (False, 1e-6, 1e-6, "sequential"),
+    ],
+)
 def test_where_sequential_training_is_not_the_same_twice_recorded_steps_may_differ_as_much(
-    clock: dict[str, float], error: float, chosen: str, monkeypatch: pytest.MonkeyPatch
+    clock: dict[str, float], anywhere: bool, usual: float, error: float, chosen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, noise = LocalTraining.train, torch.Generator().manual_seed(0)
 
     def train(self: LocalTraining, module: Any, *args: Any, stepper: Any = None, **kwargs: Any) -> Any:
         logs = real(self, module, *args, stepper=stepper, **kwargs)
         for weight in module.parameters():
-            weight.data += torch.randn(weight.shape, generator=noise) * (1e-6 if stepper is None else error)
+            weight.data += torch.randn(weight.shape, generator=noise) * (usual if stepper is None else error)
         return logs
 
     monkeypatch.setattr(LocalTraining, "train", train)
+    monkeypatch.setattr(executors, "adds_in_any_order", lambda device: anywhere)
     executor = made("auto")
     weights_after(executor)
     assert executor.chosen == chosen
+
+
+def test_whole_numbers_have_no_noise() -> None:
+    start, end, again = ([torch.zeros(3), torch.tensor([True])] for _ in range(3))
+    end[0] += 1
+    again[0] += 1.001
+    found = [torch.full((3,), 1.001), torch.tensor([True])]
+    assert executors.agree(found, end, again, start)
+    found[1] = ~found[1]
+    assert not executors.agree(found, end, again, start)
+
+
+def test_a_cpu_and_a_gpu_that_is_told_so_add_in_order() -> None:
+    assert not executors.adds_in_any_order(torch.device("cpu"))
+    assert executors.adds_in_any_order(torch.device("cuda"))
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert not executors.adds_in_any_order(torch.device("cuda"))
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 class Counting(MLP):

@@ -398,6 +398,24 @@ def test_where_there_are_many_recordings_further_kinds_go_unrecorded(monkeypatch
     assert len(made) == 1, "none is made twice"
 
 
+def test_a_recording_that_has_not_been_used_for_long_gives_its_place_to_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A learning rate of each round's own makes new kinds of steps for ever."""
+    monkeypatch.setattr(recordings, "MOST_RECORDINGS", 2)
+    monkeypatch.setattr(recordings, "STALE_AFTER", 30)
+    torch.manual_seed(0)
+    local, kinds = LocalTraining(batch_size=8), []
+    module: Any = Net()
+    stepper = RecordedSteps(module, local)
+    for t in range(12):
+        module.configure = lambda module, lr=0.1 * 0.9**t: SGD(module.parameters(), lr=lr, momentum=0.9)
+        ((expected, _),) = trained(module, local, [samples(80)], None)
+        ((found, _),) = trained(module, local, [samples(80)], stepper)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+        kinds.append(set(stepper.recordings))
+        assert len(kinds[-1]) <= 2
+    assert len(set().union(*kinds)) > 4
+
+
 def test_batches_that_are_not_tensors_are_refused() -> None:
     module, local = Reads(sizes=(6, 3)), LocalTraining(batch_size=8)
     data = WithName(torch.randn(20, 6), torch.randint(3, (20,)))

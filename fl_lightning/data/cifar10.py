@@ -7,6 +7,7 @@ https://www.cs.toronto.edu/~kriz/learning-features-2009-TR.pdf.
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -107,11 +108,12 @@ def _scale_and_shift(device: torch.device) -> tuple[Tensor, Tensor]:
         return (1 / (255 * std)).float().to(device), (-mean / std).float().to(device)
 
 
+@dataclass(frozen=True)
 class CropAndFlip:
     """Shift every image by up to 4 pixels in each direction, filling with black, and mirror it with probability 1/2.
 
     This is a random crop from the image padded by 4 pixels, then a random horizontal flip. Raw images are padded, so
-    the border is black, not the mean colour.
+    the border is black, not the mean colour. Any two of these are equal, so that copies of data sets can be joined.
     """
 
     def draw(self, b: int, generator: torch.Generator) -> Tensor:

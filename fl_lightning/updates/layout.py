@@ -47,15 +47,11 @@ class Layout:
         """Views of a (d,) vector, one for each tensor and of its shape."""
         return [piece.view(shape) for piece, shape in zip(vector.split(self.sizes), self.shapes, strict=True)]
 
-    def read(self, module: nn.Module, pieces: list[Tensor]) -> None:
-        """Write the module's values into such views."""
-        copy_each(pieces, self.tensors(module))
-
     def flatten(self, module: nn.Module) -> Tensor:
         """The module's values as a (d,) float32 vector."""
         device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), None)
         vector = torch.empty(self.num_coordinates, device=device)
-        self.read(module, self.pieces(vector))
+        copy_each(self.pieces(vector), self.tensors(module))
         return vector
 
     def load(self, module: nn.Module, vector: Tensor) -> None:
@@ -102,6 +98,11 @@ class Snapshot:
     def __len__(self) -> int:
         """How many tensors that are."""
         return len(self._tensors)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The values, in the order of `named_state`."""
+        return list(self._tensors.values())
 
     def restore(self, module: nn.Module) -> None:
         """Copy the values back into the module's tensors."""

@@ -56,8 +56,14 @@ def source(n: int, b: int, votes: bool) -> str:
         lines += ["kept = (votes >= least) | (votes <= -least)", "mean = tl.where(kept, mean, 0.0)"]
         lines.append("tl.store(of_kept + column, kept.to(tl.uint8), inside)")
     lines.append("tl.store(of_mean + column, mean, inside)")
-    head = "@triton.jit\ndef trim(values, stride, of_mean, of_kept, width, least, BLOCK: tl.constexpr):\n"
-    return "import triton\nimport triton.language as tl\n\n\n" + head + "".join(f"    {line}\n" for line in lines)
+    head = """import triton
+import triton.language as tl
+
+
+@triton.jit(do_not_specialize=["stride", "width", "least"])
+def trim(values, stride, of_mean, of_kept, width, least, BLOCK: tl.constexpr):
+"""
+    return head + "".join(f"    {line}\n" for line in lines)
 
 
 def trim_kernel(n: int, b: int, least_votes: int | None) -> Callable[[Tensor], tuple[Tensor, Tensor]]:

@@ -1,7 +1,9 @@
 """CIFAR-10: reading Parquet files of images, normalisation, and augmentation against a slow reference."""
 
+import copy
 import io
 import os
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ import torch
 from PIL import Image
 
 from fl_lightning.data import base
-from fl_lightning.data.base import TensorSamples
+from fl_lightning.data.base import TensorSamples, join
 from fl_lightning.data.cifar10 import CIFAR10, MEAN, STD, CropAndFlip, crop_and_flip, normalize, read_parquet
 from fl_lightning.data.partition import IID
 from fl_lightning.errors import ConfigurationError
@@ -203,6 +205,11 @@ def test_batches_that_are_augmented_at_once_are_those_that_are_alone(monkeypatch
     for (a, of_a), (b, of_b) in zip(expected, found, strict=True):
         assert torch.equal(a, b)
         assert torch.equal(of_a, of_b)
+
+
+def test_copies_of_a_data_set_can_be_joined() -> None:
+    data = TensorSamples(torch.zeros(3, 3, 32, 32), torch.arange(3), augment=crop_and_flip, prepare=normalize)
+    assert isinstance(join([data, copy.deepcopy(data), pickle.loads(pickle.dumps(data))]), TensorSamples)
 
 
 def test_crop_and_flip_reaches_all_shifts_and_both_sides_about_equally_often() -> None:
