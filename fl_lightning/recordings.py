@@ -20,8 +20,8 @@ RECORD_AFTER = 3
 """Steps of a kind that are taken unrecorded first at most: a last batch of a rare size is not worth a recording."""
 
 MOST_RECORDINGS = 256
-"""More than there are sizes of a last batch, for batches of up to 256. Each holds a list of operations, a CUDA graph also a batch
-of each branch."""
+"""More than there are sizes of a last batch, for batches of up to 256. Each holds a list of operations; a CUDA graph also has
+places for a batch of each branch."""
 
 STALE_AFTER = 4 * MOST_RECORDINGS
 """Steps without a recording's kind, after which it may be given up for another."""
