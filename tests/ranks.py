@@ -62,6 +62,7 @@ def _rank(rank: int, world: int, folder: str, results: Any, function: Callable[.
     # Lightning sees a torchrun launch and finds the group already there, so no address is ever used.
     os.environ.update(TORCHELASTIC_RUN_ID="tests", MASTER_ADDR="nowhere", MASTER_PORT="0")
     dist.init_process_group("gloo", init_method=f"file://{Path(folder) / 'group'}", rank=rank, world_size=world)
+    dist.barrier()  # who has nothing to ask others might leave before they have found it
     try:
         results.put((rank, (True, function(*args))))
     except BaseException:
