@@ -25,9 +25,20 @@ def copy_each(places: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
         return
     together: dict[object, tuple[list[Tensor], list[Tensor]]] = defaultdict(lambda: ([], []))
     for place, tensor in zip(places, tensors, strict=True):
-        alike = place.dtype == tensor.dtype and place.stride() == tensor.stride()
+        alike = place.dtype == tensor.dtype and lie_alike(place, tensor)
         into, given = together[place.dtype if alike else None]
         into.append(place)
-        given.append(tensor)
+        same_strides = place.stride() == tensor.stride()
+        given.append(tensor.as_strided(place.shape, place.stride()) if alike and not same_strides else tensor)
     for into, given in together.values():
         torch._foreach_copy_(into, given)
+
+
+def lie_alike(a: Tensor, b: Tensor) -> bool:
+    """Whether the numbers of two tensors of one shape follow each other alike, whatever strides axes of length 1 have.
+
+    >>> weight = torch.zeros(4, 3, 1, 1)
+    >>> lie_alike(weight, weight.to(memory_format=torch.channels_last))
+    True
+    """
+    return all(n == 1 or s == t for n, s, t in zip(a.shape, a.stride(), b.stride(), strict=True))
