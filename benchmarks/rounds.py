@@ -136,9 +136,9 @@ class Case:
         return seconds
 
 
-def phishing() -> Phishing:
-    """100 clients of 500 samples."""
-    return Phishing(IID(num_clients=100), num_train=50_000)
+def phishing(partition: Partition | None = None) -> Phishing:
+    """100 clients of 500 samples, or 50,000 samples as they are dealt out."""
+    return Phishing(partition or IID(num_clients=100), num_train=50_000)
 
 
 def images(partition: Partition, n: int) -> FederatedDataModule:
@@ -163,6 +163,9 @@ def cases(rounds: int, device: torch.device, branches: list[int]) -> Iterator[Ca
         for executor in ("sequential", "graph", "stacked", "auto") if rule == "FedAvg" else ("auto",):
             local = {"executor": executor}
             yield Case("phishing, MLP", rule, mlp, emails, 0.1, 20, rounds, device, warm_rounds=2 * rounds, local=local)
+    skewed = phishing(Dirichlet(num_clients=100, alpha=0.5))
+    for local in ({"executor": "sequential"}, {}):
+        yield Case("phishing, MLP, label skew", "FedAvg", mlp, skewed, 0.1, 20, rounds, device, 2 * rounds, local=local)
     for many in branches:
         local = {"executor": "graph", "branches": many}
         yield Case("phishing, MLP", "FedAvg", mlp, emails, 0.1, 20, rounds, device, warm_rounds=2 * rounds, local=local)

@@ -177,6 +177,7 @@ class LocalExecutor:
             self._choose("sequential", took)
         else:
             self.recorded = recorded
+            self.recorded.recordings.thrifty = True
             self._choose("graph", took)
         return logs
 

@@ -246,7 +246,7 @@ class RecordedSteps:
             recording = self.recordings.find(key, function, states, leaves)
             if recording is None:
                 for state, of_client, log in zip(states, leaves, logs, strict=True):
-                    with torch.no_grad():
+                    with torch.no_grad(), self.recordings.without(key):
                         outputs, names = function(*state, *of_client)
                     tell(log, names, outputs)
                 return

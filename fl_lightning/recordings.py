@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 import weakref
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any, ClassVar, Protocol
 
@@ -243,11 +245,18 @@ class Recordings(dict[Any, Recording]):
 
     Where there are `MOST_RECORDINGS` of them, further kinds go unrecorded until one has not been used for long: kinds that take
     turns must not push each other out, to be recorded again and again.
+
+    Attributes:
+        thrifty: whether a kind has to wait until its unrecorded steps have taken as long as a recording takes. Recordings then
+            never cost much more than they save, however many sizes of a last batch there are, and however few rounds.
     """
 
     def __init__(self) -> None:
         super().__init__()
+        self.thrifty = False
         self.seen: Counter[Any] = Counter()
+        self.spent: dict[Any, float] = defaultdict(float)  # seconds of unrecorded steps
+        self.price = 0.0  # seconds that a recording took, at least
         self.steps = 0
         self.used: dict[Any, int] = {}  # when, in steps
         self.draws: bool | None = None  # whether steps draw random numbers; None while none has been traced
@@ -266,6 +275,13 @@ class Recordings(dict[Any, Recording]):
             self.used[key] = self.steps
         return recording
 
+    @contextmanager
+    def without(self, key: Any) -> Iterator[None]:
+        """Around a step of a kind that is not recorded."""
+        began = time.perf_counter()
+        yield
+        self.spent[key] += time.perf_counter() - began
+
     def find(
         self, key: Any, function: Callable[..., Any], states: list[list[Tensor]], leaves: list[list[Tensor]]
     ) -> Recording | None:
@@ -280,15 +296,18 @@ class Recordings(dict[Any, Recording]):
         """
         kind = kind_for(states[0])
         self.seen[key] += 1
-        if self.seen[key] <= kind.after:
+        if self.seen[key] <= kind.after or (self.thrifty and self.spent[key] < self.price):
             return None
         if len(self) >= MOST_RECORDINGS:
             oldest = next(iter(self))
             if self.steps - self.used[oldest] <= STALE_AFTER:
                 return None
             del self[oldest], self.used[oldest]
+        began = time.perf_counter()
         with isolate_rng():  # recording runs the step, and draws what only the replay may draw
             self[key] = self._record(kind, function, states, leaves)
+        took = time.perf_counter() - began
+        self.price = min(self.price or took, took)
         self.used[key] = self.steps
         return self[key]
 

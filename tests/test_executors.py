@@ -70,6 +70,13 @@ def test_auto_takes_the_faster(clock: dict[str, float]) -> None:
     assert executor.recorded is None
 
 
+def test_once_steps_are_recorded_further_kinds_have_to_pay(clock: dict[str, float]) -> None:
+    executor = made("graph")
+    weights_after(executor)
+    assert executor.recorded is not None
+    assert executor.recorded.recordings.thrifty
+
+
 def test_auto_does_not_measure_before_it_could_pay() -> None:
     executor = made("auto")
     assert torch.equal(weights_after(executor), weights_after(made("sequential")))

@@ -416,6 +416,33 @@ def test_a_recording_that_has_not_been_used_for_long_gives_its_place_to_another(
     assert len(set().union(*kinds)) > 4
 
 
+def test_a_thrifty_recording_waits_until_it_is_worth_its_price(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+
+    class Dear:
+        after, fixed, patient = 3, False, True
+
+        def __init__(self, *_: Any) -> None:
+            now[0] += 5.0
+
+    monkeypatch.setattr(recordings, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(recordings, "kind_for", lambda _: Dear)
+
+    def steps_before_a_recording(key: str, seconds: float) -> int:
+        count = 0
+        while made.find(key, lambda: None, [[torch.zeros(1)]], [[]]) is None:
+            count += 1
+            with made.without(key):
+                now[0] += seconds
+        return count
+
+    made = recordings.Recordings()
+    assert steps_before_a_recording("first", 1.0) == 3
+    made.thrifty = True
+    assert steps_before_a_recording("second", 0.5) == 10
+    assert steps_before_a_recording("third", 100.0) == 3
+
+
 def test_batches_that_are_not_tensors_are_refused() -> None:
     module, local = Reads(sizes=(6, 3)), LocalTraining(batch_size=8)
     data = WithName(torch.randn(20, 6), torch.randint(3, (20,)))
