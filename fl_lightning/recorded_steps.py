@@ -12,8 +12,7 @@ read back to Python inside a step, other optimizers than SGD, torchmetrics objec
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -33,6 +32,7 @@ from fl_lightning.flat_state import FlatState, look
 from fl_lightning.local_training import LocalTraining, LogCollector, logs_to, read_loss
 from fl_lightning.recordings import NotRecordableError, Recording, Recordings, kind_for, tell
 from fl_lightning.training_step import TrainingStep, aliases, named_tensors
+from fl_lightning.withheld import Unknown, without_trainer
 
 WAITING_BYTES = 2**20
 """Of batches that wait for their steps to be taken in one call: a step that reads more takes long enough by itself."""
@@ -180,7 +180,7 @@ class RecordedSteps:
         recording = self.recordings.recall(key)
         if recording is None:
             self.replay(logs)
-            self.take(key, [self.state], optimizer, [leaves], [logs])
+            self.take_unrecorded(key, [self.state], optimizer, [leaves], [logs])
             return
         if self.waiting and self.waiting_for is not recording:
             self.replay(logs)
@@ -237,20 +237,28 @@ class RecordedSteps:
     def take(
         self, key: Any, states: list[list[Tensor]], optimizer: Optimizer, leaves: list[list[Tensor]], logs: list[LogCollector]
     ) -> None:
-        """A step of each client on a batch of one kind, recorded once that kind has been seen often enough."""
+        """A step of each client on a batch of one kind."""
         recording = self.recordings.recall(key)
         if recording is None:
-            for group, current in zip(self.groups, optimizer.param_groups, strict=True):
-                group.update({name: current[name] for name in ARGUMENTS})
-            function = self.function(key[0], self.groups)
-            recording = self.recordings.find(key, function, states, leaves)
-            if recording is None:
-                for state, of_client, log in zip(states, leaves, logs, strict=True):
-                    with torch.no_grad(), self.recordings.without(key):
-                        outputs, names = function(*state, *of_client)
-                    tell(log, names, outputs)
-                return
-        recording.replay(states, [[of_client] for of_client in leaves], logs)
+            self.take_unrecorded(key, states, optimizer, leaves, logs)
+        else:
+            recording.replay(states, [[of_client] for of_client in leaves], logs)
+
+    def take_unrecorded(
+        self, key: Any, states: list[list[Tensor]], optimizer: Optimizer, leaves: list[list[Tensor]], logs: list[LogCollector]
+    ) -> None:
+        """The same for a kind without a recording, which gets one now if that is worth it."""
+        for group, current in zip(self.groups, optimizer.param_groups, strict=True):
+            group.update({name: current[name] for name in ARGUMENTS})
+        function = self.function(key[0], self.groups)
+        recording = self.recordings.find(key, function, states, leaves)
+        if recording is not None:
+            recording.replay(states, [[of_client] for of_client in leaves], logs)
+            return
+        for state, of_client, log in zip(states, leaves, logs, strict=True):
+            with torch.no_grad(), self.recordings.without(key):
+                outputs, names = function(*state, *of_client)
+            tell(log, names, outputs)
 
     def function(self, structure: Any, groups: list[dict[str, Any]]) -> Callable[..., Any]:
         """A step as a function of nothing but tensors, which it writes into, to what the module logs."""
@@ -326,39 +334,6 @@ def leaves_of(batch: Any) -> tuple[list[Tensor], Any]:
     if not all(isinstance(leaf, Tensor) for leaf in leaves):
         raise NotRecordableError(f"its batches hold {sorted({type(leaf).__name__ for leaf in leaves})}, not tensors alone")
     return leaves, structure
-
-
-class Unknown:
-    """Stands for what a recorded step must not depend on: any use of it raises `NotRecordableError`."""
-
-    def __init__(self, name: str) -> None:
-        self.__dict__["name"] = name
-
-    def __getattr__(self, attribute: str) -> Any:
-        raise NotRecordableError(f"its step looks at {self.name}, which changes from step to step")
-
-    def _used(self, *_: Any) -> Any:
-        raise NotRecordableError(f"its step looks at {self.name}, which changes from step to step")
-
-    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __bool__ = __int__ = __float__ = __index__ = __str__ = __format__ = (
-        _used
-    )
-    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __floordiv__ = __mod__ = _used
-    __pow__ = __rpow__ = __neg__ = __abs__ = __hash__ = _used  # pyrefly: ignore[bad-override]
-
-
-@contextmanager
-def without_trainer(module: L.LightningModule) -> Iterator[None]:
-    """Nobody inside can see the Trainer, and so the round."""
-    parts = [part for part in module.modules() if isinstance(part, L.LightningModule)]
-    before = [part.__dict__.get("_trainer") for part in parts]
-    for part in parts:
-        part.__dict__["_trainer"] = Unknown("the Trainer")
-    try:
-        yield
-    finally:
-        for part, trainer in zip(parts, before, strict=True):
-            part.__dict__["_trainer"] = trainer
 
 
 def python_state(module: nn.Module) -> dict[str, Any]:

@@ -36,16 +36,15 @@ from fl_lightning.local_training import (
     resident,
 )
 from fl_lightning.recorded_steps import (
-    Unknown,
     described,
     hyperparameters,
     python_state,
     sgd_step,
-    without_trainer,
 )
 from fl_lightning.recordings import NotRecordableError, Recordings
 from fl_lightning.seeding import global_draws
 from fl_lightning.training_step import TrainingStep, aliases, named_tensors
+from fl_lightning.withheld import Unknown, without_trainer
 
 log = logging.getLogger(__name__)
 

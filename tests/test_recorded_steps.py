@@ -416,6 +416,14 @@ def test_a_recording_that_has_not_been_used_for_long_gives_its_place_to_another(
     assert len(set().union(*kinds)) > 4
 
 
+def test_what_lies_in_the_memory_of_another_is_not_kept_twice() -> None:
+    vector, other = torch.zeros(8), torch.zeros(3)
+    kept = recordings.apart([vector, vector[:2], other, vector[6:].view(2, 1), vector[2:4]])
+    assert [tensor.data_ptr() for tensor in kept] == [vector.data_ptr(), other.data_ptr()]
+    halves = recordings.apart([vector[:4], vector[4:], vector])
+    assert len(halves) == 3, "neither half covers the whole"
+
+
 def test_a_thrifty_recording_waits_until_it_is_worth_its_price(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
 
