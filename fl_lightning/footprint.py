@@ -70,7 +70,7 @@ class Footprint:
 
     Example:
         >>> Footprint(num_clients=20, num_coordinates=1_000_000, world=4, model_bytes=4_000_000).total // 2**20
-        66
+        59
     """
 
     num_clients: int

@@ -120,7 +120,7 @@ def line(run: Run) -> str:
 def left(seconds: float | None) -> str:
     """
     >>> left(3700), left(61), left(None)
-    ('1 h 02 min', '1 min 01 s', '-')
+    ('1 h 01 min', '1 min 01 s', '-')
     """
     if seconds is None:
         return "-"
