@@ -24,6 +24,9 @@ from fl_lightning.updates.pairwise_sums import PairwiseSums, gather_sums
 CACHE_ELEMENTS = 2**18
 """Elements (N x columns) that a rule works on at a time on a CPU: 1 MiB of float32, about one core's L2."""
 
+ROWS_IN_A_SUM = 4
+"""Rows that a sum of rows touches at a time, and a spare one: pieces of N rows would make its operations too short to pay."""
+
 
 class UpdateShard:
     """This rank's coordinates of all N updates of a round.
@@ -138,16 +141,19 @@ class UpdateShard:
             (S,) of `dtype`.
         """
         out = torch.empty(self.width, dtype=dtype, device=self.weights.device)
-        for columns, piece in self._pieces():
+        for columns, piece in self._pieces(self.num_clients):
             out[columns] = function(piece)
         return out
 
-    def _pieces(self) -> Iterator[tuple[slice, Tensor]]:
-        """The shard a cache-sized piece (N, c) at a time, whole buckets on a GPU, with its place among the S columns."""
+    def _pieces(self, rows: int) -> Iterator[tuple[slice, Tensor]]:
+        """The shard a piece (N, c) at a time, of which `rows` fit the cache, with its place among the S columns.
+
+        On a GPU that is a bucket.
+        """
         at = 0
         for bucket in self.buckets:
             width = bucket.shape[1]
-            chunk = max(1, width) if bucket.is_cuda else max(256, CACHE_ELEMENTS // max(1, self.num_clients))
+            chunk = max(1, width) if bucket.is_cuda else max(256, CACHE_ELEMENTS // max(1, rows))
             for first in range(0, width, chunk):
                 piece = bucket[:, first : first + chunk]
                 yield slice(at + first, at + first + piece.shape[1]), piece
@@ -163,7 +169,7 @@ class UpdateShard:
         """
         if rows.any():
             self._rewritten = rows if self._rewritten is None else self._rewritten | rows
-            for columns, piece in self._pieces():
+            for columns, piece in self._pieces(self.num_clients):
                 piece[rows] = function(piece[rows], *(tensor[..., columns] for tensor in along))
 
     def mean(self, shares: Tensor | None = None) -> Tensor:
@@ -177,11 +183,17 @@ class UpdateShard:
         Rows are scaled and added one after the other, each in an operation of its own: a fused or blocked sum would round
         differently in vectorised loops and their remainders, and so with the shard's width. Rows of coefficient 0 are left out.
         """
-        factors = coefficients.tolist()
-        return self.map(lambda values: _combined(values, factors))
+        factors = [torch.tensor(factor, dtype=torch.float32) for factor in coefficients.tolist()]
+        total = torch.zeros(self.width, device=self.weights.device)
+        for columns, piece in self._pieces(ROWS_IN_A_SUM):
+            sum_, scaled = total[columns], torch.empty_like(total[columns])
+            for row, factor in zip(piece, factors, strict=True):
+                if factor:
+                    sum_ += torch.mul(row, factor, out=scaled)
+        return total
 
     def mix(self, matrix: Tensor, clients: Tensor | None = None) -> UpdateShard:
-        """Other updates in place of these: row j is sum_i matrix[j, i] g_i.
+        """Other updates in place of these: row j is sum_i matrix[j, i] g_i, added up in float64.
 
         Args:
             matrix: (M, N), the same on all ranks.
@@ -190,11 +202,10 @@ class UpdateShard:
         Returns:
             A new shard of M updates of weight 1; a mixed row counts as malicious if a malicious update has a part in it.
         """
-        factors = matrix.tolist()
+        factors = matrix.to(self.weights.device, torch.float64)
         rows = torch.empty(len(matrix), self.width, device=self.weights.device)
-        for columns, piece in self._pieces():
-            for j, of_row in enumerate(factors):
-                rows[j, columns] = _combined(piece, of_row)
+        for columns, block in self._blocks():
+            rows[:, columns] = factors @ block
         mixed = self.with_rows(rows)
         mixed.malicious = ((matrix != 0).to(self.malicious.device) & self.malicious).any(dim=1)
         mixed.clients, mixed.root = clients, self.root
@@ -229,17 +240,23 @@ class UpdateShard:
         # What a partial sum looks like must be known also where this rank holds no coordinate.
         nobody = torch.zeros(self.num_clients, 1, dtype=torch.float64, device=self.weights.device)
         empty = function(nobody, *(t.new_zeros(1) for t in along))
-        sums, at = PairwiseSums(self.start // size), 0
-        for i, first in [(i, first) for i, bucket in enumerate(self.buckets) for first in range(0, bucket.shape[1], size)]:
-            # A block's rows are put side by side in memory: a sum over rows that lie apart would round differently.
-            given = self.buckets[i][:, first : first + size]
-            block = given.to(torch.float64, memory_format=torch.contiguous_format, copy=True)
-            columns = slice(at, at + block.shape[1])
+        sums = PairwiseSums(self.start // size)
+        for columns, block in self._blocks():
             sums.add(function(block, *(tensor[columns] for tensor in along)))
-            at += block.shape[1]
         if self.distributed:
             sums = gather_sums(sums, empty, -(-self.num_coordinates // size))
         return torch.zeros_like(empty) if not sums.nodes else sums.total()
+
+    def _blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        """The shard a block (N, c) at a time, as float64 of its own, with its place among the S columns."""
+        size, at = block_size(self.num_coordinates), 0
+        for bucket in self.buckets:
+            for first in range(0, bucket.shape[1], size):
+                # A block's rows are put side by side in memory: a sum over rows that lie apart would round differently.
+                given = bucket[:, first : first + size]
+                block = given.to(torch.float64, memory_format=torch.contiguous_format, copy=True)
+                yield slice(at, at + block.shape[1]), block
+                at += block.shape[1]
 
     def norms(self) -> Tensor:
         """(N,) float64 on CPU, Euclidean norms over all d coordinates; finite for any float32 updates."""
@@ -387,12 +404,3 @@ class UpdateShard:
         counts = torch.zeros(dist.get_world_size(), dtype=torch.int64, device=self.weights.device)
         counts[dist.get_rank()] = number
         return int(self.count(counts)[: dist.get_rank()].sum())
-
-
-def _combined(values: Tensor, factors: Sequence[float]) -> Tensor:
-    """sum_i factors[i] * values[i] of (N, c), as `UpdateShard.combine` says it is added."""
-    total = torch.zeros_like(values[0])
-    for row, factor in zip(values, factors, strict=True):
-        if factor:
-            total += row * factor
-    return total
