@@ -5,12 +5,13 @@ https://arxiv.org/abs/1802.07927, Section 4.
 """
 
 import logging
+import math
 
 import torch
 from torch import Tensor
 
 from fl_lightning.aggregators.base import Aggregator
-from fl_lightning.aggregators.distances import check_num_malicious, lowest, squared_distances, sum_of_nearest
+from fl_lightning.aggregators.distances import check_num_malicious, lowest, squared_distances
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.updates.division import divide_
 from fl_lightning.updates.order_statistics import median, order_statistics
@@ -55,12 +56,21 @@ class Bulyan(Aggregator):
     def selected(self, shard: UpdateShard) -> Tensor:
         """(theta,) int64, the clients that are selected, in ascending order."""
         n, f = shard.num_clients, self.assumed_malicious()
-        distances = squared_distances(shard.gram().cpu())
-        left, chosen = list(range(n)), []
-        for _ in range(max(1, n - 2 * f)):
-            scores = sum_of_nearest(distances[left][:, left], max(1, len(left) - f - 2))
-            chosen.append(left.pop(int(lowest(scores, 1))))
-        return torch.tensor(sorted(chosen))
+        theta = max(1, n - 2 * f)
+        # Sorted once: entry (i, j) is the distance of client j to its i-th nearest, who goes by the name in `whose`.
+        nearest, whose = squared_distances(shard.gram().cpu()).fill_diagonal_(math.inf).sort(dim=0)
+        among = nearest < math.inf  # those not selected yet; nobody is near to itself
+        scores_of = torch.zeros(n, dtype=torch.float64)
+        chosen = torch.zeros(n, dtype=torch.bool)
+        for left in range(n, n - theta, -1):
+            counted = among & (among.cumsum(0, dtype=torch.int32) <= max(1, left - f - 2))
+            scores = scores_of.masked_fill(chosen, math.inf)
+            for row in nearest.where(counted, 0.0):  # one by one, so that a client's place does not matter to a bit
+                scores += row
+            taken = lowest(scores, 1)
+            chosen[taken] = True
+            among &= whose != taken
+        return chosen.nonzero().flatten()
 
     def forward(self, shard: UpdateShard) -> Tensor:
         n, f = shard.num_clients, self.assumed_malicious()

@@ -15,7 +15,7 @@ from fl_lightning.aggregators.votes import GUARD
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.updates.blocks import block_size
 from fl_lightning.updates.order_statistics import median
-from fl_lightning.updates.shard import UpdateShard
+from fl_lightning.updates.shard import UpdateShard, inner_products
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ def squared_projections(shard: UpdateShard) -> Tensor:
 
     def product(values: Tensor) -> Tensor:
         values -= values.mean(0)
-        return values @ values.T
+        return inner_products(values)
 
     gram = shard.reduce(product).cpu()
     variances, directions = torch.linalg.eigh((gram + gram.T) / 2)

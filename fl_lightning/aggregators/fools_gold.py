@@ -14,7 +14,7 @@ from fl_lightning.aggregators.base import MOST, Aggregator
 from fl_lightning.aggregators.distances import DECIMALS, cosine_distances
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.updates.order_statistics import median
-from fl_lightning.updates.shard import UpdateShard
+from fl_lightning.updates.shard import UpdateShard, inner_products
 
 log = logging.getLogger(__name__)
 
@@ -124,8 +124,7 @@ class FoolsGold(Aggregator):
 
 def products(_: Tensor, seen: Tensor, *vectors: Tensor) -> Tensor:
     """(c,) float32, of which N -> (N, N) float64, their inner products over the columns where `seen` is 1."""
-    wide = torch.stack(vectors).double() * seen
-    return wide @ wide.T
+    return inner_products(torch.stack(vectors).double().mul_(seen))
 
 
 def client_weights(cosines: Tensor) -> Tensor:

@@ -13,7 +13,6 @@ from torch import Tensor
 from fl_lightning.aggregators.trimmed_mean import TrimmedMean
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.updates.moments import moments
-from fl_lightning.updates.order_statistics import trimmed_mean
 from fl_lightning.updates.shard import UpdateShard
 
 SNR_THRESHOLD = 0.066
@@ -71,11 +70,10 @@ class MeanVarianceRatio(TrimmedMean):
         super().check(num_clients)
 
     def mask(self, shard: UpdateShard) -> Tensor:
-        return shard.map(self._passes, dtype=torch.bool)
+        return shard.map(self._passes, dtype=torch.bool, row_by_row=True)
 
     def forward(self, shard: UpdateShard) -> Tensor:
-        b = self.trim(shard.num_clients)
-        return shard.map(lambda values: torch.where(self._passes(values), trimmed_mean(values, b), 0.0))
+        return super().forward(shard).masked_fill_(~self.mask(shard), 0.0)
 
     def _passes(self, values: Tensor) -> Tensor:
         """(N, c) float32 -> (c,) bool, without a division that could be 0 / 0."""

@@ -50,11 +50,13 @@ class ALIE(Crafted):
     def craft(self, honest: UpdateShard, rows: Tensor, n: int, f: int) -> Tensor:
         z = largest_hidden_shift(n, f) if self.z is None else self.z
 
+        known = rows.nonzero().flatten().tolist()
+
         def shifted(values: Tensor) -> Tensor:
-            mean, variance = moments(values[rows])
+            mean, variance = moments([values[i] for i in known])
             return (mean - z * variance.sqrt()).float()
 
-        return honest.map(shifted)
+        return honest.map(shifted, row_by_row=True)
 
 
 def largest_hidden_shift(n: int, f: int) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from fl_lightning.attacks.crafted import Crafted, Source
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.updates.moments import moments
-from fl_lightning.updates.shard import UpdateShard
+from fl_lightning.updates.shard import UpdateShard, inner_products
 
 Direction = Literal["unit", "sign", "std"]
 
@@ -45,7 +46,7 @@ class AwayFromMean(Crafted):
             """<m - g_i, m - g_j>, c_i and q in a row, before `unit` is scaled to length 1."""
             mean, way = self.mean_and_way(values[rows])
             away = mean - values[rows]
-            return torch.cat([(away @ away.T).flatten(), (away * way).sum(1), way.square().sum()[None]])
+            return torch.cat([inner_products(away).flatten(), (away * way).sum(1), way.square().sum()[None]])
 
         total = honest.reduce(sums).cpu()
         m = int(rows.sum())
@@ -54,13 +55,15 @@ class AwayFromMean(Crafted):
         distances = (a[:, None] + a - products - products.T).clamp(min=0)
         factor = self.largest(a, c, q, distances) if q else 0.0
 
+        known = rows.nonzero().flatten().tolist()
+
         def shifted(values: Tensor) -> Tensor:
-            mean, way = self.mean_and_way(values[rows])
+            mean, way = self.mean_and_way([values[i] for i in known])
             return (mean - factor * way).float()
 
-        return honest.map(shifted)
+        return honest.map(shifted, row_by_row=True)
 
-    def mean_and_way(self, values: Tensor) -> tuple[Tensor, Tensor]:
+    def mean_and_way(self, values: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """m and u of columns (M, c), (c,) float64 each; u is of whatever length."""
         mean, variance = moments(values)
         return mean, {"unit": mean, "sign": mean.sign(), "std": variance.sqrt()}[self.direction]

@@ -24,8 +24,9 @@ from fl_lightning.updates.pairwise_sums import PairwiseSums, gather_sums
 CACHE_ELEMENTS = 2**18
 """Elements (N x columns) that a rule works on at a time on a CPU: 1 MiB of float32, about one core's L2."""
 
-ROWS_IN_A_SUM = 4
-"""Rows that a sum of rows touches at a time, and a spare one: pieces of N rows would make its operations too short to pay."""
+ROWS_AT_A_TIME = 4
+"""Rows in the cache where a function takes up one after the other. With N rows in there operations would be short: a sum of a
+thousand rows took 36 times as long."""
 
 
 class UpdateShard:
@@ -130,18 +131,21 @@ class UpdateShard:
         """(S,) float32, the i-th update on this rank's coordinates; a copy if there are several buckets."""
         return self.buckets[0][i] if len(self.buckets) == 1 else torch.cat([bucket[i] for bucket in self.buckets])
 
-    def map(self, function: Callable[[Tensor], Tensor], dtype: torch.dtype = torch.float32) -> Tensor:
+    def map(
+        self, function: Callable[[Tensor], Tensor], dtype: torch.dtype = torch.float32, *, row_by_row: bool = False
+    ) -> Tensor:
         """Apply a coordinate-wise function, a cache-sized piece at a time.
 
         Args:
             function: (N, c) float32 -> (c,); each output may depend on its own column only. It must not change its input.
             dtype: of the result.
+            row_by_row: whether it takes up one row after the other, a few at a time: pieces are longer then.
 
         Returns:
             (S,) of `dtype`.
         """
         out = torch.empty(self.width, dtype=dtype, device=self.weights.device)
-        for columns, piece in self._pieces(self.num_clients):
+        for columns, piece in self._pieces(ROWS_AT_A_TIME if row_by_row else self.num_clients):
             out[columns] = function(piece)
         return out
 
@@ -184,13 +188,15 @@ class UpdateShard:
         differently in vectorised loops and their remainders, and so with the shard's width. Rows of coefficient 0 are left out.
         """
         factors = [torch.tensor(factor, dtype=torch.float32) for factor in coefficients.tolist()]
-        total = torch.zeros(self.width, device=self.weights.device)
-        for columns, piece in self._pieces(ROWS_IN_A_SUM):
-            sum_, scaled = total[columns], torch.empty_like(total[columns])
-            for row, factor in zip(piece, factors, strict=True):
+
+        def added(values: Tensor) -> Tensor:
+            total, scaled = torch.zeros_like(values[0]), torch.empty_like(values[0])
+            for row, factor in zip(values, factors, strict=True):
                 if factor:
-                    sum_ += torch.mul(row, factor, out=scaled)
-        return total
+                    total += torch.mul(row, factor, out=scaled)
+            return total
+
+        return self.map(added, row_by_row=True)
 
     def mix(self, matrix: Tensor, clients: Tensor | None = None) -> UpdateShard:
         """Other updates in place of these: row j is sum_i matrix[j, i] g_i, added up in float64.
@@ -264,14 +270,7 @@ class UpdateShard:
 
     def gram(self) -> Tensor:
         """(N, N) float64, inner products of the updates over all d coordinates; symmetric to the bit."""
-
-        def product(values: Tensor) -> Tensor:
-            if values.is_cuda:
-                return values @ values.T
-            array = values.numpy()  # NumPy sees that both sides are one matrix and computes half of the product
-            return torch.from_numpy(array @ array.T)
-
-        total = self.reduce(product)
+        total = self.reduce(inner_products)
         return (total + total.T) / 2  # matrix products round the two halves differently
 
     def largest(self, values: Tensor, count: int) -> Tensor:
@@ -404,3 +403,11 @@ class UpdateShard:
         counts = torch.zeros(dist.get_world_size(), dtype=torch.int64, device=self.weights.device)
         counts[dist.get_rank()] = number
         return int(self.count(counts)[: dist.get_rank()].sum())
+
+
+def inner_products(values: Tensor) -> Tensor:
+    """(N, N) of the rows of (N, c)."""
+    if values.is_cuda:
+        return values @ values.T
+    array = values.numpy()  # NumPy sees that both sides are one matrix and computes half of the product
+    return torch.from_numpy(array @ array.T)
