@@ -92,6 +92,8 @@ def order_statistics(values: Tensor, first: int, last: int, scratch: Tensor | No
         [tensor([2.])]
     """
     assert 0 <= first < last <= len(values), f"ranks {first}..{last} of {len(values)} rows"
+    if by_sorting(values):
+        return list(torch.from_numpy(sorted_columns(values)[:, first:last]).T)
     if scratch is None:
         return run_network(list(values), network(len(values), first, last))[first:last]
     found, places = operations(len(values), first, last)
@@ -161,8 +163,9 @@ def trimmed_mean(values: Tensor, trim: int, scratch: Tensor | None = None) -> Te
         tensor([3.])
     """
     n = len(values)
-    if n > NETWORK_ROWS and values.device.type == "cpu":
-        return _trimmed_mean_of_sorted(values, trim)
+    if by_sorting(values):
+        kept = sorted_columns(values)[:, trim : n - trim]
+        return torch.from_numpy(kept.sum(axis=1) + np.float32(0)) / kept.shape[1]
     return mean_of_ascending(order_statistics(values, trim, n - trim, scratch))
 
 
@@ -174,11 +177,16 @@ def mean_of_ascending(rows: list[Tensor]) -> Tensor:
     return divide_(total, len(rows))
 
 
-def _trimmed_mean_of_sorted(values: Tensor, trim: int) -> Tensor:
-    columns = np.ascontiguousarray(values.detach().numpy().T)  # (c, N)
+def by_sorting(values: Tensor) -> bool:
+    """Whether a network of so many rows would take longer."""
+    return len(values) > NETWORK_ROWS and values.device.type == "cpu"
+
+
+def sorted_columns(values: Tensor) -> np.ndarray:
+    """(c, N), the columns of (N, c) side by side, each in ascending order."""
+    columns = np.ascontiguousarray(values.detach().numpy().T)
     columns.sort(axis=1)
-    kept = columns[:, trim : len(values) - trim]
-    return torch.from_numpy(kept.sum(axis=1) + np.float32(0)) / kept.shape[1]
+    return columns
 
 
 def median(values: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from fl_lightning.aggregators.bulyan import Bulyan, mean_around_median
 from fl_lightning.aggregators.median import Median
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.updates import UpdateShard
+from fl_lightning.updates.order_statistics import NETWORK_ROWS
 
 
 @pytest.mark.parametrize(
@@ -69,6 +70,28 @@ def test_selection_takes_up_new_scores_after_each_choice() -> None:
         left.remove(best)
         expected.append(best)
     assert chosen == sorted(expected)
+
+
+@settings(deadline=None, max_examples=100)
+@given(points=st.lists(st.integers(-4, 4), min_size=1, max_size=14), f=st.integers(0, 4))
+def test_selection_is_krum_again_and_again(points: list[int], f: int) -> None:
+    shard = UpdateShard.from_updates(torch.tensor(points, dtype=torch.float32)[:, None])
+    left, expected = list(range(len(points))), []
+    for _ in range(max(1, len(points) - 2 * f)):
+        near = max(1, len(left) - f - 2)
+        distances = {a: sorted((points[a] - points[b]) ** 2 for b in left if b != a) for a in left}
+        best = min(left, key=lambda a: (sum(distances[a][:near]), a))
+        left.remove(best)
+        expected.append(best)
+    assert Bulyan(num_malicious=f).selected(shard).tolist() == sorted(expected)
+
+
+@pytest.mark.parametrize("n", [NETWORK_ROWS, NETWORK_ROWS + 1, 130])
+def test_mean_around_median_of_many_is_its_oracle(n: int) -> None:
+    values = torch.randn(n, 40, generator=torch.Generator().manual_seed(n))
+    for column, found in zip(values.T.tolist(), mean_around_median(values, n // 2).tolist(), strict=True):
+        value, bound = around_median(column, n // 2)
+        assert abs(found - value) <= bound
 
 
 def test_twenty_clients_of_which_four_are_malicious() -> None:

@@ -7,7 +7,7 @@ from ranks import on_ranks
 from torch import Tensor
 
 from fl_lightning.updates.exchange import Exchange
-from fl_lightning.updates.shard import CACHE_ELEMENTS, UpdateShard
+from fl_lightning.updates.shard import CACHE_ELEMENTS, ROWS_AT_A_TIME, UpdateShard
 
 NAN, INF = float("nan"), float("inf")
 
@@ -81,6 +81,18 @@ def test_map_keeps_columns_in_place_over_pieces_and_buckets() -> None:
     assert all(n == 2 for n, _ in pieces)
     assert sum(columns for _, columns in pieces) == 300_000
     assert max(columns for _, columns in pieces) == CACHE_ELEMENTS // 2
+
+
+def test_map_row_by_row_has_longer_pieces() -> None:
+    updates, widths = drawn(100, 3 * CACHE_ELEMENTS // ROWS_AT_A_TIME // 2), []
+
+    def last_row(values: Tensor) -> Tensor:
+        widths.append(values.shape[1])
+        return values[-1]
+
+    shard = cut(updates, updates.shape[1])
+    assert torch.equal(shard.map(last_row, row_by_row=True), updates[-1])
+    assert widths == [CACHE_ELEMENTS // ROWS_AT_A_TIME, CACHE_ELEMENTS // ROWS_AT_A_TIME // 2]
 
 
 def test_map_takes_any_type_and_any_width() -> None:
@@ -309,6 +321,17 @@ def test_mix_by_hand() -> None:
     assert mixed.root is shard.root
     assert numbers(shard.mix(matrix, torch.tensor([5, 1]))) == [5, 1]
     assert shard.with_rows(shard.values).clients is None
+
+
+def test_mix_adds_in_float64_wherever_buckets_are_cut() -> None:
+    updates = drawn(7, 5000) * 10 ** drawn(7, 5000, seed=1)
+    matrix = torch.rand(4, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    exact = matrix.numpy() @ updates.double().numpy()
+    size = matrix.numpy() @ updates.double().abs().numpy()
+    found = {bits(cut(updates, *widths).mix(matrix).values) for widths in ([5000], [1024, 3976], [2048, 1024, 1928])}
+    assert len(found) == 1
+    rounded = np.frombuffer(found.pop(), np.float32).reshape(4, 5000)
+    assert (np.abs(rounded - exact) <= 2**-24 * np.abs(exact) + 1e-14 * size).all()  # one rounding to float32
 
 
 # ---- sums along other vectors, and the largest values of one --------------------------------------------------------
