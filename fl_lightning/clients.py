@@ -25,7 +25,7 @@ from fl_lightning.copying import copy_each
 from fl_lightning.data.base import Samples
 from fl_lightning.data.module import FederatedDataModule
 from fl_lightning.executors import LocalExecutor
-from fl_lightning.local_training import LocalTraining, NotTogetherError, average_logs
+from fl_lightning.local_training import LocalTraining, NotTogetherError
 from fl_lightning.recorded_steps import Held
 from fl_lightning.seeding import derive_seed, generator, seed_global_generators
 from fl_lightning.stacked_training import StackedTraining
@@ -50,7 +50,7 @@ class Trained:
         malicious: (N + E,) bool.
         clients: (N + E,) int64, the clients' numbers; -1 for what is not a client's.
         rehearsed: for each attack, how many of the E it asked for, in their order.
-        logs: what clients logged, averaged over the cohort.
+        logs: waits for what clients logged on all ranks, and gives it as `average_logs` takes it.
     """
 
     updates: LocalUpdates
@@ -60,7 +60,7 @@ class Trained:
     malicious: Tensor
     clients: Tensor
     rehearsed: list[int]
-    logs: dict[str, float]
+    logs: Callable[[], list[list[tuple[int, dict[str, float]]]]]
 
 
 @dataclass
@@ -232,7 +232,7 @@ class Clients:
             malicious=torch.cat([cohort.malicious, torch.zeros(extra, dtype=torch.bool)]),
             clients=torch.cat([cohort.clients, torch.full((extra,), -1)]),
             rehearsed=[len(of_attack) for of_attack in round_.rehearsals],
-            logs=average_logs(self.exchange.collect(logged_here)),
+            logs=self.exchange.begin_collecting(logged_here),
         )
 
     def train_together(

@@ -30,7 +30,7 @@ from fl_lightning.cohort import Cohort, CohortSampler
 from fl_lightning.data.module import FederatedDataModule
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.fresh_memory import unfilled
-from fl_lightning.local_training import LocalTraining, check_client
+from fl_lightning.local_training import LocalTraining, average_logs, check_client
 from fl_lightning.prediction import check_predictions, class_probabilities, predict, predicted_classes
 from fl_lightning.resources import Compile, compiling_pays, prepare_memory
 from fl_lightning.sharded_state import Part
@@ -72,8 +72,8 @@ class Federation(L.LightningModule):
             weighted mean, `keep` leaves the global ones as they are.
         seed: the experiment's seed; all draws are keyed by it.
         bucket_bytes: memory for one bucket of coordinates during the exchange.
-        compile_rules: whether rules that can (trimmed mean, median, invariant) run compiled, with the same bits: `auto` if the
-            rounds save more time than compiling takes, `always`, or `never`.
+        compile_rules: whether rules that can (trimmed means, masked or not, and medians) run compiled, with the same bits:
+            `auto` if the rounds save more time than compiling takes, `always`, or `never`.
 
     Example:
         >>> from fl_lightning.aggregators import Invariant
@@ -167,8 +167,9 @@ class Federation(L.LightningModule):
             self.last_step = broadcast.weights - self.parameters_layout.flatten(self.client)
         self.client_updates += len(cohort)
         self.excluded_updates += excluded
+        # What clients logged has travelled with the updates: no rank waited for it.
         # Loggers take `step` as their x-axis: rounds done, the same for what is logged in training and in evaluation.
-        logged = {"step": float(self.global_step), "round/excluded_updates": float(excluded), **trained.logs}
+        logged = {"step": float(self.global_step), "round/excluded_updates": float(excluded), **average_logs(trained.logs())}
         self.log_dict(logged, batch_size=1)
 
     def attack(self, shard: UpdateShard, buffer_shard: UpdateShard, rehearsed: UpdateShard, counts: list[int]) -> None:

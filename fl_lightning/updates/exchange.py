@@ -8,7 +8,7 @@ Memory on a rank is K_r * d for the updates plus two buckets of N * s: updates a
 which they are sent, each bucket is given up as soon as its coordinates have arrived, and the next one travels meanwhile.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fl_lightning.updates.arriving import ArrivingBuckets, Finish
 from fl_lightning.updates.blocks import block_size
-from fl_lightning.updates.gathering import all_gather, gather_objects
+from fl_lightning.updates.gathering import all_gather, begin_gathering
 from fl_lightning.updates.shard import UpdateShard
 
 BUCKET_BYTES = 16 * 2**20
@@ -240,7 +240,11 @@ class Exchange:
 
     def collect(self, item: Any) -> list[Any]:
         """A small picklable object of every rank, on every rank, in rank order."""
-        return gather_objects(item, self.device) if self.distributed else [item]
+        return self.begin_collecting(item)()
+
+    def begin_collecting(self, item: Any) -> Callable[[], list[Any]]:
+        """The same, on its way until what is returned here is called, so that other things can be done meanwhile."""
+        return begin_gathering(item, self.device) if self.distributed else lambda: [item]
 
 
 def reorder(rows: Tensor, order: list[int]) -> None:

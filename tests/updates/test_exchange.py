@@ -228,8 +228,10 @@ def messages() -> dict[str, Any]:
     returned = exchange.broadcast(vector)
     integers = torch.tensor([rank, 1])
     shard = UpdateShard([torch.zeros(2, 0)], torch.ones(2), torch.zeros(2).bool(), num_coordinates=5000, distributed=True)
+    begun = exchange.begin_collecting(b"z" * (rank * PACKET_BYTES))
     total = shard.count(integers)
     return {
+        "collect later": begun(),
         "in place": returned is vector,
         "broadcast": vector.tolist(),
         "collect": exchange.collect({"rank": rank, "none": None}),
@@ -262,6 +264,7 @@ def test_messages() -> None:
         assert got["broadcast"] == [0, 1, 2, 3]
         assert got["collect"] == [{"rank": r, "none": None} for r in range(3)]
         assert [len(item) for item in got["collect large"]] == [0, PACKET_BYTES, 2 * PACKET_BYTES]
+        assert [len(item) for item in got["collect later"]] == [0, PACKET_BYTES, 2 * PACKET_BYTES]
         assert [len(item) - len(got["collect exactly"][0]) for item in got["collect exactly"]] == [0, 1, 2]
         assert got["count"] == [3, 3]
         assert got["untouched"] == [rank, 1]
