@@ -17,9 +17,10 @@ import torch
 from benchmarks.common import alternate, emit, peak_bytes, significant, summary, timed
 from benchmarks.plain_loop import sorted_trimmed_mean
 from fl_lightning import aggregators
-from fl_lightning.aggregators import Aggregator, Bucketing, Invariant, NearestNeighborMixing, TrimmedMean
+from fl_lightning.aggregators import Aggregator, Bucketing, Invariant, MeanVarianceRatio, NearestNeighborMixing, TrimmedMean
 from fl_lightning.heap import keep_freed_memory
 from fl_lightning.updates import UpdateShard
+from fl_lightning.updates.trimming import COMPILED_ROWS
 
 
 def rules(num_clients: int) -> list[Aggregator]:
@@ -54,14 +55,16 @@ def main() -> None:
         shard = UpdateShard.from_updates(torch.randn(n, d, generator=draws).to(device))
         shard.root = shard.mean()  # in place of the server's own update, for rules that ask for one
         candidates = {type(rule).__name__: partial(rule, shard) for rule in rules(n)}
-        compiled = UpdateShard.from_updates(shard.values)
-        compiled.compiled = True
-        candidates["Invariant, compiled"] = partial(Invariant(tau=0.2, alpha=0.25), compiled)
+        on_compiled = UpdateShard.from_updates(shard.values)
+        on_compiled.compiled = True
+        by_kernel = [Invariant(tau=0.2, alpha=0.25), MeanVarianceRatio(alpha=0.25)] if n <= COMPILED_ROWS else []
+        compiled = {f"{type(rule).__name__}, compiled": partial(rule, on_compiled) for rule in by_kernel}
+        candidates |= compiled
         copied = torch.empty_like(shard.values)
         candidates["copy"] = partial(copied.copy_, shard.values)
         candidates["one read"] = partial(torch.mv, shard.values, torch.ones(d, device=device))
         candidates["torch.sort, trimmed mean"] = partial(sorted_trimmed_mean, shard.values, -(-n // 4))
-        for name in ("Invariant, compiled", "copy"):  # compiles, and has the system hand out the memory
+        for name in (*compiled, "copy"):  # compiles, and has the system hand out the memory
             candidates[name]()
         # Before anything ran, so that no rule finds memory that another has freed.
         peaks = {name: peak_bytes(run, device) for name, run in candidates.items()}

@@ -50,7 +50,7 @@ class Trained:
         malicious: (N + E,) bool.
         clients: (N + E,) int64, the clients' numbers; -1 for what is not a client's.
         rehearsed: for each attack, how many of the E it asked for, in their order.
-        logs: waits for what clients logged on all ranks, and gives it as `average_logs` takes it.
+        logs: of each client of the cohort among these K_r, its position in the cohort and what it logged.
     """
 
     updates: LocalUpdates
@@ -60,7 +60,7 @@ class Trained:
     malicious: Tensor
     clients: Tensor
     rehearsed: list[int]
-    logs: Callable[[], list[list[tuple[int, dict[str, float]]]]]
+    logs: list[tuple[int, dict[str, float]]]
 
 
 @dataclass
@@ -221,7 +221,6 @@ class Clients:
                 keep(position, {})
             elif position not in logs:
                 keep(position, self.train_client(t, round_, position, broadcast, memory))
-        logged_here = [(position, of_client) for position, of_client in logs.items() if position < len(cohort)]
         self.executor.start = None
         self.return_memory(memory, cohort.clients[benign], owner[benign])
         return Trained(
@@ -232,7 +231,7 @@ class Clients:
             malicious=torch.cat([cohort.malicious, torch.zeros(extra, dtype=torch.bool)]),
             clients=torch.cat([cohort.clients, torch.full((extra,), -1)]),
             rehearsed=[len(of_attack) for of_attack in round_.rehearsals],
-            logs=self.exchange.begin_collecting(logged_here),
+            logs=[(position, of_client) for position, of_client in logs.items() if position < len(cohort)],
         )
 
     def train_together(

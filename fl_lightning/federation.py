@@ -72,8 +72,8 @@ class Federation(L.LightningModule):
             weighted mean, `keep` leaves the global ones as they are.
         seed: the experiment's seed; all draws are keyed by it.
         bucket_bytes: memory for one bucket of coordinates during the exchange.
-        compile_rules: whether rules that can (trimmed means, masked or not, and medians) run compiled, with the same bits:
-            `auto` if the rounds save more time than compiling takes, `always`, or `never`.
+        compile_rules: whether rules that can (TrimmedMean, Median, Invariant, MeanVarianceRatio, but not inside others) run
+            compiled, with the same bits: `auto` if the rounds save more time than compiling takes, `always`, or `never`.
 
     Example:
         >>> from fl_lightning.aggregators import Invariant
@@ -133,6 +133,7 @@ class Federation(L.LightningModule):
             trained = self.clients.train(t, cohort, broadcast)  # K_r of N clients and E others
 
         with self.phase("exchange"):
+            logs_of_ranks = self.exchange.begin_collecting(trained.logs)  # they travel beside the updates
             everyone = trained.owner, trained.weights, trained.malicious, trained.clients  # (N + E,) each
             rows = self.exchange.to_coordinates(trained.updates, *everyone, seed=self.seed, round_number=t)  # (N + E, S)
             buffer_rows = self.buffer_exchange.to_coordinates(trained.buffer_updates, *everyone)
@@ -167,9 +168,8 @@ class Federation(L.LightningModule):
             self.last_step = broadcast.weights - self.parameters_layout.flatten(self.client)
         self.client_updates += len(cohort)
         self.excluded_updates += excluded
-        # What clients logged has travelled with the updates: no rank waited for it.
         # Loggers take `step` as their x-axis: rounds done, the same for what is logged in training and in evaluation.
-        logged = {"step": float(self.global_step), "round/excluded_updates": float(excluded), **average_logs(trained.logs())}
+        logged = {"step": float(self.global_step), "round/excluded_updates": float(excluded), **average_logs(logs_of_ranks())}
         self.log_dict(logged, batch_size=1)
 
     def attack(self, shard: UpdateShard, buffer_shard: UpdateShard, rehearsed: UpdateShard, counts: list[int]) -> None:

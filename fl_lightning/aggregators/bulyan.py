@@ -104,12 +104,14 @@ def mean_around_median(values: Tensor, count: int) -> Tensor:
         tensor([6.3333])
     """
     n = len(values)
-    ordered = torch.stack(order_statistics(values, 0, n))
+    ordered = order_statistics(values, 0, n)
     low, high = ordered[(n - 1) // 2].double(), ordered[n // 2].double()  # the median lies half-way: it need not be rounded
-    up = low - ordered[: n - count] > ordered[count:] - high  # true up to some row, then never again
-    ordered[: n - count].masked_fill_(up, 0.0)  # what the window loses as it moves
-    ordered[count:].masked_fill_(~up, 0.0)  # what it never wins
+    up = [low - ordered[i] > ordered[i + count] - high for i in range(n - count)]  # true up to some i, then never again
     total = torch.zeros_like(values[0])
-    for row in ordered:
+    for i, row in enumerate(ordered):
+        if i < n - count:
+            row = torch.where(up[i], 0.0, row)
+        if i >= count:
+            row = torch.where(up[i - count], row, 0.0)
         total += row
     return divide_(total, count)

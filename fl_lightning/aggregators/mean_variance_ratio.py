@@ -73,7 +73,9 @@ class MeanVarianceRatio(TrimmedMean):
         return shard.map(self._passes, dtype=torch.bool, row_by_row=True)
 
     def forward(self, shard: UpdateShard) -> Tensor:
-        return super().forward(shard).masked_fill_(~self.mask(shard), 0.0)
+        mean = super().forward(shard)
+        shard.kept = self.mask(shard)
+        return mean.masked_fill_(~shard.kept, 0.0)
 
     def _passes(self, values: Tensor) -> Tensor:
         """(N, c) float32 -> (c,) bool, without a division that could be 0 / 0."""

@@ -33,7 +33,8 @@ class RunRecord(L.Callback):
     `run.json` is replaced at every evaluation, so a run that is killed leaves what it had; `finished` tells. Its keys:
     `acc`, `asr` (last evaluation), `acc_last10`, `asr_last10` (means of the last ten), `history` (the lines of
     `metrics.jsonl`), `rounds`, `seed`, `config`, `config_hash`, `world_size`, `versions`, `hardware`,
-    `seconds` (per phase of the rounds, on rank 0), `executor` (how rank 0 took local steps in the end),
+    `seconds` (per phase of the rounds, on rank 0, which waits for the slowest one in `exchange`),
+    `executor` (how rank 0 took local steps in the end),
     `client_updates_per_second` (evaluation not counted),
     `peak_memory_bytes` (the largest of all ranks), `excluded_updates`, `weights_sha256` (of the final global parameters and
     buffers), `finished`.

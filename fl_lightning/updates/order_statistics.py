@@ -81,8 +81,8 @@ def order_statistics(values: Tensor, first: int, last: int, scratch: Tensor | No
         values: (N, c) float32, finite; left unchanged.
         first: lowest wanted rank, 0-based.
         last: one past the highest; 0 <= first < last <= N.
-        scratch: (N + 1 or more, c or more) float32 on the CPU that is written over; memory of its own per exchange where left
-            out.
+        scratch: (N + 1 or more, c or more) float32 on the CPU that a network writes over; memory of its own per exchange where
+            left out.
 
     Returns:
         last - first tensors of shape (c,), some of which may be views of `values` or of `scratch`.
@@ -93,7 +93,7 @@ def order_statistics(values: Tensor, first: int, last: int, scratch: Tensor | No
     """
     assert 0 <= first < last <= len(values), f"ranks {first}..{last} of {len(values)} rows"
     if by_sorting(values):
-        return list(torch.from_numpy(sorted_columns(values)[:, first:last]).T)
+        return list(torch.from_numpy(np.ascontiguousarray(sorted_columns(values)[:, first:last].T)))
     if scratch is None:
         return run_network(list(values), network(len(values), first, last))[first:last]
     found, places = operations(len(values), first, last)

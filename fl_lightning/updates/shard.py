@@ -199,7 +199,10 @@ class UpdateShard:
         return self.map(added, row_by_row=True)
 
     def mix(self, matrix: Tensor, clients: Tensor | None = None) -> UpdateShard:
-        """Other updates in place of these: row j is sum_i matrix[j, i] g_i, added up in float64.
+        """Other updates in place of these: row j is sum_i matrix[j, i] g_i, added up in float64, block by block.
+
+        As for `gram`, a library's matrix products may round otherwise on another device or with other numbers of threads. It
+        shows in float32 where updates cancel out.
 
         Args:
             matrix: (M, N), the same on all ranks.

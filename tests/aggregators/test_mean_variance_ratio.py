@@ -76,7 +76,11 @@ def test_equals_its_definition(n: int, ratio, threshold: float) -> None:
         keep = ratio_of(column, ratio) > threshold
         expected.append(trimmed_average(column, number_trimmed(n, 0.2)) if keep else (0.0, 0.0))
     assert_is(rule(updates), expected)
-    mask = rule.mask(UpdateShard.from_updates(updates))
+    shard = UpdateShard.from_updates(updates)
+    mask = rule.mask(shard)
+    assert torch.equal(rule(shard), rule(updates))
+    assert shard.kept is not None
+    assert torch.equal(shard.kept, mask)
     assert mask.tolist() == [ratio_of(column, ratio) > threshold for column in columns_of(updates.numpy())]
 
 

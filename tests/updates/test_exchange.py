@@ -228,7 +228,11 @@ def messages() -> dict[str, Any]:
     returned = exchange.broadcast(vector)
     integers = torch.tensor([rank, 1])
     shard = UpdateShard([torch.zeros(2, 0)], torch.ones(2), torch.zeros(2).bool(), num_coordinates=5000, distributed=True)
+    for other in range(rank):  # a rank begins when those before have begun; who waited for the others would wait forever
+        dist.recv(torch.zeros(1), src=other)
     begun = exchange.begin_collecting(b"z" * (rank * PACKET_BYTES))
+    for other in range(rank + 1, dist.get_world_size()):
+        dist.send(torch.zeros(1), dst=other)
     total = shard.count(integers)
     return {
         "collect later": begun(),
