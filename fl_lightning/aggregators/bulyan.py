@@ -79,7 +79,7 @@ class Bulyan(Aggregator):
         chosen = self.selected(shard)
         theta = len(chosen)
         beta = max(theta - 2 * f, 2 - theta % 2)
-        return shard.map(lambda values: mean_around_median(values[chosen], beta))
+        return shard.map(lambda values: mean_around_median(values.index_select(0, chosen.to(values.device)), beta))
 
     def aggregate_buffers(self, shard: UpdateShard) -> Tensor:
         return shard.map(median)

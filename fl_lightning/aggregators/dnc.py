@@ -110,8 +110,9 @@ class DnC(Aggregator):
                 block = bucket[:, first : first + size]
                 width = block.shape[1]
                 order = torch.randperm(width, generator=shard.generator("DnC", iteration, at // size))
-                chosen = order[: max(1, round(self.subset_fraction * width))].sort().values
-                drawn.append(block[:, chosen.to(block.device)])
+                chosen = torch.zeros(width, dtype=torch.bool)
+                chosen[order[: max(1, round(self.subset_fraction * width))]] = True
+                drawn.append(block.index_select(1, chosen.nonzero().flatten().to(block.device)))
                 at += width
         looked_at = shard.with_rows(torch.zeros(shard.num_clients, 0, device=shard.weights.device))
         looked_at.buckets = drawn

@@ -45,4 +45,4 @@ class KrumTrimmedMean(MultiKrum):
     def forward(self, shard: UpdateShard) -> Tensor:
         chosen = self.selected(shard)
         b = self.trimming.trim(len(chosen))
-        return shard.map(lambda values: trimmed_mean(values[chosen], b))
+        return shard.map(lambda values: trimmed_mean(values.index_select(0, chosen.to(values.device)), b))
