@@ -60,11 +60,10 @@ class Bulyan(Aggregator):
         # Sorted once: entry (i, j) is the distance of client j to its i-th nearest, who goes by the name in `whose`.
         nearest, whose = squared_distances(shard.gram().cpu()).fill_diagonal_(math.inf).sort(dim=0)
         among = nearest < math.inf  # those not selected yet; nobody is near to itself
-        scores_of = torch.zeros(n, dtype=torch.float64)
         chosen = torch.zeros(n, dtype=torch.bool)
         for left in range(n, n - theta, -1):
             counted = among & (among.cumsum(0, dtype=torch.int32) <= max(1, left - f - 2))
-            scores = scores_of.masked_fill(chosen, math.inf)
+            scores = torch.zeros(n, dtype=torch.float64).masked_fill_(chosen, math.inf)
             for row in nearest.where(counted, 0.0):  # one by one, so that a client's place does not matter to a bit
                 scores += row
             taken = lowest(scores, 1)
@@ -76,10 +75,10 @@ class Bulyan(Aggregator):
         n, f = shard.num_clients, self.assumed_malicious()
         if n < 4 * f + 3:
             log.warning("Bulyan: %d clients are left with f = %d, fewer than 4f + 3 = %d; it may not hold", n, f, 4 * f + 3)
-        chosen = self.selected(shard)
+        chosen = self.selected(shard).to(shard.weights.device)
         theta = len(chosen)
         beta = max(theta - 2 * f, 2 - theta % 2)
-        return shard.map(lambda values: mean_around_median(values.index_select(0, chosen.to(values.device)), beta))
+        return shard.map(lambda values: mean_around_median(values.index_select(0, chosen), beta))
 
     def aggregate_buffers(self, shard: UpdateShard) -> Tensor:
         return shard.map(median)

@@ -43,6 +43,6 @@ class KrumTrimmedMean(MultiKrum):
         check_trim(type(self).__name__, num_clients - self.assumed_malicious(), self.trimming.alpha)
 
     def forward(self, shard: UpdateShard) -> Tensor:
-        chosen = self.selected(shard)
+        chosen = self.selected(shard).to(shard.weights.device)
         b = self.trimming.trim(len(chosen))
-        return shard.map(lambda values: trimmed_mean(values.index_select(0, chosen.to(values.device)), b))
+        return shard.map(lambda values: trimmed_mean(values.index_select(0, chosen), b))
