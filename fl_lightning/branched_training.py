@@ -3,17 +3,20 @@
 A small network's step leaves most of a GPU idle. There a step of all clients is one CUDA graph, in which each client's is a
 branch (`RecordedSteps.step_together`). On a CPU the branches are taken in turn.
 
-Letters: B clients are side by side, those that train longest first; h have not finished.
+B clients have a seat at a time, those that train longest first; whoever has finished makes room for the next.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from fl_lightning.data.base import Samples
 from fl_lightning.flat_state import look
@@ -26,12 +29,41 @@ from fl_lightning.local_training import (
     read_optimizers,
     resident,
 )
-from fl_lightning.recorded_steps import Held, RecordedSteps
+from fl_lightning.recorded_steps import Held, RecordedSteps, described
 from fl_lightning.recordings import NotRecordableError, kind_for
 from fl_lightning.seeding import global_draws
 
 Client = tuple[Samples, torch.Generator]
 """A client's data, and the generator of its batches."""
+
+Averages = Callable[[], dict[str, float]]
+"""What a client logged, averaged over its steps; on a GPU whoever asks waits for it."""
+
+
+@dataclass
+class Underway:
+    """A client that is being trained.
+
+    Attributes:
+        number: which one it is of those that are trained.
+        optimizer: of the module's own parameters, and never stepped: it says how the client's own would be.
+        batches: those to come; once the next is asked for, a step has been taken.
+        logs: what it has logged so far.
+        leaves: the tensors of the next batch.
+        kind: of the step on it; None where there is no batch any more.
+    """
+
+    number: int
+    optimizer: Optimizer
+    batches: Iterator[Any]
+    logs: LogCollector = field(default_factory=LogCollector)
+    leaves: list[Tensor] = field(default_factory=list)
+    kind: tuple[Any, ...] | None = None
+
+    def advance(self) -> None:
+        """Turn to the next batch."""
+        batch = next(self.batches, None)
+        self.leaves, self.kind = ([], None) if batch is None else described(batch, self.optimizer)
 
 
 class BranchedTraining:
@@ -51,7 +83,7 @@ class BranchedTraining:
     def __init__(self, module: L.LightningModule, local: LocalTraining) -> None:
         self.module, self.local = module, local
         self.steps = RecordedSteps(module, local)
-        self.states: list[list[Tensor]] = []  # of each branch, as `self.steps.state`
+        self.states: list[list[Tensor]] = []  # of each seat, as `self.steps.state`
         self.alone: list[Tensor] = []  # the same
         self.made_for: Any = None
 
@@ -59,7 +91,7 @@ class BranchedTraining:
         """For copies: recordings belong to the module that they were made for."""
         return {**vars(self), "steps": RecordedSteps(self.module, self.local), "states": [], "alone": [], "made_for": None}
 
-    def train(self, clients: Sequence[Client], buffers: list[str]) -> Iterator[tuple[int, dict[str, float], Held]]:
+    def train(self, clients: Sequence[Client], buffers: list[str]) -> Iterator[tuple[int, Averages, Held]]:
         """Train all clients from what the module holds, and goes on to hold.
 
         Args:
@@ -72,48 +104,55 @@ class BranchedTraining:
         Raises:
             NotTogetherError: if it cannot be done, for whatever reason. Clients that were handed out before are trained.
         """
-        steps = [self.local.num_steps(len(samples)) for samples, _ in clients]
-        order = sorted(range(len(clients)), key=lambda i: (-steps[i], -len(clients[i][0])))
-        for first in range(0, len(order), self.local.branches):
-            members = order[first : first + self.local.branches]
-            try:
-                logs = self._train([clients[i] for i in members])
-                trained = [self.steps.held(state, buffers) for state in self.states[: len(members)]]
-            except Exception as error:
-                line = str(error).strip().split("\n")[0]
-                kind = "" if isinstance(error, (NotRecordableError, NotTogetherError)) else f"{type(error).__name__}: "
-                name = type(self.module).__name__
-                raise NotTogetherError(f"{name} cannot be trained side by side: {kind}{line}") from error
-            for i, of_client, held in zip(members, logs, trained, strict=True):
-                yield i, of_client.averages(), held
+        try:
+            yield from self._train(clients, buffers)
+        except Exception as error:
+            line = str(error).strip().split("\n")[0]
+            kind = "" if isinstance(error, (NotRecordableError, NotTogetherError)) else f"{type(error).__name__}: "
+            name = type(self.module).__name__
+            raise NotTogetherError(f"{name} cannot be trained side by side: {kind}{line}") from error
 
-    def _train(self, clients: Sequence[Client]) -> list[LogCollector]:
-        """Train B clients or fewer, in this order, in the first of `self.states`; what each logged."""
+    def _train(self, clients: Sequence[Client], buffers: list[str]) -> Iterator[tuple[int, Averages, Held]]:
+        steps = [self.local.num_steps(len(samples)) for samples, _ in clients]
+        waiting = deque(sorted(range(len(clients)), key=lambda i: (-steps[i], -len(clients[i][0]))))
+        seats: list[Underway] = []  # the client in seat b trains in `self.states[b]`
         self.module.train()
-        # Of the module's own parameters, and never stepped: they say how a client's own would be.
-        optimizers = [read_optimizers(self.module.configure_optimizers()) for _ in clients]
-        self.steps.begin(optimizers[0][0])
-        start = self.steps.state
-        made_for = self.steps.flat, [look(tensor) for tensor in start]
-        if made_for != self.made_for:
-            self.states, self.alone, self.made_for = [], [], made_for
-            if kind_for(start).fixed:
-                self.alone = self.steps.another()
-        while len(self.states) < len(clients):
+        drawn = global_draws()
+        while waiting or seats:
+            while waiting and len(seats) < self.local.branches:
+                number = waiting.popleft()
+                seats.append(self._begin(len(seats), number, *clients[number], first=len(waiting) + 1 == len(clients)))
+            finished = [b for b, client in enumerate(seats) if client.kind is None]
+            for b in reversed(finished):
+                if drawn != global_draws():
+                    raise NotTogetherError("its training_step or its data draw from the global random generators")
+                yield seats[b].number, seats[b].logs.averages, self.steps.held(self.states[b], buffers)
+                last = seats.pop()
+                if b < len(seats):  # as the first seats are taken always, there are few graphs of several clients
+                    self.steps.copy(self.states[len(seats)], self.states[b])
+                    seats[b] = last
+            if not finished:
+                self._step(seats)
+
+    def _begin(self, b: int, number: int, samples: Samples, draws: torch.Generator, first: bool) -> Underway:
+        """Have a client take seat b, with the weights that the module holds."""
+        optimizer, scheduler = read_optimizers(self.module.configure_optimizers())
+        if first:
+            self._prepare(optimizer)
+        if b == len(self.states):
             self.states.append(self.steps.another())
-        for state in self.states[: len(clients)]:
-            self.steps.copy(start, state)
-        drawn, logs = global_draws(), [LogCollector() for _ in clients]
-        streams = {
-            b: self._batches(samples, draws, scheduler)
-            for b, ((samples, draws), (_, scheduler)) in enumerate(zip(clients, optimizers, strict=True))
-        }
-        while batches := {b: batch for b, stream in streams.items() if (batch := next(stream, None)) is not None}:
-            of_each = {b: (self.states[b], batch, optimizers[b][0], logs[b]) for b, batch in batches.items()}
-            self.steps.step_together(of_each, self.alone)
-        if drawn != global_draws():
-            raise NotTogetherError("its training_step or its data draw from the global random generators")
-        return logs
+        self.steps.copy(self.steps.state, self.states[b])
+        client = Underway(number, optimizer, self._batches(samples, draws, scheduler))
+        client.advance()
+        return client
+
+    def _prepare(self, optimizer: Optimizer) -> None:
+        """See what the module is like in this round, and what its steps are to be taken in."""
+        self.steps.begin(optimizer)
+        made_for = self.steps.flat, [look(tensor) for tensor in self.steps.state]
+        if made_for != self.made_for:
+            self.states, self.made_for = [], made_for
+            self.alone = self.steps.another() if kind_for(self.steps.state).fixed else []
 
     def _batches(self, samples: Samples, generator: torch.Generator, scheduler: LocalScheduler) -> Iterator[Any]:
         """A client's batches, drawn as `LocalTraining.train` draws them; once the next is asked for, a step has been taken."""
@@ -125,3 +164,22 @@ class BranchedTraining:
                 step += 1
                 scheduler.after_step(step)
             scheduler.after_epoch(epoch)
+
+    def _step(self, seats: list[Underway]) -> None:
+        """A step of every client; but of one alone if its step is unlike the others', whose seat may be free after it."""
+        kinds: dict[Any, list[int]] = defaultdict(list)
+        for b, client in enumerate(seats):
+            kinds[client.kind].append(b)
+        unlike = [(kind, of_kind) for kind, of_kind in kinds.items() if len(of_kind) == 1]
+        for kind, of_kind in unlike[:1] or kinds.items():
+            members = [seats[b] for b in of_kind]
+            self.steps.step_together(
+                kind,
+                {b: self.states[b] for b in of_kind},
+                members[0].optimizer,
+                [client.leaves for client in members],
+                [client.logs for client in members],
+                self.alone,
+            )
+            for client in members:
+                client.advance()

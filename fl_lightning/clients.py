@@ -19,7 +19,7 @@ from torch import Tensor
 from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.aggregators.mixing import Mixing
 from fl_lightning.attacks.base import Attack, Attacker, Broadcast
-from fl_lightning.branched_training import BranchedTraining
+from fl_lightning.branched_training import Averages, BranchedTraining
 from fl_lightning.cohort import Cohort, assign_owners
 from fl_lightning.copying import copy_each
 from fl_lightning.data.base import Samples
@@ -200,9 +200,9 @@ class Clients:
         buffer_updates = self.buffer_exchange.local_updates(len(owner), len(mine), self.buffer_layout.flatten(self.module))
         pieces, buffer_pieces = self.layout.pieces(updates.new), self.buffer_layout.pieces(buffer_updates.new)
         place = {position: k for k, position in enumerate(mine)}
-        logs: dict[int, dict[str, float]] = {}
+        logs: dict[int, Averages] = {}  # asked for when all are trained, as a GPU would have to be waited for
 
-        def keep(position: int, logged: dict[str, float], held: Held | None = None) -> None:
+        def keep(position: int, logged: Averages, held: Held | None = None) -> None:
             """Store what was trained as the update of who stands there, and start anew where it was trained in the module."""
             weights, buffers = held or (self.executor.weights, self.buffer_layout.tensors(self.module))
             copy_each(pieces, weights)
@@ -218,9 +218,10 @@ class Clients:
         for position in mine:
             if position >= len(cohort):
                 others[position - len(cohort)][1]()
-                keep(position, {})
+                keep(position, dict)
             elif position not in logs:
-                keep(position, self.train_client(t, round_, position, broadcast, memory))
+                logged = self.train_client(t, round_, position, broadcast, memory)
+                keep(position, partial(dict, logged))
         self.executor.start = None
         self.return_memory(memory, cohort.clients[benign], owner[benign])
         return Trained(
@@ -231,12 +232,10 @@ class Clients:
             malicious=torch.cat([cohort.malicious, torch.zeros(extra, dtype=torch.bool)]),
             clients=torch.cat([cohort.clients, torch.full((extra,), -1)]),
             rehearsed=[len(of_attack) for of_attack in round_.rehearsals],
-            logs=[(position, of_client) for position, of_client in logs.items() if position < len(cohort)],
+            logs=[(position, of_client()) for position, of_client in logs.items() if position < len(cohort)],
         )
 
-    def train_together(
-        self, t: int, round_: LocalRound, mine: list[int]
-    ) -> Iterator[tuple[int, dict[str, float], Held | None]]:
+    def train_together(self, t: int, round_: LocalRound, mine: list[int]) -> Iterator[tuple[int, Averages, Held | None]]:
         """Train clients in a stack or side by side, if that is asked for and possible.
 
         Stacks are of benign clients alone. Malicious ones may stand beside others unless an attack follows their steps.
@@ -265,7 +264,7 @@ class Clients:
                     yield members[i], logs, held
             elif self.stacked is not None:
                 for i, logs in self.stacked.train(given):
-                    yield members[i], logs, None
+                    yield members[i], partial(dict, logs), None
         except NotTogetherError as error:
             # A stack is tried again in every round, as a run that is resumed must not know. Branches give the same bits anyway.
             log.warning("in round %d clients are trained one after the other: %s", t, error)

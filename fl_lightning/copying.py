@@ -25,10 +25,10 @@ def copy_each(places: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
         return
     together: dict[object, tuple[list[Tensor], list[Tensor]]] = defaultdict(lambda: ([], []))
     for place, tensor in zip(places, tensors, strict=True):
-        alike = place.dtype == tensor.dtype and lie_alike(place, tensor)
+        same_strides = place.stride() == tensor.stride()
+        alike = place.dtype == tensor.dtype and (same_strides or lie_alike(place, tensor))
         into, given = together[place.dtype if alike else None]
         into.append(place)
-        same_strides = place.stride() == tensor.stride()
         given.append(tensor.as_strided(place.shape, place.stride()) if alike and not same_strides else tensor)
     for into, given in together.values():
         torch._foreach_copy_(into, given)

@@ -11,8 +11,7 @@ read back to Python inside a step, other optimizers than SGD, torchmetrics objec
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from itertools import islice
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -206,33 +205,36 @@ class RecordedSteps:
         copy_each(self.own, self.weights)
 
     def step_together(
-        self, clients: Mapping[int, tuple[list[Tensor], Any, Optimizer, LogCollector]], alone: list[Tensor]
+        self,
+        kind: tuple[Any, ...],
+        states: dict[int, list[Tensor]],
+        optimizer: Optimizer,
+        leaves: list[list[Tensor]],
+        logs: list[LogCollector],
+        alone: list[Tensor],
     ) -> None:
-        """A step of each of several clients, in tensors of their own; those whose steps are of one kind take it in one call.
+        """A step of each of several clients, in tensors of their own, on batches of one kind.
 
         A CUDA graph knows its tensors. So that there is not one for each size of a last batch and each client that may have it,
-        a client that is alone in its kind of step takes it in tensors that there are for this, and back.
+        a client that is alone takes its step in tensors that there are for this, and back.
 
         Args:
+            kind: as `described` gives it.
+            states: of each client what stands in the place of `state`; its number stands for the same tensors every time.
+            optimizer: of one of the clients, made as the one that `begin` was given.
+            leaves: of each client's batch.
+            logs: of each client.
             alone: such tensors, as `state`.
-            clients: by number, which stands for the same tensors every time, what stands in the place of `state`; a batch; the
-                client's optimizer, made as the one that `begin` was given; its logs.
         """
-        alike: dict[Any, dict[int, list[Tensor]]] = defaultdict(dict)
-        for number, (_, batch, optimizer, _) in clients.items():
-            leaves, key = described(batch, optimizer)
-            alike[key][number] = leaves
-        for key, of_kind in alike.items():
-            states, _, optimizers, logs = zip(*(clients[number] for number in of_kind), strict=True)
-            of_clients = optimizers[0], list(of_kind.values()), list(logs)
-            if not kind_for(self.state).fixed:
-                self.take(key, list(states), *of_clients)
-            elif len(states) > 1:
-                self.take((*key, tuple(of_kind)), list(states), *of_clients)
-            else:
-                self.copy(states[0], alone)
-                self.take(key, [alone], *of_clients)
-                self.copy(alone, states[0])
+        given = list(states.values())
+        if not kind_for(self.state).fixed:
+            self.take(kind, given, optimizer, leaves, logs)
+        elif len(states) > 1:
+            self.take((*kind, tuple(states)), given, optimizer, leaves, logs)
+        else:
+            self.copy(given[0], alone)
+            self.take(kind, [alone], optimizer, leaves, logs)
+            self.copy(alone, given[0])
 
     def take(
         self, key: Any, states: list[list[Tensor]], optimizer: Optimizer, leaves: list[list[Tensor]], logs: list[LogCollector]

@@ -90,7 +90,7 @@ def side_by_side(training: BranchedTraining, clients: list[TensorSamples]) -> li
     before = [tensor.clone() for _, tensor in named_state(module)]
     given = [(data, rng(i)) for i, data in enumerate(clients)]
     for i, logs, held in training.train(given, buffer_layout(module).names):
-        found[i] = ([tensor.clone() for tensor in (*held.weights, *held.buffers)], logs)
+        found[i] = ([tensor.clone() for tensor in (*held.weights, *held.buffers)], logs())
     assert all(torch.equal(a, b) for a, (_, b) in zip(before, named_state(module), strict=True)), "the module was trained"
     return [found[i] for i in range(len(clients))]
 
@@ -114,6 +114,20 @@ def test_ragged_clients_round_after_round(branches: int) -> None:
     training = assert_same(Net(), LocalTraining(epochs=1.5, batch_size=8, branches=branches), ragged(), rounds=3)
     assert training.steps.recordings
     assert len(training.states) == min(branches, len(RAGGED))
+
+
+def test_whoever_has_finished_makes_room_and_the_first_seats_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, taken = recorded_steps.RecordedSteps.step_together, []
+
+    def step_together(self: Any, kind: Any, states: dict[int, list[Tensor]], *rest: Any) -> None:
+        taken.append(tuple(states))
+        real(self, kind, states, *rest)
+
+    monkeypatch.setattr(recorded_steps.RecordedSteps, "step_together", step_together)
+    torch.manual_seed(0)
+    clients = [samples(8 * steps, seed=steps) for steps in (5, 1, 3, 2, 4, 1)]
+    assert_same(Net(), LocalTraining(batch_size=8, branches=3), clients)
+    assert taken == [(0, 1, 2)] * 5 + [(0,)]
 
 
 @pytest.mark.parametrize(
