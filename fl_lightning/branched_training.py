@@ -128,7 +128,7 @@ class BranchedTraining:
                     raise NotTogetherError("its training_step or its data draw from the global random generators")
                 yield seats[b].number, seats[b].logs.averages, self.steps.held(self.states[b], buffers)
                 last = seats.pop()
-                if b < len(seats):  # as the first seats are taken always, there are few graphs of several clients
+                if b < len(seats):
                     self.steps.copy(self.states[len(seats)], self.states[b])
                     seats[b] = last
             if not finished:
@@ -166,20 +166,31 @@ class BranchedTraining:
             scheduler.after_epoch(epoch)
 
     def _step(self, seats: list[Underway]) -> None:
-        """A step of every client; but of one alone if its step is unlike the others', whose seat may be free after it."""
+        """A step of those whose step is of the rarest kind: they are like the others after it, or make room."""
         kinds: dict[Any, list[int]] = defaultdict(list)
         for b, client in enumerate(seats):
             kinds[client.kind].append(b)
-        unlike = [(kind, of_kind) for kind, of_kind in kinds.items() if len(of_kind) == 1]
-        for kind, of_kind in unlike[:1] or kinds.items():
-            members = [seats[b] for b in of_kind]
-            self.steps.step_together(
-                kind,
-                {b: self.states[b] for b in of_kind},
-                members[0].optimizer,
-                [client.leaves for client in members],
-                [client.logs for client in members],
-                self.alone,
-            )
-            for client in members:
-                client.advance()
+        kind, of_kind = min(kinds.items(), key=lambda entry: len(entry[1]))
+        if len(of_kind) > 1 and self.alone:
+            of_kind = self._to_the_front(seats, of_kind)
+        members = [seats[b] for b in of_kind]
+        self.steps.step_together(
+            kind,
+            {b: self.states[b] for b in of_kind},
+            members[0].optimizer,
+            [client.leaves for client in members],
+            [client.logs for client in members],
+            self.alone,
+        )
+        for client in members:
+            client.advance()
+
+    def _to_the_front(self, seats: list[Underway], places: list[int]) -> list[int]:
+        """Seat the clients in these places, ascending, in the first ones: a graph for each number of them is enough then."""
+        for front, b in enumerate(places):
+            if b != front:
+                self.steps.copy(self.states[front], self.alone)
+                self.steps.copy(self.states[b], self.states[front])
+                self.steps.copy(self.alone, self.states[b])
+                seats[front], seats[b] = seats[b], seats[front]
+        return list(range(len(places)))

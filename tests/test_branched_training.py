@@ -116,7 +116,7 @@ def test_ragged_clients_round_after_round(branches: int) -> None:
     assert len(training.states) == min(branches, len(RAGGED))
 
 
-def test_whoever_has_finished_makes_room_and_the_first_seats_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whoever_has_finished_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
     real, taken = recorded_steps.RecordedSteps.step_together, []
 
     def step_together(self: Any, kind: Any, states: dict[int, list[Tensor]], *rest: Any) -> None:
@@ -329,6 +329,20 @@ def test_clients_that_are_alone_in_a_kind_of_step_share_its_cuda_graph(graphs: l
         assert tensors[0] is training.alone[0]
     kinds = [tuple(look(tensor) for tensor in graph.calls[0][1]) for graph in alone]
     assert len(set(kinds)) == len(kinds), "a kind was recorded twice"
+
+
+def test_a_cuda_graph_of_several_clients_is_one_of_the_first_seats(graphs: list[Graph]) -> None:
+    torch.manual_seed(0)
+    clients = [samples(n, seed=i) for i, n in enumerate((56, 35, 56, 11, 35, 56, 35))]  # three of them end with a batch of 3
+    training = assert_same(Net(), LocalTraining(batch_size=8, branches=5), clients, rounds=4)
+    several = [graph for graph in graphs if len(graph.calls) > 1]
+    kinds = []
+    for graph in several:
+        assert all(tensors[0] is training.states[b][0] for b, (_, tensors, _) in enumerate(graph.calls))
+        kinds.append((len(graph.calls), tuple(look(tensor) for tensor in graph.calls[0][1])))
+    assert len(set(kinds)) == len(kinds), "a kind was recorded twice"
+    sizes = {tensors[-1].shape for graph in several for _, tensors, _ in graph.calls}
+    assert len(sizes) == 2, "nobody had to change seats"
 
 
 def test_one_client_is_a_cuda_graph_without_branches(graphs: list[Graph]) -> None:
