@@ -174,7 +174,8 @@ class TensorSamples(Samples):
         return inputs, self.targets.index_select(0, indices)
 
     def batches(self, order: Tensor, sizes: Sequence[int], generator: torch.Generator | None = None) -> Iterator[Any]:
-        augmentation = self.augment if isinstance(self.augment, Augmentation) else None
+        # None first: to look whether something has a protocol's methods takes as long as to read a small client's data.
+        augmentation = self.augment if self.augment is not None and isinstance(self.augment, Augmentation) else None
         if self.stamps or type(self).batch is not TensorSamples.batch or self.augment is not augmentation:
             yield from super().batches(order, sizes, generator)  # what is drawn, or may change, from batch to batch
             return
