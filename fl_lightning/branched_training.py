@@ -1,14 +1,14 @@
 """Train several clients side by side by recorded steps, each in tensors of its own: the same bits as one after the other.
 
-A small network's step leaves most of a GPU idle. There a step of all clients is one CUDA graph, in which each client's is a
-branch (`RecordedSteps.step_together`). On a CPU the branches are taken in turn.
+A small network's step leaves most of a GPU idle. There the steps of all clients whose steps are alike are one CUDA graph, in
+which each client's is a branch (`RecordedSteps.step_together`). On a CPU the branches are taken in turn.
 
 B clients have a seat at a time, those that train longest first; whoever has finished makes room for the next.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -113,46 +113,54 @@ class BranchedTraining:
             raise NotTogetherError(f"{name} cannot be trained side by side: {kind}{line}") from error
 
     def _train(self, clients: Sequence[Client], buffers: list[str]) -> Iterator[tuple[int, Averages, Held]]:
-        steps = [self.local.num_steps(len(samples)) for samples, _ in clients]
-        waiting = deque(sorted(range(len(clients)), key=lambda i: (-steps[i], -len(clients[i][0]))))
+        lengths = [self.local.num_steps(len(samples)) for samples, _ in clients]
+        waiting = deque(sorted(range(len(clients)), key=lambda i: (-lengths[i], -len(clients[i][0]))))
         seats: list[Underway] = []  # the client in seat b trains in `self.states[b]`
+        taken: Counter[Any] = Counter()  # steps by kind
         self.module.train()
+        self._prepare(read_optimizers(self.module.configure_optimizers())[0])
         drawn = global_draws()
+
+        def begin(b: int) -> Underway:
+            i = waiting.popleft()
+            return self._begin(b, i, *clients[i])
+
         while waiting or seats:
             while waiting and len(seats) < self.local.branches:
-                number = waiting.popleft()
-                seats.append(self._begin(len(seats), number, *clients[number], first=len(waiting) + 1 == len(clients)))
+                seats.append(begin(len(seats)))
             finished = [b for b, client in enumerate(seats) if client.kind is None]
+            if finished and drawn != global_draws():
+                raise NotTogetherError("its training_step or its data draw from the global random generators")
             for b in reversed(finished):
-                if drawn != global_draws():
-                    raise NotTogetherError("its training_step or its data draw from the global random generators")
                 yield seats[b].number, seats[b].logs.averages, self.steps.held(self.states[b], buffers)
+                if waiting:
+                    seats[b] = begin(b)
+                    continue
                 last = seats.pop()
                 if b < len(seats):
                     self.steps.copy(self.states[len(seats)], self.states[b])
                     seats[b] = last
             if not finished:
-                self._step(seats)
+                self._step(seats, taken)
 
-    def _begin(self, b: int, number: int, samples: Samples, draws: torch.Generator, first: bool) -> Underway:
+    def _prepare(self, optimizer: Optimizer) -> None:
+        """See what the module is like in this round, and make room for its steps; the optimizer is like those to come."""
+        self.steps.begin(optimizer)
+        made_for = self.steps.flat, [look(tensor) for tensor in self.steps.state]
+        if made_for != self.made_for:
+            self.states = []
+            self.alone = self.steps.another() if kind_for(self.steps.state).fixed else []
+            self.made_for = made_for
+
+    def _begin(self, b: int, number: int, samples: Samples, draws: torch.Generator) -> Underway:
         """Have a client take seat b, with the weights that the module holds."""
         optimizer, scheduler = read_optimizers(self.module.configure_optimizers())
-        if first:
-            self._prepare(optimizer)
         if b == len(self.states):
             self.states.append(self.steps.another())
         self.steps.copy(self.steps.state, self.states[b])
         client = Underway(number, optimizer, self._batches(samples, draws, scheduler))
         client.advance()
         return client
-
-    def _prepare(self, optimizer: Optimizer) -> None:
-        """See what the module is like in this round, and what its steps are to be taken in."""
-        self.steps.begin(optimizer)
-        made_for = self.steps.flat, [look(tensor) for tensor in self.steps.state]
-        if made_for != self.made_for:
-            self.states, self.made_for = [], made_for
-            self.alone = self.steps.another() if kind_for(self.steps.state).fixed else []
 
     def _batches(self, samples: Samples, generator: torch.Generator, scheduler: LocalScheduler) -> Iterator[Any]:
         """A client's batches, drawn as `LocalTraining.train` draws them; once the next is asked for, a step has been taken."""
@@ -165,12 +173,17 @@ class BranchedTraining:
                 scheduler.after_step(step)
             scheduler.after_epoch(epoch)
 
-    def _step(self, seats: list[Underway]) -> None:
-        """A step of those whose step is of the rarest kind: they are like the others after it, or make room."""
+    def _step(self, seats: list[Underway], taken: Counter[Any]) -> None:
+        """A step of the clients whose steps are of one kind: the one taken least so far, so that nobody waits for long.
+
+        A last batch comes before full ones, and may make room; clients whose learning rates have gone on before those of others
+        who began later, who then go on together.
+        """
         kinds: dict[Any, list[int]] = defaultdict(list)
         for b, client in enumerate(seats):
             kinds[client.kind].append(b)
-        kind, of_kind = min(kinds.items(), key=lambda entry: len(entry[1]))
+        kind, of_kind = min(kinds.items(), key=lambda entry: (taken[entry[0]], len(entry[1])))
+        taken[kind] += len(of_kind)
         if len(of_kind) > 1 and self.alone:
             of_kind = self._to_the_front(seats, of_kind)
         members = [seats[b] for b in of_kind]

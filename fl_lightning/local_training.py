@@ -357,7 +357,10 @@ class LogCollector:
             return
         self.plain_numbers |= not isinstance(value, Tensor)
         value = value.detach() if isinstance(value, Tensor) else float(value)
-        self.sums[name] = self.sums[name] + value if name in self.sums else value
+        if name in self.sums:
+            self.sums[name] = self.sums[name] + value
+        else:  # a copy, as a tensor that the module goes on to change may be logged
+            self.sums[name] = value.clone() if isinstance(value, Tensor) else value
         self.counts[name] = self.counts.get(name, 0) + 1
 
     def averages(self) -> dict[str, float]:

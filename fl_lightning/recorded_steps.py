@@ -215,12 +215,12 @@ class RecordedSteps:
     ) -> None:
         """A step of each of several clients, in tensors of their own, on batches of one kind.
 
-        A CUDA graph knows its tensors. So that there is not one for each size of a last batch and each client that may have it,
-        a client that is alone takes its step in tensors that there are for this, and back.
+        A CUDA graph knows its tensors. So that there is not one for each size of a last batch and each seat that its client may
+        have, a client that is alone takes its step in tensors that there are for this, and back.
 
         Args:
             kind: as `described` gives it.
-            states: of each client what stands in the place of `state`; its number stands for the same tensors every time.
+            states: by the number of its seat, which stands for the same tensors every time, each client's in place of `state`.
             optimizer: of one of the clients, made as the one that `begin` was given.
             leaves: of each client's batch.
             logs: of each client.
@@ -306,7 +306,8 @@ class RecordedSteps:
                     sgd_step([cut(parameters, run)], [cut(gradients, run)], [momentum], group)
             if any(not isinstance(value, Tensor) for _, value in logged):
                 raise NotRecordableError("it logs numbers that are no tensors, which may differ from step to step")
-            return [value.detach() for _, value in logged], [name for name, _ in logged]
+            # Copies, as it may log what it goes on to change.
+            return [value.detach().clone() for _, value in logged], [name for name, _ in logged]
 
         return step
 

@@ -90,9 +90,9 @@ def side_by_side(training: BranchedTraining, clients: list[TensorSamples]) -> li
     before = [tensor.clone() for _, tensor in named_state(module)]
     given = [(data, rng(i)) for i, data in enumerate(clients)]
     for i, logs, held in training.train(given, buffer_layout(module).names):
-        found[i] = ([tensor.clone() for tensor in (*held.weights, *held.buffers)], logs())
+        found[i] = [tensor.clone() for tensor in (*held.weights, *held.buffers)], logs
     assert all(torch.equal(a, b) for a, (_, b) in zip(before, named_state(module), strict=True)), "the module was trained"
-    return [found[i] for i in range(len(clients))]
+    return [(tensors, logs()) for tensors, logs in (found[i] for i in range(len(clients)))]
 
 
 def assert_same(module: Any, local: LocalTraining, clients: list[TensorSamples], rounds: int = 1) -> BranchedTraining:
@@ -116,18 +116,61 @@ def test_ragged_clients_round_after_round(branches: int) -> None:
     assert len(training.states) == min(branches, len(RAGGED))
 
 
-def test_whoever_has_finished_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    real, taken = recorded_steps.RecordedSteps.step_together, []
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The seats of those who take each step together."""
+    real, found = recorded_steps.RecordedSteps.step_together, []
 
     def step_together(self: Any, kind: Any, states: dict[int, list[Tensor]], *rest: Any) -> None:
-        taken.append(tuple(states))
+        found.append(tuple(states))
         real(self, kind, states, *rest)
 
     monkeypatch.setattr(recorded_steps.RecordedSteps, "step_together", step_together)
+    return found
+
+
+def test_whoever_has_finished_makes_room(taken: list[tuple[int, ...]]) -> None:
     torch.manual_seed(0)
     clients = [samples(8 * steps, seed=steps) for steps in (5, 1, 3, 2, 4, 1)]
     assert_same(Net(), LocalTraining(batch_size=8, branches=3), clients)
     assert taken == [(0, 1, 2)] * 5 + [(0,)]
+
+
+def test_nobody_waits_for_one_who_began_later(taken: list[tuple[int, ...]]) -> None:
+    torch.manual_seed(0)
+    clients = [samples(37 if i < 3 else 36, seed=i) for i in range(16)]  # last batches of five, and of four
+    assert_same(Net(), LocalTraining(batch_size=8, branches=4), clients)
+    # Of the first four seats three end with a batch of five and one with a batch of four; from then on all are alike.
+    assert taken[:6] == [(0, 1, 2, 3)] * 4 + [(3,), (0, 1, 2)]
+    assert taken[6:] == [(0, 1, 2, 3)] * 15
+
+
+def test_those_whose_learning_rates_have_gone_on_go_first(taken: list[tuple[int, ...]]) -> None:
+    torch.manual_seed(0)
+    clients = [samples(8 * steps, seed=i) for i, steps in enumerate((6, 6, 3, 3, 3, 3))]
+    assert_same(Net(configure=by("step")), LocalTraining(batch_size=8, branches=3), clients)
+    # The learning rate is halved after every second step: the third seat's next client begins with the first one's rate.
+    assert taken == [(0, 1, 2)] * 3 + [(0, 1)] * 3 + [(0, 1, 2)] * 3
+
+
+class Counts(Net):
+    """Logs a tensor that it goes on to change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("steps", torch.zeros(()))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.log("steps", self.steps.add_(1.0))
+        return super().training_step(batch, batch_idx)
+
+
+def test_what_was_logged_stays_as_it_was() -> None:
+    torch.manual_seed(0)
+    training = assert_same(Counts(), LocalTraining(batch_size=8, branches=2), ragged(), rounds=2)
+    steps = [-(-len(data) // 8) - (len(data) % 8 == 1) for data in ragged()]
+    logged = [logs for _, logs in side_by_side(training, ragged())]
+    assert [logs.get("steps", 0.0) for logs in logged] == [(n + 1) / 2 if n else 0.0 for n in steps]
 
 
 @pytest.mark.parametrize(
@@ -331,18 +374,36 @@ def test_clients_that_are_alone_in_a_kind_of_step_share_its_cuda_graph(graphs: l
     assert len(set(kinds)) == len(kinds), "a kind was recorded twice"
 
 
-def test_a_cuda_graph_of_several_clients_is_one_of_the_first_seats(graphs: list[Graph]) -> None:
+CHANGING = (56, 35, 56, 11, 35, 56, 35)
+"""Batches of eight: the three of 35 end with a batch of three, while those of 56 in the seats before theirs go on."""
+
+
+def test_a_cuda_graph_of_several_clients_is_one_of_the_first_seats(
+    graphs: list[Graph], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, moved = BranchedTraining._to_the_front, []
+
+    def to_the_front(self: BranchedTraining, seats: Any, places: list[int]) -> list[int]:
+        moved.append(places != list(range(len(places))))
+        return real(self, seats, places)
+
+    monkeypatch.setattr(BranchedTraining, "_to_the_front", to_the_front)
     torch.manual_seed(0)
-    clients = [samples(n, seed=i) for i, n in enumerate((56, 35, 56, 11, 35, 56, 35))]  # three of them end with a batch of 3
+    clients = [samples(n, seed=i) for i, n in enumerate(CHANGING)]
     training = assert_same(Net(), LocalTraining(batch_size=8, branches=5), clients, rounds=4)
+    assert any(moved)
     several = [graph for graph in graphs if len(graph.calls) > 1]
-    kinds = []
     for graph in several:
         assert all(tensors[0] is training.states[b][0] for b, (_, tensors, _) in enumerate(graph.calls))
-        kinds.append((len(graph.calls), tuple(look(tensor) for tensor in graph.calls[0][1])))
+    kinds = [(len(graph.calls), tuple(look(tensor) for tensor in graph.calls[0][1])) for graph in several]
     assert len(set(kinds)) == len(kinds), "a kind was recorded twice"
-    sizes = {tensors[-1].shape for graph in several for _, tensors, _ in graph.calls}
-    assert len(sizes) == 2, "nobody had to change seats"
+
+
+def test_those_who_change_seats_keep_their_learning_rates(graphs: list[Graph]) -> None:
+    torch.manual_seed(0)
+    clients = [samples(n, seed=i) for i, n in enumerate(CHANGING)]
+    assert_same(Net(configure=by("step")), LocalTraining(batch_size=8, branches=5), clients, rounds=4)
+    assert graphs
 
 
 def test_one_client_is_a_cuda_graph_without_branches(graphs: list[Graph]) -> None:
@@ -377,6 +438,6 @@ def test_branches_of_a_cuda_graph_give_the_same_bits() -> None:
     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
     torch.manual_seed(0)
     module = CNN(image_size=8, channels=[4, 6], hidden=8).cuda()
-    images = [samples(n, (3, 8, 8), seed=n).to(torch.device("cuda")) for n in (40, 41, 40, 24)]
-    training = assert_same(module, LocalTraining(batch_size=8, branches=3), images, rounds=3)
+    images = [samples(n, (3, 8, 8), seed=i).to(torch.device("cuda")) for i, n in enumerate((*CHANGING, 41, 24))]
+    training = assert_same(module, LocalTraining(batch_size=8, branches=5), images, rounds=4)
     assert training.steps.recordings

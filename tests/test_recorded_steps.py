@@ -123,6 +123,17 @@ def test_steps_of_other_kinds() -> None:
     assert_same(Net(), LocalTraining(batch_size=8), CLIENTS, steps=7)
 
 
+def test_what_was_logged_may_be_changed_afterwards() -> None:
+    module: Any = Net()
+    module.net[3] = nn.Identity()  # steps that draw nothing are taken together, before anyone sees what they logged
+    module.register_buffer("steps", torch.zeros(()))
+    module.also.append(lambda m, _: m.log("steps", m.steps.add_(1.0)))
+    stepper = assert_same(module, LocalTraining(batch_size=8), CLIENTS)
+    assert stepper.recordings
+    (_, logs), *_ = trained(module, LocalTraining(batch_size=8), CLIENTS, stepper)
+    assert logs["steps"] == 3.0  # of 1, 2, ..., 5
+
+
 def test_what_happens_between_steps_counts() -> None:
     module: Any = Net()
 
