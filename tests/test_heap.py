@@ -50,7 +50,8 @@ def page_faults(keep: bool, **environment: str) -> tuple[bool, int]:
 def test_steps_do_not_ask_the_system_for_memory_again() -> None:
     kept, faults = page_faults(keep=True)
     assert kept
-    assert 3 * faults < page_faults(keep=False)[1]
+    # By itself malloc may learn from the first blocks that are freed to keep others like them; told its threshold, it does not.
+    assert 3 * faults < page_faults(keep=False, MALLOC_MMAP_THRESHOLD_=str(128 * 2**10))[1]
 
 
 def test_what_the_user_told_malloc_is_left_alone() -> None:
