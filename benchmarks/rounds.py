@@ -38,14 +38,22 @@ BATCH_SIZE = 64
 
 
 class Stopwatch(L.Callback):
-    """The seconds from the start of a round to the end of the last; the model is as it was at first when the clock starts."""
+    """The seconds from the start of a round to the end of the last; the model is as it was at first when the clock starts.
+
+    An executor is chosen before: at once, as clients of a fast machine do not take a second in the rounds until then.
+    """
 
     def __init__(self, first: int, weights: Tensor) -> None:
         self.first, self.weights = first, weights
         self.began = self.seconds = 0.0
 
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        executors.SECONDS_BEFORE_TRIAL = 0.0
+
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, Federation)
         if trainer.current_epoch == self.first:
+            assert pl_module.clients.executor.chosen is not None, "the clock would count the choice of an executor"
             client: Any = pl_module.client
             parameter_layout(client).load(client, self.weights.to(pl_module.device))
             synchronize(pl_module.device)
@@ -197,7 +205,6 @@ def main() -> None:
     options = parser.parse_args()
     quiet()
     torch.manual_seed(SEED)
-    executors.SECONDS_BEFORE_TRIAL = 0.0  # `auto` chooses at once, so before the clock starts on any machine
     device = torch.device(options.device)
     of_device = resnets(device) if device.type == "cuda" else ()
     for case in chain(cases(options.rounds, device, options.branches), of_device):

@@ -130,7 +130,7 @@ class BranchedTraining:
                 seats.append(begin(len(seats)))
             finished = [b for b, client in enumerate(seats) if client.kind is None]
             if finished and drawn != global_draws():
-                raise NotTogetherError("its training_step or its data draw from the global random generators")
+                raise NotTogetherError("it or its data draw from the global random generators")
             for b in reversed(finished):
                 yield seats[b].number, seats[b].logs.averages, self.steps.held(self.states[b], buffers)
                 if waiting:

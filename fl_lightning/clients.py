@@ -241,7 +241,7 @@ class Clients:
         Stacks are of benign clients alone. Malicious ones may stand beside others unless an attack follows their steps.
 
         Yields:
-            A position in the cohort, what its client logged, and what it ends with; None where the module holds that.
+            A position in the cohort, how to ask what its client logged, what it ends with; None where the module holds that.
         """
         if self.branches > 1 and self.branched is None and self.executor.chosen == "graph":
             self.branched = BranchedTraining(self.module, replace(self.local, branches=self.branches))
