@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from fl_lightning.client_logs import LogCollector
 from fl_lightning.data.base import Samples
 from fl_lightning.flat_state import look
 from fl_lightning.local_training import (
     LocalScheduler,
     LocalTraining,
-    LogCollector,
     NotTogetherError,
     epoch_batches,
     read_optimizers,

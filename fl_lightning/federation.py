@@ -25,12 +25,13 @@ from torch import Tensor
 from fl_lightning import sharded_state
 from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.attacks.base import Attack, Broadcast, Knowledge, stamped_sets
+from fl_lightning.client_logs import average_logs
 from fl_lightning.clients import Clients
 from fl_lightning.cohort import Cohort, CohortSampler
 from fl_lightning.data.module import FederatedDataModule
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.fresh_memory import unfilled
-from fl_lightning.local_training import LocalTraining, average_logs, check_client
+from fl_lightning.local_training import LocalTraining, check_client
 from fl_lightning.prediction import check_predictions, class_probabilities, predict, predicted_classes
 from fl_lightning.resources import Compile, compiling_pays, prepare_memory
 from fl_lightning.sharded_state import Part
@@ -338,8 +339,8 @@ class Federation(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # Rank 0's parameters are everyone's; what rules remember is every rank's own.
-        if self.remembered().keys() or self.clients.memory_size:
-            part = Part(self.exchange.start, self.remembered(), self.clients.memory)
+        if self.aggregator.remembered() or self.clients.memory_size:
+            part = Part(self.exchange.start, self.aggregator.remembered(), self.clients.memory)
             checkpoint[sharded_state.KEY] = sharded_state.as_entry(part)
         checkpoint["federation"] = {
             "attacks": [attack.state_dict() for attack in self.attacks],
@@ -375,11 +376,6 @@ class Federation(L.LightningModule):
             assert isinstance(rule, Aggregator)
             rule.memory[key] = kept.to(exchange.device)
         self.clients.memory = {client: row.to(exchange.device) for client, row in part.clients.items()}
-
-    def remembered(self) -> dict[str, Tensor]:
-        """(S,) each, what the rule and rules inside it remember, by `<place of the rule>:<name>`."""
-        rules = [(place, part) for place, part in self.aggregator.named_modules() if isinstance(part, Aggregator)]
-        return {f"{place}:{name}": kept for place, rule in rules for name, kept in rule.memory.items()}
 
     # ---- small things ------------------------------------------------------------------------------------------------
 

@@ -10,9 +10,8 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -25,6 +24,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import Metric
 
+from fl_lightning.client_logs import LogCollector, collected_logs
 from fl_lightning.data.base import Samples
 from fl_lightning.errors import ConfigurationError
 
@@ -339,64 +339,3 @@ def reset_metrics(parts: list[nn.Module]) -> None:
         if isinstance(part, Metric):
             part.sync_on_compute = part._to_sync = False
             part.reset()
-
-
-class LogCollector:
-    """Takes the place of `LightningModule.log` while a client trains; keeps sums on the device, so steps never wait."""
-
-    plain_numbers = False  # whether some were logged that are no tensors
-
-    def __init__(self) -> None:
-        self.sums: dict[str, Tensor | float] = {}
-        self.counts: dict[str, int] = {}
-        self.metrics: dict[str, Metric] = {}
-
-    def log(self, name: str, value: Any, *_: Any, **__: Any) -> None:
-        if isinstance(value, Metric):
-            self.metrics[name] = value
-            return
-        self.plain_numbers |= not isinstance(value, Tensor)
-        value = value.detach() if isinstance(value, Tensor) else float(value)
-        if name in self.sums:
-            self.sums[name] = self.sums[name] + value
-        else:  # a copy, as a tensor that the module goes on to change may be logged
-            self.sums[name] = value.clone() if isinstance(value, Tensor) else value
-        self.counts[name] = self.counts.get(name, 0) + 1
-
-    def averages(self) -> dict[str, float]:
-        averages = {name: float(total) / self.counts[name] for name, total in self.sums.items()}
-        return averages | {name: float(metric.compute()) for name, metric in self.metrics.items()}
-
-
-@contextmanager
-def collected_logs(module: L.LightningModule) -> Iterator[LogCollector]:
-    """Send `self.log` of the module to a collector."""
-    collector = LogCollector()
-    with logs_to(module, collector.log):
-        yield collector
-
-
-@contextmanager
-def logs_to(module: L.LightningModule, function: Callable[..., None]) -> Iterator[None]:
-    """Call `function` in place of the module's `log`, also if another stands in its place already."""
-    before = module.__dict__.get("log")
-    module.__dict__["log"] = function  # shadows the method, also for self.log_dict, which calls it
-    try:
-        yield
-    finally:
-        del module.__dict__["log"]
-        if before is not None:
-            module.__dict__["log"] = before
-
-
-def average_logs(of_ranks: list[list[tuple[int, dict[str, float]]]]) -> dict[str, float]:
-    """Average what clients logged, in cohort order, so that the number of ranks does not show.
-
-    Args:
-        of_ranks: per rank, (position in the cohort, metrics) of its clients.
-    """
-    values: dict[str, list[float]] = defaultdict(list)
-    for _, metrics in sorted((entry for rank in of_ranks for entry in rank), key=lambda entry: entry[0]):
-        for name, value in metrics.items():
-            values[f"client/{name}"].append(value)
-    return {name: sum(of_name) / len(of_name) for name, of_name in values.items()}

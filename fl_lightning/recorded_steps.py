@@ -13,34 +13,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from itertools import islice
-from operator import itemgetter
 from typing import Any, NamedTuple
 
 import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.utils import get_total_norm
-from torch.optim import SGD, Optimizer
-from torch.optim.sgd import sgd
+from torch.optim import Optimizer
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torchmetrics import Metric
 
+from fl_lightning.client_logs import LogCollector, logs_to
 from fl_lightning.copying import copy_each
 from fl_lightning.flat_state import FlatState, look
-from fl_lightning.local_training import LocalTraining, LogCollector, logs_to, read_loss
+from fl_lightning.local_training import LocalTraining, read_loss
+from fl_lightning.recorded_sgd import ARGUMENTS, clip, hyperparameters, settings_of, sgd_step
 from fl_lightning.recordings import NotRecordableError, Recording, Recordings, kind_for, tell
 from fl_lightning.training_step import TrainingStep, aliases, named_tensors
 from fl_lightning.withheld import Unknown, without_trainer
 
 WAITING_BYTES = 2**20
 """Of batches that wait for their steps to be taken in one call: a step that reads more takes long enough by itself."""
-
-ARGUMENTS = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize", "foreach", "fused")
-"""Of `torch.optim.sgd.sgd`."""
-
-settings_of = itemgetter(*ARGUMENTS)
-"""Their values in one of an optimizer's groups."""
 
 
 class Held(NamedTuple):
@@ -361,42 +354,3 @@ def plain_attributes(parts: Iterable[tuple[str, nn.Module]]) -> dict[str, Any]:
 
 EVERY_MODULES = vars(L.LightningModule()).keys() - {"training"}
 """Attributes that are PyTorch's and Lightning's own: most of a small module's."""
-
-
-def hyperparameters(optimizer: Optimizer, parameters: list[Tensor]) -> list[dict[str, Any]]:
-    """The arguments of `torch.optim.sgd.sgd` for each of an optimizer's groups, and the places of its parameters.
-
-    Raises:
-        NotRecordableError: for another optimizer, and where a step depends on whether it is the first.
-    """
-    if type(optimizer) is not SGD:
-        kind = type(optimizer).__name__
-        raise NotRecordableError(f"its optimizer is {kind}, and only SGD's steps are alike from the first on")
-    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
-        raise NotRecordableError("its optimizer has hooks")
-    place = {id(parameter): i for i, parameter in enumerate(parameters)}
-    groups = []
-    for group in optimizer.param_groups:
-        if group["momentum"] and group["dampening"]:
-            raise NotRecordableError("dampening makes SGD's first step unlike the others")
-        if isinstance(group["lr"], Tensor) or group.get("differentiable"):
-            raise NotRecordableError("its learning rate is a tensor, or its optimizer differentiable")
-        groups.append(
-            {name: group[name] for name in ARGUMENTS} | {"places": [place[id(p)] for p in group["params"] if id(p) in place]}
-        )
-    return groups
-
-
-def sgd_step(parameters: list[Tensor], gradients: list[Tensor], momenta: list[Tensor | None], group: dict[str, Any]) -> None:
-    """SGD's step in place, for parameters of a group as `hyperparameters` gives it."""
-    arguments = {name: group[name] for name in ARGUMENTS}
-    if len(parameters) == 1 or not parameters[0].is_cuda:
-        arguments["foreach"] = False  # the same bits; TorchScript would leave out what writes into lists
-    sgd(parameters, gradients, momenta, **arguments)
-
-
-def clip(gradients: list[Tensor], most: float) -> None:
-    """What `torch.nn.utils.clip_grad_norm_` does, for gradients that belong to no parameter."""
-    share = (most / (get_total_norm(gradients) + 1e-6)).clamp(max=1.0)
-    for gradient in gradients:
-        gradient.mul_(share)

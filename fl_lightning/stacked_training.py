@@ -25,22 +25,18 @@ from torch.optim import SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, Opti
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torchmetrics import Metric
 
+from fl_lightning.client_logs import collected_logs
 from fl_lightning.data.base import Samples
 from fl_lightning.local_training import (
     LocalTraining,
     NotTogetherError,
-    collected_logs,
     epoch_batches,
     read_loss,
     read_optimizers,
     resident,
 )
-from fl_lightning.recorded_steps import (
-    described,
-    hyperparameters,
-    python_state,
-    sgd_step,
-)
+from fl_lightning.recorded_sgd import hyperparameters, sgd_step
+from fl_lightning.recorded_steps import described, python_state
 from fl_lightning.recordings import NotRecordableError, Recordings
 from fl_lightning.seeding import global_draws
 from fl_lightning.training_step import TrainingStep, aliases, named_tensors

@@ -14,6 +14,7 @@ from fl_lightning.aggregators.base import MOST, Aggregator
 from fl_lightning.aggregators.norm_clipping import check_max_norm, clip_factors, median_norm
 from fl_lightning.aggregators.votes import GUARD
 from fl_lightning.errors import ConfigurationError
+from fl_lightning.updates.largest import largest
 from fl_lightning.updates.shard import UpdateShard
 
 
@@ -79,7 +80,7 @@ class SparseFed(Aggregator):
         momentum, error = self.recall("momentum", shard), self.recall("error", shard)
         momentum.mul_(self.rho).add_(mean).clamp_(-MOST, MOST)
         error.add_(momentum).clamp_(-MOST, MOST)
-        sent = shard.largest(error.abs(), count)
+        sent = largest(shard, error.abs(), count)
         update = torch.where(sent, error, 0.0)
         momentum[sent] = 0
         error[sent] = 0

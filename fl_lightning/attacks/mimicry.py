@@ -15,6 +15,7 @@ from fl_lightning.attacks.base import Attack, Attacker, Knowledge
 from fl_lightning.attacks.crafted import uniform
 from fl_lightning.data.base import Samples
 from fl_lightning.errors import ConfigurationError
+from fl_lightning.updates.largest import largest
 from fl_lightning.updates.shard import UpdateShard
 
 
@@ -58,6 +59,6 @@ class Mimicry(Attack):
         for j, i in enumerate(torch.nonzero(shard.malicious).flatten().tolist()):
             row = torch.zeros_like(shard.malicious)
             row[i] = True
-            stays = shard.largest(shard.row(i).abs().nan_to_num(nan=torch.inf), kept)
+            stays = largest(shard, shard.row(i).abs().nan_to_num(nan=torch.inf), kept)
             benign = honest.row(j) if mean is None else mean
             shard.rewrite(row, lambda g, keep, like: torch.where(keep, g, like), stays, benign)

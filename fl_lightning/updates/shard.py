@@ -276,37 +276,6 @@ class UpdateShard:
         total = self.reduce(inner_products)
         return (total + total.T) / 2  # matrix products round the two halves differently
 
-    def largest(self, values: Tensor, count: int) -> Tensor:
-        """Where the `count` largest of all d values lie; of equal ones, those of lower coordinates.
-
-        The bits of a non-negative float order like integers, so the smallest value that belongs to them is found byte by byte,
-        from histograms that are added over ranks.
-
-        Args:
-            values: (S,) float32 of this rank's coordinates, at least 0 and no NaN.
-            count: from 0 to d.
-
-        Returns:
-            (S,) bool.
-        """
-        if count == 0:
-            return torch.zeros_like(values, dtype=torch.bool)
-        bits = (values + 0.0).view(torch.int32)  # + 0.0: a negative zero has other bits
-        threshold = 0
-        left = count  # how many are wanted among the values that share the threshold's bytes so far
-        for shift in (24, 16, 8, 0):
-            same = bits if shift == 24 else bits[(bits >> (shift + 8)) == (threshold >> (shift + 8))]
-            histogram = self.count(torch.bincount((same >> shift) & 0xFF, minlength=256))
-            at_least = histogram.flip(0).cumsum(0).flip(0)  # (256,) values whose byte is this or higher
-            byte = int((at_least >= left).nonzero().max())
-            left -= int(at_least[byte + 1]) if byte < 255 else 0
-            threshold |= byte << shift
-        chosen = bits > threshold
-        ties = (bits == threshold).nonzero().flatten()
-        before = self._on_lower_ranks(len(ties))
-        chosen[ties[: max(0, left - before)]] = True
-        return chosen
-
     def count(self, integers: Tensor) -> Tensor:
         """Add an integer tensor of every rank; exact, so in any order."""
         assert not integers.is_floating_point(), "floats must be added in a fixed order: use reduce()"
@@ -398,14 +367,6 @@ class UpdateShard:
             seed=self.seed,
             round_number=self.round_number,
         )
-
-    def _on_lower_ranks(self, number: int) -> int:
-        """The sum of an integer of every rank before this one."""
-        if not self.distributed:
-            return 0
-        counts = torch.zeros(dist.get_world_size(), dtype=torch.int64, device=self.weights.device)
-        counts[dist.get_rank()] = number
-        return int(self.count(counts)[: dist.get_rank()].sum())
 
 
 def inner_products(values: Tensor) -> Tensor:

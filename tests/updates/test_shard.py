@@ -334,7 +334,7 @@ def test_mix_adds_in_float64_wherever_buckets_are_cut() -> None:
     assert (np.abs(rounded - exact) <= 2**-24 * np.abs(exact) + 1e-14 * size).all()  # one rounding to float32
 
 
-# ---- sums along other vectors, and the largest values of one --------------------------------------------------------
+# ---- sums along other vectors ----------------------------------------------------------------------------------------
 
 
 def test_norms_are_those_of_float64() -> None:
@@ -362,49 +362,6 @@ def test_reduce_cuts_other_vectors_up_with_the_updates(widths: tuple[int, ...]) 
     assert torch.equal(nothing, torch.zeros(3, dtype=torch.float64))
 
 
-def largest_by_sort(values: Tensor, count: int) -> Tensor:
-    """Those that come first when coordinates are put in order of falling values, and of rising place where these tie."""
-    order = sorted(range(len(values)), key=lambda k: (-float(values[k]), k))
-    chosen = torch.zeros(len(values), dtype=torch.bool)
-    chosen[order[:count]] = True
-    return chosen
-
-
-VALUES = {
-    "different": drawn(1, 4000)[0].abs(),
-    "of all sizes": 10 ** (20 * torch.rand(4000, generator=torch.Generator().manual_seed(1)) - 10),
-    "ties": drawn(1, 4000)[0].abs().round(),
-    "all alike": torch.full((4000,), 0.1),
-    "zeros": torch.zeros(4000) * drawn(1, 4000)[0],  # of either sign
-    "denormals": (9 * drawn(1, 4000)[0].abs()).round() * 2.0**-149,
-    "mostly zeros": torch.where(drawn(1, 4000)[0] > 2, drawn(1, 4000, seed=1)[0].abs(), 0.0),
-    "largest there is": torch.where(drawn(1, 4000)[0] > 0, torch.finfo().max, 1e-45),
-    "neighbours": (1 + torch.arange(4000) % 7 * 2.0**-23).float(),  # apart in the last bit
-}
-COUNTS = [0, 1, 2, 255, 1024, 2500, 3999, 4000]
-
-
-@pytest.mark.parametrize("kind", VALUES)
-def test_largest_are_those_of_a_sort(kind: str) -> None:
-    shard = cut(torch.zeros(2, 4000), 1024, 2976)
-    values = VALUES[kind]
-    before = values.clone()
-    for count in COUNTS:
-        found = shard.largest(values, count)
-        assert found.dtype == torch.bool
-        assert torch.equal(found, largest_by_sort(values, count)), count
-    assert bits(values) == bits(before)
-    assert not cut(torch.zeros(2, 0), 0).largest(torch.empty(0), 0).any()
-
-
-@pytest.mark.parametrize("d", [1, 2, 3, 17])
-def test_largest_of_few(d: int) -> None:
-    for seed in range(20):
-        values = drawn(1, d, seed)[0].abs().round(decimals=seed % 2)
-        for count in range(d + 1):
-            assert torch.equal(cut(torch.zeros(1, d), d).largest(values, count), largest_by_sort(values, count))
-
-
 def parts_on_a_rank() -> dict[str, bytes]:
     """What depends on all coordinates, from this rank's; the last of three ranks has none of the 2000."""
     found = {}
@@ -425,17 +382,11 @@ def parts_on_a_rank() -> dict[str, bytes]:
         found[f"along, {d}"] = bits(sums)
         found[f"norms, {d}"] = bits(shard.norms())
         found[f"rows, {d}"] = bits(exchange.to_all(shard.row(3)))
-        for kind, values in VALUES.items():
-            for count in COUNTS:
-                if count <= d:
-                    found[f"{count} of {kind}, {d}"] = bits(exchange.to_all(shard.largest(values[:d][mine], count)))
     return found
 
 
 def test_all_is_the_same_on_any_number_of_ranks() -> None:
     expected = parts_on_a_rank()
-    for kind, values in VALUES.items():
-        assert expected[f"1024 of {kind}, 4000"] == bits(largest_by_sort(values, 1024))
     for world in (1, 2, 3):
         for rank, found in enumerate(on_ranks(world, parts_on_a_rank)):
             assert found == expected, f"rank {rank} of {world}"
