@@ -339,8 +339,9 @@ class Federation(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # Rank 0's parameters are everyone's; what rules remember is every rank's own.
-        if self.aggregator.remembered() or self.clients.memory_size:
-            part = Part(self.exchange.start, self.aggregator.remembered(), self.clients.memory)
+        remembered = sharded_state.remembered(self.aggregator)
+        if remembered or self.clients.memory_size:
+            part = Part(self.exchange.start, remembered, self.clients.memory)
             checkpoint[sharded_state.KEY] = sharded_state.as_entry(part)
         checkpoint["federation"] = {
             "attacks": [attack.state_dict() for attack in self.attacks],

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.errors import ConfigurationError
 
 KEY = "sharded_state"
@@ -39,6 +40,12 @@ class Part:
     start: int
     coordinates: dict[str, Tensor] = field(default_factory=dict)
     clients: dict[int, Tensor] = field(default_factory=dict)
+
+
+def remembered(rule: Aggregator) -> dict[str, Tensor]:
+    """(S,) each, what the rule and rules inside it keep, by `<place of the rule>:<name>`."""
+    rules = [(place, part) for place, part in rule.named_modules() if isinstance(part, Aggregator)]
+    return {f"{place}:{name}": kept for place, part in rules for name, kept in part.memory.items()}
 
 
 def write(checkpoint: dict[str, Any], path: str | os.PathLike[str], rank: int, world: int) -> None:

@@ -134,11 +134,6 @@ class Aggregator(nn.Module):
             )
         return kept
 
-    def remembered(self) -> dict[str, Tensor]:
-        """(S,) float32 each, what this rule and rules inside it keep, by `<place of the rule>:<name>`."""
-        rules = [(place, part) for place, part in self.named_modules() if isinstance(part, Aggregator)]
-        return {f"{place}:{name}": kept for place, rule in rules for name, kept in rule.memory.items()}
-
     def forget(self) -> None:
         """Be as before the first round, rules inside this one too."""
         for part in self.modules():
