@@ -341,8 +341,7 @@ class Federation(L.LightningModule):
         # Rank 0's parameters are everyone's; what rules remember is every rank's own.
         remembered = sharded_state.remembered(self.aggregator)
         if remembered or self.clients.memory_size:
-            part = Part(self.exchange.start, remembered, self.clients.memory)
-            checkpoint[sharded_state.KEY] = sharded_state.as_entry(part)
+            checkpoint[sharded_state.KEY] = sharded_state.as_entry(Part(self.exchange.start, remembered, self.clients.memory))
         checkpoint["federation"] = {
             "attacks": [attack.state_dict() for attack in self.attacks],
             "seed": self.seed,
