@@ -55,9 +55,10 @@ class StackedTraining:
     """Trains clients as `LocalTraining.train` does, on the same batches, but together.
 
     Results agree up to rounding. With SGD in float32 a client's update (new minus old weights) differs by less than 1e-5 of its
-    norm, by 1e-4 where BatchNorm sees few samples. Adam and the like make whole steps of gradients that are 0 but for rounding,
-    as of a bias before BatchNorm. In bf16 updates differ as much as from float32: under `torch.vmap` autocast reaches matrix
-    products, but neither a CPU's convolutions nor losses. A stack takes K times the memory of a client.
+    norm, by 1e-4 where BatchNorm sees few samples, and in float64 by 2^29 times less. Adam and the like make whole steps of
+    gradients that are 0 but for rounding, as of a bias before BatchNorm. In bf16 updates differ as much as from float32: under
+    `torch.vmap` autocast reaches matrix products, but neither a CPU's convolutions nor losses. A stack takes K times the memory
+    of a client.
 
     Args:
         module: the client. Parameters that require no gradient are shared by the stack and must not change.
