@@ -271,7 +271,7 @@ def resumable(folder: str, rounds: int, world: int, kill_at: int | None, every: 
         trainer.fit(federation, tiny_data(), ckpt_path="last")
     except KilledError:
         return "killed", [], began.round
-    return weights_sha256(federation.client), record.history, began.round
+    return weights_sha256(federation.client), record.history.entries, began.round
 
 
 @pytest.mark.parametrize(("every", "worlds", "resumed_at"), [(1, (1, 2), 3), (2, (3, 1), 2)])

@@ -8,6 +8,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from fl_lightning import sharded_state
 from fl_lightning.errors import ConfigurationError
+from fl_lightning.federation import Federation
+from fl_lightning.last_round import is_last
 
 
 class LastCheckpoint(ModelCheckpoint):
@@ -40,8 +42,10 @@ class LastCheckpoint(ModelCheckpoint):
         return super()._find_last_checkpoints(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, Federation)
+        pl_module.evaluations.close(trainer)  # so that the last checkpoint has the last evaluation
         super().on_train_epoch_end(trainer, pl_module)
-        if trainer.fit_loop.done and self._last_global_step_saved != trainer.global_step:
+        if is_last(trainer) and not self._should_skip_saving_checkpoint(trainer):
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
