@@ -10,7 +10,8 @@ from fl_lightning.callbacks.flip_rates import FILE
 EARLIER = "earlier"
 """Folder in a run's folder, with one folder per run that was put aside: 1, 2, ..."""
 
-CHECKPOINTS = ("last*.ckpt", "last*.ckpt.*")
+CHECKPOINTS = ("last*.ckpt", "last*.ckpt.*", "previous.ckpt", "previous.ckpt.*")
+"""Checkpoints and what lies beside them; other files of that kind are the user's."""
 
 RECORDS = ("run.json", "metrics.jsonl", "config.yaml", FILE)
 

@@ -37,12 +37,12 @@ def ending(trainer: L.Trainer, began: int) -> Ending:
         began: the rounds that were done when it began; what a callback found before is no reason now.
     """
     rounds = trainer.global_step
+    if not rounds:
+        return Ending("stopped", "max_time was over before the first round" if spent(trainer) else "no round was done")
     if all_rounds_done(trainer):
         return Ending("finished", f"all {trainer.max_epochs} rounds are done")
     if 0 <= trainer.max_steps <= rounds:
         return Ending("finished", f"all {trainer.max_steps} rounds of max_steps are done")
-    if not trainer.should_stop:
-        return Ending("stopped", f"no round was left to do after round {rounds}, before the last one")
     for callback in trainer.callbacks:  # pyrefly: ignore[missing-attribute]
         if not isinstance(callback, EarlyStopping) or callback.stopped_epoch < began:
             continue

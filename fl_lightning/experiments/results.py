@@ -222,6 +222,6 @@ def averaged(run: RunFolder, record: dict[str, Any]) -> list[int]:
 
 
 def reached(run: RunFolder, record: dict[str, Any]) -> int:
-    """The rounds done, as far as the record, or the evaluations of a run that has not ended, tell."""
-    evaluations = [] if record.get("finished") else run.metrics
-    return max(int(record.get("rounds", 0)), *(int(entry["round"]) for entry in evaluations[-1:]), 0)
+    """The rounds done, as the record says, or the evaluations of a run whose record was written as it began."""
+    evaluations = run.metrics[-1:] if record.get("state") == State.RUNNING else []
+    return max([int(record.get("rounds", 0)), *(int(entry["round"]) for entry in evaluations)])
