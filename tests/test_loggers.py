@@ -75,13 +75,16 @@ def test_tensorboard_and_csv_by_default(tmp_path):
     for measure in ("acc", "asr"):
         (final,) = board.Scalars(f"final/{measure}")
         assert (final.value, final.step) == (pytest.approx(results[measure]), 2)
-    plugin = board.summary_metadata["_hparams_/session_start_info"].plugin_data
-    row = plugin_data_pb2.HParamsPluginData.FromString(plugin.content).session_start_info
+    row = hparams(board, "session_start_info").session_start_info
     assert row.hparams["model/aggregator/init_args/tau"].number_value == 0.6
-    columns = plugin_data_pb2.HParamsPluginData.FromString(
-        board.summary_metadata["_hparams_/experiment"].plugin_data.content
-    ).experiment.metric_infos
+    columns = hparams(board, "experiment").experiment.metric_infos
     assert {info.name.tag for info in columns} == {"final/acc", "final/asr"}
+
+
+def hparams(board: EventAccumulator, part: str) -> Any:
+    """What the HPARAMS tab is made of."""
+    content = board.summary_metadata[f"_hparams_/{part}"].plugin_data.content
+    return plugin_data_pb2.HParamsPluginData.FromString(content)  # pyrefly: ignore[missing-attribute]
 
 
 def test_what_is_evaluated_later_stands_at_the_checkpoints_round(tmp_path):

@@ -7,6 +7,8 @@ import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from fl_lightning import sharded_state
+from fl_lightning.callbacks.earlier import make_room
+from fl_lightning.callbacks.trial import is_trial
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.federation import Federation
 from fl_lightning.last_round import is_last
@@ -40,6 +42,11 @@ class LastCheckpoint(ModelCheckpoint):
         # Lightning resolves ckpt_path="last" before setup(), so before `dirpath` is known.
         self.dirpath = trainer.default_root_dir
         return super()._find_last_checkpoints(trainer)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        if trainer.is_global_zero and not is_trial(trainer):
+            make_room(trainer, None)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, Federation)

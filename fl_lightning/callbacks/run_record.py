@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from fl_lightning.callbacks.digests import compare, config_sha256, experiment, weights_sha256
-from fl_lightning.callbacks.earlier import put_aside
+from fl_lightning.callbacks.earlier import make_room
 from fl_lightning.callbacks.ending import RUNNING, Ending, broken_off, ending, renew_time
 from fl_lightning.callbacks.history import History
 from fl_lightning.callbacks.hyperparameters import log_results, log_settings
@@ -81,8 +81,7 @@ class RunRecord(L.Callback):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = take_lock(folder / TRAINING_LOCK, patience=2.0)
-            if not self._goes_on(trainer, folder) and (done := put_aside(folder, self.config_hash)):
-                log.warning(done)
+            make_room(trainer, self.config_hash)
             write_whole(folder / "metrics.jsonl", self.history.text)
             self.metrics = RoundLines(folder / "metrics.jsonl", afresh=False)
             write_whole(folder / "config.yaml", yaml.safe_dump(self.config, sort_keys=False))
@@ -96,14 +95,6 @@ class RunRecord(L.Callback):
                 f"trainer.default_root_dir: {folder} cannot be written to: {error}; give a folder that can"
             ) from error
         log_settings(trainer.loggers if self.config else [], self.config)
-
-    @staticmethod
-    def _goes_on(trainer: L.Trainer, folder: Path) -> bool:
-        """Whether what is in the folder is of this very run: it began in this process, or its checkpoint lies there."""
-        path = trainer.ckpt_path
-        if not trainer.global_step:
-            return False
-        return path is None or Path(path).resolve().is_relative_to(folder.resolve())
 
     # ---- the rounds ------------------------------------------------------------------------------------------------------
 

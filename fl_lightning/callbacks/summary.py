@@ -33,7 +33,8 @@ def show(record: dict[str, Any], folder: Path | None) -> None:
     if record["excluded_updates"]:
         console.print(f"{record['excluded_updates']} non-finite updates were excluded.")
     if record["state"] != "finished":
-        remedy = "" if folder is None else "; the same command with --ckpt_path last goes on"
+        kept = folder is not None and (folder / "last.ckpt").exists()
+        remedy = "; the same command with --ckpt_path last goes on" if kept else ""
         console.print(f"The run {record['state']}: {record['reason']}{remedy}.", soft_wrap=True, markup=False)
     console.print("A trial: nothing was written." if folder is None else f"Results: {folder / 'run.json'}", soft_wrap=True)
 

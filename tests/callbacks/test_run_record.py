@@ -161,6 +161,14 @@ def test_the_same_run_again_does_not_replace_the_finished_one(tmp_path, caplog):
     assert json.loads(put_aside(tmp_path, 2)["run.json"])["rounds"] == 1
 
 
+def test_a_checkpoint_is_put_aside_without_a_record_too(tmp_path):
+    for rounds in (2, 1):
+        callbacks = [LastCheckpoint()]
+        fit(tiny_federation(), rounds=rounds, callbacks=callbacks, default_root_dir=str(tmp_path), enable_checkpointing=True)
+    steps = [torch.load(path, weights_only=False)["global_step"] for path in sorted(tmp_path.rglob("last.ckpt"))]
+    assert steps == [2, 1]
+
+
 class FailsAt(L.Callback):
     def __init__(self, round_number, error):
         self.round_number, self.error = round_number, error

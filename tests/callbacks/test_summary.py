@@ -45,7 +45,9 @@ def test_a_mean_says_of_how_many_evaluations_and_of_which_rounds(shown):
     assert "0.2500" in text
 
 
-def test_a_run_that_is_not_over_says_so_and_how_it_goes_on(shown):
+def test_a_run_that_is_not_over_says_so_and_how_it_goes_on(shown, tmp_path):
+    assert "The run stopped: max_time was over.\n" in shown(state="stopped", reason="max_time was over")
+    (tmp_path / "last.ckpt").touch()
     assert "The run stopped: max_time was over; the same command with --ckpt_path last goes on." in shown(
         state="stopped", reason="max_time was over"
     )
