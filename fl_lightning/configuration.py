@@ -144,7 +144,7 @@ class FederatedCLI(LightningCLI):
         path = config.get("ckpt_path")
         if self.subcommand in ("validate", "test") and path is None:
             raise ConfigurationError(f"{self.subcommand} needs --ckpt_path: a checkpoint, such as the last.ckpt of a run")
-        if self.subcommand == "fit":
+        if self.subcommand == "fit" and not config.trainer.fast_dev_run:
             try:
                 os.makedirs(config.trainer.default_root_dir or ".", exist_ok=True)
             except OSError as error:
@@ -166,10 +166,11 @@ class FederatedCLI(LightningCLI):
         self.trainer_defaults["callbacks"] = extra
         if settings.logger in (None, True):  # `false` logs nothing; any others are taken as they are
             root = settings.default_root_dir or "."
-            kwargs["logger"] = [
-                TensorBoardLogger(root, name="tensorboard", default_hp_metric=False),
-                CSVLogger(root, name="csv"),
-            ]
+            if self.subcommand == "fit":
+                tensorboard = TensorBoardLogger(root, name="tensorboard", default_hp_metric=False)
+                kwargs["logger"] = [tensorboard, CSVLogger(root, name="csv")]
+            else:  # what a checkpoint is found to be is shown; it is no further version of the run
+                kwargs["logger"] = False
         try:
             return super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError) as error:

@@ -31,9 +31,11 @@ from fl_lightning.cohort import Cohort, CohortSampler
 from fl_lightning.data.module import FederatedDataModule
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.fresh_memory import unfilled
+from fl_lightning.last_round import Evaluations
 from fl_lightning.local_training import LocalTraining, check_client
 from fl_lightning.prediction import check_predictions, class_probabilities, predict, predicted_classes
 from fl_lightning.resources import Compile, compiling_pays, prepare_memory
+from fl_lightning.seeding import drawn_by_chance, warn_of_chance
 from fl_lightning.sharded_state import Part
 from fl_lightning.strategy import FederatedStrategy
 from fl_lightning.updates.exchange import BUCKET_BYTES, Exchange
@@ -71,7 +73,8 @@ class Federation(L.LightningModule):
         buffers: what becomes of floating-point buffers (BatchNorm's running statistics): `trimmed` combines them by the rule's
             own location estimate without mask (a trimmed mean for trimming rules, the weighted mean for FedAvg), `mean` by the
             weighted mean, `keep` leaves the global ones as they are.
-        seed: the experiment's seed; all draws are keyed by it.
+        seed: the experiment's seed; all draws are keyed by it. The initial weights are those that `client` was made with: seed
+            torch before that (`L.seed_everything(0)`), as the command line does, or they differ from one run to the next.
         bucket_bytes: memory for one bucket of coordinates during the exchange.
         compile_rules: whether rules that can (TrimmedMean, Median, Invariant, MeanVarianceRatio, but not inside others) run
             compiled, with the same bits: `auto` if the rounds save more time than compiling takes, `always`, or `never`.
@@ -120,6 +123,8 @@ class Federation(L.LightningModule):
         self.seconds: dict[str, float] = defaultdict(float)
         self.client_updates = 0
         self.excluded_updates = 0
+        self.evaluations = Evaluations()
+        self.by_chance = drawn_by_chance()
 
     # ---- one round ---------------------------------------------------------------------------------------------------
 
@@ -250,9 +255,16 @@ class Federation(L.LightningModule):
 
     def on_validation_start(self) -> None:
         self._evaluation_began = time.perf_counter()
+        self.evaluations.round = self.global_step
 
     def on_validation_end(self) -> None:
         self.seconds["evaluation"] += time.perf_counter() - self._evaluation_began
+
+    def on_train_epoch_end(self) -> None:
+        self.evaluations.close(self.trainer)
+
+    def on_train_end(self) -> None:
+        self.evaluations.close(self.trainer)  # where a callback found at the end of the round that it was the last
 
     # ---- before and after --------------------------------------------------------------------------------------------
 
@@ -332,6 +344,8 @@ class Federation(L.LightningModule):
 
     def on_fit_start(self) -> None:
         """Give every rank rank 0's weights, and see that model and data fit each other."""
+        if self.by_chance and self.trainer.ckpt_path is None:
+            warn_of_chance(self.seed)
         for _, tensor in named_state(self.client):
             tensor.copy_(self.exchange.broadcast(tensor.contiguous()))
         with isolate_rng():
@@ -348,6 +362,7 @@ class Federation(L.LightningModule):
             "seconds": dict(self.seconds),
             "client_updates": self.client_updates,
             "excluded_updates": self.excluded_updates,
+            "evaluated": self.evaluations.round,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -365,6 +380,7 @@ class Federation(L.LightningModule):
         self.seconds = defaultdict(float, record["seconds"])
         self.client_updates = record["client_updates"]
         self.excluded_updates = record["excluded_updates"]
+        self.evaluations.round = record.get("evaluated", -1)
 
     def load_sharded_state(self, entry: Any, path: Any) -> None:
         """Take this rank's part of what rules and clients remember, of however many ranks wrote it."""

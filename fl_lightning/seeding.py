@@ -6,11 +6,14 @@ every draw takes a fresh generator keyed by (seed, purpose, keys...), for exampl
 """
 
 import hashlib
+import logging
 import pickle
 import random
 
 import numpy as np
 import torch
+
+log = logging.getLogger(__name__)
 
 
 def derive_seed(seed: int, purpose: str, *keys: int) -> int:
@@ -35,6 +38,21 @@ def generator(seed: int, purpose: str, *keys: int) -> torch.Generator:
     True
     """
     return torch.Generator().manual_seed(derive_seed(seed, purpose, *keys))
+
+
+def drawn_by_chance() -> bool:
+    """Whether torch's global generator began with a seed of the system's: those have 64 bits, people's fewer than 33."""
+    return torch.default_generator.initial_seed() >= 2**32
+
+
+def warn_of_chance(seed: int) -> None:
+    """Say that the initial weights were drawn by chance."""
+    log.warning(
+        "torch was not seeded before the client was made: unless its weights were loaded, the next run starts from others, "
+        "whatever Federation(seed=%d) says; call L.seed_everything(%d) first",
+        seed,
+        seed,
+    )
 
 
 def seed_global_generators(seed: int) -> None:

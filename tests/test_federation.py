@@ -25,7 +25,7 @@ from tiny import (
 )
 from torch import nn
 
-from fl_lightning import CohortSampler, ConfigurationError, FederatedDataModule, LocalTraining
+from fl_lightning import CohortSampler, ConfigurationError, FederatedDataModule, Federation, LocalTraining
 from fl_lightning.aggregators import AndMask, FedAvg, Invariant, Median, TrimmedMean
 from fl_lightning.attacks import Attacker, EdgeCase
 from fl_lightning.callbacks import AggregationDiagnostics, BackdoorMetrics, LastCheckpoint, RunRecord
@@ -226,6 +226,14 @@ def test_every_rank_starts_from_the_first_ones_weights():
     assert len({*on_ranks(1, different_on_every_rank, 1), *on_ranks(3, different_on_every_rank, 3)}) == 1
 
 
+@pytest.mark.parametrize("seeded", [True, False])
+def test_initial_weights_that_chance_drew_are_told(seeded, caplog):
+    torch.manual_seed(1) if seeded else torch.seed()
+    federation = Federation(TinyClient(), FedAvg(), cohort=CohortSampler(clients_per_round=7), seed=5)
+    fit(federation, rounds=1)
+    assert ("the next run starts from others, whatever Federation(seed=5) says" in caplog.text) is not seeded
+
+
 # ---- resume is invisible -----------------------------------------------------------------------------------------------
 
 
@@ -271,7 +279,7 @@ def resumable(folder: str, rounds: int, world: int, kill_at: int | None, every: 
         trainer.fit(federation, tiny_data(), ckpt_path="last")
     except KilledError:
         return "killed", [], began.round
-    return weights_sha256(federation.client), record.history, began.round
+    return weights_sha256(federation.client), record.history.entries, began.round
 
 
 @pytest.mark.parametrize(("every", "worlds", "resumed_at"), [(1, (1, 2), 3), (2, (3, 1), 2)])

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_lightning.seeding import derive_seed, generator, global_draws
+from fl_lightning.seeding import derive_seed, drawn_by_chance, generator, global_draws
 
 
 def draw(*key) -> list[float]:
@@ -55,3 +55,10 @@ def test_seed_fits_into_32_bits(seed, purpose, keys):
 def test_streams_do_not_change_between_versions():
     """A record of an old run must stay reproducible."""
     assert derive_seed(0, "cohort", 0) == 2815604161
+
+
+def test_a_seed_of_the_systems_is_told_from_a_persons():
+    torch.seed()
+    assert drawn_by_chance()
+    torch.manual_seed(2**32 - 1)
+    assert not drawn_by_chance()

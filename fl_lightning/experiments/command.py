@@ -98,8 +98,8 @@ def parse_sweep_command(args: Sequence[str]) -> tuple[argparse.Namespace, list[s
             raise ConfigurationError(f"{taken} is set for every run of a sweep; use {instead}")
     parser = Parser(
         prog="fl-lightning sweep",
-        description="Run what is not finished of a sweep: a finished run is never run again, an interrupted one goes on from "
-        "its last checkpoint, a failed one is tried again.",
+        description="Run what is not finished of a sweep: a finished run is never run again, one that was interrupted or "
+        "stopped goes on from its last checkpoint, a failed one is tried again.",
         epilog="Whatever follows `--` is given to every fit, for example: -- --trainer.max_epochs 5",
     )
     add = parser.add_argument
@@ -214,7 +214,7 @@ def show(runs: Sequence[Run], console: Console) -> None:
         evaluations = run.folder.metrics
         state = run.folder.state
         reached = f"{evaluations[-1]['round'] if evaluations else 0}/{run.config['trainer'].get('max_epochs')}"
-        why = run.folder.message if state is State.FAILED else ""
+        why = run.folder.message if state in (State.FAILED, State.STOPPED) else ""
         listed.add_row(*map(Text, (run.id, *run.cell.labels.values(), str(run.seed), str(state), reached, why)))
     console.print(listed)
     console.print(tally(Counter(run.folder.state for run in runs)), highlight=False)
@@ -225,5 +225,5 @@ def tally(states: Counter[State]) -> str:
     >>> tally(Counter([State.FINISHED, State.FAILED, State.FINISHED]))
     '2 finished, 1 failed'
     """
-    order = (State.FINISHED, State.RUNNING, State.INTERRUPTED, State.FAILED, State.PENDING)
+    order = (State.FINISHED, State.RUNNING, State.STOPPED, State.INTERRUPTED, State.FAILED, State.PENDING)
     return ", ".join(f"{states[state]} {state}" for state in order if states[state])

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from fl_lightning.callbacks.history import FEWEST, LAST
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.experiments.run_folder import RunFolder, State
 from fl_lightning.experiments.sweep import MEASURES, Run, Sweep, read_sweep
@@ -19,7 +20,10 @@ INDEX = "sweep.json"
 """The file in a sweep's folder that tells which runs belong to which cell."""
 
 AVERAGES = tuple(f"{measure}_last10" for measure in MEASURES)
-"""Means over a run's last ten evaluations."""
+"""Means over a run's last evaluations, ten at most and three at least."""
+
+AVERAGED = ("last10_evaluations", "last10_first_round", "last10_last_round")
+"""How many evaluations those are of, and of which rounds."""
 
 
 POOL = "pool"
@@ -43,8 +47,9 @@ class Results:
         attack_free: labels of the cell without attack.
         paper: the paper's values, one entry per cell, empty where it has none.
         folders: of all runs, cell by cell, in the order of `runs`.
-        runs: one row per run: the axes, `seed`, `id`, `state`, `acc`, `asr`, `acc_last10`, `asr_last10`, `rounds`,
-            `excluded_updates`, `message`; measures are NaN unless the run is finished.
+        runs: one row per run: the axes, `seed`, `id`, `state`, `acc`, `asr`, `acc_last10`, `asr_last10`, `last10_evaluations`,
+            `last10_first_round`, `last10_last_round`, `rounds`, `excluded_updates`, `message` (why it failed or stopped);
+            measures are NaN unless the run is finished, and means and what they are of where it has too few evaluations.
     """
 
     name: str
@@ -63,7 +68,8 @@ class Results:
         """One row per cell, in the sweep's order.
 
         Columns: the axes; per measure `<measure>` (mean over seeds), `_sd` (sample standard deviation), `_se` (standard error),
-        `_paper`, `_difference` (mean less the paper's value); `n` finished runs of `planned`; `asr_reduction` (the baseline's
+        `_paper`, `_difference` (mean less the paper's value); `last10_evaluations` (the fewest of any run),
+        `last10_first_round`, `last10_last_round` (of all runs); `n` finished runs of `planned`; `asr_reduction` (the baseline's
         ASR less the cell's) and `excess_reduction` (that as a share of what the baseline has beyond the attack-free ASR),
         NaN where the sweep names no such cells.
         """
@@ -77,6 +83,7 @@ class Results:
                 row[measure] = values.mean() if len(values) else math.nan
                 row[f"{measure}_sd"] = values.std(ddof=1) if len(values) > 1 else math.nan
                 row[f"{measure}_se"] = row[f"{measure}_sd"] / math.sqrt(len(values)) if len(values) > 1 else math.nan
+            row |= {name: group[name].max() if name == "last10_last_round" else group[name].min() for name in AVERAGED}
             for measure in MEASURES:
                 row[f"{measure}_paper"] = self.paper[index].get(measure, math.nan)
                 row[f"{measure}_difference"] = row[measure] - row[f"{measure}_paper"]
@@ -190,11 +197,31 @@ def outcome(run: RunFolder) -> dict[str, Any]:
     """A run's columns."""
     record, state = run.record, run.state
     finished = state is State.FINISHED
-    measured = {name: record.get(name) if finished else None for name in (*MEASURES, *AVERAGES)}
+    rounds = averaged(run, record) if finished else []
+    measured = {name: record.get(name) if finished else None for name in MEASURES}
+    measured |= {name: record.get(name) if rounds else None for name in AVERAGES}
+    measured |= dict(zip(AVERAGED, (len(rounds), rounds[0], rounds[-1]) if rounds else (None, None, None), strict=True))
     return {
         "state": str(state),
         **{name: math.nan if value is None else float(value) for name, value in measured.items()},
-        "rounds": int(record.get("rounds", 0)),
+        "rounds": reached(run, record),
         "excluded_updates": int(record.get("excluded_updates", 0)),
-        "message": run.message if state is State.FAILED else "",
+        "message": run.message if state in (State.FAILED, State.STOPPED) else "",
     }
+
+
+def averaged(run: RunFolder, record: dict[str, Any]) -> list[int]:
+    """The rounds that a finished run's means are of; none where those are too few for a mean.
+
+    Records of earlier versions do not say which rounds they are, nor care how few.
+    """
+    rounds = record.get("acc_last10_rounds")
+    if rounds is None:
+        rounds = [entry["round"] for entry in record.get("history") or run.metrics if entry.get("acc") is not None][-LAST:]
+    return rounds if len(rounds) >= FEWEST else []
+
+
+def reached(run: RunFolder, record: dict[str, Any]) -> int:
+    """The rounds done, as the record says, or the evaluations of a run whose record was written as it began."""
+    evaluations = run.metrics[-1:] if record.get("state") == State.RUNNING else []
+    return max([int(record.get("rounds", 0)), *(int(entry["round"]) for entry in evaluations)])
