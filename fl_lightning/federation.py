@@ -313,7 +313,8 @@ class Federation(L.LightningModule):
                 "{samples: 100}, to keep some training samples from the clients"
             )
         self.aggregator.check_model(parameter_layout(self.client).sizes)
-        check_client(self.client, data.sizes)
+        with self.local.seen_by(self.client, int(data.sizes.max())):
+            check_client(self.client, data.sizes)
         try:
             self.configure_optimizers()
         except (TypeError, ValueError) as error:
