@@ -311,8 +311,12 @@ SCHEDULER_KEYS = tuple(field.name for field in fields(LRSchedulerConfig))
 """What dictionaries that `configure_optimizers` returns may hold: Lightning's names."""
 
 
-def read_optimizers(configured: Any) -> tuple[Optimizer, LocalScheduler]:
+def read_optimizers(configured: Any, whose: str = "a client") -> tuple[Optimizer, LocalScheduler]:
     """The one optimizer, and the scheduler if any, in what a module's `configure_optimizers` returns.
+
+    Args:
+        configured: in any of Lightning's forms.
+        whose: a word for messages.
 
     Raises:
         ConfigurationError: for no or several optimizers, several schedulers, one that waits for a metric or belongs to another
@@ -326,7 +330,7 @@ def read_optimizers(configured: Any) -> tuple[Optimizer, LocalScheduler]:
     elif isinstance(configured, (tuple, list)) and len(configured) == 2 and isinstance(configured[0], (tuple, list)):
         optimizers, schedulers = configured
     elif isinstance(configured, (tuple, list)) and len(configured) == 1 and isinstance(configured[0], Mapping):
-        return read_optimizers(configured[0])
+        return read_optimizers(configured[0], whose)
     else:
         optimizers = configured
     optimizers = list(optimizers) if isinstance(optimizers, (tuple, list)) else [optimizers]
@@ -334,23 +338,23 @@ def read_optimizers(configured: Any) -> tuple[Optimizer, LocalScheduler]:
     if len(optimizers) != 1 or not isinstance(optimizers[0], Optimizer):
         names = [type(optimizer).__name__ for optimizer in optimizers]
         raise ConfigurationError(
-            f"a client needs exactly one optimizer, but its configure_optimizers gives {len(names)}: {names}; several "
-            "optimizers need manual optimization, which local training does not do"
+            f"{whose} needs exactly one optimizer, but its configure_optimizers gives {len(names)}: {names}; several "
+            "optimizers need manual optimization, which is not done here"
         )
     if len(schedulers) > 1:
-        raise ConfigurationError(f"a client may have one learning-rate scheduler, got {len(schedulers)}")
+        raise ConfigurationError(f"{whose} may have one learning-rate scheduler, got {len(schedulers)}")
     if not schedulers:
         return optimizers[0], LocalScheduler()
     given = dict(schedulers[0]) if isinstance(schedulers[0], Mapping) else {"scheduler": schedulers[0]}
     check_keys(given, SCHEDULER_KEYS, "scheduler")
     scheduler, interval, frequency = given["scheduler"], given.get("interval", "epoch"), given.get("frequency", 1)
     if isinstance(scheduler, ReduceLROnPlateau) or given.get("reduce_on_plateau"):
-        raise ConfigurationError("ReduceLROnPlateau waits for a metric, which a client does not have; use another scheduler")
+        raise ConfigurationError(f"ReduceLROnPlateau waits for a metric, which {whose} does not have; use another scheduler")
     if interval not in ("step", "epoch") or not isinstance(frequency, int) or frequency < 1:
         raise ConfigurationError(
             f"a scheduler's interval must be step or epoch and its frequency at least 1, got {interval!r} and {frequency}"
         )
-    if not callable(getattr(scheduler, "step", None)):
+    if isinstance(scheduler, Optimizer) or not callable(getattr(scheduler, "step", None)):
         raise ConfigurationError(
             f"configure_optimizers gives {type(scheduler).__name__} as a learning-rate scheduler, which cannot step; return "
             "the optimizer alone, or a scheduler of torch.optim.lr_scheduler"
@@ -368,7 +372,7 @@ def check_keys(given: Mapping[str, Any], known: tuple[str, ...], what: str) -> N
     unknown = [key for key in given if key not in known]
     if unknown:
         raise ConfigurationError(
-            f"configure_optimizers gives a dict of a {what} with the key {unknown[0]!r}, which would do nothing; "
+            f"configure_optimizers gives a dict for the {what} with the key {unknown[0]!r}, which would do nothing; "
             f"{nearest(str(unknown[0]), known)}"
         )
     if what not in given:
