@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import lightning as L
 import torch
-from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
@@ -32,10 +32,11 @@ from fl_lightning.data.module import FederatedDataModule
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.fresh_memory import unfilled
 from fl_lightning.last_round import Evaluations
-from fl_lightning.local_training import LocalTraining, check_client
+from fl_lightning.local_training import LocalTraining, check_client, read_optimizers
 from fl_lightning.prediction import check_predictions, class_probabilities, predict, predicted_classes
 from fl_lightning.resources import Compile, compiling_pays, prepare_memory
 from fl_lightning.seeding import drawn_by_chance, warn_of_chance
+from fl_lightning.server_optimizer import check_server_optimizer
 from fl_lightning.sharded_state import Part
 from fl_lightning.strategy import FederatedStrategy
 from fl_lightning.updates.exchange import BUCKET_BYTES, Exchange
@@ -70,6 +71,7 @@ class Federation(L.LightningModule):
         local: how a client trains.
         server_optimizer: makes the optimizer that applies the aggregate as a gradient; SGD with learning rate 1 is FedAvg's
             plain replacement of the model.
+        server_scheduler: makes the scheduler of its learning rate, which steps after every round; left out, there is none.
         buffers: what becomes of floating-point buffers (BatchNorm's running statistics): `trimmed` combines them by the rule's
             own location estimate without mask (a trimmed mean for trimming rules, the weighted mean for FedAvg), `mean` by the
             weighted mean, `keep` leaves the global ones as they are.
@@ -93,6 +95,7 @@ class Federation(L.LightningModule):
         cohort: CohortSampler = CohortSampler(),  # noqa: B008  frozen
         local: LocalTraining = LocalTraining(),  # noqa: B008  frozen
         server_optimizer: OptimizerCallable = lambda parameters: torch.optim.SGD(parameters, lr=1.0),
+        server_scheduler: LRSchedulerCallable | None = None,
         buffers: Literal["trimmed", "mean", "keep"] = "trimmed",
         seed: int = 0,
         bucket_bytes: int = BUCKET_BYTES,
@@ -114,6 +117,7 @@ class Federation(L.LightningModule):
         self.cohort = cohort
         self.local = local
         self.server_optimizer = server_optimizer
+        self.server_scheduler = server_scheduler
         self.buffer_policy = buffers
         self.seed = seed
         self.bucket_bytes = bucket_bytes
@@ -216,6 +220,9 @@ class Federation(L.LightningModule):
         assert not isinstance(optimizer, list), "the server has one optimizer"
         optimizer.step()
         optimizer.zero_grad()
+        for config in self.trainer.lr_scheduler_configs:  # a round is a step and an epoch
+            if self.global_step % config.frequency == 0:
+                config.scheduler.step()  # pyrefly: ignore[missing-argument]
 
     def update_buffers(self, shard: UpdateShard) -> None:
         """Move the global buffers by the combined updates of the clients' buffers."""
@@ -304,7 +311,8 @@ class Federation(L.LightningModule):
         )
         ranks_on_node = self.trainer.world_size // self.trainer.num_nodes
         if stage == "fit":
-            prepare_memory(self.clients, self.cohort, self.aggregator, self.configure_optimizers(), self.attacks, ranks_on_node)
+            server, _ = read_optimizers(self.configure_optimizers(), "the server")
+            prepare_memory(self.clients, self.cohort, self.aggregator, server, self.attacks, ranks_on_node)
         data.to(device)
         if any(attack.watches_steps for attack in self.attacks):
             self.last_step = torch.zeros(self.exchange.num_coordinates, device=device)
@@ -325,11 +333,15 @@ class Federation(L.LightningModule):
                 "{samples: 100}, to keep some training samples from the clients"
             )
         self.aggregator.check_model(parameter_layout(self.client).sizes)
-        check_client(self.client, data.sizes)
+        with self.local.seen_by(self.client, int(data.sizes.max())):
+            check_client(self.client, data.sizes)
         try:
-            self.configure_optimizers()
+            server, scheduler = read_optimizers(self.configure_optimizers(), "the server")
         except (TypeError, ValueError) as error:
-            raise ConfigurationError(f"model.server_optimizer cannot be made: {error}") from error
+            if isinstance(error, ConfigurationError):
+                raise
+            raise ConfigurationError(f"model.server_optimizer or its scheduler cannot be made: {error}") from error
+        check_server_optimizer(server, scheduler.scheduler)
         for attack in self.attacks:
             attack.validate(data.task.num_classes)
 
@@ -338,9 +350,12 @@ class Federation(L.LightningModule):
         for attack in self.attacks:
             attack.prepare()
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The server's optimizer over the client's trainable parameters."""
-        return self.server_optimizer([p for p in self.client.parameters() if p.requires_grad])
+    def configure_optimizers(self) -> Any:
+        """The server's optimizer over the client's trainable parameters, and its scheduler if there is one."""
+        optimizer = self.server_optimizer([p for p in self.client.parameters() if p.requires_grad])
+        if self.server_scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": self.server_scheduler(optimizer)}
 
     def on_fit_start(self) -> None:
         """Give every rank rank 0's weights, and see that model and data fit each other."""

@@ -566,9 +566,11 @@ def test_a_single_sample_and_batchnorm_are_refused():
 
 def test_hooks_that_are_not_called_are_named(caplog):
     class Hooked(TinyClient):
-        def on_train_batch_end(self, outputs, batch, batch_idx):
+        def on_fit_start(self):
             raise AssertionError("never called")
+
+        def on_train_batch_end(self, outputs, batch, batch_idx): ...
 
     with caplog.at_level(logging.WARNING):
         fit(tiny_federation(client=Hooked()), rounds=1)
-    assert "on_train_batch_end" in caplog.text
+    assert "does not call these hooks of the client Hooked: on_fit_start\n" in caplog.text

@@ -35,6 +35,8 @@ def experiment(config: Mapping[str, Any], *, rounds: bool = True) -> dict[str, A
         chosen["data"] = without_paths(chosen["data"])
     if isinstance(chosen.get("model"), dict):  # neither what changes no bit, nor where attackers' data lie
         model = chosen["model"] = {k: v for k, v in chosen["model"].items() if k not in ("compile_rules", "bucket_bytes")}
+        if model.get("server_scheduler") is None:  # as in records of before there was one
+            model.pop("server_scheduler", None)
         if "attacks" in model:
             model["attacks"] = without_paths(model["attacks"])
         if isinstance(model.get("local"), dict):
