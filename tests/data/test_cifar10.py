@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 
 from fl_lightning.data import base
-from fl_lightning.data.base import TensorSamples, join
+from fl_lightning.data.base import TensorSamples
 from fl_lightning.data.cifar10 import CIFAR10, MEAN, STD, CropAndFlip, crop_and_flip, normalize, read_parquet
+from fl_lightning.data.joined import join
 from fl_lightning.data.partition import IID
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.seeding import generator

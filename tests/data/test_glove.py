@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from fl_lightning.data import glove as module
-from fl_lightning.data.base import TensorSamples, join
+from fl_lightning.data.base import TensorSamples
 from fl_lightning.data.glove import GloVe
+from fl_lightning.data.joined import join
 from fl_lightning.errors import ConfigurationError
 
 TEXT = b"the 1 -2.5\n, 0.25 3\nyou 4e-1 5\n"

@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 
 from fl_lightning.data import southwest
-from fl_lightning.data.base import TensorSamples, join
+from fl_lightning.data.base import TensorSamples
 from fl_lightning.data.cifar10 import crop_and_flip, normalize
+from fl_lightning.data.joined import join
 from fl_lightning.data.southwest import PICKLES, Southwest, leaked, load_array
 from fl_lightning.errors import ConfigurationError
 
