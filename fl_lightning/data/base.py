@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from fl_lightning.data.targets import read_classes
 from fl_lightning.errors import ConfigurationError
 
 Stamp = Callable[[Tensor], Tensor]
@@ -142,6 +143,10 @@ class TensorSamples(Samples):
         stamps: Sequence[tuple[Stamp, Tensor]] = (),
         feature_names: Sequence[str] | None = None,
     ) -> None:
+        if not isinstance(inputs, Tensor):
+            raise ConfigurationError(f"inputs must be a tensor, got {type(inputs).__name__}; give torch.as_tensor(inputs)")
+        if not isinstance(targets, Tensor) or targets.dtype != torch.int64 or targets.ndim != 1:
+            targets = read_classes(targets, "the targets given").numbers.to(inputs.device)
         if len(inputs) != len(targets):
             raise ConfigurationError(f"inputs and targets must have the same length, got {len(inputs)} and {len(targets)}")
         for _, rows in stamps:
@@ -151,7 +156,7 @@ class TensorSamples(Samples):
                 )
         self._inputs = inputs
         self._rows: Tensor | None = None  # of these; None for all, in order
-        self.targets = targets.long()
+        self.targets = targets
         self.augment = augment
         self.prepare = prepare
         self.stamps = tuple(stamps)

@@ -83,10 +83,12 @@ def _positions(client: int, part: Any, n: int) -> Tensor:
     """One client's samples as (n_i,) int64; the tensor itself, if it is such a one."""
     if isinstance(part, (set, frozenset)):
         part = sorted(part)
+    elif isinstance(part, np.ndarray) and part.dtype == object:
+        part = part.tolist()
+    elif isinstance(part, Iterable) and not hasattr(part, "__len__"):
+        part = list(part)
     try:
-        found = (
-            part if isinstance(part, Tensor) else torch.from_numpy(np.array(part if hasattr(part, "__len__") else list(part)))
-        )
+        found = part if isinstance(part, Tensor) else torch.from_numpy(np.array(part))
     except (TypeError, ValueError) as error:
         raise ConfigurationError(
             f"data.partition gives client {client} a {type(part).__name__} that is no list of whole numbers ({error})"

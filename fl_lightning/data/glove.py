@@ -10,10 +10,11 @@ batch of row numbers is looked up where images are normalised, `TensorSamples.pr
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import islice
@@ -177,7 +178,13 @@ def _lines(file: Path, dimension: int) -> Iterator[bytes]:
                     "one that there is, or give another path"
                 )
             with archive.open(member) as stream:
-                yield from (line.rstrip() for line in stream)
+                yield from _stripped(stream)
     else:
         with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
-            yield from (line.rstrip() for line in stream)
+            yield from _stripped(stream)
+
+
+def _stripped(stream: Iterable[bytes]) -> Iterator[bytes]:
+    """Lines without their ends, and the first without a byte order mark, which Windows' editors write."""
+    for number, line in enumerate(stream):
+        yield (line.removeprefix(codecs.BOM_UTF8) if number == 0 else line).rstrip()

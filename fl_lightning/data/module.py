@@ -147,6 +147,11 @@ class FederatedDataModule(L.LightningDataModule):
             return
         task = self.load()
         for name, samples in (("training", task.train), ("test", task.test)):
+            if not isinstance(samples, Samples):
+                raise ConfigurationError(
+                    f"load() gives {type(samples).__name__} as {name} data, not Samples; wrap a data set in MapSamples, "
+                    "tensors in TensorSamples"
+                )
             check_labels(samples.targets, task.num_classes, name)
         if self.root is not None:
             task, self.root_samples = hold_out(task, self.root, generator(self.seed, "root set"))
