@@ -216,6 +216,7 @@ class A3FL(Attack):
 
     def plan(self, module: nn.Module, datasets: Sequence[Samples], attackers: Sequence[Attacker]) -> None:
         data = in_tensors(self._images(join(datasets)), "A3FL tunes its pattern on them again and again")
+        data = data.to(next(module.parameters()).device)
         low, high = self._range(data.inputs)
         step = self.trigger_lr * (high - low) / (2 * BOUND)
         data = data.with_inputs(data.inputs.float())  # a byte has no gradient
