@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fl_lightning.data.partition import Partition
-from fl_lightning.errors import ConfigurationError
+from fl_lightning.errors import ConfigurationError, in_one_line
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,13 @@ def deal(partition: Any, targets: Tensor, generator: torch.Generator, keys: Tens
     Raises:
         ConfigurationError: if that is something else, a position lies outside [0, n), or a client gets nothing.
     """
-    dealt = partition(targets, generator, keys) if callable(partition) else partition
+    try:
+        dealt = partition(targets, generator, keys) if callable(partition) else partition
+        dealt = dealt if isinstance(dealt, (Mapping, Tensor, Sequence)) or not isinstance(dealt, Iterable) else list(dealt)
+    except ConfigurationError:
+        raise
+    except Exception as error:  # whatever a function of the user's may do
+        raise ConfigurationError(f"data.partition cannot deal out {len(targets)} samples: {in_one_line(error)}") from error
     if isinstance(dealt, Mapping):
         if sorted(dealt, key=str) != sorted(range(len(dealt)), key=str):
             raise ConfigurationError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -66,13 +66,17 @@ class Wishes:
 
 
 def as_samples(
-    train: Any, test: Any, wishes: Wishes, *, num_classes: int | None = None, class_names: Iterable[str] = ()
+    train: Any, test: Any, wishes: Wishes, *, num_classes: int | None = None, class_names: Sequence[str] = ()
 ) -> tuple[Samples, Samples, int, tuple[str, ...]]:
     """Two data sets as samples with classes of one numbering, how many classes there are, and their names."""
     if not callable(wishes.collate_fn):
         raise ConfigurationError(
             f"collate_fn must be a function that joins a list of samples into a batch, got {wishes.collate_fn!r}"
         )
+    if wishes.images not in (True, False, None):
+        raise ConfigurationError(f"images must be True, False or None, got {wishes.images!r}")
+    if isinstance(class_names, str) or not all(isinstance(name, str) for name in class_names):
+        raise ConfigurationError(f"class_names must be a list of texts, got {class_names!r}")
     parts = [read(dataset, whose, wishes) for dataset, whose in ((train, "training"), (test, "test"))]
     *numbers, count, names = agreed(parts[0].stated, parts[1].stated, num_classes, tuple(class_names))
     made = [part.samples(of_part) for part, of_part in zip(parts, numbers, strict=True)]
@@ -91,13 +95,10 @@ def read(dataset: Any, whose: str, wishes: Wishes) -> Reading:
         return Reading(Stated("numbers", samples.targets.cpu()), lambda _: samples)
     with isolate_rng():
         seed_global_generators(0)
-        if (
-            type(dataset) is TensorDataset
-            and len(dataset.tensors) == 2
-            and wishes.joined_by_torch
-            and wishes.images is not False
-        ):
-            return _tensors(*dataset.tensors, whose, wishes)
+        if type(dataset) is TensorDataset and wishes.joined_by_torch and wishes.images is not False:
+            inputs, *classes = dataset.tensors
+            if len(classes) == 1 and _can_be_held(inputs):
+                return _tensors(inputs, classes[0], whose, wishes)
         if is_table(dataset):
             return _table(dataset, whose, wishes)
         return _one_by_one(dataset, whose, wishes, _own(dataset, whose))
@@ -150,7 +151,7 @@ def _one_by_one(dataset: Any, whose: str, wishes: Wishes, own: Stated | None) ->
         own = read_classes(classes if every else [_sample(dataset, row)[target] for row in range(n)], f"the {whose} data")
     if isinstance(kept, Tensor):
         return Reading(own, lambda targets: TensorSamples(kept, targets))
-    samples = MapSamples(kept or dataset, torch.zeros(n), collate_fn=wishes.collate_fn, target_key=target)
+    samples = MapSamples(kept or dataset, torch.zeros(n, dtype=torch.int64), collate_fn=wishes.collate_fn, target_key=target)
     samples.batch(torch.arange(min(n, 2)))  # a function of the user's may not take such samples
     return Reading(own, samples.relabel)
 
@@ -194,7 +195,7 @@ def _same(one: Any, other: Any) -> bool:
     if isinstance(one, (tuple, list)):
         return len(one) == len(other) and all(map(_same, one, other))
     if isinstance(one, (Tensor, np.ndarray)):
-        one, other = torch.as_tensor(one), torch.as_tensor(other)
+        one, other = torch.as_tensor(one).to_dense(), torch.as_tensor(other).to_dense()
         return one.shape == other.shape and torch.equal(one, other)
     return type(one) is type(other) and bool(one == other or one != one)
 
@@ -205,13 +206,18 @@ def _room(first: Any, target: Key, n: int, wishes: Wishes) -> Tensor | list[Any]
     if not wishes.joined_by_torch or wishes.images is False or not all(isinstance(value, Kept) for value in inputs):
         return None
     tensors = [value for value in inputs if isinstance(value, Tensor)]
-    if any(value.layout is not torch.strided or value.requires_grad for value in tensors):
+    if not all(map(_can_be_held, tensors)):
         return None
     if wishes.images is None and n * sum(value.nbytes for value in tensors) > HELD_BYTES:
         return None
     if type(first) in (tuple, list) and len(first) == 2 and target == 1 and tensors:
         return tensors[0].new_empty((n, *tensors[0].shape))
     return []
+
+
+def _can_be_held(tensor: Tensor) -> bool:
+    """Whether rows can be taken from many such tensors in one, without a graph behind them."""
+    return tensor.layout is torch.strided and not tensor.requires_grad
 
 
 def _entries(sample: Any) -> list[tuple[Key, Any]]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from fl_lightning.data.base import Samples, Stamp
+from fl_lightning.data.handed_over import check_map_style
 from fl_lightning.data.sample_form import Key, class_entry, input_entry, like, plain, replaced
 from fl_lightning.data.targets import read_classes
 from fl_lightning.errors import ConfigurationError, in_one_line
@@ -50,14 +51,15 @@ class MapSamples(Samples):
         self.collate_fn = collate_fn
         self._rows: list[int] | None = None  # of the data set; None for all, in order
         self._stamps: tuple[tuple[Stamp, list[bool]], ...] = ()
-        if len(dataset) == 0:
-            raise ConfigurationError("the data set is empty; give one with at least one sample")
+        check_map_style(dataset, "given")
         self.target_key = class_entry(self._read(0), target_key)
         if targets is None:
             targets = read_classes([self._read(i)[self.target_key] for i in range(len(dataset))], "the data").numbers
+        elif not isinstance(targets, Tensor) or targets.dtype != torch.int64 or targets.ndim != 1:
+            targets = read_classes(targets, "the targets given").numbers
         if len(targets) != len(dataset):
             raise ConfigurationError(f"there must be a class for every sample, got {len(targets)} for {len(dataset)}")
-        self.targets = targets.long()
+        self.targets = targets
 
     def _read(self, index: int) -> Any:
         """A sample as the data set gives it."""

@@ -69,8 +69,10 @@ class FederatedDataModule(L.LightningDataModule):
         self, partition: Partition, *, eval_batch_size: int = 1000, seed: int = 0, root: RootSet | None = None
     ) -> None:
         super().__init__()
-        if eval_batch_size < 1:
-            raise ConfigurationError(f"data.eval_batch_size must be at least 1, got {eval_batch_size}")
+        if not isinstance(eval_batch_size, int) or eval_batch_size < 1:
+            raise ConfigurationError(f"data.eval_batch_size must be a whole number, at least 1, got {eval_batch_size}")
+        if not isinstance(root, RootSet | None):
+            raise ConfigurationError(f"data.root must be a RootSet, such as RootSet(samples=100), got {root!r}")
         check_dealing(partition)
         self.partition = partition
         self.eval_batch_size = eval_batch_size

@@ -21,6 +21,9 @@ from fl_lightning.errors import ConfigurationError
 LARGEST = 2**31
 """Class numbers from here on are no classes, but measurements or identifiers."""
 
+MANY = 20
+"""Samples from which on texts that hardly ever come twice are no classes."""
+
 
 @dataclass(frozen=True)
 class Stated:
@@ -68,6 +71,11 @@ def read_classes(values: Any, where: str) -> Stated:
             _refuse(where, i, values[i], f"but that of sample 0 is {_short(values[0])}; state all as numbers or all as texts")
     if entries and isinstance(entries[0], str):
         names = in_order(entries)
+        if len(entries) >= MANY and len(names) > len(entries) / 2:
+            raise ConfigurationError(
+                f"the classes in {where} are texts, such as {_short(entries[0])}, but {len(names)} different ones for "
+                f"{len(entries)} samples; say which part of a sample is its class with target_key="
+            )
         place = {name: i for i, name in enumerate(names)}
         return Stated("texts", torch.tensor([place[entry] for entry in entries]), names)
     shapes = [tuple(entry.shape) if isinstance(entry, Tensor) else () for entry in entries]

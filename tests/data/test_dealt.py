@@ -98,6 +98,8 @@ def test_what_cannot_be_dealt_out_is_refused(parts, message):
         (lambda targets: [[0]], r"is called with \(targets, generator, keys\)"),
         (lambda targets, generator, keys: None, "gives NoneType, not a list with the samples of each client"),
         (lambda targets, generator, keys: torch.tensor(3), "gives Tensor, not a list"),
+        (lambda targets, generator, keys: [targets[9]], "cannot deal out 6 samples: IndexError"),
+        (lambda targets, generator, keys: (targets[i] for i in [9]), "cannot deal out 6 samples: IndexError"),
     ],
 )
 def test_what_is_no_partition_is_refused(partition, message):

@@ -421,12 +421,53 @@ def test_what_is_no_data_set_is_refused_in_one_line(train, message):
         ({"target_key": 2}, r"target_key is 2, but samples are tuples of 2; give a place from 0 to 1"),
         ({"target_key": "label"}, "target_key is 'label', but samples are tuples of 2"),
         ({"images": True}, r"images is True, but the input of sample 0 of the training data is torch.float32 of shape \(2,\)"),
+        ({"images": "yes"}, "images must be True, False or None, got 'yes'"),
+        ({"class_names": "abcd"}, "class_names must be a list of texts, got 'abcd'"),
+        ({"class_names": [0, 1, 2, 3]}, "class_names must be a list of texts"),
+        ({"eval_batch_size": None}, "eval_batch_size must be a whole number, at least 1, got None"),
+        ({"root": 5}, r"data\.root must be a RootSet, such as RootSet\(samples=100\), got 5"),
         ({"keys": [1, 2]}, "keys must be one per training sample, got 2 for 40 samples"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(settings, message):
     with pytest.raises(ConfigurationError, match=message):
         taken(pairs(), **settings)
+
+
+def test_tensors_with_a_graph_behind_them_are_read_one_by_one():
+    data = taken(TensorDataset(X.clone().requires_grad_(), Y))
+    assert isinstance(data.train, MapSamples)
+    assert torch.equal(batch(data)[0], X[:3])
+
+
+def test_sparse_tensors_need_a_function_that_joins_them():
+    train = TensorDataset(X.to_sparse(), Y)
+    with pytest.raises(ConfigurationError, match=r"sparse tensors are not .* pass collate_fn="):
+        taken(train)
+    data = taken(train, collate_fn=lambda samples: (torch.stack([x.to_dense() for x, _ in samples]), len(samples)))
+    assert torch.equal(batch(data)[0], X[:3])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: MapSamples(DataLoader(TensorDataset(X, Y))), "the given data are of type DataLoader, no map-style data set"),
+        (lambda: MapSamples(None), "the given data are of type NoneType"),
+        (lambda: MapSamples(pairs(), torch.zeros(3)), "a class for every sample, got 3 for 40"),
+        (lambda: MapSamples(pairs(), Y + 0.5), r"class of sample 0 in the targets given is 0\.5"),
+        (lambda: TensorSamples(X, Y + 0.5), r"class of sample 0 in the targets given is 0\.5"),
+        (lambda: TensorSamples(X.numpy(), Y), r"inputs must be a tensor, got ndarray"),  # pyrefly: ignore
+    ],
+)
+def test_samples_are_made_of_classes_too(make, message):
+    with pytest.raises(ConfigurationError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("classes", [torch.eye(4)[Y], Y[:, None], Y.double(), Y.tolist(), [NAMES[y] for y in Y]])
+def test_classes_of_samples_may_be_stated_in_any_form(classes):
+    assert torch.equal(TensorSamples(X, classes).targets, Y)
+    assert torch.equal(MapSamples(pairs(), classes).targets, Y)
 
 
 def test_a_module_of_the_users_own_must_load_samples():

@@ -72,6 +72,7 @@ def test_texts_that_are_numbers_are_in_the_order_of_numbers():
         ([0, -1], r"sample 1 in the data is -1\.0, which is no class"),
         ([0, 10**400], "sample 1 in the data is inf"),
         ([0, 2**40], "sample 1 in the data is 1099511627776"),
+        ([f"text {i}" for i in range(20)], r"texts, such as 'text 0', but 20 different ones for 20 samples; .* target_key="),
         ([0, None], "sample 1 in the data is None, which says nothing; remove"),
         (["a", ""], "sample 1 in the data is '', which says nothing"),
         (["a", float("nan")], "sample 1 in the data is nan, but that of sample 0 is 'a'; state all as"),
