@@ -17,6 +17,15 @@ class ConfigurationError(ValueError):
     """
 
 
+def in_one_line(error: Exception, length: int = 200) -> str:
+    """What kind of error it is and what it says, cut to `length` characters of one line.
+
+    >>> in_one_line(KeyError("a\\nb"))
+    "KeyError: 'a\\\\nb'"
+    """
+    return " ".join(f"{type(error).__name__}: {error}".split())[:length]
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The known names closest to `name`, as text for an error message.
 
