@@ -23,7 +23,7 @@ from fl_lightning.data.base import Samples, TensorSamples
 from fl_lightning.data.handed_over import check_map_style
 from fl_lightning.data.map_samples import MapSamples, unreadable
 from fl_lightning.data.pictures import is_picture
-from fl_lightning.data.sample_form import Key, class_entry, input_entry, plain, shapes
+from fl_lightning.data.sample_form import Key, class_entry, input_entry, kinds, plain
 from fl_lightning.data.table import Rows, as_rows, check_format, is_table, stated_by, uneven
 from fl_lightning.data.targets import Stated, agreed, read_classes
 from fl_lightning.errors import ConfigurationError
@@ -132,6 +132,7 @@ def _one_by_one(dataset: Any, whose: str, wishes: Wishes, own: Stated | None) ->
     target = class_entry(_sample(dataset, 0), wishes.target_key)
     form = plain if wishes.joined_by_torch else (lambda sample: sample)
     first = form(_sample(dataset, 0))
+    expected = kinds(first, target)
     if wishes.images:
         _check_picture(_input(first, target), whose)
     kept = _room(first, target, n, wishes) if _stays(dataset, whose, target, form) else None
@@ -142,7 +143,7 @@ def _one_by_one(dataset: Any, whose: str, wishes: Wishes, own: Stated | None) ->
         sample = form(given := _sample(dataset, row))
         classes.append(given[target])
         if wishes.joined_by_torch:
-            _check_shapes(first, sample, row, whose)
+            _check_alike(expected, kinds(sample, target), row, whose)
         if isinstance(kept, Tensor):
             kept[row] = _input(sample, target)
         elif kept is not None:
@@ -197,7 +198,10 @@ def _same(one: Any, other: Any) -> bool:
     if isinstance(one, (Tensor, np.ndarray)):
         one, other = torch.as_tensor(one).to_dense(), torch.as_tensor(other).to_dense()
         return one.shape == other.shape and torch.equal(one, other)
-    return type(one) is type(other) and bool(one == other or one != one)
+    try:
+        return type(one) is type(other) and bool(one == other or one != one)
+    except Exception:  # things that cannot be compared
+        return False
 
 
 def _room(first: Any, target: Key, n: int, wishes: Wishes) -> Tensor | list[Any] | None:
@@ -208,7 +212,8 @@ def _room(first: Any, target: Key, n: int, wishes: Wishes) -> Tensor | list[Any]
     tensors = [value for value in inputs if isinstance(value, Tensor)]
     if not all(map(_can_be_held, tensors)):
         return None
-    if wishes.images is None and n * sum(value.nbytes for value in tensors) > HELD_BYTES:
+    size = sum(value.nbytes if isinstance(value, Tensor) else len(str(value)) for value in inputs)
+    if wishes.images is None and n * size > HELD_BYTES:
         return None
     if type(first) in (tuple, list) and len(first) == 2 and target == 1 and tensors:
         return tensors[0].new_empty((n, *tensors[0].shape))
@@ -279,12 +284,17 @@ def _agrees(own: Stated, rows: Sequence[int], classes: list[Any], whose: str) ->
     return own.width == said.width and torch.equal(stated, said.numbers)
 
 
-def _check_shapes(first: Any, sample: Any, row: int, whose: str) -> None:
-    """Raise `ConfigurationError` unless a sample has the shapes of the first, as batches need."""
-    expected, found = shapes(first), shapes(sample)
-    if found != expected:
-        key = next((key for key in expected if expected[key] != found.get(key)), None) or next(iter(found))
-        _refuse_shapes(whose, row, expected.get(key), found.get(key))
+def _check_alike(first: dict[Key, Any], sample: dict[Key, Any], row: int, whose: str) -> None:
+    """Raise `ConfigurationError` unless a sample's tensors are of the kinds of the first's, as batches need."""
+    for key in first | sample:
+        (shape, dtype), (other, found) = (part.get(key, (None, None)) for part in (first, sample))
+        if shape != other:
+            _refuse_shapes(whose, row, shape, other)
+        if dtype != found:
+            raise ConfigurationError(
+                f"samples 0 and {row} of the {whose} data have entries of {dtype} and {found}; bring them to one type, such as "
+                "floats throughout"
+            )
 
 
 def _refuse_shapes(whose: str, row: int, expected: Any, found: Any) -> None:

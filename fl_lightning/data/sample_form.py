@@ -106,10 +106,11 @@ def _as_tensor(value: Any) -> Any:
     return torch.from_numpy(array).to(torch.get_default_dtype() if array.dtype.kind == "f" else torch.int64)
 
 
-def shapes(sample: Any) -> dict[Key, tuple[int, ...]]:
-    """The shapes of its entries that are tensors or arrays."""
+def kinds(sample: Any, target: Key) -> dict[Key, tuple[tuple[int, ...], torch.dtype]]:
+    """Shapes and dtypes of its entries that are tensors, beside the class."""
     keys = list(sample) if isinstance(sample, Mapping) else range(len(sample))
-    return {key: tuple(sample[key].shape) for key in keys if isinstance(sample[key], (Tensor, np.ndarray))}
+    tensors = {key: sample[key] for key in keys if key != target and isinstance(sample[key], Tensor)}
+    return {key: (tuple(tensor.shape), tensor.dtype) for key, tensor in tensors.items()}
 
 
 def form(sample: Any) -> Any:

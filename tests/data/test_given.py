@@ -398,6 +398,11 @@ class Raises(Dataset):
         (TensorDataset(X, Y, Y), r"samples have 3 parts .* say which is the class with target_key="),
         (Made(lambda i: {"x": X[i], "label": 0, "y": 1}), "any of label, y may be the class"),
         (Made(lambda i: (torch.zeros(1 + i % 3), 0)), r"samples 0 and 1 .* \(1,\) and \(2,\).* pass collate_fn="),
+        (
+            Made(lambda i: ([1, 2] if i < 5 else [1.5, 2.0], 0)),
+            r"samples 0 and 5 .* entries of torch\.int64 and torch\.float32",
+        ),
+        (Made(lambda i: (X[i], 0) if i < 5 else ("a text", 0)), r"samples 0 and 5 .* shapes \(2,\) and None"),
         (Made(lambda i: (Image.new("RGB", (8 + i % 2, 8)), 0)), r"shapes \(3, 8, 8\) and \(3, 8, 9\).*by resizing"),
         (Made(lambda i: (Image.new("CMYK", (8, 8)), 0)), r"PIL's mode CMYK, .* image\.convert\('RGB'\)"),
         (Made(lambda i: (X[i], 1 // (i - 7))), "sample 7 of Made cannot be read .ZeroDivisionError"),
