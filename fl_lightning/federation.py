@@ -36,6 +36,7 @@ from fl_lightning.prediction import check_predictions, class_probabilities, pred
 from fl_lightning.resources import Compile, compiling_pays, prepare_memory
 from fl_lightning.sharded_state import Part
 from fl_lightning.strategy import FederatedStrategy
+from fl_lightning.trainer_options import check_monitors, check_trainer, make_trial
 from fl_lightning.updates.exchange import BUCKET_BYTES, Exchange
 from fl_lightning.updates.layout import buffer_layout, clamp_variances, named_state, parameter_layout
 from fl_lightning.updates.shard import UpdateShard
@@ -256,6 +257,12 @@ class Federation(L.LightningModule):
 
     # ---- before and after --------------------------------------------------------------------------------------------
 
+    def configure_callbacks(self) -> list[L.Callback]:
+        """Add none, but look at the Trainer and its callbacks: Lightning asks for more before it checks or fetches anything."""
+        check_trainer(self.trainer)
+        make_trial(self.trainer)
+        return []
+
     def setup(self, stage: str) -> None:
         """Check everything that can be checked without training, and lay out vectors and evaluation sets."""
         data = self.data
@@ -300,6 +307,10 @@ class Federation(L.LightningModule):
         kept = {name: samples for name, samples in data.evaluation.items() if not name.startswith("stamped")}
         stamped = stamped_sets(self.attacks, data.task.test)  # pyrefly: ignore[missing-attribute]
         data.evaluation = kept | {name: samples.to(device) for name, samples in stamped.items()}
+        if stage == "fit":
+            check_monitors(self.trainer, self)
+            with isolate_rng():
+                check_predictions(self.client.to(device), data.train, data.task.num_classes)  # pyrefly: ignore[missing-attribute]
 
     def check(self, data: FederatedDataModule) -> None:
         """Raise `ConfigurationError` if cohort, rule, client or attacks do not fit the data that were dealt out."""
@@ -331,11 +342,9 @@ class Federation(L.LightningModule):
         return self.server_optimizer([p for p in self.client.parameters() if p.requires_grad])
 
     def on_fit_start(self) -> None:
-        """Give every rank rank 0's weights, and see that model and data fit each other."""
+        """Give every rank rank 0's weights."""
         for _, tensor in named_state(self.client):
             tensor.copy_(self.exchange.broadcast(tensor.contiguous()))
-        with isolate_rng():
-            check_predictions(self.client, self.data.train, self.data.task.num_classes)  # pyrefly: ignore[missing-attribute]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # Rank 0's parameters are everyone's; what rules remember is every rank's own.

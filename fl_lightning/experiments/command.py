@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fl_lightning.class_settings import class_setting
 from fl_lightning.errors import ConfigurationError, nearest
 from fl_lightning.experiments.report import write_report
 from fl_lightning.experiments.results import POOL, SWEEPS, locate, read_results, write_index
@@ -110,7 +110,7 @@ def parse_sweep_command(args: Sequence[str]) -> tuple[argparse.Namespace, list[s
         "--with",
         dest="settings",
         metavar="CLASS.SETTING=VALUE",
-        type=setting,
+        type=class_setting,
         action="append",
         default=[],
         help="a setting of a class wherever a run names it, for example --with CIFAR10.path=data/cifar10",
@@ -141,20 +141,6 @@ def parse_sweep_command(args: Sequence[str]) -> tuple[argparse.Namespace, list[s
     add("--array-limit", type=int, default=1000, help="tasks in one array, at most (default: 1000)")
     add("--sbatch", metavar="FLAG", action="append", default=[], help="a further option of sbatch, such as --sbatch=--qos=long")
     return parser.parse_args(own), overrides
-
-
-def setting(text: str) -> tuple[str, Any]:
-    """
-    >>> setting("Dirichlet.alpha=0.5")
-    ('Dirichlet.alpha', 0.5)
-    """
-    name, separator, value = text.partition("=")
-    if not separator or "." not in name.strip("."):
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form CLASS.SETTING=VALUE")
-    try:
-        return name, yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise argparse.ArgumentTypeError(f"the value in {text!r} is not YAML") from error
 
 
 def label(text: str) -> tuple[str, str]:
