@@ -16,9 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from fl_lightning.configuration import FederatedCLI, configuration_error
+from fl_lightning.errors import ConfigurationError, nearest
 
 COMMANDS = {
     "sweep": "fl_lightning.experiments.command",
@@ -54,6 +56,8 @@ def explained(error: Exception) -> tuple[str, int]:
         return f"{files}: {error.strerror}" if files else error.strerror, MISTAKE
     if isinstance(error, (MisconfigurationException, ImportError)):
         return one_line(error), MISTAKE
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
+        return f"not enough memory: {one_line(error)}; ask for less data, clients, parameters, or smaller batches", FAULT
     frame = closest_to_user(traceback.extract_tb(error.__traceback__))
     where = f"{frame.filename}, line {frame.lineno}"
     return f"{type(error).__name__}: {one_line(error)} ({where}); the same command with {TRACEBACK} shows all of it", FAULT
@@ -82,6 +86,7 @@ def quiet() -> None:
         ".*does not have many workers.*",
         ".*there is no last checkpoint available.*",  # sweeps begin as they go on
         ".*`srun` command is available.*",  # on the login node of a cluster
+        ".*was called without a model.*",  # OnExceptionCheckpoint is one of Lightning's checkpoints, and nothing is resumed
         "Using ModelCheckpoint with manual optimization.*",  # the state after the server's step is the one that is meant
     ):
         warnings.filterwarnings("ignore", message=message)
@@ -95,7 +100,11 @@ def find_own_modules() -> None:
 
 def run(args: Sequence[str]) -> None:
     """Run one command, with whatever it raises."""
-    if args and args[0] in COMMANDS:
+    known = [*FederatedCLI.subcommands(), *COMMANDS]
+    if not args or not (args[0] in known or args[0].startswith("-")):
+        found = nearest(args[0], known) if args else f"known: {', '.join(known)}"
+        raise ConfigurationError(f"there is no command {args[0]}; {found}" if args else f"a command is missing; {found}")
+    if args[0] in COMMANDS:
         command = getattr(importlib.import_module(COMMANDS[args[0]]), args[0])
         command(args[1:])
     else:

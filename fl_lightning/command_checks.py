@@ -37,10 +37,10 @@ def check_seeds(args: Sequence[str]) -> None:
 
 def options(args: Sequence[str]) -> Iterator[tuple[str, str]]:
     """The options among a command's arguments, as (name, value)."""
-    for word, following in zip(args, [*args[1:], ""], strict=True):
+    for i, word in enumerate(args):
         name, equals, text = word.partition("=")
         if name.startswith("-"):
-            yield name, text if equals else following
+            yield name, text if equals else "".join(args[i + 1 : i + 2])
 
 
 def read_layer(text: str) -> dict[str, Any]:
@@ -64,6 +64,8 @@ def read_layer(text: str) -> dict[str, Any]:
             f"has no settings but {shortened(repr(content))}" if there else f"{shortened(text)} is neither a file nor settings"
         )
         raise ConfigurationError(f"{name}: {what}; give a YAML file such as configs/quickstart.yaml")
+    if "config" in content:
+        raise ConfigurationError(f"{name} has the key config, as a run.json has; the settings of a run are in its config.yaml")
     return content
 
 

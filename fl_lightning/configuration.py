@@ -158,9 +158,15 @@ class FederatedCLI(LightningCLI):
         if path is not None:
             check_checkpoint(str(path))
 
+    @property
+    def made(self) -> Any:
+        """The command's settings with classes made of them."""
+        every: Any = self.config_init
+        return every[self.subcommand]
+
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         assert self.subcommand is not None
-        settings = self._get(self.config_init, "trainer")
+        settings = self.made["trainer"]
         options = {**settings.as_dict(), **kwargs}
         if settings.devices == "auto":
             options |= launched()
@@ -193,7 +199,7 @@ class FederatedCLI(LightningCLI):
                 name = type(callback).__name__
                 raise ConfigurationError(f"trainer.callbacks names {name}, which every command has by itself; leave it out")
         if options["enable_checkpointing"] is not False:
-            yield self._get(self.config_init, "checkpoint")
+            yield self.made["checkpoint"]
         yield BackdoorMetrics()
         yield RunRecord(self.resolved_config())
         if options["enable_progress_bar"] is not False and not any(isinstance(callback, ProgressBar) for callback in given):

@@ -33,6 +33,7 @@ from fl_lightning.errors import ConfigurationError
 from fl_lightning.fresh_memory import unfilled
 from fl_lightning.local_training import LocalTraining, check_client
 from fl_lightning.prediction import check_predictions, class_probabilities, predict, predicted_classes
+from fl_lightning.remarks import remark
 from fl_lightning.resources import Compile, compiling_pays, prepare_memory
 from fl_lightning.sharded_state import Part
 from fl_lightning.strategy import FederatedStrategy
@@ -309,6 +310,7 @@ class Federation(L.LightningModule):
         data.evaluation = kept | {name: samples.to(device) for name, samples in stamped.items()}
         if stage == "fit":
             check_monitors(self.trainer, self)
+            remark(self.trainer, self.cohort, self.attacks, self.aggregator, data)
             with isolate_rng():
                 check_predictions(self.client.to(device), data.train, data.task.num_classes)  # pyrefly: ignore[missing-attribute]
 

@@ -99,15 +99,15 @@ def explain(message: str, parser: Parser) -> tuple[str, str]:
     message = " ".join(message.split())
     if message.endswith(NULL):
         return ".".join(keys), NULL
-    text = unknown_setting(message, parser) or unknown_class(message, parser, keys[:1]) or wrong_type(message)
-    if text is not None:
-        return ".".join(keys), text
     for noise in (
         r"- Expected a path but .*? either not accessible or invalid (- )?",
         r'(- )?Parser key "[^"]+":( -)?( element \d+:)? ',
         r"Call to compute_fn of link .*? failed: ",
     ):
         message = re.sub(noise, "", message)
+    text = unknown_setting(message, parser) or unknown_class(message, parser, keys[:1]) or wrong_type(message)
+    if text is not None:
+        return ".".join(keys), text
     if "No module named" in message:
         message += "; modules are looked for in the current folder and among the installed packages"
     return ".".join(keys), message
@@ -162,7 +162,9 @@ def wrong_type(message: str) -> str | None:
     )
     if one is None:
         return None
-    return f"must be {readable(one[1])}" + (f", got {one[2]}" if len(one.groups()) > 1 else "")
+    wanted = readable(one[1])
+    wanted = "a list, to which NAME+ adds one" if wanted.endswith(("Sequence", "list")) else wanted
+    return f"must be {wanted}" + (f", got {one[2]}" if len(one.groups()) > 1 else "")
 
 
 def readable(type_name: str) -> str:

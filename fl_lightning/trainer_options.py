@@ -27,14 +27,14 @@ TrainerOfAnyKind = Any
 MOST_ROUNDS = 10_000_000
 """More would take a year at three rounds a second."""
 
-AFTER_THE_LAST_EVALUATION = "it would leave weights at the end that no evaluation has seen; average in a server_optimizer"
+TWO_MODELS = "the weights that are measured, saved and left at the end would not be the same; average checkpoints after the run"
 
 IN_A_ROUND = ("client/", "round/", "diagnostics/")
 """How the names of metrics begin that a round logs."""
 
 REFUSED_CALLBACKS: dict[type[L.Callback], str] = {
-    lightning_callbacks.StochasticWeightAveraging: AFTER_THE_LAST_EVALUATION,
-    lightning_callbacks.WeightAveraging: AFTER_THE_LAST_EVALUATION,
+    lightning_callbacks.StochasticWeightAveraging: TWO_MODELS,
+    lightning_callbacks.WeightAveraging: TWO_MODELS,
     lightning_callbacks.GradientAccumulationScheduler: "the server steps once a round; set model.local.batch_size for clients",
     lightning_callbacks.LearningRateFinder: "it tries out steps of the server; compare runs with other learning rates",
     lightning_callbacks.BatchSizeFinder: "a round has no batch of its own; set model.local.batch_size and data.eval_batch_size",
@@ -193,7 +193,7 @@ def check_monitors(trainer: TrainerOfAnyKind, federation: L.LightningModule) -> 
         monitor = getattr(callback, "monitor", None)
         if isinstance(monitor, str) and not monitor.startswith(IN_A_ROUND) and monitor not in measured:
             there = (
-                f"{nearest(monitor, measured)} Logged are {', '.join(measured)}, "
+                f"{meant(monitor, measured)}logged are {', '.join(measured)}, "
                 if measured
                 else "BackdoorMetrics logs val/acc, "
             )
@@ -201,6 +201,12 @@ def check_monitors(trainer: TrainerOfAnyKind, federation: L.LightningModule) -> 
                 f"trainer.callbacks: {type(callback).__name__} monitors {monitor}, which nobody logs; {there}and client/NAME "
                 "for what clients log as NAME"
             )
+
+
+def meant(name: str, names: list[str]) -> str:
+    """What may have been meant by a name, empty if it is like none."""
+    found = nearest(name, names)
+    return f"{found} " if found.startswith("did") else ""
 
 
 def known(callback: L.Callback) -> bool:

@@ -5,10 +5,11 @@ stand for more than fits into memory. None of that is meant by whoever writes it
 """
 
 import math
+from enum import Enum
 from typing import Any
 
 import yaml
-from jsonargparse import get_loader, set_loader
+from jsonargparse import get_loader, set_dumper, set_loader
 
 MODE = "yaml_without_surprises"
 """A parser's `parser_mode` by which it reads everything as `read_yaml` does."""
@@ -86,4 +87,17 @@ def refusal(message: str, where: Any) -> yaml.YAMLError:
     return yaml.constructor.ConstructorError(None, None, message, where.start_mark)
 
 
+class Dumper(yaml.SafeDumper):
+    """Writes names of an enumeration, which some of Lightning's callbacks have as defaults, as text."""
+
+
+Dumper.add_multi_representer(Enum, lambda dumper, name: dumper.represent_str(name.value))
+
+
+def write_yaml(config: Any) -> str:
+    """Settings as a text in YAML, in their order."""
+    return yaml.dump(config, Dumper=Dumper, default_flow_style=False, allow_unicode=True, sort_keys=False)
+
+
 set_loader(MODE, read_yaml, (yaml.YAMLError,))
+set_dumper(MODE, write_yaml)
