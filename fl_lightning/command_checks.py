@@ -119,8 +119,17 @@ def shortened(text: str) -> str:
     return text if len(text) <= 100 else f"{text[:100]}..."
 
 
-def check_devices(devices: Any) -> None:
-    """Raise for more processes than a machine could mean, before they are started."""
+def check_devices(devices: Any, nodes: int) -> None:
+    """Raise for processes of a command that was started by itself, before it starts or waits for them.
+
+    Args:
+        devices: of each node.
+        nodes: how many; those who start processes on several by hand say which node is which.
+    """
     most = max(64, 8 * (os.cpu_count() or 1))
     if str(devices).isdigit() and int(devices) > most:
         raise ConfigurationError(f"trainer.devices = {devices}: one machine takes up to {most} processes; give fewer, or 1")
+    if nodes > 1 and not {"NODE_RANK", "GROUP_RANK"} & set(os.environ):
+        raise ConfigurationError(
+            f"trainer.num_nodes = {nodes}, but nobody starts processes on the others; use torchrun or srun, which tell the number"
+        )

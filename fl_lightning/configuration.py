@@ -174,7 +174,7 @@ class FederatedCLI(LightningCLI):
         if started_by is not None and settings.plugins is None:
             options["plugins"] = [started_by]
         if started_by is None:
-            check_devices(settings.devices)
+            check_devices(settings.devices, settings.num_nodes)
         if settings.barebones:
             off = ("logger", "enable_progress_bar", "enable_checkpointing", "enable_model_summary")
             options |= {**dict.fromkeys(off, False), "log_every_n_steps": 0}

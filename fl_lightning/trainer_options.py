@@ -5,14 +5,12 @@ to act on. docs/trainer.md lists all of them.
 """
 
 import logging
-import os
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
 from lightning.pytorch import callbacks as lightning_callbacks
-from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.trainer.states import TrainerFn
@@ -80,8 +78,6 @@ def refused_everywhere(trainer: TrainerOfAnyKind) -> Iterator[tuple[str, Any, st
         yield "sync_batchnorm", True, "would mix the batches of clients on different ranks; leave it out, see model.buffers"
     if isinstance(strategy.checkpoint_io, AsyncCheckpointIO):
         yield "plugins", "AsyncCheckpointIO", "would leave checkpoints behind that are not whole yet; leave it out"
-    if trainer.num_nodes > 1 and alone(trainer):
-        yield "num_nodes", trainer.num_nodes, "waits for processes on other nodes that nobody starts; use torchrun or srun"
     for stage in ("val", "test"):
         limit = getattr(trainer, f"limit_{stage}_batches")
         part = limit != 0 and (isinstance(limit, int) or limit < 1)
@@ -92,13 +88,6 @@ def refused_everywhere(trainer: TrainerOfAnyKind) -> Iterator[tuple[str, Any, st
                 "would measure Acc and ASR on the first samples of every rank alone; leave it out, set 0 for no evaluation, or "
                 "give the data module a smaller test set",
             )
-
-
-def alone(trainer: TrainerOfAnyKind) -> bool:
-    """Whether nobody has told where the other nodes are."""
-    connector = trainer._accelerator_connector
-    told = {"NODE_RANK", "GROUP_RANK"} & set(os.environ)
-    return isinstance(connector.cluster_environment, LightningEnvironment) and not told
 
 
 def refusals(trainer: TrainerOfAnyKind) -> Iterator[tuple[str, Any, str]]:

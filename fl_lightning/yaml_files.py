@@ -5,6 +5,7 @@ stand for more than fits into memory. None of that is meant by whoever writes it
 """
 
 import math
+import re
 from enum import Enum
 from typing import Any
 
@@ -79,7 +80,7 @@ def count(node: yaml.Node, sizes: dict[int, int], around: frozenset[int]) -> int
 
 def as_argument(config: Any) -> str:
     """Settings as a command's argument: YAML, which knows infinities, on one line."""
-    return yaml.safe_dump(config, default_flow_style=True, width=math.inf, sort_keys=False)
+    return yaml.dump(config, Dumper=Dumper, default_flow_style=True, width=math.inf, sort_keys=False)
 
 
 def refusal(message: str, where: Any) -> yaml.YAMLError:
@@ -88,9 +89,10 @@ def refusal(message: str, where: Any) -> yaml.YAMLError:
 
 
 class Dumper(yaml.SafeDumper):
-    """Writes names of an enumeration, which some of Lightning's callbacks have as defaults, as text."""
+    """Writes names of an enumeration, which some of Lightning's callbacks have as defaults, as text; `1e3` as text in quotes."""
 
 
+Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$"), list("-+0123456789"))
 Dumper.add_multi_representer(Enum, lambda dumper, name: dumper.represent_str(name.value))
 
 
