@@ -131,5 +131,5 @@ def check_devices(devices: Any, nodes: int) -> None:
         raise ConfigurationError(f"trainer.devices = {devices}: one machine takes up to {most} processes; give fewer, or 1")
     if nodes > 1 and not {"NODE_RANK", "GROUP_RANK"} & set(os.environ):
         raise ConfigurationError(
-            f"trainer.num_nodes = {nodes}, but nobody starts processes on the others; use torchrun or srun, which tell the number"
+            f"trainer.num_nodes = {nodes}, but nobody starts processes on the others; use torchrun or srun, which do"
         )

@@ -89,7 +89,7 @@ def refusal(message: str, where: Any) -> yaml.YAMLError:
 
 
 class Dumper(yaml.SafeDumper):
-    """Writes names of an enumeration, which some of Lightning's callbacks have as defaults, as text; `1e3` as text in quotes."""
+    """Writes names of an enumeration, which are defaults in Lightning, as text, and puts text such as `1e3` in quotes."""
 
 
 Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$"), list("-+0123456789"))
