@@ -98,7 +98,7 @@ def check_folder(folder: str | Path, name: str) -> None:
     except OSError as error:
         raise ConfigurationError(f"{name} cannot be made: {error.strerror}: {shortened(str(folder))}") from error
     if not there.is_dir():
-        raise ConfigurationError(f"{name} cannot be made: {there} is no folder, so {path} cannot be one")
+        raise ConfigurationError(f"{name} cannot be made: {shortened(str(folder))} is no folder, and {there} is in its place")
     if not os.access(there, os.W_OK | os.X_OK):
         raise ConfigurationError(f"{name} cannot be written: there is no permission to write into {there}; give another folder")
 
@@ -119,6 +119,11 @@ def shortened(text: str) -> str:
     return text if len(text) <= 100 else f"{text[:100]}..."
 
 
+def most_processes() -> int:
+    """How many a machine may be asked for: far more than it can do well, and fewer than bring it down."""
+    return max(64, 8 * (os.cpu_count() or 1))
+
+
 def check_devices(devices: Any, nodes: int) -> None:
     """Raise for processes of a command that was started by itself, before it starts or waits for them.
 
@@ -126,9 +131,8 @@ def check_devices(devices: Any, nodes: int) -> None:
         devices: of each node.
         nodes: how many; those who start processes on several by hand say which node is which.
     """
-    most = max(64, 8 * (os.cpu_count() or 1))
-    if str(devices).isdigit() and int(devices) > most:
-        raise ConfigurationError(f"trainer.devices = {devices}: one machine takes up to {most} processes; give fewer, or 1")
+    if str(devices).isdigit() and int(devices) > most_processes():
+        raise ConfigurationError(f"trainer.devices = {devices}, but this machine takes at most {most_processes()} processes")
     if nodes > 1 and not {"NODE_RANK", "GROUP_RANK"} & set(os.environ):
         raise ConfigurationError(
             f"trainer.num_nodes = {nodes}, but nobody starts processes on the others; use torchrun or srun, which do"

@@ -6,13 +6,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from fl_lightning.class_settings import class_setting
+from fl_lightning.command_checks import check_folder, most_processes
 from fl_lightning.errors import ConfigurationError, nearest
 from fl_lightning.experiments.report import write_report
 from fl_lightning.experiments.results import POOL, SWEEPS, locate, read_results, write_index
@@ -27,7 +28,10 @@ ON_SCREEN = ("Acc", "ASR", "n", "paper Acc / ASR")
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports a mistake as the other commands do."""
+    """Reports a mistake as the other commands do, and takes no abbreviations."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_abbrev=False, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         raise ConfigurationError(f"{self.prog}: {message}; see {self.prog} --help")
@@ -36,6 +40,10 @@ class Parser(argparse.ArgumentParser):
 def sweep(args: Sequence[str]) -> None:
     """`fl-lightning sweep FILE`: run what is not finished of a sweep."""
     options, overrides = parse_sweep_command(args)
+    check_folder(options.runs, "--runs")
+    for name, number in (("--jobs", options.jobs), ("--ranks", options.ranks)):
+        if number is not None and not 1 <= number <= most_processes():
+            raise ConfigurationError(f"{name} must be at least 1 and at most {most_processes()} on this machine, got {number}")
     planned = read_sweep(options.file)
     if options.name:
         check_name(options.name)
