@@ -36,7 +36,6 @@ from fl_lightning.prediction import check_predictions, class_probabilities, pred
 from fl_lightning.remarks import remark
 from fl_lightning.resources import Compile, compiling_pays, prepare_memory
 from fl_lightning.sharded_state import Part
-from fl_lightning.strategy import FederatedStrategy
 from fl_lightning.trainer_options import check_monitors, check_trainer, make_trial
 from fl_lightning.updates.exchange import BUCKET_BYTES, Exchange
 from fl_lightning.updates.layout import buffer_layout, clamp_variances, named_state, parameter_layout
@@ -268,16 +267,6 @@ class Federation(L.LightningModule):
         """Check everything that can be checked without training, and lay out vectors and evaluation sets."""
         data = self.data
         device = self.trainer.strategy.root_device
-        if self.trainer.world_size > 1 and not isinstance(self.trainer.strategy, FederatedStrategy):
-            raise ConfigurationError(
-                f"Trainer(strategy=...) is {type(self.trainer.strategy).__name__}, which averages gradients over ranks; use "
-                'strategy="federated" for a federation on several devices'
-            )
-        if self.trainer.precision != "32-true":
-            raise ConfigurationError(
-                f"Trainer(precision={self.trainer.precision!r}) would aggregate in that precision; leave it at 32-true and set "
-                "model.local.precision for the clients' training"
-            )
         self.check(data)
         self.local.warn_of_slow_precision(device)
         self.parameters_layout = parameter_layout(self.client)

@@ -12,10 +12,11 @@ from typing import Any, Protocol, runtime_checkable
 import lightning as L
 from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 
 from fl_lightning.errors import ConfigurationError, nearest
+from fl_lightning.strategy import FederatedStrategy
 
 log = logging.getLogger(__name__)
 
@@ -72,8 +73,15 @@ def refused_everywhere(trainer: TrainerOfAnyKind) -> Iterator[tuple[str, Any, st
     device = strategy.root_device.type
     if device not in ("cpu", "cuda"):
         yield "accelerator", device, "is not known to work: set accelerator to cpu or gpu"
-    if not isinstance(strategy, (DDPStrategy, SingleDeviceStrategy)):
+    if trainer.world_size > 1 and not isinstance(strategy, FederatedStrategy):
+        yield "strategy", type(strategy).__name__, 'averages gradients over ranks; use strategy="federated" on several devices'
+    if not isinstance(strategy, (DDPStrategy, SingleDeviceStrategy)) or isinstance(strategy, DeepSpeedStrategy):
         yield "strategy", type(strategy).__name__, "shares out a model, where a federation shares out clients; use 'federated'"
+    if trainer.precision != "32-true":
+        remedy = (
+            "would aggregate in that precision; leave it at 32-true and set model.local.precision for the clients' training"
+        )
+        yield "precision", trainer.precision, remedy
     if getattr(strategy, "_layer_sync", None) is not None:
         yield "sync_batchnorm", True, "would mix the batches of clients on different ranks; leave it out, see model.buffers"
     if isinstance(strategy.checkpoint_io, AsyncCheckpointIO):

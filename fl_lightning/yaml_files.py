@@ -35,12 +35,6 @@ def read_yaml(text: str) -> Any:
     Example:
         >>> read_yaml("lr: 1e-3")
         {'lr': 0.001}
-        >>> read_yaml("{lr: 1, lr: 2}")
-        Traceback (most recent call last):
-        yaml.constructor.ConstructorError: the key lr stands twice; the first would be lost, so leave one of them out
-          in "<unicode string>", line 1, column 9:
-            {lr: 1, lr: 2}
-                    ^
     """
     depth = 0
     for event in yaml.parse(text, Loader=FAST):  # before nodes are made, which recurses

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,7 +45,7 @@ trainer: {accelerator: cpu, max_epochs: 1, logger: false, default_root_dir: run,
 """
 
 
-def leave(args, capsys) -> tuple[int, str]:
+def leave(args, capsys) -> tuple[Any, str]:
     """The exit status of a command, and what it said on stderr."""
     with pytest.raises(SystemExit) as left:
         cli.main(args)

@@ -5,6 +5,7 @@ import logging
 import re
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
@@ -144,7 +145,7 @@ def test_every_argument_is_tried_as_the_page_has_it():
 
 @pytest.mark.parametrize("options", WORKING, ids=str)
 def test_it_works(options, tmp_path):
-    options = {"callbacks": [BackdoorMetrics()], **options}
+    options: dict[str, Any] = {"callbacks": [BackdoorMetrics()], **options}
     if options.get("barebones"):
         options["callbacks"] = []
     trainer = fit(tiny_federation(), rounds=2, **options)
@@ -156,8 +157,10 @@ def test_it_works(options, tmp_path):
 @pytest.mark.parametrize(("options", "message"), REFUSED, ids=str)
 def test_it_is_refused_before_training(options, message, tmp_path):
     federation, refusal = tiny_federation(), Exception if message is None else ConfigurationError
+    options = {"rounds" if name == "max_epochs" else name: value for name, value in options.items()}
+    given: dict[str, Any] = {"rounds": 2, **options}
     with pytest.raises(refusal, match=message):
-        fit(federation, **{"rounds": 2, **{("rounds" if name == "max_epochs" else name): v for name, v in options.items()}})
+        fit(federation, **given)
     assert federation.client_updates == 0
     assert not any(tmp_path.iterdir())
 
@@ -166,7 +169,7 @@ def test_it_is_refused_before_training(options, message, tmp_path):
 def test_a_callback_works(name, tmp_path, monkeypatch):
     if name == "DeviceStatsMonitor":
         pytest.importorskip("psutil")
-    callback = MADE.get(name, getattr(callbacks, name))()
+    callback: Any = MADE.get(name, getattr(callbacks, name))()
     bar = isinstance(callback, callbacks.ProgressBar)
     trainer = fit(
         tiny_federation(),

@@ -1,6 +1,7 @@
 """What a sweep has left, damaged: a report says so or does without."""
 
 import json
+from typing import Any
 
 import pytest
 from test_results import make
@@ -8,7 +9,7 @@ from test_results import make
 from fl_lightning.cli import main
 
 
-def report(folder, capsys) -> tuple[int, str]:
+def report(folder, capsys) -> tuple[Any, str]:
     """The exit status of `report`, and what it said."""
     try:
         main(["report", str(folder)])
