@@ -34,11 +34,12 @@ from fl_lightning.fresh_memory import unfilled
 from fl_lightning.last_round import Evaluations
 from fl_lightning.local_training import LocalTraining, check_client, read_optimizers
 from fl_lightning.prediction import check_predictions, class_probabilities, predict, predicted_classes
+from fl_lightning.remarks import remark
 from fl_lightning.resources import Compile, compiling_pays, prepare_memory
 from fl_lightning.seeding import drawn_by_chance, warn_of_chance
 from fl_lightning.server_optimizer import check_server_optimizer
 from fl_lightning.sharded_state import Part
-from fl_lightning.strategy import FederatedStrategy
+from fl_lightning.trainer_options import check_monitors, check_trainer, make_trial
 from fl_lightning.updates.exchange import BUCKET_BYTES, Exchange
 from fl_lightning.updates.layout import buffer_layout, clamp_variances, named_state, parameter_layout
 from fl_lightning.updates.shard import UpdateShard
@@ -275,20 +276,16 @@ class Federation(L.LightningModule):
 
     # ---- before and after --------------------------------------------------------------------------------------------
 
+    def configure_callbacks(self) -> list[L.Callback]:
+        """Add none, but look at the Trainer and its callbacks: Lightning asks for more before it checks or fetches anything."""
+        check_trainer(self.trainer)
+        make_trial(self.trainer)
+        return []
+
     def setup(self, stage: str) -> None:
         """Check everything that can be checked without training, and lay out vectors and evaluation sets."""
         data = self.data
         device = self.trainer.strategy.root_device
-        if self.trainer.world_size > 1 and not isinstance(self.trainer.strategy, FederatedStrategy):
-            raise ConfigurationError(
-                f"Trainer(strategy=...) is {type(self.trainer.strategy).__name__}, which averages gradients over ranks; use "
-                'strategy="federated" for a federation on several devices'
-            )
-        if self.trainer.precision != "32-true":
-            raise ConfigurationError(
-                f"Trainer(precision={self.trainer.precision!r}) would aggregate in that precision; leave it at 32-true and set "
-                "model.local.precision for the clients' training"
-            )
         self.check(data)
         self.local.warn_of_slow_precision(device)
         self.parameters_layout = parameter_layout(self.client)
@@ -320,6 +317,11 @@ class Federation(L.LightningModule):
         kept = {name: samples for name, samples in data.evaluation.items() if not name.startswith("stamped")}
         stamped = stamped_sets(self.attacks, data.task.test)  # pyrefly: ignore[missing-attribute]
         data.evaluation = kept | {name: samples.to(device) for name, samples in stamped.items()}
+        if stage == "fit":
+            check_monitors(self.trainer, self)
+            remark(self.trainer, self.cohort, self.attacks, self.aggregator, data)
+            with isolate_rng():
+                check_predictions(self.client.to(device), data.train, data.task.num_classes)  # pyrefly: ignore[missing-attribute]
 
     def check(self, data: FederatedDataModule) -> None:
         """Raise `ConfigurationError` if cohort, rule, client or attacks do not fit the data that were dealt out."""
@@ -358,13 +360,11 @@ class Federation(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": self.server_scheduler(optimizer)}
 
     def on_fit_start(self) -> None:
-        """Give every rank rank 0's weights, and see that model and data fit each other."""
+        """Give every rank rank 0's weights."""
         if self.by_chance and self.trainer.ckpt_path is None:
             warn_of_chance(self.seed)
         for _, tensor in named_state(self.client):
             tensor.copy_(self.exchange.broadcast(tensor.contiguous()))
-        with isolate_rng():
-            check_predictions(self.client, self.data.train, self.data.task.num_classes)  # pyrefly: ignore[missing-attribute]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # Rank 0's parameters are everyone's; what rules remember is every rank's own.

@@ -36,6 +36,9 @@ log = logging.getLogger(__name__)
 
 LEAST_EPOCHS = 1e-6
 
+MOST_EPOCHS = 100_000
+"""More in one round would not end while anybody waits."""
+
 
 class NotTogetherError(Exception):
     """Why clients cannot be trained together; one clear line."""
@@ -87,6 +90,8 @@ class LocalTraining:
     def __post_init__(self) -> None:
         if not (self.epochs >= LEAST_EPOCHS and math.isfinite(self.epochs)):
             raise ConfigurationError(f"model.local.epochs must be at least {LEAST_EPOCHS}, got {self.epochs}")
+        if self.epochs > MOST_EPOCHS:
+            raise ConfigurationError(f"model.local.epochs must be at most {MOST_EPOCHS:,}, got {self.epochs}")
         if self.precision not in ("32", "bf16"):
             raise ConfigurationError(f"model.local.precision must be 32 or bf16, got {self.precision!r}")
         if self.batch_size < 1:

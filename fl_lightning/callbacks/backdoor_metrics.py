@@ -28,11 +28,17 @@ class BackdoorMetrics(L.Callback):
         self.metrics: dict[str, MeanMetric] = {}
         self._loaded: int | None = None  # the round of the checkpoint that `validate` or `test` was given
 
+    def measured(self, federation: L.LightningModule) -> list[str]:
+        """What will be logged in training, by its full names."""
+        return [f"val/{name}" for name in self._names(federation)]
+
+    def _names(self, federation: L.LightningModule) -> list[str]:
+        assert isinstance(federation, Federation)
+        names = [metric_name(evaluation_set) for evaluation_set in federation.data.evaluation]
+        return names if self._source(federation) is None else [*names, "acc_source"]
+
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, Federation)
-        names = [metric_name(evaluation_set) for evaluation_set in pl_module.data.evaluation]
-        if self._source(pl_module) is not None:
-            names.append("acc_source")
+        names = self._names(pl_module)
         # Sums of zeros and ones in float64 are exact for any number of samples.
         self.metrics = {name: MeanMetric() for name in names}
         for metric in self.metrics.values():

@@ -17,6 +17,9 @@ from torch import Tensor
 
 from fl_lightning.errors import ConfigurationError
 
+MOST_CLIENTS = 10_000_000
+"""More would take minutes to deal out and gigabytes to list."""
+
 
 class Partition(ABC):
     """Deals n training samples out to clients; constructor arguments are the configuration."""
@@ -48,6 +51,8 @@ class CountedPartition(Partition):
 
     def __init__(self, num_clients: int) -> None:
         self._num_clients = at_least("num_clients", num_clients, 1)
+        if num_clients > MOST_CLIENTS:
+            raise ConfigurationError(f"data.partition.num_clients must be at most {MOST_CLIENTS:,}, got {num_clients:,}")
 
     @property
     def num_clients(self) -> int:

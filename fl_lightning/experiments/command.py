@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fl_lightning.class_settings import class_setting
+from fl_lightning.command_checks import check_folder, most_processes
 from fl_lightning.errors import ConfigurationError, nearest
 from fl_lightning.experiments.report import write_report
 from fl_lightning.experiments.results import POOL, SWEEPS, locate, read_results, write_index
@@ -27,7 +28,10 @@ ON_SCREEN = ("Acc", "ASR", "n", "paper Acc / ASR")
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports a mistake as the other commands do."""
+    """Reports a mistake as the other commands do, and takes no abbreviations."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_abbrev=False, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         raise ConfigurationError(f"{self.prog}: {message}; see {self.prog} --help")
@@ -36,6 +40,10 @@ class Parser(argparse.ArgumentParser):
 def sweep(args: Sequence[str]) -> None:
     """`fl-lightning sweep FILE`: run what is not finished of a sweep."""
     options, overrides = parse_sweep_command(args)
+    check_folder(options.runs, "--runs")
+    for name, number in (("--jobs", options.jobs), ("--ranks", options.ranks)):
+        if number is not None and not 1 <= number <= most_processes():
+            raise ConfigurationError(f"{name} must be at least 1 and at most {most_processes()} on this machine, got {number}")
     planned = read_sweep(options.file)
     if options.name:
         check_name(options.name)
@@ -110,7 +118,7 @@ def parse_sweep_command(args: Sequence[str]) -> tuple[argparse.Namespace, list[s
         "--with",
         dest="settings",
         metavar="CLASS.SETTING=VALUE",
-        type=setting,
+        type=class_setting,
         action="append",
         default=[],
         help="a setting of a class wherever a run names it, for example --with CIFAR10.path=data/cifar10",
@@ -141,20 +149,6 @@ def parse_sweep_command(args: Sequence[str]) -> tuple[argparse.Namespace, list[s
     add("--array-limit", type=int, default=1000, help="tasks in one array, at most (default: 1000)")
     add("--sbatch", metavar="FLAG", action="append", default=[], help="a further option of sbatch, such as --sbatch=--qos=long")
     return parser.parse_args(own), overrides
-
-
-def setting(text: str) -> tuple[str, Any]:
-    """
-    >>> setting("Dirichlet.alpha=0.5")
-    ('Dirichlet.alpha', 0.5)
-    """
-    name, separator, value = text.partition("=")
-    if not separator or "." not in name.strip("."):
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form CLASS.SETTING=VALUE")
-    try:
-        return name, yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise argparse.ArgumentTypeError(f"the value in {text!r} is not YAML") from error
 
 
 def label(text: str) -> tuple[str, str]:

@@ -131,11 +131,11 @@ def write_index(folder: Path, sweep: Sweep, runs: Sequence[Run], given: Sequence
     Raises:
         ConfigurationError: the folder is that of the sweep with other settings on top.
     """
-    before = read_json(folder / INDEX)
-    if before and before["given"] != list(given):
+    before = read_json(folder / INDEX)  # one that is damaged is written anew
+    if isinstance(before.get("given"), list) and before["given"] != list(given):
         raise ConfigurationError(
-            f"{folder} is the folder of this sweep with {' '.join(before['given']) or 'no settings on top'}, not with "
-            f"{' '.join(given) or 'none'}; give the other a --name of its own"
+            f"{folder} is the folder of this sweep with {' '.join(map(str, before['given'])) or 'no settings on top'}, not "
+            f"with {' '.join(given) or 'none'}; give the other a --name of its own"
         )
     by_cell = [
         {"labels": cell.labels, "paper": cell.paper, "runs": {run.seed: run.id for run in runs if run.cell is cell}}
@@ -163,11 +163,9 @@ def read_results(folder: Path, pool: Path) -> Results:
         pool: the folder that holds all runs.
 
     Raises:
-        ConfigurationError: the folder is not that of a sweep.
+        ConfigurationError: the folder is not that of a sweep, or its index is damaged.
     """
-    if not (folder / INDEX).exists():
-        raise ConfigurationError(f"{folder} is not the folder of a sweep: there is no {INDEX} in it; start one with `sweep`")
-    index = json.loads((folder / INDEX).read_text())
+    index = read_index(folder)
     rows, folders = [], []
     for cell in index["cells"]:
         for seed, run_id in cell["runs"].items():
@@ -188,6 +186,38 @@ def read_results(folder: Path, pool: Path) -> Results:
     )
 
 
+def read_index(folder: Path) -> dict[str, Any]:
+    """What `write_index` has written, after seeing that it is whole."""
+    file = folder / INDEX
+    if not file.is_file():
+        raise ConfigurationError(f"{folder} is not the folder of a sweep: there is no {INDEX} in it; start one with `sweep`")
+    index = read_json(file)
+    kinds = {
+        "name": str,
+        "title": str,
+        "seeds": list,
+        "cells": list,
+        **dict.fromkeys(("center", "baseline", "attack_free"), dict),
+    }
+    whole = all(isinstance(index.get(key), kind) for key, kind in kinds.items()) and index["cells"] and index["seeds"]
+    for cell in index["cells"] if whole else ():
+        parts = [cell.get(key) for key in ("labels", "paper", "runs")] if isinstance(cell, dict) else [None]
+        whole = whole and all(isinstance(part, dict) for part in parts) and len(cell["runs"]) == len(index["seeds"])
+    if not whole:
+        raise ConfigurationError(f"{file} is damaged; the sweep's own command writes it anew, and runs no finished run again")
+    return index
+
+
+def number(value: Any) -> float:
+    """A value of a record as a number, NaN if it is none."""
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else math.nan
+
+
+def count(value: Any) -> int:
+    """A value of a record as a number of something, 0 if it is none."""
+    return int(value) if isinstance(value, (int, float)) and math.isfinite(value) else 0
+
+
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows of a frame, column by column."""
     return [{str(column): value for column, value in row.items()} for row in frame.to_dict("records")]
@@ -203,9 +233,9 @@ def outcome(run: RunFolder) -> dict[str, Any]:
     measured |= dict(zip(AVERAGED, (len(rounds), rounds[0], rounds[-1]) if rounds else (None, None, None), strict=True))
     return {
         "state": str(state),
-        **{name: math.nan if value is None else float(value) for name, value in measured.items()},
+        **{name: number(value) for name, value in measured.items()},
         "rounds": reached(run, record),
-        "excluded_updates": int(record.get("excluded_updates", 0)),
+        "excluded_updates": count(record.get("excluded_updates")),
         "message": run.message if state in (State.FAILED, State.STOPPED) else "",
     }
 
@@ -224,4 +254,4 @@ def averaged(run: RunFolder, record: dict[str, Any]) -> list[int]:
 def reached(run: RunFolder, record: dict[str, Any]) -> int:
     """The rounds done, as the record says, or the evaluations of a run whose record was written as it began."""
     evaluations = run.metrics[-1:] if record.get("state") == State.RUNNING else []
-    return max([int(record.get("rounds", 0)), *(int(entry["round"]) for entry in evaluations)])
+    return max([count(record.get("rounds")), *(int(entry["round"]) for entry in evaluations)])
