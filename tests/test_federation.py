@@ -57,6 +57,8 @@ def plain_rounds(client: nn.Module, data: FederatedDataModule, attack, sampler: 
         cohort = sampler.draw(0, t, data.sizes)
         start = {name: value.clone() for name, value in model.state_dict().items()}
         updates, buffers = [], []
+        names = [name for name, _ in model.named_parameters()]
+        floats = [name for name, buffer in model.named_buffers() if buffer.is_floating_point()]
         for number, malicious in zip(cohort.clients.tolist(), cohort.malicious.tolist(), strict=True):
             local = copy.deepcopy(model).train()
             samples: Any = data.client(number)
@@ -70,9 +72,7 @@ def plain_rounds(client: nn.Module, data: FederatedDataModule, attack, sampler: 
                 nn.functional.cross_entropy(local(samples.inputs[indices]), samples.targets[indices]).backward()
                 optimizer.step()
             end = local.state_dict()
-            names = [name for name, _ in local.named_parameters()]
             updates.append(np.concatenate([(start[n] - end[n]).numpy().ravel() for n in names]))
-            floats = [n for n, b in local.named_buffers() if b.is_floating_point()]
             buffers.append(np.concatenate([(start[n] - end[n]).numpy().ravel() for n in floats]))
         # Invariant(tau=.2, alpha=.25) for 20 clients: 13 votes to 7 are needed, 5 are trimmed from each end.
         columns = np.stack(updates)

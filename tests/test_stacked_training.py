@@ -114,8 +114,8 @@ def in_float64(samples: Samples) -> Samples:
         return samples.with_inputs(samples.inputs.double())
     assert isinstance(samples, MapSamples)
     wide = copy.copy(samples)
-    wide.collate = lambda listed: {
-        name: value.double() if value.is_floating_point() else value for name, value in samples.collate(listed).items()
+    wide.collate_fn = lambda listed: {
+        name: value.double() if value.is_floating_point() else value for name, value in samples.collate_fn(listed).items()
     }
     return wide
 
