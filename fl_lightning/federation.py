@@ -22,7 +22,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from fl_lightning import sharded_state
+from fl_lightning import resuming, sharded_state
 from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.attacks.base import Attack, Broadcast, Knowledge, stamped_sets
 from fl_lightning.client_logs import average_logs
@@ -369,7 +369,7 @@ class Federation(L.LightningModule):
     def load_sharded_state(self, entry: Any, path: Any) -> None:
         """Take this rank's part of what rules and clients remember, of however many ranks wrote it."""
         exchange = self.exchange
-        part = sharded_state.read(entry, path, exchange.start, exchange.stop, exchange.rank, exchange.world)
+        part = resuming.parts(entry, path, exchange.start, exchange.stop, exchange.rank, exchange.world)
         for name, kept in part.coordinates.items():
             prefix, _, key = name.rpartition(":")
             rule = self.aggregator.get_submodule(prefix)

@@ -4,12 +4,13 @@ import fcntl
 import json
 import math
 import os
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+from fl_lightning.replacing import explained, replacing
 
 TRAINING_LOCK = "training.lock"
 """In a run's folder; held by rank 0 of whatever trains there."""
@@ -51,7 +52,7 @@ class RoundLines:
             return
         self.rounds.add(entry["round"])
         plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in entry.items()}
-        with self.path.open("a") as file:  # one write of one line, so that readers see it whole
+        with explained(self.path), self.path.open("a") as file:  # one write of one line, so that readers see it whole
             file.write(json.dumps(plain) + "\n")
 
 
@@ -85,13 +86,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file so that readers see the old text or the new, never a part, whoever else writes it, and after a power cut."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
-    with part.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    """Write a file so that readers see the old text or the new, never a part, whoever else writes it, and after a power cut.
+
+    Raises:
+        StorageError: it cannot be written; the old one is still there.
+    """
+    content = text.encode()
+    with replacing(path, len(content)) as file:
+        file.write(content)
 
 
 def take_lock(path: Path, patience: float) -> IO[str]:

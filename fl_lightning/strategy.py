@@ -7,9 +7,8 @@ have broadcast, are broadcast by `Federation`.
 
 import atexit
 import logging
-import pickle
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
@@ -17,6 +16,10 @@ from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from fl_lightning import sharded_state
 from fl_lightning.cores import Affinities, keep_to_own_cores, run_as_before
 from fl_lightning.errors import ConfigurationError
+from fl_lightning.replacing import StorageError
+from fl_lightning.resuming import CheckpointFiles
+
+T = TypeVar("T")
 
 
 class FederatedStrategy(DDPStrategy):
@@ -28,7 +31,7 @@ class FederatedStrategy(DDPStrategy):
     """
 
     def __init__(self, own_cores: bool = True, **options: Any) -> None:
-        super().__init__(**options)
+        super().__init__(**{"checkpoint_io": CheckpointFiles(), **options})
         self.own_cores = own_cores
         self.cores_before: Affinities = {}
 
@@ -52,24 +55,35 @@ class FederatedStrategy(DDPStrategy):
         self.cores_before = {}
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        """Every rank writes what only it has, then rank 0 the rest."""
-        sharded_state.write(checkpoint, filepath, self.global_rank, self.world_size)
-        self.barrier("sharded state")
-        super().save_checkpoint(checkpoint, filepath, storage_options)
+        """Every rank writes what only it has, then rank 0 the rest; where one of them cannot, all say so and end."""
+        if sharded_state.KEY in checkpoint and self.world_size > 1:
+            digests = self.on_all(lambda: sharded_state.write(checkpoint, filepath, self.global_rank, self.world_size))
+            checkpoint[sharded_state.KEY]["sha256"] = digests
+        self.on_all(lambda: super(FederatedStrategy, self).save_checkpoint(checkpoint, filepath, storage_options))
+
+    def on_all(self, write: Callable[[], T]) -> list[T]:
+        """What writing returned on each rank.
+
+        Raises:
+            StorageError: a rank cannot write; on all ranks alike, as the others would wait for it.
+        """
+        trouble, mine = None, None
+        try:
+            mine = write()
+        except StorageError as error:
+            trouble = str(error)
+        everyone: list[Any] = [(trouble, mine)] * self.world_size
+        if self.world_size > 1:
+            dist.all_gather_object(everyone, (trouble, mine))
+        for said, _ in everyone:
+            if said is not None:
+                raise StorageError(said)
+        return [result for _, result in everyone]
 
     def remove_checkpoint(self, filepath: Any) -> None:
         super().remove_checkpoint(filepath)
         if self.is_global_zero:
             sharded_state.remove(filepath)
-
-    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        try:
-            return super().load_checkpoint(checkpoint_path, weights_only=weights_only)
-        except (EOFError, OSError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
-            raise ConfigurationError(
-                f"the checkpoint {checkpoint_path} cannot be read ({type(error).__name__}: {error}); it is damaged or no "
-                "checkpoint: give another one, or start afresh"
-            ) from error
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         try:
