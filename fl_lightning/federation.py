@@ -337,6 +337,10 @@ class Federation(L.LightningModule):
         with isolate_rng():
             check_predictions(self.client, self.data.train, self.data.task.num_classes)  # pyrefly: ignore[missing-attribute]
 
+    def on_train_epoch_end(self) -> None:
+        if isinstance(self.trainer.strategy, FederatedStrategy):
+            self.trainer.strategy.agree_to_stop()
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # Rank 0's parameters are everyone's; what rules remember is every rank's own.
         remembered = sharded_state.remembered(self.aggregator)
