@@ -11,6 +11,7 @@ import logging
 import os
 import pickle
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
 from fl_lightning import checkpoint_files, sharded_state
-from fl_lightning.checkpoint_files import DamagedError
+from fl_lightning.checkpoint_files import DamagedError, Stamp
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.replacing import PART, explained, remove_parts, sync
 from fl_lightning.sharded_state import Part
@@ -26,6 +27,9 @@ from fl_lightning.sharded_state import Part
 log = logging.getLogger(__name__)
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+
+DAMAGED = "damaged.ckpt"
+"""What a last one is called that is damaged and was set aside."""
 
 UNREADABLE = (EOFError, OSError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError)
 """What torch raises on a file that is no checkpoint."""
@@ -85,18 +89,49 @@ def newest(folder: Path) -> Path | None:
     return next((folder / name for name in (LAST, PREVIOUS) if (folder / name).exists()), None)
 
 
-def whole(path: Path) -> int | None:
-    """The round of a checkpoint that is whole, the files beside it too; None if it is not, or has no digest."""
-    try:
-        stamp = checkpoint_files.check(path)
-        if stamp is None:
-            return None
-        entry = torch.load(path, map_location="cpu", mmap=True, weights_only=True).get(sharded_state.KEY, {})
-        if "world" in entry:
-            sharded_state.read_files(entry, path.parent)
-    except UNREADABLE:
+def examine(path: Path) -> Stamp | None:
+    """See that a checkpoint, and the files beside it, are what was written.
+
+    Returns:
+        What its end says; None if it has no digest.
+
+    Raises:
+        DamagedError: something is not.
+    """
+    stamp = checkpoint_files.check(path)
+    if stamp is None:
         return None
-    return stamp.round
+    try:
+        entry = torch.load(path, map_location="cpu", mmap=True, weights_only=True).get(sharded_state.KEY, {})
+    except UNREADABLE as error:
+        raise DamagedError(f"{path} cannot be read: {first_line(error)}") from error
+    if "world" in entry:
+        sharded_state.read_files(entry, path.parent)
+    return stamp
+
+
+def whole(path: Path) -> int | None:
+    """The round of a checkpoint that is whole; None if it is not, or has no digest."""
+    try:
+        stamp = examine(path)
+    except DamagedError:
+        return None
+    return None if stamp is None else stamp.round
+
+
+def set_aside(folder: Path) -> Iterator[str]:
+    """Where the last checkpoint is damaged and the previous one is not, take it away, so that that one is the newest.
+
+    For runs that nobody watches; the line that comes of it goes into their log. Called while nobody trains there.
+    """
+    last, previous = folder / LAST, folder / PREVIOUS
+    try:
+        examine(last)
+    except DamagedError as error:
+        done = whole(previous) if previous.exists() else None
+        if done is not None:
+            last.replace(folder / DAMAGED)
+            yield f"{error}; it is kept as {DAMAGED}, and the run goes on from {previous}, of round {done}"
 
 
 def advice(path: Path) -> str:

@@ -16,6 +16,9 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+ENDED_BY_SIGTERM = "ended by SIGTERM"
+"""In the message of a rank that ends within a round."""
+
 STOP_SECONDS = 10.0
 """How long the round may take that is under way; torchrun and SLURM give processes 30 s from the signal to the end."""
 
@@ -73,7 +76,7 @@ class Stopping:
         self.pass_on(signal.SIGTERM)
         if not self._ended.wait(STOP_SECONDS):
             print(
-                f"error: ended by SIGTERM within a round, which did not end in {STOP_SECONDS:g} s; go on with --ckpt_path last",
+                f"error: {ENDED_BY_SIGTERM} in a round that went on for {STOP_SECONDS:g} s more; go on with --ckpt_path last",
                 file=sys.stderr,
                 flush=True,
             )

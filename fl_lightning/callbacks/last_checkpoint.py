@@ -45,12 +45,10 @@ class LastCheckpoint(ModelCheckpoint):
             )
         super().setup(trainer, pl_module, stage)
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.is_global_zero:
-            resuming.clear(Path(trainer.default_root_dir))
-
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
+        if trainer.is_global_zero and not trainer.fast_dev_run:
+            resuming.clear(Path(trainer.default_root_dir))  # by now the run record has seen that nobody else trains there
         resumed = None if trainer.ckpt_path is None else Path(trainer.ckpt_path)
         self.pair = Pair(Path(trainer.default_root_dir), resumed, trainer.global_step)
 
@@ -61,7 +59,7 @@ class LastCheckpoint(ModelCheckpoint):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_epoch_end(trainer, pl_module)
         last = trainer.fit_loop.done or trainer.received_sigterm
-        if last and self._last_global_step_saved != trainer.global_step:
+        if last and not self._should_skip_saving_checkpoint(trainer):
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
