@@ -77,7 +77,7 @@ def save(content: Any, path: Path, round_number: int) -> Stamp:
 def write(content: Any, file: IO[bytes], round_number: int) -> Stamp:
     """Write to an open file, which is read through for the digest on its way."""
     digesting = Digesting(file)
-    torch.save(content, digesting)
+    torch.save(content, digesting)  # pyrefly: ignore[bad-argument-type]
     digesting.end(COMMENT.format(round=round_number).encode())
     file.write(digesting.sha256.hexdigest().encode())
     return Stamp(round_number, digesting.sha256.hexdigest())
@@ -93,7 +93,7 @@ def system_error(error: BaseException | None) -> OSError | None:
 def size_of(content: Any) -> int:
     """Bytes of a file with this content, found by writing it to nowhere."""
     counted = Digesting(None)
-    torch.save(content, counted)
+    torch.save(content, counted)  # pyrefly: ignore[bad-argument-type]
     return counted.size + LENGTH
 
 
@@ -153,7 +153,9 @@ def check(path: Path) -> Stamp | None:
             if found is None:
                 if BARE.fullmatch(end[-22:]):
                     return None
-                raise DamagedError(f"{path} is damaged or no checkpoint: it does not end as one ({size:,} bytes)")
+                raise DamagedError(
+                    f"{path} cannot be read: it is damaged or no checkpoint, as it does not end as one ({size:,} bytes)"
+                )
             file.seek(0)
             if digest(file, size - DIGITS) != found[2].decode():
                 raise DamagedError(f"{path} is damaged: its {size:,} bytes have another SHA-256 than the one they end with")

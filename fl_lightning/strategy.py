@@ -59,7 +59,9 @@ class FederatedStrategy(DDPStrategy):
             raise ConfigurationError(
                 "FederatedStrategy has no timeout; give timeout_seconds, a number of seconds, in its place"
             )
-        super().__init__(timeout=timedelta(seconds=timeout_seconds), **{"checkpoint_io": CheckpointFiles(), **options})
+        super().__init__(timeout=timedelta(seconds=timeout_seconds), **options)
+        if self._checkpoint_io is None:
+            self._checkpoint_io = CheckpointFiles()
         self.own_cores = own_cores
         self.timeout_seconds = timeout_seconds
         self.stopping: Stopping | None = None
@@ -96,7 +98,7 @@ class FederatedStrategy(DDPStrategy):
             logging.getLogger("fl_lightning").setLevel(logging.ERROR)
 
     def on_train_start(self) -> None:
-        trainer = self.lightning_module.trainer
+        trainer = self._trainer
         # Rank 0 alone would be heard there; `agree_to_stop` hears all.
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
         pass_on = self._launcher.kill if isinstance(self._launcher, _SubprocessScriptLauncher) else ignore
@@ -113,7 +115,7 @@ class FederatedStrategy(DDPStrategy):
             dist.all_reduce(heard, dist.ReduceOp.MAX)
             stop = bool(heard)
         if stop:
-            trainer = self.lightning_module.trainer
+            trainer = self._trainer
             trainer._signal_connector.received_sigterm = True
             log.warning("SIGTERM: the run ends after round %d; go on with --ckpt_path last", trainer.global_step)
 
@@ -125,9 +127,13 @@ class FederatedStrategy(DDPStrategy):
 
     def _end_at_once_outside_training(self) -> None:
         """There is nothing to save, so SIGTERM does what it does to any process."""
-        trainer = self.lightning_module.trainer
-        if trainer.state.fn != TrainerFn.FITTING and threading.current_thread() is threading.main_thread():
+        if self._trainer.state.fn != TrainerFn.FITTING and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    @property
+    def _trainer(self) -> Trainer:
+        assert self.lightning_module is not None
+        return self.lightning_module.trainer
 
     def teardown(self) -> None:
         if self.stopping is not None:

@@ -55,7 +55,7 @@ def test_every_shorter_file_is_noticed(path):
     content = path.read_bytes()
     for size in [*range(0, len(content), 37), len(content) - LENGTH, len(content) - 64, len(content) - 1]:
         path.write_bytes(content[:size])
-        with pytest.raises(DamagedError, match=r"some\.ckpt is damaged or no checkpoint"):
+        with pytest.raises(DamagedError, match=r"some\.ckpt cannot be read: it is damaged or no checkpoint"):
             check(path)
 
 

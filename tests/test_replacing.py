@@ -63,8 +63,8 @@ def test_a_folder_that_is_not_there(tmp_path):
         write_whole(tmp_path / "none" / "file", "x")
 
 
-def test_it_is_an_error_of_the_system_and_of_the_user():
-    with pytest.raises(StorageError) as raised, explained(path=os.path):
+def test_it_is_an_error_of_the_system_and_of_the_user(tmp_path):
+    with pytest.raises(StorageError) as raised, explained(tmp_path):
         raise StorageError("already told")
     assert isinstance(raised.value, OSError)
     assert isinstance(raised.value, ConfigurationError)

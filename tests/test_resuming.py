@@ -120,7 +120,8 @@ def sharded(tmp_path) -> Path:
     pair = Pair(tmp_path, None, 0)
     for step in (1, 2):
         part = tmp_path / "last.ckpt.part"
-        digests = []
+        digests: list[str | None] = []
+        checkpoint: dict[str, Any] = {}
         for rank in (0, 1):
             mine = {"start": 5 * rank, "coordinates": {":m": torch.full((5,), float(step))}, "clients": {}}
             checkpoint = {"global_step": step, sharded_state.KEY: mine}

@@ -47,7 +47,7 @@ class LastCheckpoint(ModelCheckpoint):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        if trainer.is_global_zero and not trainer.fast_dev_run:
+        if trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
             resuming.clear(Path(trainer.default_root_dir))  # by now the run record has seen that nobody else trains there
         resumed = None if trainer.ckpt_path is None else Path(trainer.ckpt_path)
         self.pair = Pair(Path(trainer.default_root_dir), resumed, trainer.global_step)

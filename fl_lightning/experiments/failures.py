@@ -74,7 +74,7 @@ def why(log: Log, status: int) -> str:
 
 
 def reasons_raised(log: Log) -> list[str]:
-    """The errors that were raised, of the rank that failed first if it raised any; not torchrun's, nor what is of other ranks."""
+    """The errors that were raised and say of no other rank; those of the rank that failed first, if it raised any."""
     found = [match for line in log.lines if (match := RAISED.match(line))]
     found = [match for match in found if not match["error"].startswith(OF_TORCHRUN) and not seen_of_others(match["error"])]
     of_first = [match for match in found if log.failed and match["rank"] == str(log.failed[0][0])]
