@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -63,13 +64,23 @@ class FlipRates(L.Callback):
         >>> trainer = L.Trainer(strategy="federated", callbacks=[FlipRates()])
     """
 
+    def __init__(self) -> None:
+        self.lines: RoundLines | None = None
+        self.kept: dict[str, Any] = {}  # the file as it was at the checkpoint that the run goes on from
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.lines is None else self.lines.state()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.kept = state_dict
+
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.is_global_zero:
             return
         path = Path(trainer.default_root_dir) / FILE
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.lines = RoundLines(path, afresh=trainer.ckpt_path is None)
+            self.lines = RoundLines(path, afresh=trainer.ckpt_path is None, kept=self.kept)
         except OSError as error:
             raise ConfigurationError(
                 f"trainer.default_root_dir: FlipRates cannot write {path}: {error}; give a folder that can be written"
@@ -80,7 +91,7 @@ class FlipRates(L.Callback):
             return
         flips = count_flips(shard)
         federation.log("diagnostics/flip_rate", flips.rate, batch_size=1)
-        if federation.trainer.is_global_zero:
+        if self.lines is not None:
             self.lines.add(asdict(flips))
 
 
