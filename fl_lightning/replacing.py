@@ -41,7 +41,7 @@ def replacing(path: Path, wanted: int | None = None) -> Iterator[IO[bytes]]:
 
     Example:
         >>> with replacing(Path("run.json")) as file:
-        ...     file.write(b"{}")
+        ...     _ = file.write(b"{}")
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}{PART}")
     try:

@@ -228,7 +228,7 @@ def test_a_run_that_nobody_watches_goes_on_from_the_checkpoint_that_is_whole(tmp
     assert job.run(run, python("print('trains')\n" + FINISH, run)) == 0
     said, then = run.log.read_text().splitlines()
     assert then == "trains"
-    assert "last.ckpt is damaged" in said
+    assert "last.ckpt cannot be read: it is damaged" in said
     assert said.endswith(f"kept as damaged.ckpt, and the run goes on from {tmp_path / 'previous.ckpt'}, of round 3")
     assert newest(tmp_path) == tmp_path / "previous.ckpt"
     (tmp_path / "previous.ckpt").replace(tmp_path / "last.ckpt")
