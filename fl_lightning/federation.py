@@ -254,6 +254,10 @@ class Federation(L.LightningModule):
     def on_validation_end(self) -> None:
         self.seconds["evaluation"] += time.perf_counter() - self._evaluation_began
 
+    def on_train_epoch_end(self) -> None:
+        if isinstance(self.trainer.strategy, FederatedStrategy):
+            self.trainer.strategy.agree_to_stop()
+
     # ---- before and after --------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
@@ -336,10 +340,6 @@ class Federation(L.LightningModule):
             tensor.copy_(self.exchange.broadcast(tensor.contiguous()))
         with isolate_rng():
             check_predictions(self.client, self.data.train, self.data.task.num_classes)  # pyrefly: ignore[missing-attribute]
-
-    def on_train_epoch_end(self) -> None:
-        if isinstance(self.trainer.strategy, FederatedStrategy):
-            self.trainer.strategy.agree_to_stop()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # Rank 0's parameters are everyone's; what rules remember is every rank's own.

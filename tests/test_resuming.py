@@ -96,6 +96,13 @@ def test_a_run_that_begins_leaves_no_checkpoint_of_another(tmp_path):
     assert not (tmp_path / "previous.ckpt").exists()
 
 
+def test_a_trainer_that_goes_on_by_itself_keeps_the_pair(tmp_path):
+    trainer, _ = fit(tmp_path, 2)
+    trainer.fit_loop.max_epochs = 3
+    trainer.fit(tiny_federation(), tiny_data())
+    assert steps(tmp_path) == (3, 2)
+
+
 def test_the_command_that_is_named_goes_on(tmp_path, capsys, monkeypatch):
     config = yaml.safe_load(QUICKSTART.read_text())
     config["trainer"].update(max_epochs=2, logger=False, default_root_dir=str(tmp_path / "a run"))

@@ -33,6 +33,7 @@ class LastCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
             save_on_train_epoch_end=True,
         )
+        self.pair: Pair | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self.dirpath = trainer.default_root_dir
@@ -45,16 +46,18 @@ class LastCheckpoint(ModelCheckpoint):
             )
         super().setup(trainer, pl_module, stage)
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
-        if trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
-            resuming.clear(Path(trainer.default_root_dir))  # by now the run record has seen that nobody else trains there
-        resumed = None if trainer.ckpt_path is None else Path(trainer.ckpt_path)
-        self.pair = Pair(Path(trainer.default_root_dir), resumed, trainer.global_step)
-
     def _find_last_checkpoints(self, trainer: L.Trainer) -> set[str]:
         found = resuming.newest(Path(trainer.default_root_dir))
         return set() if found is None else {str(found)}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        folder = Path(trainer.default_root_dir)
+        if trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
+            resuming.clear(folder)  # by now the run record has seen that nobody else trains there
+        if self.pair is None or trainer.ckpt_path is not None or not trainer.global_step:
+            resumed = None if trainer.ckpt_path is None else Path(trainer.ckpt_path)
+            self.pair = Pair(folder, resumed, trainer.global_step)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_epoch_end(trainer, pl_module)
@@ -65,6 +68,7 @@ class LastCheckpoint(ModelCheckpoint):
     def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
         super()._save_checkpoint(trainer, f"{filepath}{PART}")
         if trainer.is_global_zero:
+            assert self.pair is not None, "checkpoints are written in training"
             self.pair.replace(Path(f"{filepath}{PART}"), trainer.global_step)
         self._last_checkpoint_saved = filepath
 
