@@ -22,7 +22,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from fl_lightning import sharded_state
+from fl_lightning import resuming, sharded_state
 from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.attacks.base import Attack, Broadcast, Knowledge, stamped_sets
 from fl_lightning.client_logs import average_logs
@@ -39,6 +39,7 @@ from fl_lightning.resources import Compile, compiling_pays, prepare_memory
 from fl_lightning.seeding import drawn_by_chance, warn_of_chance
 from fl_lightning.server_optimizer import check_server_optimizer
 from fl_lightning.sharded_state import Part
+from fl_lightning.strategy import FederatedStrategy
 from fl_lightning.trainer_options import check_monitors, check_trainer, make_trial
 from fl_lightning.updates.exchange import BUCKET_BYTES, Exchange
 from fl_lightning.updates.layout import buffer_layout, clamp_variances, named_state, parameter_layout
@@ -269,6 +270,8 @@ class Federation(L.LightningModule):
         self.seconds["evaluation"] += time.perf_counter() - self._evaluation_began
 
     def on_train_epoch_end(self) -> None:
+        if isinstance(self.trainer.strategy, FederatedStrategy):
+            self.trainer.strategy.agree_to_stop()
         self.evaluations.close(self.trainer)
 
     def on_train_end(self) -> None:
@@ -400,7 +403,7 @@ class Federation(L.LightningModule):
     def load_sharded_state(self, entry: Any, path: Any) -> None:
         """Take this rank's part of what rules and clients remember, of however many ranks wrote it."""
         exchange = self.exchange
-        part = sharded_state.read(entry, path, exchange.start, exchange.stop, exchange.rank, exchange.world)
+        part = resuming.parts(entry, path, exchange.start, exchange.stop, exchange.rank, exchange.world)
         for name, kept in part.coordinates.items():
             prefix, _, key = name.rpartition(":")
             rule = self.aggregator.get_submodule(prefix)

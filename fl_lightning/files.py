@@ -1,15 +1,18 @@
 """Files that whoever reads them finds whole, also while a run writes them and after one was killed."""
 
 import fcntl
+import hashlib
 import json
 import math
 import os
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+from fl_lightning.errors import ConfigurationError
+from fl_lightning.replacing import explained, replacing
 
 TRAINING_LOCK = "training.lock"
 """In a run's folder; held by rank 0 of whatever trains there."""
@@ -28,6 +31,11 @@ class RoundLines:
     Args:
         path: the file; made if it is not there.
         afresh: empty the file first, for a run that starts at round 0.
+        kept: what `state` gave when the checkpoint was written that the run goes on from. The file must still begin so; what
+            comes after is dropped, as it comes again.
+
+    Raises:
+        ConfigurationError: the file does not begin as it did.
 
     Example:
         >>> lines = RoundLines(Path("metrics.jsonl"), afresh=True)
@@ -37,13 +45,21 @@ class RoundLines:
         [{'round': 1, 'acc': 0.5}]
     """
 
-    def __init__(self, path: Path, *, afresh: bool) -> None:
+    def __init__(self, path: Path, *, afresh: bool, kept: Mapping[str, Any] | None = None) -> None:
         self.path = path
         if afresh or not path.exists():
             path.write_text("")
+        elif kept:
+            check_beginning(path, kept)
+            os.truncate(path, kept["bytes"])
         entries, size = _read(path)
         os.truncate(path, size)
         self.rounds = {entry["round"] for entry in entries}
+        self.size, self.sha256 = size, hashlib.sha256(path.read_bytes())
+
+    def state(self) -> dict[str, Any]:
+        """The file as it is now, by its size and digest, for a checkpoint."""
+        return {"bytes": self.size, "sha256": self.sha256.hexdigest()}
 
     def add(self, entry: dict[str, Any]) -> None:
         """Add an entry with the key `round`, unless one of that round is there. NaN and infinity become null."""
@@ -51,8 +67,22 @@ class RoundLines:
             return
         self.rounds.add(entry["round"])
         plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in entry.items()}
-        with self.path.open("a") as file:  # one write of one line, so that readers see it whole
-            file.write(json.dumps(plain) + "\n")
+        line = (json.dumps(plain) + "\n").encode()
+        with explained(self.path), self.path.open("ab") as file:  # one write of one line, so that readers see it whole
+            file.write(line)
+        self.size += len(line)
+        self.sha256.update(line)
+
+
+def check_beginning(path: Path, kept: Mapping[str, Any]) -> None:
+    """Raise unless a file begins with the bytes that `RoundLines.state` was of."""
+    with path.open("rb") as file:
+        beginning = file.read(kept["bytes"])
+    if hashlib.sha256(beginning).hexdigest() != kept["sha256"]:
+        raise ConfigurationError(
+            f"{path} is damaged: its first {kept['bytes']:,} bytes are not those that it had when the checkpoint was written; "
+            "put a copy of it back, or move it away, and the run goes on with a new one that lacks the rounds before"
+        )
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -85,13 +115,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file so that readers see the old text or the new, never a part, whoever else writes it, and after a power cut."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
-    with part.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    """Write a file so that readers see the old text or the new, never a part, whoever else writes it, and after a power cut.
+
+    Raises:
+        StorageError: it cannot be written; the old one is still there.
+    """
+    content = text.encode()
+    with replacing(path, len(content)) as file:
+        file.write(content)
 
 
 def take_lock(path: Path, patience: float) -> IO[str]:

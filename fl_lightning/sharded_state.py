@@ -2,14 +2,16 @@
 
 A rank keeps its own coordinates of what a rule remembers and the memory of some of the clients, and nobody ever holds it all.
 So beside a checkpoint `NAME` of several ranks lies a folder `NAME.shards/round-T` with one file per rank; the checkpoint says
-which. The files are complete before the checkpoint is, and older ones go after it: killed at any moment, a run leaves a
-checkpoint whose files are there. On a single rank everything is in the checkpoint itself.
+which, and their digests. The files are complete before the checkpoint is, and older ones go after it: killed at any moment, a
+run leaves checkpoints whose files are there. On a single rank everything is in the checkpoint itself.
 """
 
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,14 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fl_lightning import checkpoint_files
 from fl_lightning.aggregators.base import Aggregator
-from fl_lightning.errors import ConfigurationError
+from fl_lightning.checkpoint_files import DamagedError
+from fl_lightning.replacing import PART
 
 KEY = "sharded_state"
 """Entry of the checkpoint."""
-
-TEMPORARY = ".part"
-"""Ending of a checkpoint that is still to be renamed."""
 
 
 @dataclass
@@ -48,25 +49,28 @@ def remembered(rule: Aggregator) -> dict[str, Tensor]:
     return {f"{place}:{name}": kept for place, part in rules for name, kept in part.memory.items()}
 
 
-def write(checkpoint: dict[str, Any], path: str | os.PathLike[str], rank: int, world: int) -> None:
+def write(checkpoint: dict[str, Any], path: str | os.PathLike[str], rank: int, world: int) -> str | None:
     """Move this rank's part out of the checkpoint into a file of its own; called on all ranks, before the checkpoint itself
-    is written."""
-    part = checkpoint.get(KEY)
+    is written, which must be given the digests of all.
+
+    Returns:
+        the file's SHA-256, None where there is no part or it stays in the checkpoint.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    part, step = checkpoint.get(KEY), checkpoint["global_step"]
     if part is None or world == 1:
-        return
-    folder = shards_of(path) / f"round-{checkpoint['global_step']}"
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"rank-{rank}-of-{world}.pt"
-    temporary = file.with_name(file.name + TEMPORARY)
-    torch.save(part, temporary)
-    os.replace(temporary, file)
+        return None
+    folder = shards_of(path) / f"round-{step}"
     checkpoint[KEY] = {"folder": str(folder.relative_to(Path(path).parent)), "world": world}
+    return checkpoint_files.save(part, folder / f"rank-{rank}-of-{world}.pt", step).sha256
 
 
-def forget_others(path: str | os.PathLike[str], step: int) -> None:
-    """Delete the parts of other rounds beside a checkpoint that is now complete."""
+def forget_others(path: str | os.PathLike[str], steps: Collection[int]) -> None:
+    """Delete the parts of all rounds but these beside checkpoints that are complete."""
     for folder in shards_of(path).glob("round-*"):
-        if folder.name != f"round-{step}":
+        if folder.name not in {f"round-{step}" for step in steps}:
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -87,7 +91,7 @@ def read(entry: Any, path: str | os.PathLike[str], start: int, stop: int, rank: 
         world: W now, whatever it was.
 
     Raises:
-        ConfigurationError: if a file is missing or damaged.
+        DamagedError: a file is missing, damaged, or of another checkpoint.
     """
     mine = Part(start)
     for part in [entry] if "coordinates" in entry else read_files(entry, Path(path).parent):
@@ -101,16 +105,20 @@ def read(entry: Any, path: str | os.PathLike[str], start: int, stop: int, rank: 
 
 
 def read_files(entry: dict[str, Any], beside: Path) -> list[dict[str, Any]]:
-    """The parts in the files that an entry names, mapped into memory rather than read."""
+    """The parts in the files that an entry names, each seen to be what was written, mapped into memory rather than read."""
     parts = []
     for rank in range(entry["world"]):
         file = beside / entry["folder"] / f"rank-{rank}-of-{entry['world']}.pt"
         try:
+            stamp = checkpoint_files.check(file)
+            if "sha256" in entry and (stamp is None or stamp.sha256 != entry["sha256"][rank]):
+                raise DamagedError(f"{file} was written with another checkpoint")
             parts.append(torch.load(file, map_location="cpu", mmap=True, weights_only=True))
-        except (OSError, RuntimeError, ValueError, EOFError) as error:
-            raise ConfigurationError(
-                f"the checkpoint keeps what the rule remembers in {entry['world']} files beside it, of which {file} cannot be "
-                f"read ({type(error).__name__}); copy the folder {entry['folder']} along with the checkpoint, or start afresh"
+        except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+            reason = str(error) if isinstance(error, DamagedError) else f"{type(error).__name__} in {file}"
+            raise DamagedError(
+                f"the checkpoint keeps what the rule remembers in {entry['world']} files beside it, of which one is no use: "
+                f"{reason}; where it was copied, copy the folder {entry['folder']} along with it"
             ) from error
     return parts
 
@@ -126,4 +134,4 @@ def as_entry(part: Part) -> dict[str, Any]:
 
 def shards_of(path: str | os.PathLike[str]) -> Path:
     """The folder for the parts of a checkpoint, also while that is called otherwise."""
-    return Path(str(path).removesuffix(TEMPORARY) + ".shards")
+    return Path(str(path).removesuffix(PART) + ".shards")

@@ -157,12 +157,12 @@ def run_wrapped(folder: str, rounds: int, world: int, resume: bool) -> tuple[Any
     return run(folder, rounds, world, resume=resume, wrapped=True)
 
 
-def test_every_rank_writes_its_own_part_and_older_ones_go(tmp_path):
+def test_every_rank_writes_its_own_part_and_those_of_neither_checkpoint_go(tmp_path):
     on_ranks(2, run_plain, str(tmp_path), 3, 2, False)
     files = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.pt*"))
-    folder = "last.ckpt.shards/round-3"
-    assert files == [f"{folder}/rank-0-of-2.pt", f"{folder}/rank-1-of-2.pt"]
-    (tmp_path / files[1]).unlink()
+    folders = [f"last.ckpt.shards/round-{step}" for step in (2, 3)]
+    assert files == [f"{folder}/rank-{rank}-of-2.pt" for folder in folders for rank in (0, 1)]
+    (tmp_path / files[3]).unlink()
     with pytest.raises(ConfigurationError, match=r"rank-1-of-2.pt cannot be read.*copy the folder last.ckpt.shards/round-3"):
         run_plain(str(tmp_path), 4, 1, True)
 
@@ -289,7 +289,7 @@ def test_a_checkpoint_that_goes_takes_its_parts_along(tmp_path):
 
     path = Path(tmp_path) / "a.ckpt"
     checkpoint = {"global_step": 7, sharded_state.KEY: {"start": 0, "coordinates": {}, "clients": {}}}
-    sharded_state.write(checkpoint, path, 0, 2)
+    assert sharded_state.write(checkpoint, path, 0, 2) is not None
     assert checkpoint[sharded_state.KEY] == {"folder": "a.ckpt.shards/round-7", "world": 2}
     assert (tmp_path / "a.ckpt.shards/round-7/rank-0-of-2.pt").exists()
     sharded_state.remove(path)

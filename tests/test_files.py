@@ -4,6 +4,7 @@ import threading
 
 import pytest
 
+from fl_lightning.errors import ConfigurationError
 from fl_lightning.files import LockedError, RoundLines, locked, read_lines, take_lock, write_whole
 
 
@@ -27,6 +28,28 @@ def test_a_resumed_run_adds_what_is_new_and_drops_a_torn_line(tmp_path):
     lines.add({"round": 2, "acc": 0.25})
     assert path.read_bytes().startswith(whole)
     assert [entry["round"] for entry in read_lines(path)] == [1, 2]
+
+
+def test_a_file_that_does_not_begin_as_at_the_checkpoint_is_refused(tmp_path):
+    path = tmp_path / "rates.jsonl"
+    lines = RoundLines(path, afresh=True)
+    lines.add({"round": 1, "rate": 0.5})
+    kept = lines.state()
+    lines.add({"round": 2, "rate": 0.25})
+    good = path.read_bytes()
+    for bit in range(8 * kept["bytes"]):
+        damaged = bytearray(good)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        with pytest.raises(ConfigurationError, match=r"rates\.jsonl is damaged: .* move it away"):
+            RoundLines(path, afresh=False, kept=kept)
+        assert path.read_bytes() == damaged
+    path.write_bytes(good[:-3] + b"9}\n")  # damaged after the checkpoint: that comes again
+    lines = RoundLines(path, afresh=False, kept=kept)
+    assert lines.state() == kept
+    lines.add({"round": 2, "rate": 0.25})
+    assert path.read_bytes() == good
+    assert RoundLines(tmp_path / "elsewhere.jsonl", afresh=False, kept=kept).rounds == set()
 
 
 def test_a_fresh_start_empties_the_file(tmp_path):

@@ -115,5 +115,5 @@ def test_a_logger_of_the_users_choice_gets_the_same_names_and_steps(tmp_path, mo
 def test_no_logger_on_request(tmp_path):
     main(["fit", "--config", QUICKSTART, *ARGS, "--trainer.logger", "false", "--trainer.default_root_dir", str(tmp_path)])
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        *("config.yaml", "last.ckpt", "metrics.jsonl", "run.json", "training.lock")
+        *("config.yaml", "last.ckpt", "metrics.jsonl", "previous.ckpt", "run.json", "training.lock")
     ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -66,6 +67,13 @@ class FlipRates(L.Callback):
 
     def __init__(self) -> None:
         self.lines: RoundLines | None = None
+        self.kept: dict[str, Any] = {}  # the file as it was at the checkpoint that the run goes on from
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.lines is None else self.lines.state()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.kept = state_dict
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.lines = None
@@ -77,7 +85,7 @@ class FlipRates(L.Callback):
         path = Path(trainer.default_root_dir) / FILE
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.lines = RoundLines(path, afresh=trainer.global_step == 0)
+            self.lines = RoundLines(path, afresh=trainer.global_step == 0, kept=self.kept)
         except OSError as error:
             raise ConfigurationError(
                 f"trainer.default_root_dir: FlipRates cannot write {path}: {error}; give a folder that can be written"

@@ -1,24 +1,28 @@
-"""Keep one checkpoint to resume from."""
+"""Keep two checkpoints to resume from."""
 
-import os
+from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
-from fl_lightning import sharded_state
+from fl_lightning import resuming
 from fl_lightning.callbacks.earlier import make_room
 from fl_lightning.callbacks.trial import is_trial
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.federation import Federation
 from fl_lightning.last_round import is_last
+from fl_lightning.replacing import PART
+from fl_lightning.resuming import CheckpointFiles, Pair
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """Writes `last.ckpt` into the run's folder at the end of every n-th round and of the last one.
+    """Writes `last.ckpt` into the run's folder at the end of every n-th round, of the last one, and of one that SIGTERM ends.
 
     The file is replaced in one step, so a run that is killed at any moment leaves a whole checkpoint; `--ckpt_path last`
-    resumes from it, on any number of ranks.
+    resumes from it, on any number of ranks. The one before stays as `previous.ckpt`, for a disk that damages the last.
 
     Args:
         every_n_rounds: rounds between checkpoints, at least 1.
@@ -33,38 +37,49 @@ class LastCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
             save_on_train_epoch_end=True,
         )
+        self.pair: Pair | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self.dirpath = trainer.default_root_dir
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # of a strategy that is not the federation's
+            trainer.strategy.checkpoint_io = CheckpointFiles()
+        if isinstance(trainer.strategy.checkpoint_io, AsyncCheckpointIO):
+            raise ConfigurationError(
+                "trainer.plugins has AsyncCheckpointIO, which writes a checkpoint after the round that it is of; leave it out: "
+                "last.ckpt must be there when a round ends"
+            )
         super().setup(trainer, pl_module, stage)
 
     def _find_last_checkpoints(self, trainer: L.Trainer) -> set[str]:
-        # Lightning resolves ckpt_path="last" before setup(), so before `dirpath` is known.
-        self.dirpath = trainer.default_root_dir
-        return super()._find_last_checkpoints(trainer)
+        found = resuming.newest(Path(trainer.default_root_dir))
+        return set() if found is None else {str(found)}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
+        folder = Path(trainer.default_root_dir)
         if trainer.is_global_zero and not is_trial(trainer):
             make_room(trainer, None)
+            resuming.clear(folder)  # by now the run record has seen that nobody else trains there
+        if self.pair is None or trainer.ckpt_path is not None or not trainer.global_step:
+            resumed = None if trainer.ckpt_path is None else Path(trainer.ckpt_path)
+            self.pair = Pair(folder, resumed, trainer.global_step)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, Federation)
         pl_module.evaluations.close(trainer)  # so that the last checkpoint has the last evaluation
         super().on_train_epoch_end(trainer, pl_module)
-        if is_last(trainer) and not self._should_skip_saving_checkpoint(trainer):
+        last = is_last(trainer) or trainer.received_sigterm
+        if last and not self._should_skip_saving_checkpoint(trainer):
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
-        # Lightning moves a temporary file from elsewhere into place, which is a copy if that is another file system.
-        part = f"{filepath}{sharded_state.TEMPORARY}"
-        super()._save_checkpoint(trainer, part)
+        super()._save_checkpoint(trainer, f"{filepath}{PART}")
         if trainer.is_global_zero:
-            os.replace(part, filepath)
-            sharded_state.forget_others(filepath, trainer.global_step)
+            assert self.pair is not None, "checkpoints are written in training"
+            self.pair.replace(Path(f"{filepath}{PART}"), trainer.global_step)
         self._last_checkpoint_saved = filepath
 
-    # Which files were best or last before a resume does not matter: there is one, and it is replaced.
+    # Which files were best or last before a resume does not matter: the last one is replaced, and that is kept.
 
     def state_dict(self) -> dict[str, Any]:
         return {}

@@ -5,7 +5,6 @@ A sweep on one machine and a task of a SLURM array both come through here.
 
 import contextlib
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from fl_lightning.experiments import failures
 from fl_lightning.experiments.run_folder import BEAT_SECONDS, RunFolder, State
 from fl_lightning.files import LockedError
 
@@ -22,9 +22,6 @@ LOCKED = 75
 
 UNFINISHED = 1
 """Exit status of a job whose command left with 0 before the run was finished."""
-
-STOPPED = (0, -signal.SIGTERM, 128 + signal.SIGTERM)
-"""Exit statuses of a run that was asked to stop: Lightning answers SIGTERM by stopping in good order."""
 
 STOP_SECONDS = 45.0
 """How long a run may take to stop before it is killed; torchrun gives its processes 30."""
@@ -60,31 +57,45 @@ def run(
         if folder.at_work_elsewhere:  # on a file system whose locks end at a machine
             raise LockedError(str(folder.path))
         attempt = int(folder.status.get("attempt", 0)) + 1
-        with folder.log.open("a") as log:
-            began = log.tell()
+        with folder.log.open("a") as output:
+            began = output.tell()
+            print(*set_aside_damage(folder.path), sep="\n", end="", file=output, flush=True)
             child = subprocess.Popen(
                 command,
                 env=environment,
                 stdin=subprocess.DEVNULL,
-                stdout=log,
+                stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # so that Ctrl-C reaches it through `stop` alone
                 pass_fds=[descriptor],
             )
             about = {"attempt": attempt, "command": list(command), "child": child.pid}
-            folder.write_status(State.RUNNING, **about)
+            try:
+                folder.write_status(State.RUNNING, **about)
+            except OSError:
+                end(child)  # which nobody would know of
+                raise
             status = watch(child, folder, stop)
         if folder.finished:
             folder.write_status(State.FINISHED, **about, exit_status=status)
             return 0
-        ended = folder.record
+        log, ended = failures.read(folder.log, began), folder.record
         if status == 0 and ended.get("state") == State.STOPPED:
             folder.write_status(State.STOPPED, **about, exit_status=status, message=ended.get("reason", ""))
-        elif stop.is_set() or status in STOPPED:
+        elif stop.is_set() or failures.was_stopped(log, status):
             folder.write_status(State.INTERRUPTED, **about, exit_status=status)
         else:
-            folder.write_status(State.FAILED, **about, exit_status=status, message=why(folder.log, began, status))
+            folder.write_status(State.FAILED, **about, exit_status=status, message=failures.why(log, status))
         return status or UNFINISHED
+
+
+def set_aside_damage(folder: Path) -> list[str]:
+    """Let a run that nobody watches go on from its previous checkpoint where the last one is damaged, and say so in a line."""
+    if not (folder / "last.ckpt").exists():
+        return []
+    from fl_lightning import resuming  # and with it torch, which only a run that goes on is worth
+
+    return [f"{said}\n" for said in resuming.set_aside(folder)]
 
 
 def watch(child: subprocess.Popen[bytes], folder: RunFolder, stop: threading.Event) -> int:
@@ -138,24 +149,6 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
-
-
-def why(log: Path, began: int, status: int) -> str:
-    """What this attempt's part of the log says about a failure: its last error message, or its last line."""
-    if status < 0:
-        name = signal.Signals(-status).name
-        return f"ended by {name}" + (", as the system does where memory runs out" if name == "SIGKILL" else "")
-    with log.open("rb") as file:
-        file.seek(began)
-        lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
-    own = [line for line in lines if line.startswith("error: ")]
-    raised = [
-        re.sub(r"^\[rank\d+\]:\s*", "", line)
-        for line in lines
-        if re.match(r"(\[rank\d+\]:\s*)?[\w.]+(Error|Exception)\b", line)
-    ]
-    said = [line for line in lines if re.search(r"\w", line)]
-    return (own or raised or said or [f"exit status {status}"])[-1]
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -30,6 +30,7 @@ class SweepProgress:
         self.began: dict[str, tuple[float, float]] = {}  # when, and with which share of its rounds done
         self.rates: list[float] = []  # seconds per whole run, of those that ended here
         self.counts: Counter[State] = Counter()
+        self.elsewhere: set[str] = set()  # ids of runs that others were found at work on
         self.guard = threading.Lock()  # runs end in several threads
         self.bar = Progress(
             TextColumn("runs"),
@@ -58,10 +59,15 @@ class SweepProgress:
         self.running.setdefault(run.id, run)
         self.began.setdefault(run.id, (time.monotonic(), share_done(run)))
 
-    def put_back(self, run: Run) -> None:
-        """The run is somebody else's for now."""
+    def put_back(self, run: Run, whereabouts: str) -> None:
+        """The run is somebody else's for now, which is said once."""
         self.running.pop(run.id, None)
         self.began.pop(run.id, None)
+        with self.guard:
+            if run.id not in self.elsewhere:
+                self.elsewhere.add(run.id)
+                line = f"waiting for {run.name}, which is at work {whereabouts}"
+                self.console.print(line, soft_wrap=True, markup=False, highlight=False)
 
     def ended(self, run: Run, trouble: str = "") -> None:
         """The run is over, in whatever state its folder is; `trouble` is what kept it from beginning."""

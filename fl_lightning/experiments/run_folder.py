@@ -105,8 +105,36 @@ class RunFolder:
 
     @property
     def _gives_signs_of_life(self) -> bool:
-        running = self.status.get("state") == State.RUNNING
-        return running and time.time() - (self.path / "status.json").stat().st_mtime < SILENT_SECONDS
+        if self.status.get("state") != State.RUNNING:
+            return False
+        beat = (self.path / "status.json").stat()
+        silent = time.time() - beat.st_mtime
+        return self._beat_again(beat.st_mtime_ns) if silent < -SILENT_SECONDS else silent < SILENT_SECONDS
+
+    def _beat_again(self, beat: int) -> bool:
+        """Whether a run whose last sign of life lies in the future gives further ones.
+
+        A clock is wrong, that machine's, this one's, or one that was set back. So its time says nothing, but that it changes
+        does: the first who looks writes it down, and as many seconds later a run that gave no other one is gone.
+        """
+        seen = self.path / "status.seen"
+        try:
+            if read_json(seen).get("beat") == beat and (since := time.time() - seen.stat().st_mtime) > -SILENT_SECONDS:
+                return since < SILENT_SECONDS
+            write_whole(seen, json.dumps({"beat": beat}) + "\n")
+        except OSError:  # somebody else's runs
+            return False
+        return True
+
+    @property
+    def whereabouts(self) -> str:
+        """Where a run is at work, and since when it has given no sign of life, in words."""
+        status = self.status
+        if not status:
+            return "by a process that was not started as part of a sweep"
+        silent = round(time.time() - (self.path / "status.json").stat().st_mtime)
+        when = f"{silent} s ago" if silent >= 0 else f"{-silent} s ahead of this machine's clock"
+        return f"as process {status.get('child', status.get('pid'))} on {status.get('host')}, last sign of life {when}"
 
     # ---- for those at work in it -------------------------------------------------------------------------------------
 

@@ -81,7 +81,7 @@ def run_all(runs: Sequence[Run], *, jobs: int, ranks: int | None, console: Conso
                 job.run(run.folder, fit_command(run.folder, ranks), environment, stop)
             except LockedError:  # a run that outlived the sweep that started it, or somebody else's: others first
                 waiting.append(run)
-                progress.put_back(run)
+                progress.put_back(run, run.folder.whereabouts)
                 stop.wait(ELSEWHERE_SECONDS)
             except OSError as error:  # of this run's folder
                 progress.ended(run, f"{run.folder.path}: {error}")

@@ -87,6 +87,18 @@ def test_a_resumed_run_has_each_round_once(tmp_path):
     assert (tmp_path / "old" / "flip_rates.jsonl").read_text() == expected
 
 
+def test_a_resumed_run_refuses_a_record_that_is_not_what_it_was(tmp_path):
+    run(tmp_path, rounds=2, callbacks=[LastCheckpoint()])
+    path = tmp_path / "flip_rates.jsonl"
+    whole = path.read_text()
+    path.write_text(whole.replace('"round": 0', '"round": 1', 1))
+    with pytest.raises(ConfigurationError, match=r"flip_rates.jsonl is damaged"):
+        run(tmp_path, rounds=3, ckpt_path=tmp_path / "last.ckpt")
+    path.write_text(whole)
+    run(tmp_path, rounds=3, ckpt_path=tmp_path / "last.ckpt")
+    assert [entry.round for entry in read_flip_rates(path)] == [0, 1, 2]
+
+
 def test_a_fresh_start_begins_anew(tmp_path):
     path = tmp_path / "flip_rates.jsonl"
     path.write_text("of another run\n")

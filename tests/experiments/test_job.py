@@ -8,12 +8,15 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from fl_lightning import checkpoint_files
 from fl_lightning.experiments import job, run_folder
 from fl_lightning.experiments.run_folder import SILENT_SECONDS, RunFolder, State
 from fl_lightning.files import TRAINING_LOCK, LockedError, locked
+from fl_lightning.resuming import newest
 
 FINISH = "import json, os; open('run.json', 'w').write(json.dumps({'finished': True})); open('count', 'a').write('x')"
 
@@ -62,7 +65,7 @@ def test_a_run_that_finishes_and_is_not_run_again(tmp_path):
             1,
             "torch.Out",
         ),
-        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", -9, "ended by SIGKILL, as the system does"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", -9, "killed by signal 9, most likely out of memory"),
     ],
 )
 def test_a_failure_is_written_down_with_its_reason(tmp_path, code, status, message):
@@ -233,6 +236,67 @@ def test_a_run_on_another_host_is_at_work_as_long_as_it_gives_signs_of_life(tmp_
     assert run.state is State.INTERRUPTED
     run.beat()
     assert run.state is State.RUNNING
+
+
+@pytest.mark.parametrize("ahead", [SILENT_SECONDS + 60.0, 10 * 86400.0])
+def test_a_clock_ahead_keeps_no_dead_run_running(tmp_path, ahead):
+    run, beat = folder(tmp_path), time.time() + ahead
+    (tmp_path / "status.json").write_text(json.dumps({"state": "running", "host": "elsewhere"}))
+    os.utime(tmp_path / "status.json", (beat, beat))
+
+    def silent_since_it_was_seen() -> None:
+        before = time.time() - SILENT_SECONDS - 1
+        os.utime(tmp_path / "status.seen", (before, before))
+
+    assert run.state is State.RUNNING  # nobody has looked before
+    assert run.state is State.RUNNING
+    silent_since_it_was_seen()
+    assert run.state is State.INTERRUPTED
+    os.utime(tmp_path / "status.json", (beat + 15, beat + 15))
+    assert run.state is State.RUNNING  # it lives after all
+    with pytest.raises(LockedError):
+        job.run(run, python(FINISH, run))
+    silent_since_it_was_seen()
+    assert job.run(run, python(FINISH, run)) == 0
+
+
+def test_whereabouts_are_told(tmp_path):
+    run = folder(tmp_path)
+    assert run.whereabouts == "by a process that was not started as part of a sweep"
+    (tmp_path / "status.json").write_text(json.dumps({"state": "running", "host": "elsewhere", "pid": 1, "child": 7}))
+    assert run.whereabouts == "as process 7 on elsewhere, last sign of life 0 s ago"
+    os.utime(tmp_path / "status.json", (time.time() + 7200, time.time() + 7200))
+    assert run.whereabouts.endswith("s ahead of this machine's clock")
+
+
+def test_a_run_that_nobody_watches_goes_on_from_the_checkpoint_that_is_whole(tmp_path):
+    run = folder(tmp_path)
+    for step, name in ((3, "previous.ckpt"), (4, "last.ckpt")):
+        checkpoint_files.save({"global_step": step}, tmp_path / name, step)
+    assert job.set_aside_damage(tmp_path) == []
+    (tmp_path / "last.ckpt").write_bytes((tmp_path / "last.ckpt").read_bytes()[:-1])
+    assert job.run(run, python("print('trains')\n" + FINISH, run)) == 0
+    said, then = run.log.read_text().splitlines()
+    assert then == "trains"
+    assert "last.ckpt cannot be read: it is damaged" in said
+    assert said.endswith(f"kept as damaged.ckpt, and the run goes on from {tmp_path / 'previous.ckpt'}, of round 3")
+    assert newest(tmp_path) == tmp_path / "previous.ckpt"
+    (tmp_path / "previous.ckpt").replace(tmp_path / "last.ckpt")
+    (tmp_path / "last.ckpt").write_bytes(b"")
+    assert job.set_aside_damage(tmp_path) == []  # there is nothing else to go on from: the run says so
+
+
+def test_a_run_whose_state_cannot_be_written_does_not_go_on_unseen(tmp_path, monkeypatch):
+    run = folder(tmp_path)
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError("full")
+
+    monkeypatch.setattr(RunFolder, "write_status", full)
+    code = "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(60)"
+    with pytest.raises(OSError, match="full"):
+        job.run(run, python(code, run))
+    assert not (tmp_path / "pid").exists() or not job.alive(int((tmp_path / "pid").read_text()))
 
 
 def test_the_command_line(tmp_path, capsys):

@@ -77,6 +77,15 @@ def test_without_a_terminal_a_line_tells_of_each_run_that_ends(tmp_path):
     assert len(lines) == 3
 
 
+def test_who_is_waited_for_is_told_once(tmp_path):
+    runs, out = [run(tmp_path, name) for name in "ab"], io.StringIO()
+    with SweepProgress(runs, 1, Console(file=out)) as shown:
+        for _ in range(3):
+            shown.started(runs[0])
+            shown.put_back(runs[0], "as process 7 on elsewhere")
+    assert out.getvalue() == "waiting for a, seed 0, which is at work as process 7 on elsewhere\n"
+
+
 def test_on_a_terminal_what_runs_is_shown_with_its_scores(tmp_path):
     runs, out = [run(tmp_path, name) for name in "ab"], io.StringIO()
     with SweepProgress(runs, 1, Console(file=out, force_terminal=True, width=100)) as shown:

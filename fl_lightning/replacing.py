@@ -1,0 +1,130 @@
+"""A file takes its name when it is whole: written beside it, synced, renamed.
+
+Whoever reads it finds the old content or the new, also after a kill or a power cut, and nothing is needed of the system's
+folder for temporary files. What a kill leaves are parts, which the next run in the folder removes.
+"""
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from fl_lightning.errors import ConfigurationError
+
+PART = ".part"
+"""Ending of a file that is still to be renamed."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says where a disk, a quota or a limit on files has no room."""
+
+
+class StorageError(ConfigurationError, OSError):
+    """A file cannot be written; an `OSError` too, for those who wait for one."""
+
+
+@contextmanager
+def replacing(path: Path, wanted: int | None = None) -> Iterator[IO[bytes]]:
+    """A file to write to, which becomes `path` at the end, and is gone after an error.
+
+    Args:
+        path: the file to replace or to make; in a folder that is there.
+        wanted: its size in bytes, for the message where there is no room; else what was written by then is named.
+
+    Raises:
+        StorageError: it cannot be written.
+
+    Example:
+        >>> with replacing(Path("run.json")) as file:
+        ...     _ = file.write(b"{}")
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}{PART}")
+    try:
+        with writing(part, path, wanted) as file:
+            yield file
+        with explained(path, wanted):
+            part.replace(path)
+            sync(path.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise
+
+
+@contextmanager
+def writing(part: Path, path: Path, wanted: int | None = None) -> Iterator[IO[bytes]]:
+    """Write a file down to the disk, which is gone after an error; `path` is what messages call it."""
+    try:
+        with explained(path, wanted), part.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise
+
+
+@contextmanager
+def explained(path: Path, wanted: int | None = None) -> Iterator[None]:
+    """Raise what the system says against writing a file as an error that a reader can act on."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        raise StorageError(cannot_write(path, error, wanted)) from error
+
+
+def cannot_write(path: Path, error: OSError, wanted: int | None = None) -> str:
+    """Why a file cannot be written, and what to do, on one line."""
+    if error.errno not in FULL:
+        return f"{path} cannot be written: {error.strerror or error}; make its folder one that can be written to"
+    size = "" if wanted is None else f"{wanted:,} bytes are wanted and "
+    return (
+        f"there is no room for {path} ({error.strerror}): {size}{room(path.parent):,} are free; what was there is "
+        "whole: make room and start again, a run with --ckpt_path last"
+    )
+
+
+def room(folder: Path) -> int:
+    """Bytes that may still be written in a folder, 0 where the system does not tell."""
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return 0
+
+
+def sync(folder: Path) -> None:
+    """Have the names in a folder survive a power cut, where its file system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def remove_parts(folder: Path) -> None:
+    """Delete what killed processes left of files that they had not finished; those of living ones stay."""
+    for part in folder.glob(f".*{PART}"):
+        owner = re.search(r"\.(\d+)\.\d+\.part$", part.name)
+        if owner and not lives(int(owner[1])):
+            with contextlib.suppress(OSError):
+                part.unlink()
+
+
+def lives(pid: int) -> bool:
+    """Whether there is a process of this number."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
