@@ -12,9 +12,6 @@ from fl_lightning.data.base import Samples
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.updates.shard import UpdateShard
 
-MOST = torch.finfo(torch.float32).max
-"""What rules remember is cut to this, so that no attacker, however loud, leaves an infinity there."""
-
 
 class Aggregator(nn.Module):
     """A server rule: all clients' updates to one.

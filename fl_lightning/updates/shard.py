@@ -19,6 +19,7 @@ from torch import Tensor
 from fl_lightning.seeding import generator
 from fl_lightning.updates.arriving import ArrivingBuckets, RowsOf
 from fl_lightning.updates.blocks import block_size
+from fl_lightning.updates.overflow import mend
 from fl_lightning.updates.pairwise_sums import PairwiseSums, gather_sums
 
 CACHE_ELEMENTS = 2**18
@@ -149,19 +150,24 @@ class UpdateShard:
             out[columns] = function(piece)
         return out
 
+    def columns(self) -> Iterator[tuple[slice, Tensor]]:
+        """Each bucket, (N, s), with its place among the S columns."""
+        at = 0
+        for bucket in self.buckets:
+            yield slice(at, at + bucket.shape[1]), bucket
+            at += bucket.shape[1]
+
     def _pieces(self, rows: int) -> Iterator[tuple[slice, Tensor]]:
         """The shard a piece (N, c) at a time, of which `rows` fit the cache, with its place among the S columns.
 
         On a GPU that is a bucket.
         """
-        at = 0
-        for bucket in self.buckets:
-            width = bucket.shape[1]
+        for columns, bucket in self.columns():
+            width, at = bucket.shape[1], columns.start
             chunk = max(1, width) if bucket.is_cuda else max(256, CACHE_ELEMENTS // max(1, rows))
             for first in range(0, width, chunk):
                 piece = bucket[:, first : first + chunk]
                 yield slice(at + first, at + first + piece.shape[1]), piece
-            at += width
 
     def rewrite(self, rows: Tensor, function: Callable[..., Tensor], *along: Tensor) -> None:
         """Replace some of the updates in place, a cache-sized piece at a time.
@@ -186,6 +192,7 @@ class UpdateShard:
 
         Rows are scaled and added one after the other, each in an operation of its own: a fused or blocked sum would round
         differently in vectorised loops and their remainders, and so with the shard's width. Rows of coefficient 0 are left out.
+        Where float32 does not hold the sum, it is taken in float64.
         """
         factors = [torch.tensor(factor, dtype=torch.float32) for factor in coefficients.tolist()]
 
@@ -196,7 +203,7 @@ class UpdateShard:
                     total += torch.mul(row, factor, out=scaled)
             return total
 
-        return self.map(added, row_by_row=True)
+        return mend(self.map(added, row_by_row=True), self.columns(), added)
 
     def mix(self, matrix: Tensor, clients: Tensor | None = None) -> UpdateShard:
         """Other updates in place of these: row j is sum_i matrix[j, i] g_i, added up in float64, block by block.
