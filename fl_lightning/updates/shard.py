@@ -21,6 +21,7 @@ from fl_lightning.updates.arriving import ArrivingBuckets, RowsOf
 from fl_lightning.updates.blocks import block_size
 from fl_lightning.updates.overflow import mend
 from fl_lightning.updates.pairwise_sums import PairwiseSums, gather_sums
+from fl_lightning.updates.plain import checked_malicious, checked_updates, checked_weights
 
 CACHE_ELEMENTS = 2**18
 """Elements (N x columns) that a rule works on at a time on a CPU: 1 MiB of float32, about one core's L2."""
@@ -93,15 +94,15 @@ class UpdateShard:
 
         Args:
             updates: (N, d), taken as float32.
-            weights: (N,), 1 each where left out.
+            weights: (N,), at least 0 and not all of them 0; 1 each where left out.
             malicious: (N,) bool, none where left out.
+
+        Raises:
+            ConfigurationError: for anything else.
         """
-        updates = updates.detach().to(torch.float32)
-        n = len(updates)
-        weights = torch.ones(n, device=updates.device) if weights is None else weights.to(updates.device, torch.float32)
-        malicious = torch.zeros(n, dtype=torch.bool) if malicious is None else malicious
-        malicious = malicious.to(updates.device)
-        return cls([updates], weights, malicious, num_coordinates=updates.shape[1], clients=torch.arange(n))
+        updates = checked_updates(updates)
+        weights, malicious = checked_weights(weights, updates), checked_malicious(malicious, updates)
+        return cls([updates], weights, malicious, num_coordinates=updates.shape[1], clients=torch.arange(len(updates)))
 
     @property
     def num_clients(self) -> int:
