@@ -34,6 +34,7 @@ from fl_lightning.fresh_memory import unfilled
 from fl_lightning.local_training import LocalTraining, check_client
 from fl_lightning.prediction import check_predictions, class_probabilities, predict, predicted_classes
 from fl_lightning.resources import Compile, compiling_pays, prepare_memory
+from fl_lightning.server_step import take_step
 from fl_lightning.sharded_state import Part
 from fl_lightning.strategy import FederatedStrategy
 from fl_lightning.updates.exchange import BUCKET_BYTES, Exchange
@@ -120,6 +121,7 @@ class Federation(L.LightningModule):
         self.seconds: dict[str, float] = defaultdict(float)
         self.client_updates = 0
         self.excluded_updates = 0
+        self.refused_rounds = 0
 
     # ---- one round ---------------------------------------------------------------------------------------------------
 
@@ -163,15 +165,17 @@ class Federation(L.LightningModule):
                 callback.on_aggregate(self, shard, aggregate)
 
         with self.phase("aggregation"):
-            self.server_step(gradient, shard.num_clients)
-            self.update_buffers(buffer_shard)
+            refused = self.server_step(gradient if shard.num_clients else None, broadcast)
+            if not refused:
+                self.update_buffers(buffer_shard)
         if self.last_step is not None:
             self.last_step = broadcast.weights - self.parameters_layout.flatten(self.client)
         self.client_updates += len(cohort)
         self.excluded_updates += excluded
+        self.refused_rounds += refused
         # Loggers take `step` as their x-axis: rounds done, the same for what is logged in training and in evaluation.
-        logged = {"step": float(self.global_step), "round/excluded_updates": float(excluded), **average_logs(logs_of_ranks())}
-        self.log_dict(logged, batch_size=1)
+        logged = {"step": float(self.global_step), "round/excluded_updates": float(excluded), "round/refused": float(refused)}
+        self.log_dict(logged | average_logs(logs_of_ranks()), batch_size=1)
 
     def attack(self, shard: UpdateShard, buffer_shard: UpdateShard, rehearsed: UpdateShard, counts: list[int]) -> None:
         """Let every attack rewrite the malicious rows, in order, each knowing what came of its own `counts` rehearsals."""
@@ -198,19 +202,14 @@ class Federation(L.LightningModule):
             )
         return excluded
 
-    def server_step(self, gradient: Tensor, num_clients: int) -> None:
-        """Step the server optimizer with the aggregate (d,) as gradient; without a usable one the model stays as it is."""
-        usable = num_clients > 0
-        if usable and not gradient.isfinite().all():
-            usable = False
-            log.warning("round %d: the aggregate is not finite; the model stays as it is", self.global_step)
-        if usable:
-            self.parameters_layout.load_gradients(self.client, gradient)
-        # The step is taken in any case: without gradients it changes nothing, but counts the round.
-        optimizer = self.optimizers()
+    def server_step(self, gradient: Tensor | None, broadcast: Broadcast) -> bool:
+        """Step the server optimizer with the aggregate (d,) as gradient; tell if the round is refused for what comes of it."""
+        t, optimizer = self.global_step, self.optimizers()
         assert not isinstance(optimizer, list), "the server has one optimizer"
-        optimizer.step()
-        optimizer.zero_grad()
+        reason = take_step(optimizer, self.client, self.parameters_layout, broadcast.weights, gradient)
+        if reason is not None:
+            log.warning("round %d is refused: %s; model and server optimizer stay as they are", t, reason)
+        return reason is not None
 
     def update_buffers(self, shard: UpdateShard) -> None:
         """Move the global buffers by the combined updates of the clients' buffers."""
@@ -348,6 +347,7 @@ class Federation(L.LightningModule):
             "seconds": dict(self.seconds),
             "client_updates": self.client_updates,
             "excluded_updates": self.excluded_updates,
+            "refused_rounds": self.refused_rounds,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -365,6 +365,7 @@ class Federation(L.LightningModule):
         self.seconds = defaultdict(float, record["seconds"])
         self.client_updates = record["client_updates"]
         self.excluded_updates = record["excluded_updates"]
+        self.refused_rounds = record.get("refused_rounds", 0)
 
     def load_sharded_state(self, entry: Any, path: Any) -> None:
         """Take this rank's part of what rules and clients remember, of however many ranks wrote it."""

@@ -36,8 +36,8 @@ class RunRecord(L.Callback):
     `seconds` (per phase of the rounds, on rank 0, which waits for the slowest one in `exchange`),
     `executor` (how rank 0 took local steps in the end),
     `client_updates_per_second` (evaluation not counted),
-    `peak_memory_bytes` (the largest of all ranks), `excluded_updates`, `weights_sha256` (of the final global parameters and
-    buffers), `finished`.
+    `peak_memory_bytes` (the largest of all ranks), `excluded_updates`, `refused_rounds`, `weights_sha256` (of the final global
+    parameters and buffers), `finished`.
 
     A resumed run refuses a checkpoint that was written under another configuration, and no two runs train in one folder at the
     same time: rank 0 holds `training.lock`.
@@ -140,6 +140,7 @@ class RunRecord(L.Callback):
             "rounds": trainer.global_step,
             "seed": federation.seed,
             "excluded_updates": federation.excluded_updates,
+            "refused_rounds": federation.refused_rounds,
             "executor": federation.clients.way,
             "client_updates_per_second": federation.client_updates / busy if busy else None,
             "seconds": {phase: round(seconds, 4) for phase, seconds in federation.seconds.items()},
@@ -286,4 +287,6 @@ def show(record: dict[str, Any], folder: Path) -> None:
     console.print(f"Seconds: {phases}. {rate:.1f} client updates/s on {record['world_size']} rank(s)." if rate else "")
     if record["excluded_updates"]:
         console.print(f"{record['excluded_updates']} non-finite updates were excluded.")
+    if record["refused_rounds"]:
+        console.print(f"{record['refused_rounds']} rounds were refused, as the model would not have been finite after them.")
     console.print(f"Results: {folder / 'run.json'}", soft_wrap=True)

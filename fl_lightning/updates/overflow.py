@@ -20,9 +20,11 @@ AT_ONCE = 2**16
 """Columns that are taken to float64 at a time."""
 
 
-def all_finite(values: Tensor) -> bool:
-    """Whether no entry is NaN or infinite. Both survive in a sum, so that one pass is enough where none is."""
-    return bool(values.sum().isfinite()) or bool(values.isfinite().all())
+def all_finite(*tensors: Tensor) -> bool:
+    """Whether no entry is NaN or infinite. Both survive in a sum, so that one pass, and one look, is enough where none is."""
+    if tensors and torch.stack([tensor.sum().float() for tensor in tensors]).isfinite().all():
+        return True
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
 def mend(means: Tensor, pieces: Iterable[tuple[slice, Tensor]], function: Callable[[Tensor], Tensor]) -> Tensor:

@@ -57,7 +57,7 @@ def test_record_holds_what_it_promises(tmp_path):
     assert {
         *("acc", "asr", "acc_last10", "asr_last10", "history", "rounds", "seed", "config", "config_hash", "world_size"),
         *("versions", "hardware", "seconds", "client_updates_per_second", "peak_memory_bytes", "excluded_updates"),
-        *("weights_sha256", "finished"),
+        *("refused_rounds", "weights_sha256", "finished"),
     } <= set(record)
     assert record["finished"] is True
     assert record["rounds"] == 4
