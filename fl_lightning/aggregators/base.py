@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import lightning as L
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from fl_lightning.data.base import Samples
@@ -45,7 +47,9 @@ class Aggregator(nn.Module):
         super().__init__()
         self.memory: dict[str, Tensor] = {}
 
-    def __call__(self, updates: UpdateShard | Tensor, weights: Tensor | None = None, *, root: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, updates: UpdateShard | Tensor | ArrayLike, weights: Tensor | ArrayLike | None = None, *, root: Any = None
+    ) -> Tensor:
         """Aggregate a shard, or all updates at once.
 
         Args:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -89,11 +90,11 @@ class UpdateShard:
         self._rewritten: Tensor | None = None  # (N,) bool, whose finiteness is not known any more
 
     @classmethod
-    def from_updates(cls, updates: Tensor, weights: Tensor | None = None, malicious: Tensor | None = None) -> UpdateShard:
+    def from_updates(cls, updates: Any, weights: Any = None, malicious: Any = None) -> UpdateShard:
         """The shard of a single process that holds all updates whole; row i is client i.
 
         Args:
-            updates: (N, d), taken as float32.
+            updates: (N, d) tensor, array or list of rows, taken as float32.
             weights: (N,), at least 0 and not all of them 0; 1 each where left out.
             malicious: (N,) bool, none where left out.
 
