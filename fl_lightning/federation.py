@@ -27,9 +27,10 @@ from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.attacks.base import Attack, Broadcast, Knowledge, stamped_sets
 from fl_lightning.client_logs import average_logs
 from fl_lightning.clients import Clients
-from fl_lightning.cohort import Cohort, CohortSampler
+from fl_lightning.cohort import CohortSampler
 from fl_lightning.data.module import FederatedDataModule
 from fl_lightning.errors import ConfigurationError
+from fl_lightning.exclusion import exclude_nonfinite
 from fl_lightning.fresh_memory import unfilled
 from fl_lightning.local_training import LocalTraining, check_client
 from fl_lightning.prediction import check_predictions, class_probabilities, predict, predicted_classes
@@ -37,6 +38,8 @@ from fl_lightning.resources import Compile, compiling_pays, prepare_memory
 from fl_lightning.server_step import take_step
 from fl_lightning.sharded_state import Part
 from fl_lightning.strategy import FederatedStrategy
+from fl_lightning.undisturbed import Undisturbed, undisturbed
+from fl_lightning.updates.agreement import check_agreement
 from fl_lightning.updates.exchange import BUCKET_BYTES, Exchange
 from fl_lightning.updates.layout import buffer_layout, clamp_variances, named_state, parameter_layout
 from fl_lightning.updates.shard import UpdateShard
@@ -122,6 +125,7 @@ class Federation(L.LightningModule):
         self.client_updates = 0
         self.excluded_updates = 0
         self.refused_rounds = 0
+        self.undisturbed = Undisturbed(seed)
 
     # ---- one round ---------------------------------------------------------------------------------------------------
 
@@ -153,7 +157,7 @@ class Federation(L.LightningModule):
                 buffer_shard.look_again(shard.malicious)
 
         with self.phase("aggregation"):
-            excluded = self.exclude_nonfinite(cohort, shard, buffer_shard)
+            excluded = exclude_nonfinite(cohort, shard, buffer_shard)
             aggregate = self.aggregator(shard) if shard.num_clients else torch.zeros(shard.width, device=self.device)  # (S,)
             shard.settle()  # whatever the rule looked at
 
@@ -176,6 +180,12 @@ class Federation(L.LightningModule):
         # Loggers take `step` as their x-axis: rounds done, the same for what is logged in training and in evaluation.
         logged = {"step": float(self.global_step), "round/excluded_updates": float(excluded), "round/refused": float(refused)}
         self.log_dict(logged | average_logs(logs_of_ranks()), batch_size=1)
+        if self.trainer._detect_anomaly:
+            check_agreement(self.client, self.exchange, f"after round {t}")
+
+    def on_train_end(self) -> None:
+        """Results of ranks that have come to hold different models are none."""
+        check_agreement(self.client, self.exchange, f"at the end, after {self.global_step} rounds,")
 
     def attack(self, shard: UpdateShard, buffer_shard: UpdateShard, rehearsed: UpdateShard, counts: list[int]) -> None:
         """Let every attack rewrite the malicious rows, in order, each knowing what came of its own `counts` rehearsals."""
@@ -184,23 +194,6 @@ class Federation(L.LightningModule):
             own, rehearsed = rehearsed.split(count)
             attack.corrupt(shard, Knowledge(self.aggregator.mask, own if count else None, step))
             attack.corrupt_buffers(buffer_shard)
-
-    def exclude_nonfinite(self, cohort: Cohort, shard: UpdateShard, buffer_shard: UpdateShard) -> int:
-        """Drop the clients whose updates are not finite everywhere; returns how many. A root update like that becomes zero."""
-        if shard.root is not None and not bool(shard.with_rows(shard.root[None]).finite_rows()):
-            shard.root = torch.zeros_like(shard.root)
-            log.warning("round %d: the update of the server's root set is not finite; it counts as zero", self.global_step)
-        finite = shard.finite_rows() & buffer_shard.finite_rows()  # (N,)
-        excluded = int((~finite).sum())
-        if excluded:
-            shard.keep(finite)
-            buffer_shard.keep(finite)
-            clients = cohort.clients[~finite.cpu()].tolist()
-            remark = "" if shard.num_clients else "; no update is left, so the model stays as it is"
-            log.warning(
-                "round %d: excluded %d non-finite updates, of clients %s%s", self.global_step, excluded, clients, remark
-            )
-        return excluded
 
     def server_step(self, gradient: Tensor | None, broadcast: Broadcast) -> bool:
         """Step the server optimizer with the aggregate (d,) as gradient; tell if the round is refused for what comes of it."""
@@ -236,7 +229,8 @@ class Federation(L.LightningModule):
         if batch is None:
             return None
         inputs, targets = batch
-        logits = self.predict(inputs)
+        with self.undisturbed.batch(self.client, self.trainer, batch_idx, dataloader_idx):
+            logits = self.predict(inputs)
         accepted = self.aggregator.accepts(class_probabilities(logits))
         return {"hits": (predicted_classes(logits) == targets) & accepted, "targets": targets}
 
@@ -249,9 +243,13 @@ class Federation(L.LightningModule):
 
     def on_validation_start(self) -> None:
         self._evaluation_began = time.perf_counter()
+        self.undisturbed.begin()
 
     def on_validation_end(self) -> None:
+        self.undisturbed.end()
         self.seconds["evaluation"] += time.perf_counter() - self._evaluation_began
+
+    on_test_start, on_test_end = on_validation_start, on_validation_end
 
     # ---- before and after --------------------------------------------------------------------------------------------
 
@@ -333,7 +331,7 @@ class Federation(L.LightningModule):
         """Give every rank rank 0's weights, and see that model and data fit each other."""
         for _, tensor in named_state(self.client):
             tensor.copy_(self.exchange.broadcast(tensor.contiguous()))
-        with isolate_rng():
+        with isolate_rng(), undisturbed(self.client):
             check_predictions(self.client, self.data.train, self.data.task.num_classes)  # pyrefly: ignore[missing-attribute]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
