@@ -1,4 +1,6 @@
 import random
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fl_lightning import seeding
 from fl_lightning.seeding import derive_seed, generator, global_draws
 
 
@@ -55,3 +58,12 @@ def test_seed_fits_into_32_bits(seed, purpose, keys):
 def test_streams_do_not_change_between_versions():
     """A record of an old run must stay reproducible."""
     assert derive_seed(0, "cohort", 0) == 2815604161
+
+
+def test_the_example_names_keys_that_are_drawn_by():
+    package = Path(seeding.__file__).parent
+    text = "".join(path.read_text() for path in package.rglob("*.py") if path.name != "seeding.py")
+    purposes = re.findall(r'\(seed, "([^"]+)"', seeding.__doc__ or "")
+    assert len(purposes) == 2
+    for purpose in purposes:
+        assert re.search(rf'(generator|derive_seed)\((self\.)?seed, "{purpose}"', text), purpose
