@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 MACHINERY = frozenset(vars(L.LightningModule())) - {"training"}
 """Attributes that PyTorch and Lightning keep on modules for themselves."""
 
+INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""By size in bytes."""
+
 
 class Keepsake:
     """What a module is like now, of which it is made so again.
@@ -63,11 +66,11 @@ class Keepsake:
         return [(-1 if tensor.is_inference() else tensor._version, tensor.data_ptr()) for tensor in self.names]
 
     def _values(self) -> dict[torch.dtype, Tensor]:
-        """A copy of all values, those of one type side by side, as bytes."""
+        """A copy of all values, those of one type side by side, as integers: NaN is then itself, and -0 is not 0."""
         of_type = defaultdict(list)
         for tensor in self.names:
             of_type[tensor.dtype].append(tensor.detach().reshape(-1))
-        return {dtype: torch.cat(flat).view(torch.uint8) for dtype, flat in of_type.items()}
+        return {dtype: torch.cat(flat).view(INTEGERS[min(8, dtype.itemsize)]) for dtype, flat in of_type.items()}
 
     def put_back(self, *, thoroughly: bool = False) -> list[str]:
         """Undo all changes.
@@ -92,7 +95,7 @@ class Keepsake:
         at: dict[torch.dtype, int] = defaultdict(int)
         for (tensor, name), memory in zip(self.names.items(), self.memories, strict=True):
             first = at[tensor.dtype]
-            at[tensor.dtype] = end = first + tensor.numel() * tensor.element_size()
+            at[tensor.dtype] = end = first + tensor.numel() * max(1, tensor.element_size() // 8)
             differs = not same and not torch.equal(now[tensor.dtype][first:end], self.values[tensor.dtype][first:end])
             if tensor.data_ptr() != memory.data_ptr():
                 tensor.data = memory

@@ -468,6 +468,13 @@ def test_one_loud_client_does_not_end_a_mean(caplog):
     assert weights_sha256(federation.client) == before
 
 
+def test_attackers_who_are_left_alone_do_not_lead_to_infinity():
+    federation = tiny_federation(attacks=[Loud()], aggregator=FedAvg(), client=TinyClient(norm=False))
+    fit(federation, rounds=4)  # from the second on nobody benign has finite updates, and the mean is 3e38
+    assert vector(federation.client).isfinite().all()
+    assert federation.refused_rounds >= 1
+
+
 def test_an_error_in_a_client_names_client_and_round():
     class Breaks(TinyClient):
         def training_step(self, batch, batch_idx):

@@ -63,7 +63,7 @@ CHANGES: dict[str, tuple[Callable[[Rich], Any], list[str]]] = {
     "number": (lambda m: setattr(m, "n", m.n + 1), ["n"]),
     "NaN": (lambda m: setattr(m, "not_a_number", 1.0), ["not_a_number"]),
     "list": (lambda m: m.seen.append(1), ["seen"]),
-    "dict": (lambda m: m.found.update(b=torch.ones(2)), ["found"]),
+    "dict": (lambda m: m.found.update(b=2), ["found"]),
     "deque": (lambda m: m.last.append(3), ["last"]),
     "inside a tuple": (lambda m: m.pair[1].append(3), ["pair"]),
     "tensor": (lambda m: m.tensor.add_(1), ["tensor"]),
@@ -114,14 +114,27 @@ def test_most_changes_show_without_a_look_at_values() -> None:
 
 def test_what_is_large_or_no_data_is_left_alone() -> None:
     module = Rich()
-    module.images = torch.zeros(2**22 + 1)
-    module.kept = [module.layer]
+    images, parts = torch.zeros(2**22 + 1), [module.layer]
+    module.images, module.others = images, parts  # pyrefly: ignore[bad-argument-type]
     kept = Keepsake(module)
-    module.images.add_(1)
-    module.kept.append(module.norm)
+    images.add_(1)
+    parts.append(module.norm)  # pyrefly: ignore[bad-argument-type]
     assert kept.put_back(thoroughly=True) == []
-    assert module.images.all()
-    assert len(module.kept) == 2
+    assert images.all()
+    assert len(parts) == 2
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.bool, torch.uint8, torch.bfloat16, torch.int32, torch.float64, torch.complex64, torch.complex128]
+)
+def test_tensors_of_any_type(dtype: torch.dtype) -> None:
+    module = nn.Module()
+    for name in ("first", "second", "third"):
+        module.register_buffer(name, torch.zeros(2, 3, dtype=dtype))
+    kept = Keepsake(module)
+    module.get_buffer("second")[1, 2] = 1
+    assert kept.put_back() == ["second"]
+    assert not module.get_buffer("second").any()
 
 
 def test_parts_that_are_not_in_train_mode_stay_so() -> None:
@@ -149,7 +162,7 @@ class Counts(TinyClient):
             self.calls += 1
             self.batches = self.batches + 1
             with torch.no_grad():
-                self.net[0].weight.mul_(1.01)
+                self.net[0].get_parameter("weight").mul_(1.01)
         return super().forward(inputs) + torch.tensor([0.0, 0.3, 0.0]) * (self.calls - 1)
 
 
@@ -158,7 +171,7 @@ class Silent(TinyClient):
 
     def forward(self, inputs):
         if not self.training:
-            self.net[0].weight.data.mul_(1.3).add_(0.1)
+            self.net[0].get_parameter("weight").data.mul_(1.3).add_(0.1)
         return super().forward(inputs)
 
 

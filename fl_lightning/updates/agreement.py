@@ -43,5 +43,5 @@ def digests(module: nn.Module) -> dict[str, bytes]:
 def digest(tensor: torch.Tensor) -> bytes:
     """BLAKE2 of a tensor's type, shape and values."""
     found = hashlib.blake2b(f"{tensor.dtype} {tuple(tensor.shape)}".encode(), digest_size=16)
-    found.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    found.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return found.digest()
