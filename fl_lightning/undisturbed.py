@@ -50,12 +50,13 @@ class Keepsake:
             (name, table, dict(table))
             for name, part, _ in self.parts
             for table in (part._parameters, part._buffers, part._modules)
+            if isinstance(table, dict)  # those of scripted modules are fixed
         ]
         self.names = {
             tensor: f"{name}.{key}" if name else key
-            for name, _, table in reversed(self.tables)  # of a tensor that is shared the first
-            for key, tensor in table.items()
-            if isinstance(tensor, Tensor)
+            for name, part, _ in self.parts
+            for tensors in (part.named_parameters, part.named_buffers)
+            for key, tensor in tensors(recurse=False)
         }
         self.memories = [tensor.data for tensor in self.names]  # where values lie: `tensor.data = other` leads elsewhere
         self.marks = self._marks()

@@ -137,6 +137,14 @@ def test_tensors_of_any_type(dtype: torch.dtype) -> None:
     assert not module.get_buffer("second").any()
 
 
+def test_scripted_modules_too() -> None:
+    module = torch.jit.script(nn.BatchNorm1d(2))
+    kept = Keepsake(module)
+    module(torch.randn(4, 2))
+    assert kept.put_back() == ["running_mean", "running_var", "num_batches_tracked"]
+    assert not dict(module.named_buffers())["running_mean"].any()
+
+
 def test_parts_that_are_not_in_train_mode_stay_so() -> None:
     module = Rich()
     module.norm.eval()
@@ -242,7 +250,7 @@ class Averages(WeightAveraging):
         super().__init__(device=None)
         self.evaluated: list[str] = []
 
-    def on_validation_batch_end(self, trainer, pl_module, *args: Any) -> None:
+    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
         self.evaluated.append(weights_sha256(pl_module.client))
 
 

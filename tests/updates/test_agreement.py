@@ -18,10 +18,10 @@ class Strays(L.Callback):
     def __init__(self, at: int) -> None:
         self.at = at
 
-    def on_train_batch_end(self, trainer: Any, federation: Any, *args: Any) -> None:
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         if trainer.global_step == self.at and trainer.global_rank == trainer.world_size - 1:
             with torch.no_grad():
-                federation.client.net[4].bias[1] += 1e-3
+                pl_module.client.net[4].bias[1] += 1e-3
 
 
 class Noisy(torch.optim.SGD):
