@@ -229,7 +229,7 @@ class Federation(L.LightningModule):
         if batch is None:
             return None
         inputs, targets = batch
-        with self.undisturbed.batch(self.client, self.trainer, batch_idx, dataloader_idx):
+        with self.undisturbed.batch(self.client, self._trainer, batch_idx, dataloader_idx):
             logits = self.predict(inputs)
         accepted = self.aggregator.accepts(class_probabilities(logits))
         return {"hits": (predicted_classes(logits) == targets) & accepted, "targets": targets}

@@ -168,11 +168,15 @@ class Undisturbed:
         self._own_draws.close()
 
     @contextmanager
-    def batch(self, module: nn.Module, trainer: L.Trainer, batch_idx: int, dataloader_idx: int) -> Iterator[None]:
+    def batch(self, module: nn.Module, trainer: L.Trainer | None, batch_idx: int, dataloader_idx: int) -> Iterator[None]:
         """Around a batch's forward pass. Draws are keyed by the evaluation set and the batch's number in it.
 
         Values are looked at after the first and the last batches of a set, and after all once something was found.
         """
+        if trainer is None:  # a batch alone, in no evaluation
+            with undisturbed(module):
+                yield
+            return
         if self._keepsake is None:
             self._keepsake = Keepsake(module)
         number = batch_idx * trainer.world_size + trainer.global_rank

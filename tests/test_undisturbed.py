@@ -12,7 +12,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from ranks import on_ranks
-from tiny import TinyClient, fit, tiny_data, tiny_federation, tiny_trainer
+from tiny import Relabel, TinyClient, fit, tiny_data, tiny_federation, tiny_trainer
 from torch import nn
 
 from fl_lightning import Federation
@@ -193,10 +193,10 @@ class Draws(TinyClient):
 CLIENTS = {"counts": Counts, "silent": Silent, "draws": Draws}
 
 
-def made(client: Any) -> Federation:
+def made(client: Any, **kwargs: Any) -> Federation:
     """From the same initial weights every time."""
     torch.manual_seed(0)
-    return tiny_federation(client=client())
+    return tiny_federation(client=client(), **kwargs)
 
 
 def run_clients(world: int) -> dict[str, Any]:
@@ -241,6 +241,22 @@ def test_the_users_own_draws_go_on_as_without_an_evaluation() -> None:
     torch.manual_seed(3)
     tiny_trainer().validate(federation, tiny_data(), verbose=False)
     assert torch.equal(torch.rand(2), expected)
+
+
+class Looks(Relabel):
+    """Predicts with the global model before a round, as one does who optimises a trigger."""
+
+    def plan(self, module, datasets, attackers):
+        module.eval()
+        with torch.no_grad():
+            module(datasets[0].batch(torch.arange(2))[0])
+
+
+def test_attackers_who_look_at_the_global_model_leave_it_as_it_was() -> None:
+    plain, looked_at = made(Silent, attacks=[Relabel()]), made(Silent, attacks=[Looks()])
+    for federation in (plain, looked_at):
+        fit(federation, rounds=2)
+    assert weights_sha256(plain.client) == weights_sha256(looked_at.client)
 
 
 class Averages(WeightAveraging):
