@@ -30,6 +30,7 @@ from fl_lightning.own_sources import OwnSources
 from fl_lightning.recorded_steps import Held
 from fl_lightning.seeding import derive_seed, generator, seed_global_generators
 from fl_lightning.stacked_training import StackedTraining
+from fl_lightning.undisturbed import undisturbed
 from fl_lightning.updates.exchange import Exchange, LocalUpdates
 from fl_lightning.updates.layout import Layout, Snapshot
 
@@ -115,7 +116,8 @@ class LocalRound:
         for i, attack in enumerate(self.attacks if self.attackers else ()):
             if overrides(attack, "plan"):
                 self.seed_for("plan", i)
-                attack.plan(module, self.clean, self.attackers)
+                with undisturbed(module):
+                    attack.plan(module, self.clean, self.attackers)
 
     def seed_for(self, hook: str, number: int) -> None:
         """Seed the global generators, from which an attack may draw, by (seed, hook, round, which attack)."""

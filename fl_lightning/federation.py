@@ -27,9 +27,10 @@ from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.attacks.base import Attack, Broadcast, Knowledge, stamped_sets
 from fl_lightning.client_logs import average_logs
 from fl_lightning.clients import Clients
-from fl_lightning.cohort import Cohort, CohortSampler
+from fl_lightning.cohort import CohortSampler
 from fl_lightning.data.module import FederatedDataModule
 from fl_lightning.errors import ConfigurationError
+from fl_lightning.exclusion import exclude_nonfinite
 from fl_lightning.fresh_memory import unfilled
 from fl_lightning.last_round import Evaluations
 from fl_lightning.local_training import LocalTraining, check_client, read_optimizers
@@ -38,9 +39,12 @@ from fl_lightning.remarks import remark
 from fl_lightning.resources import Compile, compiling_pays, prepare_memory
 from fl_lightning.seeding import drawn_by_chance, warn_of_chance
 from fl_lightning.server_optimizer import check_server_optimizer
+from fl_lightning.server_step import take_step
 from fl_lightning.sharded_state import Part
 from fl_lightning.strategy import FederatedStrategy
 from fl_lightning.trainer_options import check_monitors, check_trainer, make_trial
+from fl_lightning.undisturbed import Undisturbed, undisturbed
+from fl_lightning.updates.agreement import check_agreement
 from fl_lightning.updates.exchange import BUCKET_BYTES, Exchange
 from fl_lightning.updates.layout import buffer_layout, clamp_variances, named_state, parameter_layout
 from fl_lightning.updates.shard import UpdateShard
@@ -131,6 +135,8 @@ class Federation(L.LightningModule):
         self.excluded_updates = 0
         self.evaluations = Evaluations()
         self.by_chance = drawn_by_chance()
+        self.refused_rounds = 0
+        self.undisturbed = Undisturbed(seed)
 
     # ---- one round ---------------------------------------------------------------------------------------------------
 
@@ -162,7 +168,7 @@ class Federation(L.LightningModule):
                 buffer_shard.look_again(shard.malicious)
 
         with self.phase("aggregation"):
-            excluded = self.exclude_nonfinite(cohort, shard, buffer_shard)
+            excluded = exclude_nonfinite(cohort, shard, buffer_shard)
             aggregate = self.aggregator(shard) if shard.num_clients else torch.zeros(shard.width, device=self.device)  # (S,)
             shard.settle()  # whatever the rule looked at
 
@@ -174,15 +180,24 @@ class Federation(L.LightningModule):
                 callback.on_aggregate(self, shard, aggregate)
 
         with self.phase("aggregation"):
-            self.server_step(gradient, shard.num_clients)
-            self.update_buffers(buffer_shard)
+            refused = self.server_step(gradient if shard.num_clients else None, broadcast)
+            if not refused:
+                self.update_buffers(buffer_shard)
         if self.last_step is not None:
             self.last_step = broadcast.weights - self.parameters_layout.flatten(self.client)
         self.client_updates += len(cohort)
         self.excluded_updates += excluded
+        self.refused_rounds += refused
         # Loggers take `step` as their x-axis: rounds done, the same for what is logged in training and in evaluation.
-        logged = {"step": float(self.global_step), "round/excluded_updates": float(excluded), **average_logs(logs_of_ranks())}
-        self.log_dict(logged, batch_size=1)
+        logged = {"step": float(self.global_step), "round/excluded_updates": float(excluded), "round/refused": float(refused)}
+        self.log_dict(logged | average_logs(logs_of_ranks()), batch_size=1)
+        if self.trainer._detect_anomaly:
+            check_agreement(self.client, self.exchange, f"after round {t}")
+
+    def on_train_end(self) -> None:
+        """Results of ranks that have come to hold different models are none."""
+        self.evaluations.close(self.trainer)  # where a callback found at the end of the round that it was the last
+        check_agreement(self.client, self.exchange, f"at the end, after {self.global_step} rounds,")
 
     def attack(self, shard: UpdateShard, buffer_shard: UpdateShard, rehearsed: UpdateShard, counts: list[int]) -> None:
         """Let every attack rewrite the malicious rows, in order, each knowing what came of its own `counts` rehearsals."""
@@ -192,39 +207,17 @@ class Federation(L.LightningModule):
             attack.corrupt(shard, Knowledge(self.aggregator.mask, own if count else None, step))
             attack.corrupt_buffers(buffer_shard)
 
-    def exclude_nonfinite(self, cohort: Cohort, shard: UpdateShard, buffer_shard: UpdateShard) -> int:
-        """Drop the clients whose updates are not finite everywhere; returns how many. A root update like that becomes zero."""
-        if shard.root is not None and not bool(shard.with_rows(shard.root[None]).finite_rows()):
-            shard.root = torch.zeros_like(shard.root)
-            log.warning("round %d: the update of the server's root set is not finite; it counts as zero", self.global_step)
-        finite = shard.finite_rows() & buffer_shard.finite_rows()  # (N,)
-        excluded = int((~finite).sum())
-        if excluded:
-            shard.keep(finite)
-            buffer_shard.keep(finite)
-            clients = cohort.clients[~finite.cpu()].tolist()
-            remark = "" if shard.num_clients else "; no update is left, so the model stays as it is"
-            log.warning(
-                "round %d: excluded %d non-finite updates, of clients %s%s", self.global_step, excluded, clients, remark
-            )
-        return excluded
-
-    def server_step(self, gradient: Tensor, num_clients: int) -> None:
-        """Step the server optimizer with the aggregate (d,) as gradient; without a usable one the model stays as it is."""
-        usable = num_clients > 0
-        if usable and not gradient.isfinite().all():
-            usable = False
-            log.warning("round %d: the aggregate is not finite; the model stays as it is", self.global_step)
-        if usable:
-            self.parameters_layout.load_gradients(self.client, gradient)
-        # The step is taken in any case: without gradients it changes nothing, but counts the round.
-        optimizer = self.optimizers()
+    def server_step(self, gradient: Tensor | None, broadcast: Broadcast) -> bool:
+        """Step the server optimizer with the aggregate (d,) as gradient; tell if the round is refused for what comes of it."""
+        t, optimizer = self.global_step, self.optimizers()
         assert not isinstance(optimizer, list), "the server has one optimizer"
-        optimizer.step()
-        optimizer.zero_grad()
+        reason = take_step(optimizer, self.client, self.parameters_layout, broadcast.weights, gradient)
+        if reason is not None:
+            log.warning("round %d is refused: %s; model and server optimizer stay as they are", t, reason)
         for config in self.trainer.lr_scheduler_configs:  # a round is a step and an epoch
             if self.global_step % config.frequency == 0:
                 config.scheduler.step()  # pyrefly: ignore[missing-argument]
+        return reason is not None
 
     def update_buffers(self, shard: UpdateShard) -> None:
         """Move the global buffers by the combined updates of the clients' buffers."""
@@ -251,7 +244,8 @@ class Federation(L.LightningModule):
         if batch is None:
             return None
         inputs, targets = batch
-        logits = self.predict(inputs)
+        with self.undisturbed.batch(self.client, self._trainer, batch_idx, dataloader_idx):
+            logits = self.predict(inputs)
         accepted = self.aggregator.accepts(class_probabilities(logits))
         return {"hits": (predicted_classes(logits) == targets) & accepted, "targets": targets}
 
@@ -265,17 +259,18 @@ class Federation(L.LightningModule):
     def on_validation_start(self) -> None:
         self._evaluation_began = time.perf_counter()
         self.evaluations.round = self.global_step
+        self.undisturbed.begin()
 
     def on_validation_end(self) -> None:
+        self.undisturbed.end()
         self.seconds["evaluation"] += time.perf_counter() - self._evaluation_began
+
+    on_test_start, on_test_end = on_validation_start, on_validation_end
 
     def on_train_epoch_end(self) -> None:
         if isinstance(self.trainer.strategy, FederatedStrategy):
             self.trainer.strategy.agree_to_stop()
         self.evaluations.close(self.trainer)
-
-    def on_train_end(self) -> None:
-        self.evaluations.close(self.trainer)  # where a callback found at the end of the round that it was the last
 
     # ---- before and after --------------------------------------------------------------------------------------------
 
@@ -323,7 +318,7 @@ class Federation(L.LightningModule):
         if stage == "fit":
             check_monitors(self.trainer, self)
             remark(self.trainer, self.cohort, self.attacks, self.aggregator, data)
-            with isolate_rng():
+            with isolate_rng(), undisturbed(self.client):
                 check_predictions(self.client.to(device), data.train, data.task.num_classes)  # pyrefly: ignore[missing-attribute]
 
     def check(self, data: FederatedDataModule) -> None:
@@ -381,6 +376,7 @@ class Federation(L.LightningModule):
             "client_updates": self.client_updates,
             "excluded_updates": self.excluded_updates,
             "evaluated": self.evaluations.round,
+            "refused_rounds": self.refused_rounds,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -399,6 +395,7 @@ class Federation(L.LightningModule):
         self.client_updates = record["client_updates"]
         self.excluded_updates = record["excluded_updates"]
         self.evaluations.round = record.get("evaluated", -1)
+        self.refused_rounds = record.get("refused_rounds", 0)
 
     def load_sharded_state(self, entry: Any, path: Any) -> None:
         """Take this rank's part of what rules and clients remember, of however many ranks wrote it."""

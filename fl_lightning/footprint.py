@@ -129,7 +129,13 @@ class Footprint:
             numbers("client's optimizer", "copies * d", (not self.recorded) * self.optimizer_copies, d),
         ]
         exchange = [max(trained, shard, key=lambda term: term.bytes), buffers]
-        aggregation = [shard, buffers, numbers("aggregate", "S", s), numbers("next watched step", "2 * d", 2 * self.watched, d)]
+        aggregation = [
+            shard,
+            buffers,
+            numbers("aggregate", "S", s),
+            numbers("server optimizer before", "copies * d", self.server_copies, d),
+            numbers("next watched step", "2 * d", 2 * self.watched, d),
+        ]
         if self.sum_size:
             # Of a rank's own blocks; of all ranks' too, with a padded copy of its own, where they are gathered.
             held = sums if world == 1 else (2 + gathered) * sums

@@ -2,7 +2,7 @@
 
 A run must give the same bits on any number of ranks and after any resume. So there is no random state that advances:
 every draw takes a fresh generator keyed by (seed, purpose, keys...), for example (seed, "cohort", round) or
-(seed, "local training", round, client).
+(seed, "batches", round, client).
 """
 
 import hashlib

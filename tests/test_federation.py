@@ -417,6 +417,72 @@ def test_an_aggregate_that_overflows_is_not_applied(caplog):
     assert "aggregate is not finite" in caplog.text
 
 
+class Once(FedAvg):
+    """An aggregate of one size everywhere in round `at`, and the rule's own in all others."""
+
+    def __init__(self, at: int, size: float) -> None:
+        super().__init__()
+        self.at, self.size = at, size
+
+    def forward(self, shard):
+        aggregate = super().forward(shard)
+        return torch.full_like(aggregate, self.size) if shard.round_number == self.at else aggregate
+
+
+class Loud(Scale):
+    """3e38 at every coordinate."""
+
+    def __init__(self) -> None:
+        super().__init__(1.0)
+
+    def corrupt(self, shard, knowledge) -> None:
+        shard.rewrite(shard.malicious, lambda rows: torch.full_like(rows, 3e38))
+
+
+class Rounds(L.Callback):
+    """The weights and buffers after each round."""
+
+    def __init__(self) -> None:
+        self.digests: list[str] = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        self.digests.append(weights_sha256(pl_module.client))
+
+
+@pytest.mark.parametrize(
+    ("server", "size"),
+    [(lambda p: torch.optim.SGD(p, lr=1.2, momentum=0.5), 3e38), (lambda p: torch.optim.Adam(p, lr=0.01), 1e25)],
+    ids=["sgd", "adam"],
+)
+def test_a_step_out_of_range_is_taken_back_and_the_run_goes_on(server, size, caplog):
+    rounds = Rounds()
+    federation = tiny_federation(aggregator=Once(1, size), server_optimizer=server)
+    with caplog.at_level(logging.WARNING):
+        trainer = fit(federation, rounds=3, callbacks=[rounds])
+    assert rounds.digests[0] == rounds.digests[1] != rounds.digests[2]
+    assert "round 1 is refused" in caplog.text
+    assert (federation.refused_rounds, federation.excluded_updates, trainer.global_step) == (1, 0, 3)
+    assert vector(federation.client).isfinite().all()
+    assert float(trainer.callback_metrics["round/refused"]) == 0
+
+
+def test_one_loud_client_does_not_end_a_mean(caplog):
+    federation = tiny_federation(attacks=[Loud()], aggregator=FedAvg(), server_optimizer=lambda p: torch.optim.SGD(p, lr=10.0))
+    before = weights_sha256(federation.client)
+    with caplog.at_level(logging.WARNING):
+        fit(federation, rounds=2)
+    assert federation.refused_rounds == 2
+    assert federation.excluded_updates == 0
+    assert weights_sha256(federation.client) == before
+
+
+def test_attackers_who_are_left_alone_do_not_lead_to_infinity():
+    federation = tiny_federation(attacks=[Loud()], aggregator=FedAvg(), client=TinyClient(norm=False))
+    fit(federation, rounds=4)  # from the second on nobody benign has finite updates, and the mean is 3e38
+    assert vector(federation.client).isfinite().all()
+    assert federation.refused_rounds >= 1
+
+
 def test_an_error_in_a_client_names_client_and_round():
     class Breaks(TinyClient):
         def training_step(self, batch, batch_idx):

@@ -20,6 +20,7 @@ EXPECTED = {
     "val/acc",
     "val/asr",
     "round/excluded_updates",
+    "round/refused",
     "diagnostics/kept_fraction",
     "diagnostics/norm_after",
 }

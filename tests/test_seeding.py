@@ -1,4 +1,6 @@
 import random
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fl_lightning import seeding
 from fl_lightning.seeding import derive_seed, drawn_by_chance, generator, global_draws
 
 
@@ -62,3 +65,12 @@ def test_a_seed_of_the_systems_is_told_from_a_persons():
     assert drawn_by_chance()
     torch.manual_seed(2**32 - 1)
     assert not drawn_by_chance()
+
+
+def test_the_example_names_keys_that_are_drawn_by():
+    package = Path(seeding.__file__).parent
+    text = "".join(path.read_text() for path in package.rglob("*.py") if path.name != "seeding.py")
+    purposes = re.findall(r'\(seed, "([^"]+)"', seeding.__doc__ or "")
+    assert len(purposes) == 2
+    for purpose in purposes:
+        assert re.search(rf'(generator|derive_seed)\((self\.)?seed, "{purpose}"', text), purpose

@@ -22,10 +22,10 @@ def halving(optimizer: torch.optim.Optimizer) -> Any:
 class Watched(Federation):
     """Writes the server's learning rate down."""
 
-    def server_step(self, gradient, num_clients):
+    def server_step(self, gradient, broadcast):
         optimizer: Any = self.optimizers()
         self.__dict__.setdefault("rates", []).append(optimizer.param_groups[0]["lr"])
-        super().server_step(gradient, num_clients)
+        return super().server_step(gradient, broadcast)
 
 
 class OfASubclass(Watched):

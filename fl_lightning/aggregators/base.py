@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from typing import Any
 
 import lightning as L
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from fl_lightning.data.base import Samples
 from fl_lightning.errors import ConfigurationError
+from fl_lightning.updates.plain import checked_root
 from fl_lightning.updates.shard import UpdateShard
 
-MOST = torch.finfo(torch.float32).max
-"""What rules remember is cut to this, so that no attacker, however loud, leaves an infinity there."""
+log = logging.getLogger(__name__)
 
 
 class Aggregator(nn.Module):
@@ -28,8 +31,9 @@ class Aggregator(nn.Module):
     A rule that reaches beyond aggregation says so by hooks: `needs_root` (an update of the server's own), `needs_clients`
     (whose updates it sees), `train_benign` and `client_memory_size` (another local training), `accepts` (predictions).
 
-    Called on a plain (N, d) tensor a rule works in one process, with `weights` (N,) as an optional second argument. Rows
-    that are not finite are left out; if none is left the result is zero.
+    Called on a plain (N, d) tensor, array or list of rows a rule works in one process, with `weights` (N,) as an optional
+    second argument. Rows that are not finite are left out, which a warning says; if none is left that counts the result is
+    zero.
 
     Attributes:
         num_malicious: for rules that assume a number of malicious clients per round, that number where it was given.
@@ -43,31 +47,40 @@ class Aggregator(nn.Module):
         super().__init__()
         self.memory: dict[str, Tensor] = {}
 
-    def __call__(self, updates: UpdateShard | Tensor, weights: Tensor | None = None, *, root: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, updates: UpdateShard | Tensor | ArrayLike, weights: Tensor | ArrayLike | None = None, *, root: Any = None
+    ) -> Tensor:
         """Aggregate a shard, or all updates at once.
 
         Args:
             updates: the round's updates, old minus new parameters, on this rank's coordinates; or a plain (N, d) tensor.
-            weights: (N,) sample counts for a plain tensor, 1 each where left out. A shard brings its own.
+            weights: (N,) sample counts for a plain tensor, at least 0; 1 each where left out. A shard brings its own.
             root: (d,) the server's own update beside a plain tensor, for rules that need one. A shard brings its own.
 
         Returns:
             (S,) float32, the server's pseudo-gradient; (d,) for a plain tensor.
+
+        Raises:
+            ConfigurationError: for updates that are no (N, d) matrix of numbers, and weights or a root that do not fit.
         """
+        name = type(self).__name__
         if isinstance(updates, UpdateShard):
+            if weights is not None or root is not None:
+                raise ConfigurationError(f"{name}: a shard brings weights and root of its own; call the rule with it alone")
             return super().__call__(updates)
         shard = UpdateShard.from_updates(updates, weights)
         if root is not None:
-            if root.shape != updates.shape[1:]:
+            if not self.needs_root:
                 raise ConfigurationError(
-                    f"root must have the shape of an update, {tuple(updates.shape[1:])}, got {tuple(root.shape)}"
+                    f"{name} has no use for root, the server's own update; call it without, or use FLTrust"
                 )
-            shard.root = root.detach().to(updates.device, torch.float32)
+            shard.root = checked_root(root, shard.values)
         finite = shard.finite_rows()
-        if not finite.any():
-            return torch.zeros(shard.width, device=updates.device)
         if not finite.all():
+            log.warning("%s: rows %s are not finite, and left out", name, (~finite).nonzero().flatten().tolist()[:10])
             shard.keep(finite)
+        if not shard.weights.any():  # nobody is left, or nobody who counts
+            return torch.zeros(shard.width, device=finite.device)
         return super().__call__(shard)
 
     def forward(self, shard: UpdateShard) -> Tensor:

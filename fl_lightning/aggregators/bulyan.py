@@ -15,6 +15,7 @@ from fl_lightning.aggregators.distances import check_num_malicious, lowest, squa
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.updates.division import divide_
 from fl_lightning.updates.order_statistics import median, order_statistics
+from fl_lightning.updates.overflow import mend
 from fl_lightning.updates.shard import UpdateShard
 
 log = logging.getLogger(__name__)
@@ -96,12 +97,17 @@ def mean_around_median(values: Tensor, count: int) -> Tensor:
         count: entries kept, in [1, N].
 
     Returns:
-        (c,) float32.
+        (c,) float32. Where that does not hold the sum, it is taken in float64.
 
     Example:
         >>> mean_around_median(torch.tensor([[0.0], [5.0], [6.0], [8.0], [9.0]]), 3)
         tensor([6.3333])
     """
+    means = _mean_around_median(values, count)
+    return mend(means, [(slice(None), values)], lambda columns: _mean_around_median(columns, count))
+
+
+def _mean_around_median(values: Tensor, count: int) -> Tensor:
     n = len(values)
     ordered = order_statistics(values, 0, n)
     low, high = ordered[(n - 1) // 2].double(), ordered[n // 2].double()  # the median lies half-way: it need not be rounded

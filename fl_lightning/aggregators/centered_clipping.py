@@ -7,10 +7,11 @@ https://arxiv.org/abs/2012.10333.
 import torch
 from torch import Tensor
 
-from fl_lightning.aggregators.base import MOST, Aggregator
+from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.aggregators.norm_clipping import check_max_norm, clip_factors
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.updates.order_statistics import median
+from fl_lightning.updates.overflow import MOST
 from fl_lightning.updates.shard import UpdateShard
 
 

@@ -9,9 +9,10 @@ import logging
 import torch
 from torch import Tensor
 
-from fl_lightning.aggregators.base import MOST, Aggregator
+from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.updates.order_statistics import median
+from fl_lightning.updates.overflow import MOST
 from fl_lightning.updates.shard import UpdateShard
 
 log = logging.getLogger(__name__)

@@ -9,11 +9,12 @@ import math
 import torch
 from torch import Tensor
 
-from fl_lightning.aggregators.base import MOST, Aggregator
+from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.aggregators.distances import DECIMALS
 from fl_lightning.aggregators.norm_clipping import clip_factors, median_norm
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.updates.order_statistics import median
+from fl_lightning.updates.overflow import MOST
 from fl_lightning.updates.shard import UpdateShard
 
 

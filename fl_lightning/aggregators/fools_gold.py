@@ -10,10 +10,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fl_lightning.aggregators.base import MOST, Aggregator
+from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.aggregators.distances import DECIMALS, cosine_distances
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.updates.order_statistics import median
+from fl_lightning.updates.overflow import MOST
 from fl_lightning.updates.shard import UpdateShard, inner_products
 
 log = logging.getLogger(__name__)

@@ -1,7 +1,7 @@
 """The invariant aggregator: an AND-mask of sign consistency times a trimmed mean.
 
 X. Wang, D. Dimitriadis, S. Koyejo, S. Tople, "Invariant Aggregator for Defending against Federated Backdoor Attacks",
-AISTATS 2024, https://arxiv.org/abs/2210.01834, Definitions 7 and 8, Algorithms 1 and 2.
+AISTATS 2024, https://arxiv.org/abs/2210.01834, Definitions 7 and 9, Algorithm 1.
 """
 
 import torch

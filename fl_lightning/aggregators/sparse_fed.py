@@ -10,11 +10,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fl_lightning.aggregators.base import MOST, Aggregator
+from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.aggregators.norm_clipping import check_max_norm, clip_factors, median_norm
 from fl_lightning.aggregators.votes import GUARD
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.updates.largest import largest
+from fl_lightning.updates.overflow import MOST
 from fl_lightning.updates.shard import UpdateShard
 
 

@@ -2,7 +2,7 @@
 
 D. Yin, Y. Chen, K. Ramchandran, P. Bartlett, "Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates",
 ICML 2018, https://arxiv.org/abs/1803.01498, Definition 2; with a ceiling in the trim count as in X. Wang et al., "Invariant
-Aggregator for Defending against Federated Backdoor Attacks", AISTATS 2024, https://arxiv.org/abs/2210.01834, Definition 8.
+Aggregator for Defending against Federated Backdoor Attacks", AISTATS 2024, https://arxiv.org/abs/2210.01834, Definition 9.
 """
 
 import logging

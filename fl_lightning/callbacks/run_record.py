@@ -39,8 +39,8 @@ class RunRecord(L.Callback):
     `seconds` (per phase of the rounds, on rank 0, which waits for the slowest one in `exchange`),
     `executor` (how rank 0 took local steps in the end),
     `client_updates_per_second` (evaluation not counted),
-    `peak_memory_bytes` (the largest of all ranks), `excluded_updates`, `initial_weights_sha256` and `weights_sha256` (of the
-    global parameters and buffers before the first round and in the end).
+    `peak_memory_bytes` (the largest of all ranks), `excluded_updates`, `refused_rounds`, `initial_weights_sha256` and
+    `weights_sha256` (of the global parameters and buffers before the first round and in the end).
 
     A run that does not go on with what is in the folder puts that aside, into `earlier/1`, `earlier/2` and so on. A resumed run
     refuses a checkpoint that was written under another configuration, and no two runs train in one folder at the same time:
@@ -169,6 +169,7 @@ class RunRecord(L.Callback):
             "rounds": trainer.global_step,
             "seed": federation.seed,
             "excluded_updates": federation.excluded_updates,
+            "refused_rounds": federation.refused_rounds,
             "executor": federation.clients.way,
             "client_updates_per_second": federation.client_updates / busy if busy else None,
             "seconds": {phase: round(seconds, 4) for phase, seconds in federation.seconds.items()},

@@ -32,6 +32,8 @@ def show(record: dict[str, Any], folder: Path | None) -> None:
     console.print(f"Seconds: {phases}. {rate:.1f} client updates/s on {record['world_size']} rank(s)." if rate else "")
     if record["excluded_updates"]:
         console.print(f"{record['excluded_updates']} non-finite updates were excluded.")
+    if record["refused_rounds"]:
+        console.print(f"{record['refused_rounds']} rounds were refused, as the model would not have been finite after them.")
     if record["state"] != "finished":
         kept = folder is not None and (folder / "last.ckpt").exists()
         remedy = "; the same command with --ckpt_path last goes on" if kept else ""

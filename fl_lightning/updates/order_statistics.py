@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from fl_lightning.updates.division import divide_
+from fl_lightning.updates.overflow import mend
 
 NETWORK_ROWS = 64
 """Most rows that go through a network on a CPU."""
@@ -156,16 +157,24 @@ def trimmed_mean(values: Tensor, trim: int, scratch: Tensor | None = None) -> Te
 
     Returns:
         (c,) float32. The kept order statistics are added in ascending order (pairwise, beyond `NETWORK_ROWS` rows on a CPU), so
-        neither the order of rows nor the number of columns matters to a bit.
+        neither the order of rows nor the number of columns matters to a bit. Where float32 does not hold the sum, it is taken
+        in float64.
 
     Example:
         >>> trimmed_mean(torch.tensor([[0.0], [1.0], [5.0], [100.0]]), 1)
         tensor([3.])
     """
+    means = trimmed_mean_within_range(values, trim, scratch)
+    return mend(means, [(slice(None), values)], lambda columns: trimmed_mean_within_range(columns, trim))
+
+
+def trimmed_mean_within_range(values: Tensor, trim: int, scratch: Tensor | None = None) -> Tensor:
+    """The same, but an infinity or NaN where the type of `values`, float32 or float64, does not hold the sum."""
     n = len(values)
     if by_sorting(values):
         kept = sorted_columns(values)[:, trim : n - trim]
-        return torch.from_numpy(kept.sum(axis=1) + np.float32(0)) / kept.shape[1]
+        with np.errstate(over="ignore", invalid="ignore"):
+            return torch.from_numpy(kept.sum(axis=1) + np.float32(0)) / kept.shape[1]
     return mean_of_ascending(order_statistics(values, trim, n - trim, scratch))
 
 

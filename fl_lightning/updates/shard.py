@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,7 +20,9 @@ from torch import Tensor
 from fl_lightning.seeding import generator
 from fl_lightning.updates.arriving import ArrivingBuckets, RowsOf
 from fl_lightning.updates.blocks import block_size
+from fl_lightning.updates.overflow import mend
 from fl_lightning.updates.pairwise_sums import PairwiseSums, gather_sums
+from fl_lightning.updates.plain import checked_malicious, checked_updates, checked_weights
 
 CACHE_ELEMENTS = 2**18
 """Elements (N x columns) that a rule works on at a time on a CPU: 1 MiB of float32, about one core's L2."""
@@ -87,20 +90,20 @@ class UpdateShard:
         self._rewritten: Tensor | None = None  # (N,) bool, whose finiteness is not known any more
 
     @classmethod
-    def from_updates(cls, updates: Tensor, weights: Tensor | None = None, malicious: Tensor | None = None) -> UpdateShard:
+    def from_updates(cls, updates: Any, weights: Any = None, malicious: Any = None) -> UpdateShard:
         """The shard of a single process that holds all updates whole; row i is client i.
 
         Args:
-            updates: (N, d), taken as float32.
-            weights: (N,), 1 each where left out.
+            updates: (N, d) tensor, array or list of rows, taken as float32.
+            weights: (N,), at least 0 and not all of them 0; 1 each where left out.
             malicious: (N,) bool, none where left out.
+
+        Raises:
+            ConfigurationError: for anything else.
         """
-        updates = updates.detach().to(torch.float32)
-        n = len(updates)
-        weights = torch.ones(n, device=updates.device) if weights is None else weights.to(updates.device, torch.float32)
-        malicious = torch.zeros(n, dtype=torch.bool) if malicious is None else malicious
-        malicious = malicious.to(updates.device)
-        return cls([updates], weights, malicious, num_coordinates=updates.shape[1], clients=torch.arange(n))
+        updates = checked_updates(updates)
+        weights, malicious = checked_weights(weights, updates), checked_malicious(malicious, updates)
+        return cls([updates], weights, malicious, num_coordinates=updates.shape[1], clients=torch.arange(len(updates)))
 
     @property
     def num_clients(self) -> int:
@@ -149,19 +152,24 @@ class UpdateShard:
             out[columns] = function(piece)
         return out
 
+    def columns(self) -> Iterator[tuple[slice, Tensor]]:
+        """Each bucket, (N, s), with its place among the S columns."""
+        at = 0
+        for bucket in self.buckets:
+            yield slice(at, at + bucket.shape[1]), bucket
+            at += bucket.shape[1]
+
     def _pieces(self, rows: int) -> Iterator[tuple[slice, Tensor]]:
         """The shard a piece (N, c) at a time, of which `rows` fit the cache, with its place among the S columns.
 
         On a GPU that is a bucket.
         """
-        at = 0
-        for bucket in self.buckets:
-            width = bucket.shape[1]
+        for columns, bucket in self.columns():
+            width, at = bucket.shape[1], columns.start
             chunk = max(1, width) if bucket.is_cuda else max(256, CACHE_ELEMENTS // max(1, rows))
             for first in range(0, width, chunk):
                 piece = bucket[:, first : first + chunk]
                 yield slice(at + first, at + first + piece.shape[1]), piece
-            at += width
 
     def rewrite(self, rows: Tensor, function: Callable[..., Tensor], *along: Tensor) -> None:
         """Replace some of the updates in place, a cache-sized piece at a time.
@@ -186,6 +194,7 @@ class UpdateShard:
 
         Rows are scaled and added one after the other, each in an operation of its own: a fused or blocked sum would round
         differently in vectorised loops and their remainders, and so with the shard's width. Rows of coefficient 0 are left out.
+        Where float32 does not hold the sum, it is taken in float64.
         """
         factors = [torch.tensor(factor, dtype=torch.float32) for factor in coefficients.tolist()]
 
@@ -196,7 +205,7 @@ class UpdateShard:
                     total += torch.mul(row, factor, out=scaled)
             return total
 
-        return self.map(added, row_by_row=True)
+        return mend(self.map(added, row_by_row=True), self.columns(), added)
 
     def mix(self, matrix: Tensor, clients: Tensor | None = None) -> UpdateShard:
         """Other updates in place of these: row j is sum_i matrix[j, i] g_i, added up in float64, block by block.

@@ -1,7 +1,7 @@
 """The trimmed mean of all updates, and the mask of their signs, in one pass over them.
 
 This is the invariant aggregator's inner loop (X. Wang, D. Dimitriadis, S. Koyejo, S. Tople, "Invariant Aggregator for Defending
-against Federated Backdoor Attacks", AISTATS 2024, https://arxiv.org/abs/2210.01834, Algorithms 1 and 2). A piece of the updates
+against Federated Backdoor Attacks", AISTATS 2024, https://arxiv.org/abs/2210.01834, Algorithm 1). A piece of the updates
 goes through the network of `order_statistics` while it is in the cache. Compiled, all of it is one loop over the columns: by
 `torch.compile` on a CPU, where that takes two to three times as long for twenty clients as reading their updates once, by
 `triton_trimming` on a GPU. All ways give the same bits.
@@ -25,8 +25,9 @@ from fl_lightning.updates.order_statistics import (
     network,
     order_statistics,
     run_network,
-    trimmed_mean,
+    trimmed_mean_within_range,
 )
+from fl_lightning.updates.overflow import mend
 from fl_lightning.updates.shard import CACHE_ELEMENTS, UpdateShard
 from fl_lightning.updates.triton_trimming import trim_kernel
 
@@ -76,6 +77,7 @@ def trimmed(shard: UpdateShard, b: int, least_votes: int | None = None) -> Trimm
         parts.append(_trim_eagerly(bucket, b, least_votes) if kernel is None or narrow else kernel(bucket))
     means, masks = zip(*parts, strict=True)
     mean = means[0] if len(means) == 1 else torch.cat(means)
+    mend(mean, shard.columns(), lambda columns: trimmed_mean_within_range(columns, b))
     return Trimmed(mean, masks[0] if len(masks) == 1 else torch.cat(masks))
 
 
@@ -89,7 +91,7 @@ def _trim_eagerly(bucket: Tensor, b: int, least_votes: int | None) -> tuple[Tens
     scratch = torch.empty(n + 1, min(columns, s)) if on_cpu and by_network else None
     for piece, of_mean, of_kept in zip(bucket.split(columns, 1), mean.split(columns), kept.split(columns), strict=True):
         if least_votes is None:
-            of_mean.copy_(trimmed_mean(piece, b, scratch))
+            of_mean.copy_(trimmed_mean_within_range(piece, b, scratch))
         else:
             for out, found in zip((of_mean, of_kept), masked_trimmed_mean(piece, b, least_votes, scratch), strict=True):
                 out.copy_(found)
@@ -98,6 +100,8 @@ def _trim_eagerly(bucket: Tensor, b: int, least_votes: int | None) -> tuple[Tens
 
 def masked_trimmed_mean(values: Tensor, b: int, least_votes: int, scratch: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Trimmed mean and mask of a piece: (N, c) float32 -> (c,) float32, 0 where masked, and (c,) bool.
+
+    The mean is not finite where float32 does not hold the sum.
 
     In ascending order a column is Q negative entries, zeros, and P positive ones. Be e = ceil((N + least) / 2). If the e-th
     entry from the end is positive, then P >= e and P - Q >= 2e - N >= least. If it is negative, then P < e, Q > N - e and
@@ -111,7 +115,7 @@ def masked_trimmed_mean(values: Tensor, b: int, least_votes: int, scratch: Tenso
     """
     n = len(values)
     if scratch is None:
-        mean, kept = trimmed_mean(values, b), _count_votes(values) >= least_votes
+        mean, kept = trimmed_mean_within_range(values, b), _count_votes(values) >= least_votes
     else:
         enough = -(-(n + least_votes) // 2)
         first, last = min(b, n - enough), max(n - b, enough)

@@ -18,6 +18,7 @@ RECORD = {
     "client_updates_per_second": 2.0,
     "world_size": 1,
     "excluded_updates": 0,
+    "refused_rounds": 0,
 }
 
 

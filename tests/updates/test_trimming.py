@@ -117,6 +117,7 @@ def test_compiled_gives_the_same_bits_at_any_width(n: int, b: int, least: int | 
     values = drawn(n, 20_000)
     values[:, 3::5] = -0.0
     values[:, 4::5] = 0.0
+    values[:, 6::11] *= 3e38 / values[:, 6::11].abs().amax(0).clamp(min=1.0)  # sums that float32 does not hold
     shard, compiled = UpdateShard.from_updates(values), UpdateShard.from_updates(values)
     compiled.compiled = True
     compiled.buckets = list(values.split([1, 1024, 8, 0, 7, 18_960], dim=1))

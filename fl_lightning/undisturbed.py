@@ -1,0 +1,204 @@
+"""A module that is as it was, whatever its forward pass changes.
+
+Ranks evaluate different batches. A forward that counts, renormalises weights or remembers what it saw would leave another
+global model on each of them, and later batches would be predicted by other models than earlier ones. So whatever a batch has
+changed is put back before the next one: parameters, buffers, and data in plain attributes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor, nn
+
+from fl_lightning.attribute_values import contents, is_data, is_immutable, refilled
+from fl_lightning.seeding import derive_seed, seed_global_generators
+
+log = logging.getLogger(__name__)
+
+MACHINERY = frozenset(vars(L.LightningModule())) - {"training"}
+"""Attributes that PyTorch and Lightning keep on modules for themselves."""
+
+INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""By size in bytes."""
+
+
+class Keepsake:
+    """What a module is like now, of which it is made so again.
+
+    Args:
+        module: the module, of whose tensors a copy is kept.
+
+    Example:
+        >>> layer = torch.nn.BatchNorm1d(2)
+        >>> kept = Keepsake(layer)
+        >>> layer.running_mean = layer.running_mean + 1
+        >>> kept.put_back(), layer.running_mean
+        (['running_mean'], tensor([0., 0.]))
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.parts = [(name, part, Attributes(part)) for name, part in module.named_modules()]
+        self.tables = [
+            (name, table, dict(table))
+            for name, part, _ in self.parts
+            for table in (part._parameters, part._buffers, part._modules)
+            if isinstance(table, dict)  # those of scripted modules are fixed
+        ]
+        self.names = {
+            tensor: f"{name}.{key}" if name else key
+            for name, part, _ in self.parts
+            for tensors in (part.named_parameters, part.named_buffers)
+            for key, tensor in tensors(recurse=False)
+        }
+        self.memories = [tensor.data for tensor in self.names]  # where values lie: `tensor.data = other` leads elsewhere
+        self.marks = self._marks()
+        self.values = self._values()
+
+    def _marks(self) -> list[tuple[int, int]]:
+        """What most ways of writing into a tensor change, and what costs next to nothing to look at."""
+        return [(-1 if tensor.is_inference() else tensor._version, tensor.data_ptr()) for tensor in self.names]
+
+    def _values(self) -> dict[torch.dtype, Tensor]:
+        """A copy of all values, those of one type side by side, as integers: NaN is then itself, and -0 is not 0."""
+        of_type = defaultdict(list)
+        for tensor in self.names:
+            of_type[tensor.dtype].append(tensor.detach().reshape(-1))
+        return {dtype: torch.cat(flat).view(INTEGERS[min(8, dtype.itemsize)]) for dtype, flat in of_type.items()}
+
+    def put_back(self, *, thoroughly: bool = False) -> list[str]:
+        """Undo all changes.
+
+        Args:
+            thoroughly: look at the tensors' values, as `tensor.data.add_(1)` shows nowhere else.
+
+        Returns:
+            The names of what had changed.
+        """
+        found = [f"{name}.{key}" if name else key for name, *tables in self.tables for key in put_entries_back(*tables)]
+        if thoroughly or found or self._marks() != self.marks:
+            found += self._put_values_back()
+        for name, part, attributes in self.parts:
+            found += [f"{name}.{key}" if name else key for key in attributes.put_back(part)]
+        return list(dict.fromkeys(found))
+
+    @torch.no_grad()
+    def _put_values_back(self) -> list[str]:
+        now, found = self._values(), []
+        same = all(torch.equal(now[dtype], values) for dtype, values in self.values.items())
+        at: dict[torch.dtype, int] = defaultdict(int)
+        for (tensor, name), memory in zip(self.names.items(), self.memories, strict=True):
+            first = at[tensor.dtype]
+            at[tensor.dtype] = end = first + tensor.numel() * max(1, tensor.element_size() // 8)
+            differs = not same and not torch.equal(now[tensor.dtype][first:end], self.values[tensor.dtype][first:end])
+            if tensor.data_ptr() != memory.data_ptr():
+                tensor.data = memory
+            if differs:
+                tensor.copy_(self.values[tensor.dtype][first:end].view(tensor.dtype).view(tensor.shape))
+                found.append(name)
+        self.marks = self._marks()
+        return found
+
+
+def put_entries_back(table: dict[str, Any], before: dict[str, Any]) -> list[str]:
+    """Which tensors or modules a module has under which names: as before; and the names that had changed."""
+    if len(table) == len(before) and all(table.get(key) is entry for key, entry in before.items()):
+        return []
+    changed = [key for key in {**before, **table} if (key in table) != (key in before) or table[key] is not before[key]]
+    table.clear()
+    table.update(before)
+    return changed
+
+
+class Attributes:
+    """The data in a module's own attributes, without what is below it."""
+
+    def __init__(self, part: nn.Module) -> None:
+        self.keys = set(vars(part)) | MACHINERY
+        self.before = {key: value for key, value in vars(part).items() if key not in MACHINERY and is_data(value)}
+        self.contents = {key: contents(value) for key, value in self.before.items() if not is_immutable(value)}
+
+    def put_back(self, part: nn.Module) -> list[str]:
+        """Undo changes, and tell the names of what had changed. What was data and no longer is, as a file, is left alone."""
+        now, found = vars(part), []
+        for key, value in self.before.items():
+            kept = self.contents.get(key)
+            if now.get(key) is value:
+                if kept is None or contents(value) == kept:
+                    continue
+            elif key in now and (not is_data(now[key]) or contents(now[key]) == (contents(value) if kept is None else kept)):
+                continue
+            now[key] = value if kept is None else refilled(value, kept)
+            found.append(key)
+        new = [key for key in now.keys() - self.keys if is_data(now[key])]
+        for key in new:
+            del now[key]
+        return found + sorted(new)
+
+
+class Undisturbed:
+    """Evaluations that leave a module as it was, with draws that depend on nothing but the batch.
+
+    Args:
+        seed: the experiment's seed.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self._keepsake: Keepsake | None = None
+        self._own_draws = ExitStack()
+        self._named: set[str] = set()
+
+    def begin(self) -> None:
+        """Before the first batch. A callback may still put other weights into the module."""
+        self._keepsake = None
+        self._own_draws.close()
+        self._own_draws.enter_context(isolate_rng())
+
+    def end(self) -> None:
+        """After the last one."""
+        self._keepsake = None
+        self._own_draws.close()
+
+    @contextmanager
+    def batch(self, module: nn.Module, trainer: L.Trainer | None, batch_idx: int, dataloader_idx: int) -> Iterator[None]:
+        """Around a batch's forward pass. Draws are keyed by the evaluation set and the batch's number in it.
+
+        Values are looked at after the first and the last batches of a set, and after all once something was found.
+        """
+        if trainer is None:  # a batch alone, in no evaluation
+            with undisturbed(module):
+                yield
+            return
+        if self._keepsake is None:
+            self._keepsake = Keepsake(module)
+        number = batch_idx * trainer.world_size + trainer.global_rank
+        seed_global_generators(derive_seed(self.seed, "evaluation", dataloader_idx, number))
+        yield
+        sizes = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
+        at_an_end = batch_idx == 0 or batch_idx + 2 >= sizes[dataloader_idx]  # a rank may have nothing in the last step
+        found = self._keepsake.put_back(thoroughly=at_an_end or bool(self._named))
+        if new := [name for name in found if name not in self._named]:
+            self._named.update(new)
+            names = ", ".join(new[:5]) + (f" and {len(new) - 5} more" if len(new) > 5 else "")
+            log.warning(
+                "evaluation changes %s of %s; that is put back after every batch, so that neither the model nor Acc depends on "
+                "who evaluates what; to change it for good do so in training_step",
+                names,
+                type(module).__name__,
+            )
+
+
+@contextmanager
+def undisturbed(module: nn.Module) -> Iterator[None]:
+    """Around anything that is to leave a module as it was."""
+    kept = Keepsake(module)
+    yield
+    kept.put_back(thoroughly=True)

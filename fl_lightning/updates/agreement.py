@@ -1,0 +1,47 @@
+"""Whether all ranks hold the same global model, as they must: each steps its own copy with what it was sent."""
+
+import hashlib
+
+import torch
+from torch import nn
+
+from fl_lightning.errors import ConfigurationError
+from fl_lightning.updates.exchange import Exchange
+from fl_lightning.updates.layout import named_state
+
+
+def check_agreement(module: nn.Module, exchange: Exchange, when: str) -> None:
+    """Compare digests of all parameters and buffers; all ranks must call it. Nothing is done where there is one rank.
+
+    Args:
+        module: the global model.
+        exchange: between the ranks.
+        when: for the message, for example "after round 3".
+
+    Raises:
+        ConfigurationError: on all ranks, if a tensor of one differs from rank 0's; it names the first.
+    """
+    if not exchange.distributed:
+        return
+    of_ranks = exchange.collect(digests(module))
+    for rank, found in enumerate(of_ranks):
+        for name in {**of_ranks[0], **found}:
+            if found.get(name) != of_ranks[0].get(name):
+                others = sum(of_ranks[0].get(n) != found.get(n) for n in {**of_ranks[0], **found}) - 1
+                raise ConfigurationError(
+                    f"{when} the ranks hold different global models: {name} of rank {rank} is not rank 0's, nor are {others} "
+                    "other tensors; a callback, an attack or the server's optimizer changes or draws something on its own on "
+                    "each rank: results of such a run mean nothing"
+                )
+
+
+def digests(module: nn.Module) -> dict[str, bytes]:
+    """16 bytes for each parameter and buffer, by name."""
+    return {name: digest(tensor) for name, tensor in named_state(module)}
+
+
+def digest(tensor: torch.Tensor) -> bytes:
+    """BLAKE2 of a tensor's type, shape and values."""
+    found = hashlib.blake2b(f"{tensor.dtype} {tuple(tensor.shape)}".encode(), digest_size=16)
+    found.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.digest()

@@ -1,0 +1,82 @@
+"""Ranks that come to hold different models say so, each of them."""
+
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from ranks import on_ranks
+from tiny import fit, tiny_federation
+
+from fl_lightning.errors import ConfigurationError
+from fl_lightning.updates.agreement import digest
+
+
+class Strays(L.Callback):
+    """Changes a weight on the last rank, in the round `at`."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.global_step == self.at and trainer.global_rank == trainer.world_size - 1:
+            with torch.no_grad():
+                pl_module.client.net[4].bias[1] += 1e-3
+
+
+class Noisy(torch.optim.SGD):
+    """Adds noise of every process's own."""
+
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad += torch.randn_like(parameter.grad)
+        return super().step(closure)
+
+
+def ended(world: int, at: int, **options: Any) -> tuple[str, int]:
+    """What a run said, and after how many rounds."""
+    federation = tiny_federation()
+    callback = Strays(at)
+    try:
+        trainer = fit(federation, devices=world, rounds=3, callbacks=[callback], **options)
+    except ConfigurationError as error:
+        return str(error), federation.global_step
+    return "", trainer.global_step
+
+
+def noisy(world: int) -> str:
+    torch.manual_seed(torch.distributed.get_rank())
+    federation = tiny_federation(server_optimizer=lambda p: Noisy(p, lr=1.0))
+    torch.manual_seed(torch.distributed.get_rank())
+    with pytest.raises(ConfigurationError) as caught:
+        fit(federation, devices=world, rounds=1)
+    return str(caught.value)
+
+
+def everything(world: int) -> list[Any]:
+    return [ended(world, 1), ended(world, 1, detect_anomaly=True), ended(world, 9, detect_anomaly=True), noisy(world)]
+
+
+def test_every_rank_ends_with_the_first_tensor_that_differs() -> None:
+    for late, early, never, drawn in on_ranks(2, everything, 2):
+        assert late[0].startswith("at the end, after 3 rounds, the ranks hold different global models: ")
+        assert late[1] == 3
+        assert early[0].startswith("after round 1 the ranks hold different global models: net.4.bias of rank 1 is not rank 0's")
+        assert early[1] == 2
+        assert never == ("", 3)
+        assert "net.0.weight of rank 1 is not rank 0's" in drawn
+
+
+def test_one_rank_has_nobody_to_compare_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fl_lightning.updates.agreement.digests", lambda _: pytest.fail("a digest"))
+    assert ended(1, 1, detect_anomaly=True) == ("", 3)
+
+
+def test_a_digest_is_of_type_shape_and_every_bit() -> None:
+    values = torch.zeros(2, 3)
+    others = [torch.zeros(3, 2), values.int(), values.double(), -values, values.bfloat16(), torch.zeros(0, 3)]
+    assert len({digest(tensor) for tensor in (values, *others)}) == 7
+    assert digest(values) == digest(torch.zeros(3, 2).T)
+    assert digest(torch.tensor(torch.nan)) == digest(torch.tensor(torch.nan))
