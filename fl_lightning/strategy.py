@@ -43,7 +43,7 @@ class FederatedStrategy(DDPStrategy):
             super()._configure_launcher()
         elif self.num_nodes > 1:
             raise ConfigurationError(
-                f"Trainer(num_nodes={self.num_nodes}) cannot be started from a notebook; write the run into a script and start it "
+                f"Trainer(num_nodes={self.num_nodes}) cannot be started from a notebook; write a script and start it "
                 "by torchrun or srun on each node"
             )
         elif self.num_processes > 1:

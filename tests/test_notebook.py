@@ -6,10 +6,10 @@ import lightning.fabric.utilities.imports
 import lightning.pytorch.trainer.connectors.accelerator_connector
 import pytest
 import torch.distributed as dist
+from tiny import fit, tiny_federation, tiny_trainer
 
 from fl_lightning import CohortSampler, ConfigurationError
 from fl_lightning.callbacks.run_record import weights_sha256
-from tiny import fit, tiny_federation, tiny_trainer
 
 
 @pytest.fixture
