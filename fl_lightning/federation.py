@@ -36,6 +36,7 @@ from fl_lightning.prediction import check_predictions, class_probabilities, pred
 from fl_lightning.resources import Compile, compiling_pays, prepare_memory
 from fl_lightning.sharded_state import Part
 from fl_lightning.strategy import FederatedStrategy
+from fl_lightning.trained import Loadable
 from fl_lightning.updates.exchange import BUCKET_BYTES, Exchange
 from fl_lightning.updates.layout import buffer_layout, clamp_variances, named_state, parameter_layout
 from fl_lightning.updates.shard import UpdateShard
@@ -54,7 +55,7 @@ class RoundObserver(Protocol):
         """
 
 
-class Federation(L.LightningModule):
+class Federation(Loadable, L.LightningModule):
     """A server, its clients, and those among them that attack.
 
     Args:
@@ -243,6 +244,10 @@ class Federation(L.LightningModule):
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor] | None:
         return self.validation_step(batch, batch_idx, dataloader_idx)
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Logits of a batch, for `Trainer.predict`."""
+        return self.predict(batch)
 
     def predict(self, batch: Any) -> Tensor:
         """Logits of the global model for a batch as `training_step` takes it."""

@@ -16,6 +16,8 @@ from fl_lightning.callbacks.run_record import weights_sha256
 def notebook(monkeypatch):
     for module in (lightning.fabric.utilities.imports, lightning.pytorch.trainer.connectors.accelerator_connector):
         monkeypatch.setattr(module, "_IS_INTERACTIVE", True)
+    for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):  # of scripts that started ranks here
+        monkeypatch.delenv(name, raising=False)
     before = dict(os.environ)
     yield
     for name in os.environ.keys() - before.keys():  # the address at which ranks met
