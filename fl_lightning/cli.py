@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import os
 import sys
 import time
-import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
 from fl_lightning.configuration import FederatedCLI, plainly
 from fl_lightning.errors import ConfigurationError
+from fl_lightning.trainers import quiet
 
 COMMANDS = {
     "sweep": "fl_lightning.experiments.command",
@@ -29,23 +28,6 @@ def fail(message: str) -> NoReturn:
         time.sleep(2)
     print(f"error: {message}", file=sys.stderr, flush=True)
     sys.exit(2)
-
-
-def quiet() -> None:
-    """Keep off the screen what does not concern a federation."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # which accelerators there are
-    for message in (
-        ".*LeafSpec.*",  # a deprecation inside Lightning
-        ".*sync_dist=True.*",  # torchmetrics has added the ranks' counts already
-        "Checkpoint directory .* exists and is not empty",  # so it is after a resume
-        ".*`tensorboardX` has been removed.*",
-        ".*does not have many workers.*",
-        ".*there is no last checkpoint available.*",  # sweeps begin as they go on
-        "LightningCLI's args parameter.*",
-        ".*`srun` command is available.*",  # on the login node of a cluster
-    ):
-        warnings.filterwarnings("ignore", message=message)
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -17,7 +17,6 @@ import lightning as L
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.environments import ClusterEnvironment, LightningEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
@@ -27,13 +26,14 @@ from torch.optim import Optimizer
 from fl_lightning import srun
 from fl_lightning.aggregators import Aggregator
 from fl_lightning.attacks import Attack
-from fl_lightning.callbacks import BackdoorMetrics, LastCheckpoint, RoundProgressBar, RunRecord
+from fl_lightning.callbacks import LastCheckpoint
 from fl_lightning.data import EdgePool, FederatedDataModule, Partition
 from fl_lightning.errors import ConfigurationError, nearest
 from fl_lightning.federation import Federation
 from fl_lightning.models import Classifier
 from fl_lightning.show_attack import show
 from fl_lightning.srun import SrunEnvironment
+from fl_lightning.trainers import TRAINER_DEFAULTS, standard_callbacks, standard_loggers
 
 T = TypeVar("T")
 
@@ -103,14 +103,7 @@ class FederatedCLI(LightningCLI):
             FederatedDataModule,
             subclass_mode_data=True,
             trainer_class=FederatedTrainer,
-            trainer_defaults={
-                "strategy": "federated",
-                "max_epochs": 300,
-                "num_sanity_val_steps": 0,
-                "log_every_n_steps": 1,
-                "enable_model_summary": False,
-                "use_distributed_sampler": False,
-            },
+            trainer_defaults=dict(TRAINER_DEFAULTS),
             seed_everything_default=0,
             parser_kwargs={"description": "Federated learning under backdoor attack.", "epilog": FURTHER},
             parser_class=Parser,
@@ -155,21 +148,11 @@ class FederatedCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         assert self.subcommand is not None
         settings = self.config[self.subcommand].trainer
-        if settings.devices == "auto":
-            kwargs = {**launched(), **kwargs}
-        started_by = launcher()
-        if started_by is not None and settings.plugins is None:
-            kwargs = {"plugins": [started_by], **kwargs}
-        extra: list[L.Callback] = [BackdoorMetrics(), RunRecord(self.resolved_config())]
-        if settings.enable_progress_bar is not False:
-            extra.append(RoundProgressBar())
-        self.trainer_defaults["callbacks"] = extra
+        kwargs = {**as_launched(settings.devices, settings.plugins), **kwargs}
+        shown = settings.enable_progress_bar is not False
+        self.trainer_defaults["callbacks"] = standard_callbacks(self.resolved_config(), progress_bar=shown)
         if settings.logger in (None, True):  # `false` logs nothing; any others are taken as they are
-            root = settings.default_root_dir or "."
-            kwargs["logger"] = [
-                TensorBoardLogger(root, name="tensorboard", default_hp_metric=False),
-                CSVLogger(root, name="csv"),
-            ]
+            kwargs["logger"] = standard_loggers(settings.default_root_dir or ".")
         try:
             return super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError) as error:
@@ -189,6 +172,13 @@ def integer_seed(seed: bool | int) -> int:
     if not 0 <= seed < 2**32:
         raise ConfigurationError(f"seed_everything must lie in [0, 2**32), got {seed}")
     return seed
+
+
+def as_launched(devices: Any, plugins: Any) -> dict[str, Any]:
+    """The Trainer's arguments that follow from who started the processes, where `devices` and `plugins` leave that open."""
+    started_by = launcher()
+    given = {} if started_by is None or plugins is not None else {"plugins": [started_by]}
+    return {**given, **(launched() if devices == "auto" else {})}
 
 
 def launched() -> dict[str, int]:

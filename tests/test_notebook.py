@@ -1,14 +1,16 @@
 """Federations in a notebook's process, which Lightning tells by Python being interactive."""
 
 import os
+from typing import Any
 
 import lightning.fabric.utilities.imports
 import lightning.pytorch.trainer.connectors.accelerator_connector
 import pytest
 import torch.distributed as dist
-from tiny import fit, tiny_federation, tiny_trainer
+from tiny import TinyClient, fit, tiny_data, tiny_federation, tiny_trainer
 
-from fl_lightning import CohortSampler, ConfigurationError
+from fl_lightning import CohortSampler, ConfigurationError, Simulation
+from fl_lightning.aggregators import FedAvg
 from fl_lightning.callbacks.run_record import weights_sha256
 
 
@@ -32,6 +34,13 @@ def test_one_device_trains_in_the_notebooks_own_process_and_several_in_forks_of_
     trainer = fit(federations[1], rounds=2, devices=2)
     assert (trainer.global_rank, trainer.world_size) == (0, 2)
     assert weights_sha256(federations[1].client) == weights_sha256(federations[0].client)
+
+
+def test_a_simulation_on_several_devices_of_a_notebook_has_a_result(notebook, tmp_path):
+    given: Any = {"folder": tmp_path, "rounds": 2, "accelerator": "cpu", "logger": False}
+    result = Simulation(TinyClient, FedAvg(), tiny_data(), cohort=CohortSampler(4, 0.0), devices=2, **given).run()
+    assert (result.record["world_size"], result.history["round"].tolist()) == (2, [1, 2])
+    assert weights_sha256(result.client) == result.record["weights_sha256"]
 
 
 def test_a_mistake_that_a_fork_finds_is_one_line(notebook):

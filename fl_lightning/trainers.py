@@ -1,0 +1,70 @@
+"""What a Trainer of federations has without being asked, from the command line and in Python alike."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+
+from fl_lightning.callbacks import BackdoorMetrics, RoundProgressBar, RunRecord
+
+TRAINER_DEFAULTS: dict[str, Any] = {
+    "strategy": "federated",
+    "max_epochs": 300,
+    "num_sanity_val_steps": 0,
+    "log_every_n_steps": 1,
+    "enable_model_summary": False,
+    "use_distributed_sampler": False,
+}
+"""Arguments of the Trainer in which federations differ from Lightning's defaults."""
+
+UNCONCERNING = (
+    ".*LeafSpec.*",  # a deprecation inside Lightning
+    ".*sync_dist=True.*",  # torchmetrics has added the ranks' counts already
+    "Checkpoint directory .* exists and is not empty",  # so it is after a resume
+    ".*`tensorboardX` has been removed.*",
+    ".*does not have many workers.*",
+    ".*there is no last checkpoint available.*",  # sweeps begin as they go on
+    "LightningCLI's args parameter.*",
+    ".*`srun` command is available.*",  # on the login node of a cluster
+)
+"""Warnings that do not concern a federation."""
+
+
+def standard_callbacks(config: dict[str, Any], *, progress_bar: bool = True) -> list[L.Callback]:
+    """Acc and ASR, the record of the run with these settings, and a bar that counts rounds; checkpoints apart."""
+    found: list[L.Callback] = [BackdoorMetrics(), RunRecord(config)]
+    return [*found, RoundProgressBar()] if progress_bar else found
+
+
+def standard_loggers(folder: str | Path) -> list[Logger]:
+    """TensorBoard and CSV, in the run's folder."""
+    return [TensorBoardLogger(folder, name="tensorboard", default_hp_metric=False), CSVLogger(folder, name="csv")]
+
+
+def quiet() -> None:
+    """Keep off the screen what does not concern a federation."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # which accelerators there are
+    for message in UNCONCERNING:
+        warnings.filterwarnings("ignore", message=message)
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """`quiet`, for a while."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        quiet()
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
