@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -161,6 +162,7 @@ def read_results(folder: Path, pool: Path) -> Results:
     if not (folder / INDEX).exists():
         raise ConfigurationError(f"{folder} is not the folder of a sweep: there is no {INDEX} in it; start one with `sweep`")
     index = json.loads((folder / INDEX).read_text())
+    check_names(index, folder / INDEX)
     rows, folders = [], []
     for cell in index["cells"]:
         for seed, run_id in cell["runs"].items():
@@ -179,6 +181,17 @@ def read_results(folder: Path, pool: Path) -> Results:
         folders=folders,
         runs=pd.DataFrame(rows),
     )
+
+
+def check_names(index: dict[str, Any], file: Path) -> None:
+    """Raise `ConfigurationError` if an axis or a run, which name files, is called otherwise than a sweep calls it."""
+    for kind, names, pattern in (
+        ("an axis", index["cells"][0]["labels"], r"\w[\w .-]*"),
+        ("a run", [run_id for cell in index["cells"] for run_id in cell["runs"].values()], r"[\w-]+"),
+    ):
+        for name in names:
+            if not re.fullmatch(pattern, name):
+                raise ConfigurationError(f"{file} calls {kind} {name!r}, which a sweep does not; `sweep` writes the file anew")
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
