@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from fl_lightning.client_logs import LogCollector, log_together
 from fl_lightning.copying import copy_each
 from fl_lightning.traced_graphs import factors_to_inputs, remove_detours, results_to_places, without_python
 
@@ -33,14 +34,7 @@ class NotRecordableError(Exception):
     """Why a module's step cannot be recorded."""
 
 
-class Logs(Protocol):
-    """Whoever is told what steps log."""
-
-    def log(self, name: str, value: Tensor) -> None:
-        """A value of one step."""
-
-
-def tell(logs: Logs, names: list[str], outputs: list[Tensor]) -> None:
+def tell(logs: LogCollector, names: list[str], outputs: list[Tensor]) -> None:
     """Log what one step logged, in its order."""
     for name, value in zip(names, outputs, strict=False):  # without names there is an output all the same
         logs.log(name, value)
@@ -59,7 +53,7 @@ class Recording(Protocol):
     patient: bool
     fixed: bool
 
-    def replay(self, states: list[list[Tensor]], batches: list[list[list[Tensor]]], logs: Sequence[Logs]) -> None:
+    def replay(self, states: list[list[Tensor]], batches: list[list[list[Tensor]]], logs: Sequence[LogCollector]) -> None:
         """Of each client a step for each of its batches, given as their leaves."""
 
 
@@ -91,7 +85,7 @@ class ScriptRecording:
         except RuntimeError as error:
             raise NotRecordableError(f"its step cannot be replayed: {str(error).strip().splitlines()[0]}") from error
 
-    def replay(self, states: list[list[Tensor]], batches: list[list[list[Tensor]]], logs: Sequence[Logs]) -> None:
+    def replay(self, states: list[list[Tensor]], batches: list[list[list[Tensor]]], logs: Sequence[LogCollector]) -> None:
         with torch.no_grad(), torch.jit.optimized_execution(False):  # the operations as they were recorded
             for state, of_client, log in zip(states, batches, logs, strict=True):
                 for outputs in self.run([*state, *self.factors], of_client):
@@ -156,13 +150,13 @@ class CudaRecording:
                 main.wait_stream(stream)
         return outputs
 
-    def replay(self, states: list[list[Tensor]], batches: list[list[list[Tensor]]], logs: Sequence[Logs]) -> None:
+    def replay(self, states: list[list[Tensor]], batches: list[list[list[Tensor]]], logs: Sequence[LogCollector]) -> None:
         places = list(chain(*self.places))
         for leaves in zip(*batches, strict=True):
             copy_each(places, list(chain(*leaves)))
             self.captured.replay()
-            for outputs, log in zip(self.outputs, logs, strict=True):
-                tell(log, self.names, [output.clone() for output in outputs])  # the next replay writes over them
+            for i, name in enumerate(self.names):
+                log_together(logs, name, [outputs[i] for outputs in self.outputs])  # the next replay writes over them
 
 
 OTHER_THREADS_GO_ON = "thread_local"

@@ -28,7 +28,7 @@ from fl_lightning.attacks.base import Attack
 from fl_lightning.callbacks import LastCheckpoint
 from fl_lightning.cohort import CohortSampler
 from fl_lightning.configuration import as_launched, integer_seed, plainly
-from fl_lightning.data.module import FederatedDataModule
+from fl_lightning.data.module import FederatedDataModule, Task
 from fl_lightning.described import describe, optimizer_of, path
 from fl_lightning.errors import ConfigurationError, nearest
 from fl_lightning.federation import Federation
@@ -189,6 +189,9 @@ class Simulation:
         model = {"client": client if "function" in client else {"init_args": {}, **client}, "seed": self.seed, **options}
         model |= {"aggregator": describe(self.aggregator), "attacks": describe(self.attacks), "cohort": describe(self.cohort)}
         data = describe(dealt_by(self.data, self.seed))
+        given_task = next((held for held in vars(self.data).values() if isinstance(held, Task)), None)
+        if "task" in data["init_args"]:  # data sets that the caller has, not a class that loads them
+            data["init_args"]["task"] = describe(given_task)
         trainer = {"max_epochs": self.rounds, "default_root_dir": str(self.folder), "devices": describe(self.devices)}
         trainer |= {"callbacks": describe(self.callbacks)} | describe(self.trainer_options)
         config = {"seed_everything": self.seed, "trainer": trainer, "model": model, "data": data}

@@ -120,6 +120,9 @@ def test_initial_weights_follow_from_the_seed_where_the_simulation_makes_the_mod
     assert digest("b") == first
     assert digest("c", seed=1) != first
     assert "initial_weights" not in written("a")
+    task = written("a")["data"]["init_args"]["task"]
+    assert (task["train"]["samples"], task["test"]["samples"], task["num_classes"]) == (207, 50, 3)
+    assert task["train"]["targets"] != task["test"]["targets"]
     one, other = TinyClient(lr=0.2), TinyClient(lr=0.2)
     before = weights_sha256(one)
     assert digest("d", client=one) != digest("e", client=other)
