@@ -10,7 +10,9 @@ from typing import Any
 import lightning.fabric.utilities.imports as environment
 import torch
 import torch.distributed as dist
+from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
+from lightning.pytorch.trainer.states import TrainerFn
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 from fl_lightning.errors import ConfigurationError
@@ -32,6 +34,12 @@ class NotebookLauncher(_MultiProcessingLauncher):
         super().__init__(strategy, start_method="fork")
 
     def launch(self, function: Callable[..., Any], *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
+        writes = trainer is not None and any(isinstance(callback, BasePredictionWriter) for callback in trainer.callbacks)
+        if trainer is not None and trainer.state.fn == TrainerFn.PREDICTING and not writes:
+            raise ConfigurationError(
+                "predictions of several devices are lost in a notebook, as the processes end that have them; predict with "
+                "Trainer(devices=1), or add a BasePredictionWriter to its callbacks"
+            )
         if dist.is_initialized():  # left by a run on one device: ranks would take it for theirs, each alone
             dist.destroy_process_group()
         try:

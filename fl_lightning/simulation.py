@@ -13,6 +13,7 @@ import os
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -122,20 +123,22 @@ class Simulation:
                 f"data must be a FederatedDataModule, got {type(data).__name__}; any two data sets make one by "
                 "FederatedDataModule.from_datasets(train, test, partition=...)"
             )
-        if not isinstance(aggregator, Aggregator) or not all(isinstance(attack, Attack) for attack in attacks):
-            raise ConfigurationError(
-                "aggregator must be a rule, such as TrimmedMean(alpha=0.25), and attacks a list of attacks, got "
-                f"{aggregator!r} and {attacks!r}"
-            )
-        if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
-            raise ConfigurationError(f"rounds must be a whole number of at least 1, got {rounds!r}")
-        if data.seed not in (0, integer_seed(seed)):
+        for name, value, kind, example in (
+            ("aggregator", [aggregator], Aggregator, "a rule, such as TrimmedMean(alpha=0.25)"),
+            ("attacks", attacks, Attack, "a list of attacks, such as [PixelTrigger(target_label=7)]"),
+            ("cohort", [cohort], CohortSampler, "a CohortSampler, such as CohortSampler(clients_per_round=10)"),
+            ("callbacks", callbacks, L.Callback, "a list of callbacks, such as [FlipRates()]"),
+            ("folder", [folder], (str, os.PathLike), 'a path, such as "runs/mine"'),
+        ):
+            if not isinstance(value, Sequence) or not all(isinstance(part, kind) for part in value):
+                raise ConfigurationError(f"{name} must be {example}, got {value!r}")
+        self.rounds, self.seed = whole("rounds", rounds), integer_seed(whole("seed", seed, least=0))
+        if data.seed not in (0, self.seed):
             raise ConfigurationError(
                 f"data have seed {data.seed}, the simulation {seed}; give the seed to the simulation alone"
             )
         self.client, self.aggregator, self.attacks, self.cohort = client, aggregator, list(attacks), cohort
-        self.data, self.folder, self.rounds, self.seed = data, Path(folder), rounds, seed
-        self.devices, self.callbacks = devices, list(callbacks)
+        self.data, self.folder, self.devices, self.callbacks = data, Path(folder), devices, list(callbacks)
         self.federation_options, self.trainer_options = sort_options(options)
 
     def run(self, *, resume: bool = False) -> Result:
@@ -214,6 +217,13 @@ def check_client(client: Any) -> None:
             f"client is called without arguments, which {name} cannot be ({error}); give functools.partial({name}, ...) with "
             "its arguments"
         ) from error
+
+
+def whole(name: str, value: Any, least: int = 1) -> int:
+    """The value as an int, after seeing that it is a whole number, NumPy's included."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ConfigurationError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    return int(value)
 
 
 def sort_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -97,6 +98,11 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
         if damaged is not None:
             raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ConfigurationError(
+            f"the checkpoint {file} holds more than tensors and plain data, of a callback's perhaps, which could be a program and "
+            "is not read; give one that was written without that callback"
+        ) from error
     except Exception as error:  # whatever may be wrong with bytes
         raise ConfigurationError(
             f"the checkpoint {file} cannot be read ({one_line(error)}); it is damaged or no checkpoint: give another one"

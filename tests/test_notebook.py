@@ -49,6 +49,12 @@ def test_a_mistake_that_a_fork_finds_is_one_line(notebook):
     assert "\n" not in str(caught.value)
 
 
+def test_predictions_that_would_be_lost_are_refused(notebook):
+    with pytest.raises(ConfigurationError, match=r"predict with Trainer\(devices=1\)"):
+        tiny_trainer(devices=2).predict(tiny_federation(), tiny_data())
+    assert len(tiny_trainer().predict(tiny_federation(), tiny_data()) or []) == 7
+
+
 def test_several_nodes_are_refused_in_a_notebook(notebook):
     with pytest.raises(ConfigurationError, match=r"num_nodes=2.*start it by torchrun"):
         tiny_trainer(num_nodes=2)

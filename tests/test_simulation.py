@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -181,19 +182,30 @@ def test_own_callbacks_stand_in_for_standard_ones(tmp_path):
         ({"default_root_dir": "x"}, r"has folder in place of default_root_dir"),
         ({"rounds": 0}, r"rounds must be a whole number of at least 1, got 0"),
         ({"rounds": 2.5}, r"rounds must be a whole number of at least 1, got 2\.5"),
-        ({"seed": -1}, r"must lie in \[0, 2\*\*32\), got -1"),
+        ({"seed": -1}, r"seed must be a whole number of at least 0, got -1"),
+        ({"seed": 1.5}, r"seed must be a whole number of at least 0, got 1\.5"),
+        ({"seed": 2**32}, r"must lie in \[0, 2\*\*32\)"),
+        ({"cohort": 10}, r"cohort must be a CohortSampler"),
+        ({"callbacks": BackdoorMetrics()}, r"callbacks must be a list"),
+        ({"attacks": PixelTrigger(target_label=1)}, r"attacks must be a list of attacks"),
         ({"client": functools.partial(ANY_CLASS, 1)}, r"client is called without arguments, which .*TinyClient.* cannot be"),
         ({"client": lambda size: None}, r"client is called without arguments.*give functools\.partial"),
         ({"client": torch.nn.Linear(6, 3)}, r"client must be a LightningModule"),
         ({"client": 3}, r"client must be a LightningModule"),
         ({"aggregator": FedAvg}, r"aggregator must be a rule, such as TrimmedMean"),
-        ({"attacks": [Median()]}, r"attacks a list of attacks"),
+        ({"attacks": [Median()]}, r"attacks must be a list of attacks"),
     ],
 )
 def test_mistakes_are_refused_at_once(given, message):
     with pytest.raises(ConfigurationError, match=message) as caught:
         simulation("run", **given)
     assert "\n" not in str(caught.value)
+
+
+def test_numbers_may_be_numpys():
+    assert simulation("run", seed=np.int64(3), rounds=np.int32(4)).config()["seed_everything"] == 3
+    with pytest.raises(ConfigurationError, match=r"folder must be a path"):
+        simulation(None)
 
 
 def test_mistakes_that_a_run_finds_are_one_line_and_leave_no_checkpoint(tmp_path):

@@ -101,6 +101,9 @@ def test_what_is_no_run_is_refused(folder, tmp_path):
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
     with pytest.raises(ConfigurationError, match=r"other\.ckpt is not a checkpoint of a federation"):
         Federation.load(tmp_path / "other.ckpt")
+    torch.save({"federation": {}, "state_dict": {}, "callbacks": {"x": Path()}}, tmp_path / "program.ckpt")
+    with pytest.raises(ConfigurationError, match=r"program\.ckpt holds more than tensors and plain data"):
+        Federation.load(tmp_path / "program.ckpt")
     with pytest.raises(ConfigurationError, match=r"Federation\.load\(path\) gives the trained client module"):
         Federation.load_from_checkpoint(str(folder / "last.ckpt"))
 
