@@ -52,8 +52,8 @@ class LogCollector:
 
 def log_together(logs: Sequence[LogCollector], name: str, values: list[Tensor]) -> None:
     """A value of a step of each of several clients, on a GPU by one launch; the values may be written over afterwards."""
-    sums = [log.sums.get(name) for log in logs]
-    if all(isinstance(total, Tensor) and total.dtype == value.dtype for total, value in zip(sums, values, strict=True)):
+    sums = [total for total in (log.sums.get(name) for log in logs) if isinstance(total, Tensor)]
+    if len(sums) == len(logs) and all(total.dtype == value.dtype for total, value in zip(sums, values, strict=True)):
         torch._foreach_add_(sums, values)
         for log in logs:
             log.counts[name] += 1

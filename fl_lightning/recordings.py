@@ -34,7 +34,14 @@ class NotRecordableError(Exception):
     """Why a module's step cannot be recorded."""
 
 
-def tell(logs: LogCollector, names: list[str], outputs: list[Tensor]) -> None:
+class Logs(Protocol):
+    """Whoever is told what steps log."""
+
+    def log(self, name: str, value: Tensor) -> None:
+        """A value of one step."""
+
+
+def tell(logs: Logs, names: list[str], outputs: list[Tensor]) -> None:
     """Log what one step logged, in its order."""
     for name, value in zip(names, outputs, strict=False):  # without names there is an output all the same
         logs.log(name, value)
@@ -53,7 +60,7 @@ class Recording(Protocol):
     patient: bool
     fixed: bool
 
-    def replay(self, states: list[list[Tensor]], batches: list[list[list[Tensor]]], logs: Sequence[LogCollector]) -> None:
+    def replay(self, states: list[list[Tensor]], batches: list[list[list[Tensor]]], logs: Sequence[Logs]) -> None:
         """Of each client a step for each of its batches, given as their leaves."""
 
 
@@ -85,7 +92,7 @@ class ScriptRecording:
         except RuntimeError as error:
             raise NotRecordableError(f"its step cannot be replayed: {str(error).strip().splitlines()[0]}") from error
 
-    def replay(self, states: list[list[Tensor]], batches: list[list[list[Tensor]]], logs: Sequence[LogCollector]) -> None:
+    def replay(self, states: list[list[Tensor]], batches: list[list[list[Tensor]]], logs: Sequence[Logs]) -> None:
         with torch.no_grad(), torch.jit.optimized_execution(False):  # the operations as they were recorded
             for state, of_client, log in zip(states, batches, logs, strict=True):
                 for outputs in self.run([*state, *self.factors], of_client):
@@ -150,13 +157,21 @@ class CudaRecording:
                 main.wait_stream(stream)
         return outputs
 
-    def replay(self, states: list[list[Tensor]], batches: list[list[list[Tensor]]], logs: Sequence[LogCollector]) -> None:
+    def replay(self, states: list[list[Tensor]], batches: list[list[list[Tensor]]], logs: Sequence[Logs]) -> None:
         places = list(chain(*self.places))
         for leaves in zip(*batches, strict=True):
             copy_each(places, list(chain(*leaves)))
             self.captured.replay()
-            for i, name in enumerate(self.names):
-                log_together(logs, name, [outputs[i] for outputs in self.outputs])  # the next replay writes over them
+            for i, name in enumerate(self.names):  # the next replay writes over the outputs
+                values, collectors = (
+                    [outputs[i] for outputs in self.outputs],
+                    [log for log in logs if isinstance(log, LogCollector)],
+                )
+                if len(collectors) == len(logs):
+                    log_together(collectors, name, values)
+                else:
+                    for log, value in zip(logs, values, strict=True):
+                        log.log(name, value.clone())
 
 
 OTHER_THREADS_GO_ON = "thread_local"

@@ -100,8 +100,8 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ConfigurationError(
-            f"the checkpoint {file} holds more than tensors and plain data, of a callback's perhaps, which could be a program and "
-            "is not read; give one that was written without that callback"
+            f"the checkpoint {file} holds more than tensors and plain data, of a callback's perhaps, which could be a program "
+            "and is not read; give one that was written without that callback"
         ) from error
     except Exception as error:  # whatever may be wrong with bytes
         raise ConfigurationError(
