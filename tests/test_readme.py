@@ -21,6 +21,15 @@ def test_python_blocks_run(block, capsys):
         assert "torch.Size([1000])" in shown
 
 
+def test_the_page_about_python_runs_from_top_to_bottom(capsys):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), flags=re.DOTALL)
+    for block in blocks:
+        exec(compile(block, "docs/python.md", "exec"), {"__name__": "page"})
+    shown = capsys.readouterr().out
+    assert "Results: runs/pixels/run.json" in shown
+    assert "torch.Size([1, 10])" in shown
+
+
 def test_the_two_commands_are_there():
     assert "pip install -e . && torchrun --nproc-per-node 2 -m fl_lightning fit --config configs/quickstart.yaml" in README
     assert "pip install -e '.[test]' && pytest -n 2" in README
