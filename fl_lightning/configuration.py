@@ -149,8 +149,7 @@ class FederatedCLI(LightningCLI):
         assert self.subcommand is not None
         settings = self.config[self.subcommand].trainer
         kwargs = {**as_launched(settings.devices, settings.plugins), **kwargs}
-        shown = settings.enable_progress_bar is not False
-        self.trainer_defaults["callbacks"] = standard_callbacks(self.resolved_config(), progress_bar=shown)
+        self.trainer_defaults["callbacks"] = standard_callbacks(self.resolved_config(), settings.as_dict())
         if settings.logger in (None, True):  # `false` logs nothing; any others are taken as they are
             kwargs["logger"] = standard_loggers(settings.default_root_dir or ".")
         try:

@@ -169,13 +169,15 @@ class Simulation:
     def trainer(self) -> L.Trainer:
         """The Trainer that a run has, with its callbacks and loggers."""
         options = {**TRAINER_DEFAULTS, "devices": self.devices, **self.trainer_options}
-        standard = standard_callbacks(self.config(), progress_bar=options.get("enable_progress_bar") is not False)
-        if options.get("enable_checkpointing") is not False:
-            standard.append(LastCheckpoint())
-        given = {type(callback) for callback in self.callbacks}
-        options["callbacks"] = [*(callback for callback in standard if type(callback) not in given), *self.callbacks]
-        if options.get("logger") in (None, True):
-            options["logger"] = standard_loggers(self.folder)
+        options["callbacks"] = [*standard_callbacks(self.config(), options, self.callbacks), *self.callbacks]
+        if options.get("barebones"):
+            options["log_every_n_steps"] = 0
+        else:
+            kept = any(type(callback) is LastCheckpoint for callback in self.callbacks)
+            if options.get("enable_checkpointing") is not False and not kept:
+                options["callbacks"].append(LastCheckpoint())
+            if options.get("logger") in (None, True):
+                options["logger"] = standard_loggers(self.folder)
         options |= as_launched(options["devices"], options.get("plugins"))
         try:
             return L.Trainer(**options | {"max_epochs": self.rounds, "default_root_dir": self.folder})

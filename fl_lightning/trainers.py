@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from fl_lightning.callbacks import BackdoorMetrics, RoundProgressBar, RunRecord
@@ -37,10 +38,21 @@ UNCONCERNING = (
 """Warnings that do not concern a federation."""
 
 
-def standard_callbacks(config: dict[str, Any], *, progress_bar: bool = True) -> list[L.Callback]:
-    """Acc and ASR, the record of the run with these settings, and a bar that counts rounds; checkpoints apart."""
+def standard_callbacks(
+    config: dict[str, Any], options: Mapping[str, Any], given: Sequence[L.Callback] = ()
+) -> list[L.Callback]:
+    """Acc and ASR, the record of the run, and a bar that counts rounds; checkpoints apart.
+
+    Args:
+        config: the run's settings, for its record.
+        options: the Trainer's arguments, by which there may be no bar.
+        given: callbacks that there are already; one of a standard one's class, or a progress bar, stands in for it.
+    """
     found: list[L.Callback] = [BackdoorMetrics(), RunRecord(config)]
-    return [*found, RoundProgressBar()] if progress_bar else found
+    shown = options.get("enable_progress_bar") is not False and not options.get("barebones")
+    if shown and not any(isinstance(callback, ProgressBar) for callback in given):
+        found.append(RoundProgressBar())
+    return [callback for callback in found if type(callback) not in map(type, given)]
 
 
 def standard_loggers(folder: str | Path) -> list[Logger]:

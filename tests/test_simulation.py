@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from lightning.pytorch.callbacks import TQDMProgressBar
 from ranks import on_ranks
 from tiny import TinyClient, tiny_data
 
@@ -169,9 +170,14 @@ def test_own_callbacks_stand_in_for_standard_ones(tmp_path):
     trainer: Any = simulation("run", callbacks=own).trainer()
     assert sum(isinstance(callback, BackdoorMetrics) for callback in trainer.callbacks) == 1
     assert [callback for callback in trainer.callbacks if isinstance(callback, LastCheckpoint)] == [own[1]]
-    simulation("bare", enable_checkpointing=False, logger=False).run()
-    assert not (tmp_path / "bare" / "last.ckpt").exists()
-    assert (tmp_path / "bare" / "run.json").exists()
+    bars = simulation("run", callbacks=[TQDMProgressBar()]).trainer().progress_bar_callback
+    assert type(bars) is TQDMProgressBar
+
+
+@pytest.mark.parametrize("given", [{"enable_checkpointing": False, "logger": False}, {"barebones": True}])
+def test_a_run_may_leave_its_record_alone(tmp_path, given):
+    assert simulation("bare", **given).run().record["finished"]
+    assert {p.name for p in (tmp_path / "bare").iterdir()} == {"run.json", "metrics.jsonl", "config.yaml", "training.lock"}
 
 
 @pytest.mark.parametrize(
