@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fl_lightning.errors import ConfigurationError
     from fl_lightning.federation import Federation
     from fl_lightning.local_training import LocalTraining
+    from fl_lightning.simulation import Simulation
     from fl_lightning.strategy import FederatedStrategy
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "LocalTraining",
     "RoundProgressBar",
     "RunRecord",
+    "Simulation",
 ]
 
 # Public names are imported when asked for: torch and Lightning take seconds, and what watches over a run needs neither.
@@ -48,6 +50,7 @@ _HOMES = {
     "FederatedStrategy": "strategy",
     "Federation": "federation",
     "LocalTraining": "local_training",
+    "Simulation": "simulation",
 }
 
 

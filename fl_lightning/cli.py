@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import os
 import signal
 import sys
@@ -11,7 +10,6 @@ import sysconfig
 import threading
 import time
 import traceback
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -21,6 +19,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from fl_lightning.configuration import FederatedCLI, configuration_error
 from fl_lightning.errors import ConfigurationError, nearest
+from fl_lightning.trainers import quiet
 
 COMMANDS = {
     "sweep": "fl_lightning.experiments.command",
@@ -72,24 +71,6 @@ def closest_to_user(frames: Sequence[traceback.FrameSummary]) -> traceback.Frame
 
 def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
-
-
-def quiet() -> None:
-    """Keep off the screen what does not concern a federation."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # which accelerators there are
-    for message in (
-        ".*LeafSpec.*",  # a deprecation inside Lightning
-        ".*sync_dist=True.*",  # torchmetrics has added the ranks' counts already
-        "Checkpoint directory .* exists and is not empty",  # so it is after a resume
-        ".*`tensorboardX` has been removed.*",
-        ".*does not have many workers.*",
-        ".*there is no last checkpoint available.*",  # sweeps begin as they go on
-        ".*`srun` command is available.*",  # on the login node of a cluster
-        ".*was called without a model.*",  # OnExceptionCheckpoint is one of Lightning's checkpoints, and nothing is resumed
-        "Using ModelCheckpoint with manual optimization.*",  # the state after the server's step is the one that is meant
-    ):
-        warnings.filterwarnings("ignore", message=message)
 
 
 def find_own_modules() -> None:

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
+import torch
 from torch import Tensor
 from torchmetrics import Metric
 
 
 class LogCollector:
-    """Takes the place of `LightningModule.log` while a client trains; keeps sums on the device, so steps never wait."""
+    """Takes the place of `LightningModule.log` while a client trains; keeps sums on a GPU, so steps never wait.
+
+    Args:
+        traced: whether what is logged is followed by a tracer, and has no values yet.
+    """
 
     plain_numbers = False  # whether some were logged that are no tensors
 
-    def __init__(self) -> None:
+    def __init__(self, *, traced: bool = False) -> None:
+        self.traced = traced
         self.sums: dict[str, Tensor | float] = {}
         self.counts: dict[str, int] = {}
         self.metrics: dict[str, Metric] = {}
@@ -26,8 +32,13 @@ class LogCollector:
         if isinstance(value, Metric):
             self.metrics[name] = value
             return
-        self.plain_numbers |= not isinstance(value, Tensor)
-        value = value.detach() if isinstance(value, Tensor) else float(value)
+        if not isinstance(value, Tensor):
+            self.plain_numbers = True
+            value = float(value)
+        elif value.is_cpu and not self.traced:  # nobody waits for it, and numbers are added in no time
+            value = value.item()
+        else:
+            value = value.detach()
         if name in self.sums:
             self.sums[name] = self.sums[name] + value
         else:  # a copy, as a tensor that the module goes on to change may be logged
@@ -39,10 +50,22 @@ class LogCollector:
         return averages | {name: float(metric.compute()) for name, metric in self.metrics.items()}
 
 
+def log_together(logs: Sequence[LogCollector], name: str, values: list[Tensor]) -> None:
+    """A value of a step of each of several clients, on a GPU by one launch; the values may be written over afterwards."""
+    sums = [total for total in (log.sums.get(name) for log in logs) if isinstance(total, Tensor)]
+    if len(sums) == len(logs) and all(total.dtype == value.dtype for total, value in zip(sums, values, strict=True)):
+        torch._foreach_add_(sums, values)
+        for log in logs:
+            log.counts[name] += 1
+    else:
+        for log, value in zip(logs, values, strict=True):
+            log.log(name, value)
+
+
 @contextmanager
-def collected_logs(module: L.LightningModule) -> Iterator[LogCollector]:
+def collected_logs(module: L.LightningModule, *, traced: bool = False) -> Iterator[LogCollector]:
     """Send `self.log` of the module to a collector."""
-    collector = LogCollector()
+    collector = LogCollector(traced=traced)
     with logs_to(module, collector.log):
         yield collector
 

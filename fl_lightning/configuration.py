@@ -14,16 +14,14 @@ from typing import Any, TypeVar
 import lightning as L
 import yaml
 from jsonargparse import Namespace
-from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.environments import ClusterEnvironment, LightningEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from rich.table import Table
 
 from fl_lightning import srun
-from fl_lightning.callbacks import BackdoorMetrics, LastCheckpoint, RoundProgressBar, RunRecord
+from fl_lightning.callbacks import LastCheckpoint
 from fl_lightning.class_settings import check_classes, named_classes, taken_out, with_settings
 from fl_lightning.command_checks import check_checkpoint, check_devices, check_folder, check_seeds
 from fl_lightning.data import FederatedDataModule
@@ -32,6 +30,7 @@ from fl_lightning.federation import Federation
 from fl_lightning.parser import Parser
 from fl_lightning.show_attack import show
 from fl_lightning.srun import SrunEnvironment
+from fl_lightning.trainers import STANDARD, TRAINER_DEFAULTS, standard_callbacks, standard_loggers
 from fl_lightning.yaml_files import MODE, as_argument
 
 T = TypeVar("T")
@@ -99,14 +98,7 @@ class FederatedCLI(LightningCLI):
             FederatedDataModule,
             subclass_mode_data=True,
             trainer_class=FederatedTrainer,
-            trainer_defaults={
-                "strategy": "federated",
-                "max_epochs": 300,
-                "num_sanity_val_steps": 0,
-                "log_every_n_steps": 1,
-                "enable_model_summary": False,
-                "use_distributed_sampler": False,
-            },
+            trainer_defaults=dict(TRAINER_DEFAULTS),
             seed_everything_default=0,
             parser_kwargs={
                 "description": "Federated learning under backdoor attack.",
@@ -168,23 +160,15 @@ class FederatedCLI(LightningCLI):
         assert self.subcommand is not None
         settings = self.made["trainer"]
         options = {**settings.as_dict(), **kwargs}
-        if settings.devices == "auto":
-            options |= launched()
-        started_by = launcher()
-        if started_by is not None and settings.plugins is None:
-            options["plugins"] = [started_by]
-        if started_by is None:
+        options |= as_launched(settings.devices, settings.plugins)
+        if launcher() is None:
             check_devices(settings.devices, settings.num_nodes)
         if settings.barebones:
             off = ("logger", "enable_progress_bar", "enable_checkpointing", "enable_model_summary")
             options |= {**dict.fromkeys(off, False), "log_every_n_steps": 0}
         elif settings.logger in (None, True):  # `false` logs nothing; any others are taken as they are
-            root = settings.default_root_dir or "."
-            if self.subcommand == "fit":
-                tensorboard = TensorBoardLogger(root, name="tensorboard", default_hp_metric=False)
-                options["logger"] = [tensorboard, CSVLogger(root, name="csv")]
-            else:  # what a checkpoint is found to be is shown; it is no further version of the run
-                options["logger"] = False
+            # What a checkpoint is found to be is shown; it is no further version of the run.
+            options["logger"] = standard_loggers(settings.default_root_dir or ".") if self.subcommand == "fit" else False
         given = settings.callbacks or []
         given = given if isinstance(given, list) else [given]
         options["callbacks"] = [*given, *self.own_callbacks(options, given)]
@@ -196,15 +180,12 @@ class FederatedCLI(LightningCLI):
     def own_callbacks(self, options: Mapping[str, Any], given: Sequence[L.Callback]) -> Iterator[L.Callback]:
         """What a command has without being asked."""
         for callback in given:
-            if type(callback) in (BackdoorMetrics, RunRecord, RoundProgressBar, LastCheckpoint):
+            if type(callback) in STANDARD:
                 name = type(callback).__name__
                 raise ConfigurationError(f"trainer.callbacks names {name}, which every command has by itself; leave it out")
         if options["enable_checkpointing"] is not False:
             yield self.made["checkpoint"]
-        yield BackdoorMetrics()
-        yield RunRecord(self.resolved_config())
-        if options["enable_progress_bar"] is not False and not any(isinstance(callback, ProgressBar) for callback in given):
-            yield RoundProgressBar()
+        yield from standard_callbacks(self.resolved_config(), options, given)
 
     def resolved_config(self) -> dict[str, Any]:
         """The configuration of this command with all defaults filled in, as plain data."""
@@ -220,6 +201,13 @@ def integer_seed(seed: bool | int | None) -> int:
     if not 0 <= seed < 2**32:
         raise ConfigurationError(f"seed_everything must lie in [0, 2**32), got {seed}")
     return seed
+
+
+def as_launched(devices: Any, plugins: Any) -> dict[str, Any]:
+    """The Trainer's arguments that follow from who started the processes, where `devices` and `plugins` leave that open."""
+    started_by = launcher()
+    given = {} if started_by is None or plugins is not None else {"plugins": [started_by]}
+    return {**given, **(launched() if devices == "auto" else {})}
 
 
 def launched() -> dict[str, int]:

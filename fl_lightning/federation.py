@@ -42,6 +42,7 @@ from fl_lightning.server_optimizer import check_server_optimizer
 from fl_lightning.server_step import take_step
 from fl_lightning.sharded_state import Part
 from fl_lightning.strategy import FederatedStrategy
+from fl_lightning.trained import Loadable
 from fl_lightning.trainer_options import check_monitors, check_trainer, make_trial
 from fl_lightning.undisturbed import Undisturbed, undisturbed
 from fl_lightning.updates.agreement import check_agreement
@@ -63,7 +64,7 @@ class RoundObserver(Protocol):
         """
 
 
-class Federation(L.LightningModule):
+class Federation(Loadable, L.LightningModule):
     """A server, its clients, and those among them that attack.
 
     Args:
@@ -251,6 +252,10 @@ class Federation(L.LightningModule):
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor] | None:
         return self.validation_step(batch, batch_idx, dataloader_idx)
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Logits of a batch, for `Trainer.predict`."""
+        return self.predict(batch)
 
     def predict(self, batch: Any) -> Tensor:
         """Logits of the global model for a batch as `training_step` takes it."""

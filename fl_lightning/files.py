@@ -22,6 +22,23 @@ class LockedError(Exception):
     """Another process holds the lock."""
 
 
+def own_file(path: Path) -> Path:
+    """The path of a run's own file, after seeing that it is one, or that nothing is there.
+
+    By a link a report would show what lies elsewhere, and a run would write there; a pipe would be waited for.
+
+    Raises:
+        ConfigurationError: it is a link, or no file.
+    """
+    if path.is_symlink():
+        raise ConfigurationError(
+            f"{path} is a link to {os.readlink(path)}; a run's files lie in its folder: put the file there"
+        )
+    if path.exists() and not path.is_file():
+        raise ConfigurationError(f"{path} is no file; a run keeps a file by that name there: move what is in its place")
+    return path
+
+
 class RoundLines:
     """Adds entries to a JSON-lines file, each round's once.
 
@@ -46,7 +63,7 @@ class RoundLines:
     """
 
     def __init__(self, path: Path, *, afresh: bool, kept: Mapping[str, Any] | None = None) -> None:
-        self.path = path
+        self.path = own_file(path)
         if afresh or not path.exists():
             path.write_text("")
         elif kept:

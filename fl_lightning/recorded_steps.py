@@ -303,8 +303,9 @@ class RecordedSteps:
                     sgd_step([cut(parameters, run)], [cut(gradients, run)], [momentum], group)
             if any(not isinstance(value, Tensor) for _, value in logged):
                 raise NotRecordableError("it logs numbers that are no tensors, which may differ from step to step")
-            # Copies, as it may log what it goes on to change.
-            return [value.detach().clone() for _, value in logged], [name for name, _ in logged]
+            # Copies, as it may log what it goes on to change; not of the loss, which would be an operation in every step.
+            values = [value.detach() if value is loss else value.detach().clone() for _, value in logged]
+            return values, [name for name, _ in logged]
 
         return step
 

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from fl_lightning.client_logs import LogCollector, log_together
 from fl_lightning.copying import copy_each
 from fl_lightning.traced_graphs import factors_to_inputs, remove_detours, results_to_places, without_python
 
@@ -161,8 +162,16 @@ class CudaRecording:
         for leaves in zip(*batches, strict=True):
             copy_each(places, list(chain(*leaves)))
             self.captured.replay()
-            for outputs, log in zip(self.outputs, logs, strict=True):
-                tell(log, self.names, [output.clone() for output in outputs])  # the next replay writes over them
+            for i, name in enumerate(self.names):  # the next replay writes over the outputs
+                values, collectors = (
+                    [outputs[i] for outputs in self.outputs],
+                    [log for log in logs if isinstance(log, LogCollector)],
+                )
+                if len(collectors) == len(logs):
+                    log_together(collectors, name, values)
+                else:
+                    for log, value in zip(logs, values, strict=True):
+                        log.log(name, value.clone())
 
 
 OTHER_THREADS_GO_ON = "thread_local"

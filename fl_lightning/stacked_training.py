@@ -293,7 +293,7 @@ class StackedTraining:
         """One client's loss; by name (2,) float32, the sum and the number of the values it logged; its buffers afterwards."""
         given = {**parameters, **buffers}
         state = {name: given[first] for name, first in self._names.items() if first in given}
-        with collected_logs(self.module) as logs:
+        with collected_logs(self.module, traced=True) as logs:
             # Torch's own way to tie weights leaves modules that have two names with the stack's tensors in them.
             loss = read_loss(functional_call(self._client, state, (batch, number), tie_weights=False))
         if loss is None or logs.metrics:

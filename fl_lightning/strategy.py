@@ -24,6 +24,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from fl_lightning import lost_ranks, sharded_state
 from fl_lightning.cores import Affinities, keep_to_own_cores, run_as_before
 from fl_lightning.errors import ConfigurationError
+from fl_lightning.notebook import NotebookLauncher, interactive
 from fl_lightning.replacing import StorageError
 from fl_lightning.restarts import meet_again, restart
 from fl_lightning.resuming import CheckpointFiles
@@ -38,7 +39,7 @@ MOST_SECONDS = 10**8
 
 
 class FederatedStrategy(DDPStrategy):
-    """Use as `Trainer(strategy="federated")`, on any number of devices and nodes.
+    """Use as `Trainer(strategy="federated")`, on any number of devices and nodes, also in a notebook.
 
     Args:
         own_cores: whether ranks on CPUs keep to their share of the node's cores (`keep_to_own_cores`).
@@ -71,7 +72,17 @@ class FederatedStrategy(DDPStrategy):
         """No wrapper, no hooks: see the module's docstring."""
 
     def _configure_launcher(self) -> None:
-        super()._configure_launcher()
+        """As DDP does but in notebooks, where one device needs no further process and several are forks of this one."""
+        assert self.cluster_environment is not None
+        if not interactive() or self._start_method != "popen" or self.cluster_environment.creates_processes_externally:
+            super()._configure_launcher()
+        elif self.num_nodes > 1:
+            raise ConfigurationError(
+                f"Trainer(num_nodes={self.num_nodes}) cannot be started from a notebook; write a script and start it "
+                "by torchrun or srun on each node"
+            )
+        elif self.num_processes > 1:
+            self._launcher = NotebookLauncher(self)
         if not isinstance(self._launcher, _SubprocessScriptLauncher):
             return
         launch = self._launcher.launch

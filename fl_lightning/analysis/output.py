@@ -12,9 +12,12 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from fl_lightning.errors import ConfigurationError
+from fl_lightning.experiments.plain_text import csv_cell
 
 DOTS_PER_INCH = 90
 
@@ -35,9 +38,9 @@ class Output:
 
     def table(self, title: str, rows: Sequence[Mapping[str, Any]], name: str | None = None) -> None:
         """Print rows of equal keys, and write them to `<name>.csv` if a name is given."""
-        table = Table(*rows[0], title=title)
+        table = Table(*map(escape, rows[0]), title=Text(title))
         for row in rows:
-            table.add_row(*(shown(value) for value in row.values()))
+            table.add_row(*(Text(shown(value)) for value in row.values()))
         Console().print(table)
         if name is not None:
             self.rows(name, rows)
@@ -45,9 +48,8 @@ class Output:
     def rows(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write rows of equal keys to `<name>.csv`."""
         with self._path(f"{name}.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerows([csv_cell(value) for value in row] for row in (rows[0], *(row.values() for row in rows)))
 
     def numbers(self, name: str, values: Any) -> None:
         """Write everything to `<name>.json`; what is no number becomes null."""

@@ -193,6 +193,11 @@ class FederatedDataModule(L.LightningDataModule):
         """The same loaders as for validation."""
         return self.val_dataloader()
 
+    def predict_dataloader(self) -> Any:
+        """The clean test set in batches, of which rank r of W has r, r + W, ...; some ranks may have one less."""
+        clean = self.val_dataloader()[0]
+        return PredictionBatches(clean.samples, clean.batch_size, clean.rank, clean.world)
+
 
 class _GivenData(FederatedDataModule):
     """A data module over data sets that the caller already has."""
@@ -253,6 +258,16 @@ class EvaluationBatches:
             indices = torch.arange(start, min(start + self.batch_size, len(self.samples)))
             targets = self.samples.targets
             yield self.samples.batch(indices), targets[indices.to(targets.device)]
+
+
+class PredictionBatches(EvaluationBatches):
+    """The batches alone, as training has them, and no `None`: nothing is added up over ranks."""
+
+    def __len__(self) -> int:
+        return len(range(self.rank, self.num_batches, self.world))
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from (item[0] for item in super().__iter__() if item is not None)
 
 
 def check_labels(targets: Tensor, num_classes: int, name: str) -> None:

@@ -1,6 +1,7 @@
 """Pictures of a sweep: Acc and ASR by round with bands over seeds, and by the value of an axis."""
 
 import io
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -41,11 +42,12 @@ def by_round(folders: Sequence[RunFolder], measure: str) -> tuple[np.ndarray, np
 
 
 def numeric_axes(results: Results) -> list[str]:
-    """Axes whose labels are all numbers, three at least."""
+    """Axes whose labels are all finite numbers, three at least."""
 
     def numeric(labels: set[str]) -> bool:
         try:
-            return len({float(label) for label in labels}) >= 3
+            numbers = {float(label) for label in labels}
+            return len(numbers) >= 3 and all(map(math.isfinite, numbers))
         except ValueError:
             return False
 

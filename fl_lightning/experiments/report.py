@@ -9,10 +9,11 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fl_lightning.experiments.figures import curves, numeric_axes, same_bytes, sensitivity, svg
+from fl_lightning.experiments.plain_text import as_csv, markdown_cell
 from fl_lightning.experiments.results import Results, records
 from fl_lightning.experiments.run_folder import RunFolder, State
 from fl_lightning.experiments.tables import latex, markdown, table
-from fl_lightning.files import write_whole
+from fl_lightning.files import own_file, write_whole
 
 FILES = ("report.html", "table.md", "table.tex", "cells.csv", "runs.csv", "times.csv")
 """What a report consists of. All but `times.csv` depend on the runs' results alone, so the same results give the same bytes."""
@@ -39,10 +40,10 @@ def write_report(results: Results, folder: Path) -> list[Path]:
         cell_curves = [svg(curves(results.group(cell), "")) for cell in range(len(shown))]
         sensitivities = {axis: svg(sensitivity(results, axis)) for axis in numeric_axes(results)}
     written = {
-        "table.md": f"# {results.title}\n\n{markdown(shown)}\n",
+        "table.md": f"# {markdown_cell(results.title)}\n\n{markdown(shown)}\n",
         "table.tex": latex(shown, results.title),
-        "cells.csv": results.cells.to_csv(index=False, lineterminator="\n"),
-        "runs.csv": results.runs.to_csv(index=False, lineterminator="\n"),
+        "cells.csv": as_csv(results.cells),
+        "runs.csv": as_csv(results.runs),
         "times.csv": times(results),
         "report.html": page(results, shown, cell_curves, sensitivities),
     }
@@ -81,7 +82,7 @@ def page(results: Results, shown: pd.DataFrame, cell_curves: list[str], sensitiv
 def configurations(folders: list[RunFolder]) -> Iterator[dict[str, str]]:
     """Folder, state, digest of the final weights and settings of each run."""
     for folder in folders:
-        config = folder.config.read_text() if folder.config.exists() else ""
+        config = own_file(folder.config).read_text(errors="replace") if folder.config.exists() else ""
         digest = folder.record.get("weights_sha256") or ""
         yield {"id": folder.path.name, "state": str(folder.state), "digest": digest, "config": config}
 
@@ -107,4 +108,4 @@ def times(results: Results) -> str:
         row |= {f"{phase}_seconds": seconds for phase, seconds in record.get("seconds", {}).items()}
         row |= {name: record.get(name) for name in ("client_updates_per_second", "peak_memory_bytes", "world_size")}
         rows.append(row)
-    return pd.DataFrame(rows).to_csv(index=False, lineterminator="\n")
+    return as_csv(pd.DataFrame(rows))

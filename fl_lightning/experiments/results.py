@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -166,6 +167,7 @@ def read_results(folder: Path, pool: Path) -> Results:
         ConfigurationError: the folder is not that of a sweep, or its index is damaged.
     """
     index = read_index(folder)
+    check_names(index, folder / INDEX)
     rows, folders = [], []
     for cell in index["cells"]:
         for seed, run_id in cell["runs"].items():
@@ -216,6 +218,17 @@ def number(value: Any) -> float:
 def count(value: Any) -> int:
     """A value of a record as a number of something, 0 if it is none."""
     return int(value) if isinstance(value, (int, float)) and math.isfinite(value) else 0
+
+
+def check_names(index: dict[str, Any], file: Path) -> None:
+    """Raise `ConfigurationError` if an axis or a run, which name files, is called otherwise than a sweep calls it."""
+    for kind, names, pattern in (
+        ("an axis", index["cells"][0]["labels"], r"\w[\w .-]*"),
+        ("a run", [run_id for cell in index["cells"] for run_id in cell["runs"].values()], r"[\w-]+"),
+    ):
+        for name in names:
+            if not re.fullmatch(pattern, name):
+                raise ConfigurationError(f"{file} calls {kind} {name!r}, which a sweep does not; `sweep` writes the file anew")
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:

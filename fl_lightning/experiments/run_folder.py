@@ -11,7 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from fl_lightning.files import TRAINING_LOCK, LockedError, locked, read_json, read_lines, take_lock, write_whole
+from fl_lightning.files import TRAINING_LOCK, LockedError, locked, own_file, read_json, read_lines, take_lock, write_whole
 
 BEAT_SECONDS = 15.0
 """Time between two signs of life of a run."""
@@ -62,17 +62,17 @@ class RunFolder:
     @property
     def record(self) -> dict[str, Any]:
         """`run.json`, empty if there is none."""
-        return read_json(self.path / "run.json")
+        return read_json(own_file(self.path / "run.json"))
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
         """The evaluations so far, in order."""
-        return read_lines(self.path / "metrics.jsonl")
+        return read_lines(own_file(self.path / "metrics.jsonl"))
 
     @property
     def status(self) -> dict[str, Any]:
         """The last attempt; empty before the first."""
-        return read_json(self.path / "status.json")
+        return read_json(own_file(self.path / "status.json"))
 
     @property
     def finished(self) -> bool:

@@ -1,17 +1,13 @@
-"""A sweep's results as Markdown, LaTeX and CSV."""
+"""A sweep's results as Markdown and LaTeX."""
 
 import math
 from typing import Any
 
 import pandas as pd
 
+from fl_lightning.experiments.plain_text import latex_cell, markdown_cell
 from fl_lightning.experiments.results import AVERAGED, Results, records
 from fl_lightning.experiments.run_folder import State
-
-LATEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}"} | {
-    "^": r"\textasciicircum{}",
-    "\\": r"\textbackslash{}",
-}
 
 
 def table(results: Results) -> pd.DataFrame:
@@ -86,7 +82,7 @@ def markdown(frame: pd.DataFrame) -> str:
     """
 
     def line(values: list[str]) -> str:
-        return "| " + " | ".join(value.replace("|", r"\|") for value in values) + " |"
+        return "| " + " | ".join(markdown_cell(value) for value in values) + " |"
 
     rows = [[str(value) for value in row] for row in frame.to_numpy().tolist()]
     return "\n".join([line(list(frame.columns)), line(["---"] * len(frame.columns)), *map(line, rows)])
@@ -94,14 +90,14 @@ def markdown(frame: pd.DataFrame) -> str:
 
 def latex(frame: pd.DataFrame, caption: str) -> str:
     """A `table` with booktabs rules."""
-    lines = [[escape(str(value)) for value in row] for row in [list(frame.columns), *frame.to_numpy().tolist()]]
+    lines = [[latex_cell(str(value)) for value in row] for row in [list(frame.columns), *frame.to_numpy().tolist()]]
     # A row that begins with [ or * would be read as the argument of the line break before it.
     head, *body = ["{}" * row[0].startswith(("[", "*")) + " & ".join(row) + r" \\" for row in lines]
     return "\n".join(
         [
             r"\begin{table}",
             r"\centering",
-            rf"\caption{{{escape(caption)}}}",
+            rf"\caption{{{latex_cell(caption)}}}",
             rf"\begin{{tabular}}{{{'l' * len(frame.columns)}}}",
             r"\toprule",
             head,
@@ -113,12 +109,3 @@ def latex(frame: pd.DataFrame, caption: str) -> str:
             "",
         ]
     )
-
-
-def escape(text: str) -> str:
-    """Text with the characters that LaTeX reads as commands made plain.
-
-    >>> escape("50% of a_b")
-    '50\\\\% of a\\\\_b'
-    """
-    return "".join(LATEX.get(character, character) for character in text)

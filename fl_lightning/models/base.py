@@ -18,9 +18,9 @@ from torch.optim import Optimizer
 
 
 class Classifier(L.LightningModule):
-    """A client that learns to classify by cross entropy; a subclass gives `forward`.
+    """A client that learns to classify by cross entropy, which it logs as `loss`; a subclass gives `forward`.
 
-    Nothing is logged and nothing is read back from the device in a step, so that a GPU never waits.
+    Nothing is read back from a GPU in a step, so that it never waits.
 
     A subclass whose step depends on nothing but parameters, buffers and the batch may say so by `recordable = True` in its own
     body; local training may then record its steps and replay them (`model.local.executor: auto`).
@@ -66,7 +66,9 @@ class Classifier(L.LightningModule):
             The loss, a scalar tensor.
         """
         inputs, targets = batch
-        return F.cross_entropy(self(inputs), targets)
+        loss = F.cross_entropy(self(inputs), targets)
+        self.log("loss", loss)
+        return loss
 
     def configure_optimizers(self) -> Optimizer:
         """A fresh optimizer over the trainable parameters."""

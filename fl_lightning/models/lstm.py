@@ -98,4 +98,6 @@ class LSTM(Classifier):
         if self.head.out_features > 1:
             return super().training_step(batch, batch_idx)
         inputs, targets = batch
-        return F.binary_cross_entropy_with_logits(self(inputs).squeeze(1), targets.float())
+        loss = F.binary_cross_entropy_with_logits(self(inputs).squeeze(1), targets.float())
+        self.log("loss", loss)
+        return loss

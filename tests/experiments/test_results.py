@@ -191,7 +191,7 @@ def test_markdown_and_latex_escape_what_they_would_read_as_their_own():
     assert markdown(frame).splitlines()[2] == r"| a\|b_c & 50% | 3 |"
     assert r"\midrule" + "\n{}[5, 10]" in latex(pd.DataFrame({"rule": ["[5, 10]"]}), "x")
     text = latex(frame, "x_y")
-    assert r"a|b\_c \& 50\% & 3 \\" in text
+    assert r"a\textbar{}b\_c \& 50\% & 3 \\" in text
     assert r"\caption{x\_y}" in text
     assert text.count(r"\begin") == text.count(r"\end") == 2
 

@@ -1,0 +1,123 @@
+"""Objects as plain data, for the record of a run that was put together in Python: class and arguments, as in YAML."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import inspect
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+DEPTH = 8
+"""How far objects are followed into what they hold, which may lead back to themselves."""
+
+OF_EVERY_MODULE = {"training", "prepare_data_per_node", "allow_zero_length_dataloader_with_multiple_devices"}
+
+UNKNOWN = object()
+
+
+def describe(value: Any, depth: int = DEPTH) -> Any:
+    """A value as JSON and YAML can hold it.
+
+    Of an object: its class, and those arguments of the constructor that it keeps, in itself or in one of its parts. Where some
+    are not to be found, `holds` tells what it holds in their place. Tensors are told by a digest, data sets by their length
+    and their classes, functions by their names.
+
+    Example:
+        >>> from fl_lightning.aggregators import Invariant
+        >>> describe(Invariant(tau=0.5))["init_args"]["tau"]
+        0.5
+    """
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, (os.PathLike, torch.dtype, torch.device)):
+        return str(value)
+    if isinstance(value, (Tensor, np.ndarray)):
+        return digest(torch.as_tensor(value))
+    if depth == 0:
+        return {"class_path": path(type(value))}
+    if isinstance(value, Mapping):
+        return {str(key): describe(entry, depth - 1) for key, entry in value.items()}
+    if type(value) in (list, tuple, set, frozenset, range):
+        return [describe(entry, depth - 1) for entry in value]
+    if isinstance(value, functools.partial):
+        given = describe(value.keywords, depth - 1)
+        return {"class_path": path(value.func), "init_args": given} | ({"args": describe(value.args)} if value.args else {})
+    if isinstance(value, type):
+        return {"class_path": path(value)}
+    if inspect.isroutine(value):
+        return {"function": path(value)} | ({"of": describe(value.__self__, depth - 1)} if inspect.ismethod(value) else {})
+    if isinstance(value, Optimizer):
+        return {"class_path": path(type(value)), "init_args": describe(value.defaults, depth - 1)}
+    if dataclasses.is_dataclass(value):
+        return {field.name: describe(getattr(value, field.name), depth - 1) for field in dataclasses.fields(value)}
+    return of_object(value, depth)
+
+
+def of_object(value: Any, depth: int) -> dict[str, Any]:
+    """Class and arguments of an object; of a data set its length and a digest of its classes too."""
+    found = {name: kept(value, name) for name in parameters(type(value))}
+    init_args = {name: describe(argument, depth - 1) for name, argument in found.items() if argument is not UNKNOWN}
+    described: dict[str, Any] = {"class_path": path(type(value)), "init_args": init_args}
+    if len(init_args) < len(found):
+        others = attributes(value).keys() - found.keys() - OF_EVERY_MODULE
+        described["holds"] = {name: describe(attributes(value)[name], depth - 1) for name in sorted(others) if name[0] != "_"}
+    if hasattr(value, "__getitem__") and hasattr(value, "__len__") and not isinstance(value, nn.Module):
+        described["samples"] = len(value)
+        if isinstance(getattr(value, "targets", None), Tensor):
+            described["targets"] = digest(value.targets)["sha256"]
+    return described
+
+
+def parameters(cls: type) -> list[str]:
+    """The names of a constructor's arguments."""
+    try:
+        found = inspect.signature(cls).parameters.values()
+    except (TypeError, ValueError):  # made in C
+        return []
+    return [p.name for p in found if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+
+
+def kept(value: Any, name: str) -> Any:
+    """What an object keeps under a name: as a hyperparameter, in itself, or in one of its parts."""
+    hyperparameters = getattr(value, "_hparams", None)
+    if isinstance(hyperparameters, Mapping) and name in hyperparameters:
+        return hyperparameters[name]
+    places = [value, *(part for part in attributes(value).values() if hasattr(part, "__dict__"))]
+    wanted = [(attributes(place), called) for place in places for called in (name, f"_{name}")]
+    return next((place[called] for place, called in wanted if called in place), UNKNOWN)
+
+
+def attributes(value: Any) -> dict[str, Any]:
+    """An object's own attributes, a module's parts among them."""
+    found = dict(vars(value)) if hasattr(value, "__dict__") and not isinstance(value, type) else {}
+    return {**found, **found.get("_modules", {})}
+
+
+def path(thing: Callable[..., Any]) -> str:
+    """Where a class or function is imported from."""
+    named: Any = thing if hasattr(thing, "__qualname__") else type(thing)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def digest(tensor: Tensor) -> dict[str, Any]:
+    """Type, shape and SHA-256 of a tensor's values."""
+    content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return {"dtype": str(tensor.dtype), "shape": list(tensor.shape), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def optimizer_of(make: Callable[..., Any]) -> Any:
+    """Class and settings of the optimizer that a function makes of parameters; the function's name if it makes none of one."""
+    try:
+        return describe(make([nn.Parameter(torch.zeros(1))]))
+    except Exception:  # it wants parameters of the model's own
+        return describe(make)

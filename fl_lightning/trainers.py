@@ -1,0 +1,86 @@
+"""What a Trainer of federations has without being asked, from the command line and in Python alike."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+
+from fl_lightning.callbacks import BackdoorMetrics, LastCheckpoint, RoundProgressBar, RunRecord
+
+STANDARD = (BackdoorMetrics, RunRecord, RoundProgressBar, LastCheckpoint)
+"""Callbacks that are there without being asked for."""
+
+TRAINER_DEFAULTS: dict[str, Any] = {
+    "strategy": "federated",
+    "max_epochs": 300,
+    "num_sanity_val_steps": 0,
+    "log_every_n_steps": 1,
+    "enable_model_summary": False,
+    "use_distributed_sampler": False,
+}
+"""Arguments of the Trainer in which federations differ from Lightning's defaults."""
+
+UNCONCERNING = (
+    ".*LeafSpec.*",  # a deprecation inside Lightning
+    ".*sync_dist=True.*",  # torchmetrics has added the ranks' counts already
+    "Checkpoint directory .* exists and is not empty",  # so it is after a resume
+    ".*`tensorboardX` has been removed.*",
+    ".*does not have many workers.*",
+    ".*there is no last checkpoint available.*",  # sweeps begin as they go on
+    ".*`srun` command is available.*",  # on the login node of a cluster
+    ".*was called without a model.*",  # OnExceptionCheckpoint is one of Lightning's checkpoints, and nothing is resumed
+    "Using ModelCheckpoint with manual optimization.*",  # the state after the server's step is the one that is meant
+)
+"""Warnings that do not concern a federation."""
+
+
+def standard_callbacks(
+    config: dict[str, Any], options: Mapping[str, Any], given: Sequence[L.Callback] = ()
+) -> list[L.Callback]:
+    """Acc and ASR, the record of the run, and a bar that counts rounds; checkpoints apart.
+
+    Args:
+        config: the run's settings, for its record.
+        options: the Trainer's arguments, by which there may be no bar.
+        given: callbacks that there are already; one of a standard one's class, or a progress bar, stands in for it.
+    """
+    found: list[L.Callback] = [BackdoorMetrics(), RunRecord(config)]
+    shown = options.get("enable_progress_bar") is not False and not options.get("barebones")
+    if shown and not any(isinstance(callback, ProgressBar) for callback in given):
+        found.append(RoundProgressBar())
+    return [callback for callback in found if type(callback) not in map(type, given)]
+
+
+def standard_loggers(folder: str | Path) -> list[Logger]:
+    """TensorBoard and CSV, in the run's folder."""
+    return [TensorBoardLogger(folder, name="tensorboard", default_hp_metric=False), CSVLogger(folder, name="csv")]
+
+
+def quiet() -> None:
+    """Keep off the screen what does not concern a federation."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # which accelerators there are
+    for message in UNCONCERNING:
+        warnings.filterwarnings("ignore", message=message)
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """`quiet`, for a while."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        quiet()
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
