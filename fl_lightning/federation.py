@@ -25,13 +25,15 @@ from torch import Tensor
 from fl_lightning import sharded_state
 from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.attacks.base import Attack, Broadcast, Knowledge, stamped_sets
+from fl_lightning.client_checks import check_client, check_kind
 from fl_lightning.client_logs import average_logs
 from fl_lightning.clients import Clients
 from fl_lightning.cohort import Cohort, CohortSampler
 from fl_lightning.data.module import FederatedDataModule
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.fresh_memory import unfilled
-from fl_lightning.local_training import LocalTraining, check_client
+from fl_lightning.lightning_modules import ClientModule, attach
+from fl_lightning.local_training import LocalTraining
 from fl_lightning.prediction import check_predictions, class_probabilities, predict, predicted_classes
 from fl_lightning.resources import Compile, compiling_pays, prepare_memory
 from fl_lightning.sharded_state import Part
@@ -84,7 +86,7 @@ class Federation(L.LightningModule):
 
     def __init__(
         self,
-        client: L.LightningModule,
+        client: ClientModule,
         aggregator: Aggregator,
         attacks: Sequence[Attack] = (),
         cohort: CohortSampler = CohortSampler(),  # noqa: B008  frozen
@@ -96,6 +98,7 @@ class Federation(L.LightningModule):
         compile_rules: Compile = "auto",
     ) -> None:
         super().__init__()
+        check_kind(client)
         if buffers not in ("trimmed", "mean", "keep"):
             raise ConfigurationError(f"model.buffers must be trimmed, mean or keep, got {buffers!r}")
         if compile_rules not in get_args(Compile):
@@ -270,6 +273,11 @@ class Federation(L.LightningModule):
                 f"Trainer(precision={self.trainer.precision!r}) would aggregate in that precision; leave it at 32-true and set "
                 "model.local.precision for the clients' training"
             )
+        if getattr(self.trainer.strategy, "_layer_sync", None) is not None:
+            raise ConfigurationError(
+                "Trainer(sync_batchnorm=True) would mix the batches of clients that different ranks train; leave it at False"
+            )
+        attach(self.client, self.trainer, device)
         self.check(data)
         self.local.warn_of_slow_precision(device)
         self.parameters_layout = parameter_layout(self.client)
@@ -312,8 +320,8 @@ class Federation(L.LightningModule):
                 f"{type(self.aggregator).__name__} needs clean samples of the server's own; set data.root, for example "
                 "{samples: 100}, to keep some training samples from the clients"
             )
+        check_client(self.client, data.sizes, self.local, data.train)
         self.aggregator.check_model(parameter_layout(self.client).sizes)
-        check_client(self.client, data.sizes)
         try:
             self.configure_optimizers()
         except (TypeError, ValueError) as error:

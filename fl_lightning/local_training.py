@@ -19,7 +19,6 @@ import lightning as L
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import Metric
@@ -27,6 +26,7 @@ from torchmetrics import Metric
 from fl_lightning.client_logs import LogCollector, collected_logs
 from fl_lightning.data.base import Samples
 from fl_lightning.errors import ConfigurationError
+from fl_lightning.structure import Structure
 
 log = logging.getLogger(__name__)
 
@@ -141,6 +141,7 @@ class LocalTraining:
         reset_metrics(parts)
         if not all(part.training for part in parts):  # to see that takes a third of `train`'s time
             module.train()
+        structure = Structure(parts) if stepper is None else None
         parameters = [p for p in module.parameters() if p.requires_grad]
         device = parameters[0].device
         optimizer, scheduler = read_optimizers(module.configure_optimizers())
@@ -150,7 +151,7 @@ class LocalTraining:
         step = epoch_number = 0
         if stepper is not None:
             stepper.begin(optimizer)
-        with collected_logs(module) as logs:
+        with collected_logs(module, parts) as logs:
             for order, sizes in epoch_batches(len(samples), epochs, self.batch_size, generator, device):
                 for given in samples.batches(order, sizes[: steps - step], generator):
                     batch = resident(given, device)
@@ -179,6 +180,8 @@ class LocalTraining:
                     break
             if stepper is not None:
                 stepper.catch_up(logs)
+        if structure is not None:
+            structure.check(module)
         for parameter in parameters:
             parameter.grad = None
         return logs.averages()
@@ -303,31 +306,6 @@ def read_optimizers(configured: Any) -> tuple[Optimizer, LocalScheduler]:
             f"a scheduler's interval must be step or epoch and its frequency at least 1, got {interval!r} and {frequency}"
         )
     return optimizers[0], LocalScheduler(given["scheduler"], interval, frequency)
-
-
-def check_client(module: L.LightningModule, sizes: Tensor) -> None:
-    """Raise `ConfigurationError` if local training cannot train the module on clients of these sizes ((n,) int64)."""
-    if not module.automatic_optimization:
-        raise ConfigurationError(
-            f"the client {type(module).__name__} asks for manual optimization; local training takes modules with one "
-            "optimizer and automatic_optimization = True"
-        )
-    try:
-        optimizer, _ = read_optimizers(module.configure_optimizers())
-    except (TypeError, ValueError) as error:
-        if isinstance(error, ConfigurationError):
-            raise
-        raise ConfigurationError(f"configure_optimizers of the client {type(module).__name__} failed: {error}") from error
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise ConfigurationError("LBFGS evaluates the loss several times a step, which local training does not do")
-    if sizes.min() < 2 and any(isinstance(part, _BatchNorm) for part in module.modules()):
-        raise ConfigurationError(
-            f"client {int(sizes.argmin())} holds {int(sizes.min())} sample, and BatchNorm cannot train on a single one; give "
-            "every client at least two (min_samples of a Dirichlet partition), or use another norm"
-        )
-    unused = [name for name in UNUSED_HOOKS if getattr(type(module), name) is not getattr(L.LightningModule, name)]
-    if unused:
-        log.warning("local training does not call these hooks of the client %s: %s", type(module).__name__, ", ".join(unused))
 
 
 def reset_metrics(parts: list[nn.Module]) -> None:

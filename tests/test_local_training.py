@@ -11,7 +11,7 @@ from torch import nn
 
 from fl_lightning.data import MapSamples, TensorSamples
 from fl_lightning.errors import ConfigurationError
-from fl_lightning.local_training import LocalTraining, check_client, epoch_batches, read_loss, read_optimizers
+from fl_lightning.local_training import LocalTraining, epoch_batches, read_loss, read_optimizers
 
 CPU = torch.device("cpu")
 
@@ -206,14 +206,7 @@ def test_every_form_of_configure_optimizers_is_read(configure, scheduled):
 )
 def test_optimizers_that_cannot_work_are_refused(configure, message):
     with pytest.raises(ConfigurationError, match=message):
-        check_client(Client(configure=configure), torch.tensor([5]))
-
-
-def test_manual_optimization_is_refused():
-    client = Client()
-    client.automatic_optimization = False
-    with pytest.raises(ConfigurationError, match="manual optimization"):
-        check_client(client, torch.tensor([5]))
+        read_optimizers(configure(Client()))
 
 
 def test_an_output_without_a_loss_is_refused():

@@ -24,7 +24,8 @@ from fl_lightning.configuration import build, resolve
 from fl_lightning.data.base import Samples, join
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.federation import Federation
-from fl_lightning.prediction import is_one_logit, predict
+from fl_lightning.outputs import is_one_logit
+from fl_lightning.prediction import predict
 from fl_lightning.updates.layout import Snapshot
 
 T = TypeVar("T")
