@@ -152,12 +152,18 @@ def make_optimizer(client: L.LightningModule, name: str) -> Optimizer:
         return read_optimizers(client.configure_optimizers())[0]
     except ConfigurationError:
         raise
-    except (TypeError, ValueError) as error:
-        raise ConfigurationError(f"configure_optimizers of {name} failed: {error}") from error
+    except Exception as error:  # of the user's own
+        reason = " ".join(str(error).split())
+        raise ConfigurationError(f"configure_optimizers of {name} failed: {reason} ({type(error).__name__})") from error
 
 
 def check_optimizer(client: L.LightningModule, optimizer: Optimizer, name: str) -> None:
-    """The optimizer changes parameters of the module and no others, and is a new one for every client."""
+    """The optimizer changes parameters of the module and no others, by its `step`, and is a new one for every client."""
+    if inspect.unwrap(type(optimizer).step) is inspect.unwrap(Optimizer.step):
+        raise ConfigurationError(
+            f"the optimizer {type(optimizer).__name__} of {name} has no step(), by which local training trains (it may fuse it "
+            "with the backward pass); use another"
+        )
     own = {id(parameter) for parameter in client.parameters()}
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     strangers = sum(id(parameter) not in own for parameter in held)
@@ -166,7 +172,8 @@ def check_optimizer(client: L.LightningModule, optimizer: Optimizer, name: str) 
             f"the optimizer of {name} holds {strangers} of {len(held)} tensors that are not the module's parameters, so that "
             "what it learns there would never be reported; make it of self.parameters()"
         )
-    if not any(parameter.requires_grad for parameter in held):
+    trainable = any(parameter.requires_grad for parameter in client.parameters())
+    if trainable and not any(parameter.requires_grad for parameter in held):
         raise ConfigurationError(
             f"the optimizer of {name} holds none of its trainable parameters; make it of self.parameters()"
         )

@@ -45,7 +45,16 @@ def predict(module: L.LightningModule, batch: Any) -> Tensor:
             f"batches are of type {type(batch).__name__}, not (inputs, targets); give {type(module).__name__} a "
             "predict_step(batch, batch_idx) that returns logits"
         )
-    return logits.reshape(1) if logits.ndim == 0 else logits  # of one sample, whose axes were squeezed
+    return logits if logits.ndim > 1 else with_batch_axis(logits, batch)
+
+
+def with_batch_axis(logits: Tensor, batch: Any) -> Tensor:
+    """Logits () or (C,) of a batch of one sample, as models with a `squeeze()` give them, as (1,) or (1, C)."""
+    if logits.ndim == 0:
+        return logits.reshape(1)
+    targets = batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
+    alone = isinstance(targets, Tensor) and targets.shape[:1] == (1,)
+    return logits[None] if alone and len(logits) != 1 else logits
 
 
 @cache

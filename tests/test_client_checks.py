@@ -101,6 +101,11 @@ class KeepsItsOptimizer(Client):
         return self.sgd
 
 
+class Stepless(torch.optim.Optimizer):
+    def __init__(self, client: Client) -> None:
+        super().__init__(client.parameters(), {})
+
+
 class Manual(Client):
     def __init__(self) -> None:
         super().__init__()
@@ -136,6 +141,7 @@ def sgd_of_a_copy(client: Client) -> torch.optim.Optimizer:
         (Client(nn.SyncBatchNorm(6)), "has a SyncBatchNorm, which would mix clients"),
         (Client(configure=sgd_of_a_copy), "holds 2 of 2 tensors that are not the module's parameters"),
         (Client(configure=lambda c: torch.optim.SGD([torch.zeros(1)], lr=1.0)), "holds 1 of 1 tensors that are not"),
+        (Client(configure=Stepless), "the optimizer Stepless of the client Client has no step"),
         (KeepsItsOptimizer(), "returns one and the same optimizer every time"),
         (Client(configure=lambda c: torch.optim.SGD(c.parameters(), lr=-1.0)), "configure_optimizers of .* failed: Invalid"),
         (Client(configure=lambda c: torch.optim.SGD([])), "configure_optimizers of .* failed: optimizer got an empty"),

@@ -43,6 +43,8 @@ def check(net: L.LightningModule, data: TensorSamples | None = None, classes: in
         lambda z: z.masked_fill(torch.tensor([False, False, True]), -torch.inf),
         lambda z: z.bfloat16(),
         lambda z: z.detach(),
+        lambda z: z.squeeze(),
+        lambda z: {"logits": z.squeeze()},
     ],
 )
 def test_logits_raise_no_questions(output, caplog):
@@ -62,7 +64,6 @@ def test_logits_raise_no_questions(output, caplog):
         (lambda z: z[:, 0] > 0, 2, 2, "torch.bool, which are classes"),
         (lambda z: (z, z), 3, 3, r"returns a tuple of 0: shape \(2, 3\), 1: shape \(2, 3\)"),
         (lambda z: z * torch.nan, 3, 3, "predicts NaN for the first 2 samples before any training"),
-        (lambda z: z.squeeze(0), 3, 3, r"of shape \(3,\) for one.*keep the batch's axis"),
         (lambda z: torch.sigmoid(z), 1, 2, "one output after a sigmoid, but predictions are split at a logit of 0"),
         (lambda z: torch.sigmoid(z).squeeze(1), 1, 2, "one output after a sigmoid"),
         (lambda z: {"logits": nn.Sigmoid()(z)[:, 0]}, 1, 2, "one output after a sigmoid"),
@@ -146,6 +147,29 @@ def test_predict_step_is_given_what_it_takes(arguments):
     net = type("Own", (Net,), {"predict_step": methods["predict_step"]})()
     batch = samples(5).batch(torch.arange(5))
     assert torch.equal(predict(net, batch), net.layer(batch[0]))
+
+
+def test_a_batch_of_one_may_have_lost_its_axis():
+    one, two = samples().batch(torch.arange(1)), samples().batch(torch.arange(2))
+    for outputs in (1, 3):
+        net = Net(torch.squeeze, outputs)
+        expected = net.layer(two[0])
+        assert torch.equal(predict(net, two), expected.squeeze(1))
+        assert torch.equal(predict(net, one), expected[:1] if outputs > 1 else expected[0])
+
+
+def test_a_dict_without_its_axis_is_refused():
+    class Own(Net):
+        def predict_step(self, batch, batch_idx):
+            return self.layer(batch["x"]).squeeze()
+
+    class Dicts(TensorSamples):
+        def batch(self, indices, generator=None) -> Any:  # pyrefly: ignore[bad-override]
+            return dict(zip(("x", "y"), super().batch(indices, generator), strict=True))
+
+    plain = samples()
+    with pytest.raises(ConfigurationError, match=r"of shape \(3,\) for one, as may stand at the end.*keep the batch's axis"):
+        check(Own(), Dicts(plain.inputs, plain.targets))
 
 
 def test_classes_of_outputs():
