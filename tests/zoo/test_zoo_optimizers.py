@@ -68,7 +68,7 @@ ZOO: dict[str, tuple[Callable[[Any], Any], tuple[Any, ...], str]] = {
     "came-pytorch CAME": (plain("came_pytorch", "CAME", lr=1e-3), GRADIENTS, "works"),
     "pytorch-optimizer Ranger": (plain("pytorch_optimizer", "Ranger", lr=1e-2), CLOSURE, "works"),
     "pytorch-optimizer SOAP": (plain("pytorch_optimizer", "SOAP", lr=1e-2), CLOSURE, "works"),
-    "pytorch-optimizer SAM": (sam, CLOSURE, ""),
+    "pytorch-optimizer SAM": (sam, (both,), ""),
     "torch-optimizer Yogi": (plain("torch_optimizer", "Yogi", lr=1e-2), GRADIENTS, "works"),
     "torch-optimizer Shampoo": (plain("torch_optimizer", "Shampoo", lr=0.1), GRADIENTS, "works"),
     "torch-optimizer Lookahead": (look_ahead, CLOSURE, "works"),
