@@ -1,6 +1,6 @@
 # Development commands; tools are taken from PATH, so activate the virtual environment first.
 
-.PHONY: check format test bench
+.PHONY: check format test bench zoo
 
 check:
 	ruff format --check
@@ -15,6 +15,10 @@ format:
 
 test:
 	pytest -n 2
+
+zoo: export OMP_NUM_THREADS ?= 1
+zoo:
+	pytest -m zoo tests/zoo
 
 bench: export OMP_NUM_THREADS ?= 1
 bench:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 
 
@@ -63,24 +63,31 @@ def log_together(logs: Sequence[LogCollector], name: str, values: list[Tensor]) 
 
 
 @contextmanager
-def collected_logs(module: L.LightningModule, *, traced: bool = False) -> Iterator[LogCollector]:
-    """Send `self.log` of the module to a collector."""
+def collected_logs(
+    module: L.LightningModule, parts: Iterable[nn.Module] | None = None, *, traced: bool = False
+) -> Iterator[LogCollector]:
+    """Send `self.log` of the module to a collector; `parts` are all of its parts, where they are at hand."""
     collector = LogCollector(traced=traced)
-    with logs_to(module, collector.log):
+    with logs_to(module, collector.log, parts):
         yield collector
 
 
 @contextmanager
-def logs_to(module: L.LightningModule, function: Callable[..., None]) -> Iterator[None]:
-    """Call `function` in place of the module's `log`, also if another stands in its place already."""
-    before = module.__dict__.get("log")
-    module.__dict__["log"] = function  # shadows the method, also for self.log_dict, which calls it
+def logs_to(
+    module: L.LightningModule, function: Callable[..., None], parts: Iterable[nn.Module] | None = None
+) -> Iterator[None]:
+    """Call `function` in place of `log` of the module and the LightningModules in it, also if another stands there already."""
+    owners = [part.__dict__ for part in (module.modules() if parts is None else parts) if "_trainer" in part.__dict__]
+    before = [owner.get("log") for owner in owners]
+    for owner in owners:
+        owner["log"] = function  # shadows the method, also for self.log_dict, which calls it
     try:
         yield
     finally:
-        del module.__dict__["log"]
-        if before is not None:
-            module.__dict__["log"] = before
+        for owner, shadowed in zip(owners, before, strict=True):
+            del owner["log"]
+            if shadowed is not None:
+                owner["log"] = shadowed
 
 
 def average_logs(of_ranks: list[list[tuple[int, dict[str, float]]]]) -> dict[str, float]:

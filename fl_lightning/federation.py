@@ -25,6 +25,7 @@ from torch import Tensor
 from fl_lightning import resuming, sharded_state
 from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.attacks.base import Attack, Broadcast, Knowledge, stamped_sets
+from fl_lightning.client_checks import check_client, check_kind
 from fl_lightning.client_logs import average_logs
 from fl_lightning.clients import Clients
 from fl_lightning.cohort import CohortSampler
@@ -33,7 +34,8 @@ from fl_lightning.errors import ConfigurationError
 from fl_lightning.exclusion import exclude_nonfinite
 from fl_lightning.fresh_memory import unfilled
 from fl_lightning.last_round import Evaluations
-from fl_lightning.local_training import LocalTraining, check_client, read_optimizers
+from fl_lightning.lightning_modules import ClientModule, attach
+from fl_lightning.local_training import LocalTraining, read_optimizers
 from fl_lightning.prediction import check_predictions, class_probabilities, predict, predicted_classes
 from fl_lightning.remarks import remark
 from fl_lightning.resources import Compile, compiling_pays, prepare_memory
@@ -96,7 +98,7 @@ class Federation(Loadable, L.LightningModule):
 
     def __init__(
         self,
-        client: L.LightningModule,
+        client: ClientModule,
         aggregator: Aggregator,
         attacks: Sequence[Attack] = (),
         cohort: CohortSampler = CohortSampler(),  # noqa: B008  frozen
@@ -109,6 +111,7 @@ class Federation(Loadable, L.LightningModule):
         compile_rules: Compile = "auto",
     ) -> None:
         super().__init__()
+        check_kind(client)
         if buffers not in ("trimmed", "mean", "keep"):
             raise ConfigurationError(f"model.buffers must be trimmed, mean or keep, got {buffers!r}")
         if compile_rules not in get_args(Compile):
@@ -289,6 +292,7 @@ class Federation(Loadable, L.LightningModule):
         """Check everything that can be checked without training, and lay out vectors and evaluation sets."""
         data = self.data
         device = self.trainer.strategy.root_device
+        attach(self.client, self.trainer, device)
         self.check(data)
         self.local.warn_of_slow_precision(device)
         self.parameters_layout = parameter_layout(self.client)
@@ -337,9 +341,9 @@ class Federation(Loadable, L.LightningModule):
                 f"{type(self.aggregator).__name__} needs clean samples of the server's own; set data.root, for example "
                 "{samples: 100}, to keep some training samples from the clients"
             )
-        self.aggregator.check_model(parameter_layout(self.client).sizes)
         with self.local.seen_by(self.client, int(data.sizes.max())):
-            check_client(self.client, data.sizes)
+            check_client(self.client, data.sizes, self.local, data.train)
+        self.aggregator.check_model(parameter_layout(self.client).sizes)
         try:
             server, scheduler = read_optimizers(self.configure_optimizers(), "the server")
         except (TypeError, ValueError) as error:

@@ -11,6 +11,8 @@ from typing import Any
 import lightning as L
 from torch import nn
 
+from fl_lightning.lightning_modules import lightning_base
+
 CALLED = frozenset(
     {
         "on_train_start",
@@ -48,13 +50,6 @@ NO_HOOKS = frozenset(
 """Methods that a client may override with effect: called in any case, or by its own code alone."""
 
 
-def lightning_base(kind: type) -> type:
-    """The LightningModule that a class is derived from, be it of `lightning` or of `pytorch_lightning`."""
-    packages = ("lightning", "pytorch_lightning")
-    named = (of for of in kind.__mro__ if of.__name__ == "LightningModule" and of.__module__.split(".")[0] in packages)
-    return next(named, L.LightningModule)
-
-
 @cache
 def hooks_of(base: type) -> frozenset[str]:
     """Every hook of a LightningModule: its public methods but for those of `nn.Module` and `NO_HOOKS`."""
@@ -66,14 +61,14 @@ def hooks_of(base: type) -> frozenset[str]:
 
 @cache
 def _overridden(kind: type) -> frozenset[str]:
-    base = lightning_base(kind)
+    base = lightning_base(kind) or L.LightningModule
     return frozenset(name for name in hooks_of(base) if getattr(kind, name, None) is not getattr(base, name))
 
 
 def overridden_hooks(module: nn.Module) -> frozenset[str]:
     """The hooks that a module has of its own, in its class or set on itself."""
     found = _overridden(type(module))
-    own = vars(module).keys() & hooks_of(lightning_base(type(module)))
+    own = vars(module).keys() & hooks_of(lightning_base(type(module)) or L.LightningModule)
     return found | own if own else found
 
 

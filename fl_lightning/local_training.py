@@ -20,7 +20,6 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import Metric
@@ -30,7 +29,8 @@ from fl_lightning.client_steps import ClientSteps
 from fl_lightning.client_trainer import ClientTrainer, LocalPlan, passes
 from fl_lightning.data.base import Samples
 from fl_lightning.errors import ConfigurationError, nearest
-from fl_lightning.hooks import called_hooks, transferred, uncalled_hooks
+from fl_lightning.hooks import called_hooks, transferred
+from fl_lightning.structure import Structure
 
 log = logging.getLogger(__name__)
 
@@ -132,13 +132,14 @@ class LocalTraining:
         reset_metrics(parts)
         if not all(part.training for part in parts):  # to see that takes a third of `train`'s time
             module.train()
+        structure = Structure(parts) if stepper is None else None
         parameters = [p for p in module.parameters() if p.requires_grad]
         device = parameters[0].device
         plan = self.plan(len(samples), steps)
         epochs, steps = self.epochs if steps is None else math.inf, plan.steps
         trainer = ClientTrainer(module, device, plan, self.gradient_clip_norm)
         step = 0
-        with trainer.seen_by(parts), collected_logs(module) as logs:
+        with trainer.seen_by(parts), collected_logs(module, parts) as logs:
             optimizer, scheduler = configured(module)
             trainer.use(optimizer, scheduler.configs, logs)
             client = ClientSteps(module, trainer, parameters, optimizer, partial(self.autocast, device))
@@ -181,6 +182,8 @@ class LocalTraining:
             if stepper is not None:
                 stepper.catch_up(logs)
             client.end()
+        if structure is not None:
+            structure.check(module)
         for parameter in parameters:
             parameter.grad = None
         return logs.averages()
@@ -382,29 +385,6 @@ def check_keys(given: Mapping[str, Any], known: tuple[str, ...], what: str) -> N
         )
     if what not in given:
         raise ConfigurationError(f"configure_optimizers gives a dict with {sorted(given)}, which lacks the key {what!r}")
-
-
-def check_client(module: L.LightningModule, sizes: Tensor) -> None:
-    """Raise `ConfigurationError` if local training cannot train the module on clients of these sizes ((n,) int64)."""
-    if not module.automatic_optimization:
-        raise ConfigurationError(
-            f"the client {type(module).__name__} asks for manual optimization; local training takes modules with one "
-            "optimizer and automatic_optimization = True"
-        )
-    try:
-        configured(module)
-    except (TypeError, ValueError) as error:
-        if isinstance(error, ConfigurationError):
-            raise
-        raise ConfigurationError(f"configure_optimizers of the client {type(module).__name__} failed: {error}") from error
-    if sizes.min() < 2 and any(isinstance(part, _BatchNorm) for part in module.modules()):
-        raise ConfigurationError(
-            f"client {int(sizes.argmin())} holds {int(sizes.min())} sample, and BatchNorm cannot train on a single one; give "
-            "every client at least two (min_samples of a Dirichlet partition), or use another norm"
-        )
-    unused = uncalled_hooks(module)
-    if unused:
-        log.warning("local training does not call these hooks of the client %s: %s", type(module).__name__, ", ".join(unused))
 
 
 def reset_metrics(parts: list[nn.Module]) -> None:

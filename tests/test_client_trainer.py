@@ -13,7 +13,7 @@ from fl_lightning import CohortSampler, LocalTraining
 from fl_lightning.aggregators import FedAvg
 from fl_lightning.callbacks.run_record import weights_sha256
 from fl_lightning.errors import ConfigurationError
-from fl_lightning.hooks import lightning_base
+from fl_lightning.lightning_modules import lightning_base
 
 SEEN: list[dict[str, Any]] = []
 """What clients have seen, by client; a list outside of them, as what they keep is undone."""

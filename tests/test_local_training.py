@@ -12,7 +12,7 @@ from torch import nn
 from fl_lightning.client_steps import read_loss
 from fl_lightning.data import MapSamples, TensorSamples
 from fl_lightning.errors import ConfigurationError
-from fl_lightning.local_training import LocalTraining, check_client, epoch_batches, read_optimizers
+from fl_lightning.local_training import LocalTraining, configured, epoch_batches, read_optimizers
 
 CPU = torch.device("cpu")
 
@@ -207,14 +207,7 @@ def test_every_form_of_configure_optimizers_is_read(configure, scheduled):
 )
 def test_optimizers_that_cannot_work_are_refused(configure, message):
     with pytest.raises(ConfigurationError, match=message):
-        check_client(Client(configure=configure), torch.tensor([5]))
-
-
-def test_manual_optimization_is_refused():
-    client = Client()
-    client.automatic_optimization = False
-    with pytest.raises(ConfigurationError, match="manual optimization"):
-        check_client(client, torch.tensor([5]))
+        read_optimizers(configure(Client()))
 
 
 def test_an_output_without_a_loss_is_refused():
@@ -354,5 +347,5 @@ class NoScheduler:
 )
 def test_what_configure_optimizers_says_in_vain_is_refused(configure, message):
     with pytest.raises(ConfigurationError, match=message) as raised:
-        check_client(Client(configure=configure), torch.tensor([5]))
+        configured(Client(configure=configure))
     assert "\n" not in str(raised.value)

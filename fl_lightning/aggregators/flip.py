@@ -19,9 +19,10 @@ from torch import Tensor
 
 from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.aggregators.trigger_hardening import Hardening, TriggerMemory, read_batch
-from fl_lightning.aggregators.trigger_inversion import TriggerInversion, class_logits, input_shape
+from fl_lightning.aggregators.trigger_inversion import TriggerInversion, input_shape
 from fl_lightning.data.base import Samples
 from fl_lightning.errors import ConfigurationError
+from fl_lightning.outputs import class_logits
 from fl_lightning.updates.shard import UpdateShard
 
 MOST_CLASSES = 100
@@ -176,7 +177,7 @@ class FLIP(Aggregator):
             inputs, num_stamped = hardening.stamp(inputs, targets)
             client.train()
             optimizer.zero_grad()
-            loss = F.cross_entropy(class_logits(client, inputs), targets)
+            loss = F.cross_entropy(class_logits(client, inputs, "FLIP"), targets)
             loss.backward()
             optimizer.step()
             losses += loss.detach()

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fl_lightning.errors import ConfigurationError
+from fl_lightning.outputs import class_logits
 
 EDGE = 1e-4
 """How near to 0 and 1 a start may come: the tanh must not be so flat that a step goes nowhere."""
@@ -91,20 +92,6 @@ def input_shape(inputs: Any) -> tuple[int, ...]:
         "FLIP inverts triggers in images (b, C, H, W) and tables (b, F) of floating-point numbers, but this task's inputs are "
         f"{found}; it is not applicable to text or to several inputs, so use another rule"
     )
-
-
-def class_logits(module: L.LightningModule, inputs: Tensor) -> Tensor:
-    """(b, C) float32 logits of the module's `forward`; one logit z for two classes becomes (0, z)."""
-    logits = module(inputs)
-    if not isinstance(logits, Tensor) or logits.ndim not in (1, 2):
-        found = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        raise ConfigurationError(
-            f"FLIP needs a client whose forward(inputs) returns logits (b, C), but that of {type(module).__name__} returns "
-            f"{found}; change it, or use another rule"
-        )
-    if logits.ndim == 1 or logits.shape[1] == 1:
-        logits = F.pad(logits.reshape(-1, 1), (1, 0))
-    return logits.float()
 
 
 def to_parameters(triggers: Tensor) -> Tensor:
@@ -260,7 +247,7 @@ class TriggerInversion:
             triggers = to_triggers(parameters)
             masks, patterns = space.unpack(triggers)
             stamped = torch.cat([blend(*part) for part in zip(groups, masks, patterns, strict=True)])
-            logits = class_logits(module, stamped)
+            logits = class_logits(module, stamped, "FLIP")
             errors = F.cross_entropy(logits, goals, reduction="none")  # (b,)
             sizes = masks.flatten(1).sum(1)  # (K,)
             # The gradient of weights * errors + costs * sizes, of the triggers alone: a model's own is not touched.

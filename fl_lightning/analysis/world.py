@@ -25,7 +25,8 @@ from fl_lightning.data.base import Samples
 from fl_lightning.data.joined import join
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.federation import Federation
-from fl_lightning.prediction import is_one_logit, predict
+from fl_lightning.outputs import is_one_logit
+from fl_lightning.prediction import predict
 from fl_lightning.updates.layout import Snapshot
 
 T = TypeVar("T")

@@ -24,6 +24,7 @@ from fl_lightning.data.base import Samples, TensorSamples
 from fl_lightning.data.in_tensors import in_tensors
 from fl_lightning.data.joined import join
 from fl_lightning.errors import ConfigurationError
+from fl_lightning.outputs import class_logits
 
 log = logging.getLogger(__name__)
 
@@ -234,9 +235,9 @@ class A3FL(Attack):
                 pattern.requires_grad_()
                 inputs = self._with_pattern(data, pattern).batch(indices, draws)[0]
                 targets = torch.full((len(inputs),), self._target, device=inputs.device)
-                loss = F.cross_entropy(class_logits(model, inputs), targets)
+                loss = F.cross_entropy(class_logits(model, inputs, "A3FL"), targets)
                 if weight:
-                    loss = loss + weight * F.cross_entropy(class_logits(adversary, inputs), targets)
+                    loss = loss + weight * F.cross_entropy(class_logits(adversary, inputs, "A3FL"), targets)
                 (gradient,) = torch.autograd.grad(loss, pattern)
                 # Should theta' have diverged, there is no step, rather than a pattern that is not a number for good.
                 pattern = (pattern.detach() - step * gradient.nan_to_num().sign()).clamp(low, high)
@@ -252,7 +253,7 @@ class A3FL(Attack):
             for indices in self._batches(len(data), draws):
                 inputs, targets = data.batch(indices, draws)
                 optimizer.zero_grad()
-                F.cross_entropy(class_logits(model, inputs), targets).backward()
+                F.cross_entropy(class_logits(model, inputs, "A3FL"), targets).backward()
                 optimizer.step()
         return model.eval().requires_grad_(False)
 
@@ -281,15 +282,3 @@ def similarity(one: nn.Module, other: nn.Module) -> float:
         p, q = p.detach().double().flatten(), q.detach().double().flatten()
         products += torch.stack([p @ q, p @ p, q @ q]).cpu()
     return float(products[0] / (products[1] * products[2]).sqrt().clamp(min=1e-12))
-
-
-def class_logits(module: nn.Module, inputs: Tensor) -> Tensor:
-    """(b, C) logits of the module's `forward`; one logit z for two classes becomes (0, z)."""
-    logits = module(inputs)
-    if not isinstance(logits, Tensor) or logits.ndim not in (1, 2):
-        found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"type {type(logits).__name__}"
-        raise ConfigurationError(
-            f"A3FL needs a client whose forward(inputs) returns logits (b, C), but that of {type(module).__name__} gives "
-            f"{found}; return logits, or use another attack"
-        )
-    return F.pad(logits.reshape(-1, 1), (1, 0)) if logits.ndim == 1 or logits.shape[1] == 1 else logits

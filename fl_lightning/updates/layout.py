@@ -81,8 +81,14 @@ def parameter_layout(module: nn.Module) -> Layout:
 
 
 def buffer_layout(module: nn.Module, *, nothing: bool = False) -> Layout:
-    """The floating-point buffers that a checkpoint would hold; no buffer at all if `nothing`."""
-    return Layout(_no_buffers if nothing else _floating_buffers, module)
+    """The floating-point buffers that a checkpoint would hold; no buffer at all if `nothing`.
+
+    Buffers with a value that is not finite, such as a mask of -inf, have no average and stay as the global model has them.
+    """
+    fixed = {name for name, b in _floating_buffers(module) if not b.isfinite().all()}
+    if not fixed or nothing:
+        return Layout(_no_buffers if nothing else _floating_buffers, module)
+    return Layout(lambda of: ((name, b) for name, b in _floating_buffers(of) if name not in fixed), module)
 
 
 class Snapshot:
@@ -107,7 +113,12 @@ class Snapshot:
     def restore(self, module: nn.Module) -> None:
         """Copy the values back into the module's tensors."""
         there = [(name, tensor) for name, tensor in named_state(module) if name in self._tensors]
-        copy_each([tensor for _, tensor in there], [self._tensors[name] for name, _ in there])
+        for name, tensor in there:
+            if tensor.shape != self._tensors[name].shape:  # a buffer that grows, such as a cache
+                part, _, own = name.rpartition(".")
+                setattr(module.get_submodule(part), own, self._tensors[name].clone())
+        there = [(tensor, self._tensors[name]) for name, tensor in there if tensor.shape == self._tensors[name].shape]
+        copy_each([tensor for tensor, _ in there], [value for _, value in there])
 
 
 def named_state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -344,7 +344,7 @@ def test_a_model_without_logits_is_refused():
         def forward(self, input: Any) -> Any:  # noqa: A002  nn.Linear's name
             return [input, input]
 
-    with pytest.raises(ConfigurationError, match=r"A3FL needs a client whose .* Pair gives type list"):
+    with pytest.raises(ConfigurationError, match="Pair, whose logits A3FL needs, returns a list of 0: shape"):
         small().plan(Pair(1, 1), [images()], [attacker()])
 
 
