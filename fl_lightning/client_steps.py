@@ -101,8 +101,7 @@ class ClientSteps:
 
     def finish_batch(self) -> None:
         """The step on a batch is over, and its schedulers have stepped."""
-        if self.hooks:
-            self.call("on_train_batch_end", self.shown, self.batch, self.batch_idx)
+        self.call("on_train_batch_end", self.shown, self.batch, self.batch_idx)
 
     def take_step(self, optimizer: Optimizer, closure: Callable[[], Any], **arguments: Any) -> Any:
         """A step of the optimizer, which sees gradients as the hooks before it have left them."""

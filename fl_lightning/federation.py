@@ -71,8 +71,10 @@ class Federation(Loadable, L.LightningModule):
 
     Args:
         client: any LightningModule with one optimizer; its weights are the global model. Local training calls its
-            `training_step` and `configure_optimizers`; evaluation calls its `predict_step` if it defines one, else `forward` on
-            the inputs of an `(inputs, targets)` batch, and expects logits (b, C), or (b,) or (b, 1) for two classes.
+            `training_step`, its `configure_optimizers` and the hooks in `hooks.CALLED`; its `trainer` shows it its own training
+            alone, and what it keeps in Python is put back after every client. Evaluation calls its `predict_step` if it defines
+            one, else `forward` on the inputs of an `(inputs, targets)` batch, and expects logits (b, C), or (b,) or (b, 1) for
+            two classes.
         aggregator: the server's rule.
         attacks: what malicious clients do, in this order. With `cohort.malicious_fraction: 0` they only stamp the test set, so
             that the attack-free ASR is measured.

@@ -60,21 +60,24 @@ def hooks_of(base: type) -> frozenset[str]:
 
 
 @cache
-def _overridden(kind: type) -> frozenset[str]:
+def _of_kind(kind: type) -> tuple[frozenset[str], frozenset[str]]:
+    """All hooks of such modules, and those that the class has of its own."""
     base = lightning_base(kind) or L.LightningModule
-    return frozenset(name for name in hooks_of(base) if getattr(kind, name, None) is not getattr(base, name))
+    hooks = hooks_of(base)
+    return hooks, frozenset(name for name in hooks if getattr(kind, name, None) is not getattr(base, name))
 
 
 def overridden_hooks(module: nn.Module) -> frozenset[str]:
     """The hooks that a module has of its own, in its class or set on itself."""
-    found = _overridden(type(module))
-    own = vars(module).keys() & hooks_of(lightning_base(type(module)) or L.LightningModule)
+    hooks, found = _of_kind(type(module))
+    own = hooks.intersection(vars(module))
     return found | own if own else found
 
 
 def called_hooks(module: nn.Module) -> frozenset[str]:
     """Those of them that local training calls."""
-    return overridden_hooks(module) & CALLED
+    found = overridden_hooks(module)
+    return found & CALLED if found else found
 
 
 def hooks_in_steps(module: nn.Module) -> list[str]:

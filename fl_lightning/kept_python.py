@@ -68,8 +68,8 @@ class KeptPython:
         >>> holder = types.SimpleNamespace(n=1, seen=[])
         >>> kept = KeptPython({"client": holder})
         >>> holder.n += 1; holder.seen.append(3)
-        >>> list(kept.changes()), kept.restore(), holder
-        (['client.n', 'client.seen'], None, namespace(n=1, seen=[]))
+        >>> kept.restore(), holder
+        (['client.n', 'client.seen'], namespace(n=1, seen=[]))
     """
 
     def __init__(self, roots: Mapping[str, Any], *, values: bool = True) -> None:
@@ -151,7 +151,7 @@ class KeptPython:
     def _class(self, path: str, kind: type) -> None:
         """What classes of the user's own hold: a list there is one for all clients."""
         for of in kind.__mro__:
-            if not closed(of) and id(of) not in self._seen:
+            if of.__module__.partition(".")[0] not in CLOSED and of is not object and id(of) not in self._seen:
                 self._seen.add(id(of))
                 self._attributes(of.__name__, of, _of_class)
                 for function in vars(of).values():
@@ -191,15 +191,24 @@ class KeptPython:
 class _Kept:
     """One thing that may change in place: what it held when it was found, and how to put that back."""
 
-    __slots__ = ("content", "holder", "now", "path", "put")
+    __slots__ = ("attributes", "content", "holder", "now", "path", "put", "size")
 
     def __init__(self, path: str, holder: Any, now: Callable[[Any], Any], put: Callable[[Any, Any], None]) -> None:
         self.path, self.holder, self.now, self.put = path, holder, now, put
         self.content = now(holder)
+        self.attributes = vars(holder) if now in (_of_module, _of_object) else None
+        self.size = 0 if self.attributes is None else len(self.attributes)
 
     def changes(self) -> list[str]:
         """The paths of what it did not hold before or holds no more."""
-        before, after = self.content, self.now(self.holder)
+        before, there = self.content, self.attributes
+        if there is not None and len(there) == self.size:  # most are the same objects, which is soon seen
+            for name, value in before.items():
+                if name not in there or there[name] is not value:
+                    break
+            else:
+                return []
+        after = self.now(self.holder)
         if before is after:
             return []
         try:

@@ -172,7 +172,8 @@ class LocalTraining:
                         scheduler.after_epoch(epoch + 1)
                     if skips:
                         break
-                    client.finish_batch()
+                    if client.hooks:
+                        client.finish_batch()
                     if trainer.should_stop:
                         break
                 client.call("on_train_epoch_end")

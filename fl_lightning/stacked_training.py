@@ -29,6 +29,7 @@ from fl_lightning.client_logs import collected_logs
 from fl_lightning.client_steps import read_loss
 from fl_lightning.data.base import Samples
 from fl_lightning.hooks import hooks_in_steps
+from fl_lightning.kept_python import KeptPython
 from fl_lightning.local_training import (
     LocalScheduler,
     LocalTraining,
@@ -141,9 +142,9 @@ class StackedTraining:
         optimizer.zero_grad()
         optimizer.step()  # does nothing without gradients, but schedulers want to follow a step
         streams = [self._batches(clients[i][0], clients[i][1].clone_state(), stack.device) for i in order]
-        drawn = global_draws()
+        drawn, kept = global_draws(), KeptPython({"": self.module})
         with without_trainer(self.module):
-            self._take_steps(stack, streams, optimizer, scheduler, epoch_steps, lambda: _check_untouched(before, drawn))
+            self._take_steps(stack, streams, optimizer, scheduler, epoch_steps, lambda: _check_untouched(before, kept, drawn))
         return stack
 
     def _take_steps(
@@ -395,7 +396,7 @@ def _clipped(gradients: dict[str, Tensor], limit: float) -> dict[str, Tensor]:
     return {name: gradient * (limit / (norm + 1e-6)).clamp(max=1.0) for name, gradient in gradients.items()}
 
 
-def _check_untouched(before: dict[nn.Module, dict[str, Any]], drawn: bytes) -> None:
+def _check_untouched(before: dict[nn.Module, dict[str, Any]], kept: KeptPython, drawn: bytes) -> None:
     """Refuse a module that keeps something of a client outside of its buffers, or random numbers that it must not share."""
     if drawn != global_draws():
         raise NotStackableError("its training_step or its data draw from the global random generators")
@@ -403,6 +404,8 @@ def _check_untouched(before: dict[nn.Module, dict[str, Any]], drawn: bytes) -> N
         for name, value in vars(part).items():
             if name not in ("training", "_trainer") and (name not in attributes or attributes[name] is not value):
                 raise NotStackableError(f"its training_step sets the attribute {name!r}, which would be one for all clients")
+    if changed := next(kept.changes(), None):
+        raise NotStackableError(f"its training_step changes {changed}, which would be one for all clients")
 
 
 def _reason(error: Exception) -> str:

@@ -51,7 +51,7 @@ def test_a_client_sees_its_own_training():
     SEEN.clear()
     model = federation(Reaching())
     trainer = fit(model, rounds=2)
-    assert len(SEEN) == 8
+    assert len(SEEN) == 9  # of which the first is trained twice, to see that it ends the same
     assert trainer.optimizers[0].param_groups[0]["lr"] == 1.0  # the server's
     for seen in SEEN:
         assert seen["steps"] == len(seen["rates"]) > 2
@@ -158,3 +158,19 @@ def bad_samples():
     from fl_lightning.data import TensorSamples
 
     return TensorSamples(torch.zeros(4, 6), torch.full((4,), 7))
+
+
+def test_hooks_of_batch_transfer_are_called_in_evaluation_too():
+    modes = []
+
+    class Scales(TinyClient):
+        def on_after_batch_transfer(self, batch, dataloader_idx):
+            modes.append((self.trainer.training, self.trainer.validating))
+            return batch[0] / 100, batch[1]
+
+    model = federation(Scales())
+    fit(model, rounds=1)
+    assert {*modes} >= {(True, False), (False, True)}
+    model.client.eval()
+    batch = torch.ones(2, 6), torch.zeros(2)
+    assert torch.equal(model.predict(batch), model.client(batch[0] / 100))

@@ -125,7 +125,7 @@ def test_those_of_pytorch_work(kind):
         (torch.optim.lr_scheduler.ReduceLROnPlateau, "ReduceLROnPlateau waits for a metric, which the server does not have"),
         (lambda optimizer: optimizer, "gives SGD as a learning-rate scheduler, which cannot step"),
         (
-            lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer),  # pyrefly: ignore[missing-argument]
+            lambda optimizer: torch.optim.lr_scheduler.SequentialLR(optimizer, [], []),
             "model.server_optimizer or its scheduler cannot be made",
         ),
     ],

@@ -378,6 +378,18 @@ class WholeTensor(optim.SGD):
     pass
 
 
+class Hooked(Client):
+    def on_after_backward(self): ...
+
+
+class Growing(Client):
+    seen: list[int] = []  # noqa: RUF012  the mistake that is meant
+
+    def training_step(self, batch, batch_idx):
+        self.seen.append(1)
+        return super().training_step(batch, batch_idx)
+
+
 @pytest.mark.parametrize(
     ("client", "reason"),
     [
@@ -390,6 +402,9 @@ class WholeTensor(optim.SGD):
         (lambda: Client(after=lambda _, loss: loss * loss.item()), r"\.item\(\)"),
         (lambda: Client(after=lambda self, loss: self.log("metric", torchmetrics.MeanMetric()) or loss), "logs torchmetrics"),
         (lambda: Client(after=lambda self, loss: setattr(self, "seen", loss) or loss), "sets the attribute 'seen'"),
+        (lambda: Client(after=lambda self, loss: loss * self.trainer.current_epoch), "the Trainer"),
+        (lambda: Hooked(), "has hooks of its own, which are called for one client at a time: on_after_backward"),
+        (lambda: Growing(), "its training_step changes Growing.seen, which would be one for all clients"),
         (lambda: Client(after=lambda *_: "loss"), "got str"),
     ],
 )

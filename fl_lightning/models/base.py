@@ -1,6 +1,6 @@
 """The client module that the package's own networks share: cross entropy and an optimizer of the user's choice.
 
-Local training calls two methods of a client, `training_step` and `configure_optimizers`, as B. McMahan, E. Moore,
+They define two methods for local training, `training_step` and `configure_optimizers`, as B. McMahan, E. Moore,
 D. Ramage, S. Hampson, B. Aguera y Arcas, "Communication-Efficient Learning of Deep Networks from Decentralized Data",
 AISTATS 2017, https://arxiv.org/abs/1602.05629, algorithm 1 (ClientUpdate) needs no more. Any other LightningModule with
 these two can be a client as well.
