@@ -30,19 +30,31 @@ COMMANDS = {
 
 TRACEBACK = "--traceback"
 
+PATIENCE_SECONDS = 10.0
+"""How long a process waits for the first one of its node to say the same; that takes seconds to end where cores are few."""
+
 MISTAKE, FAULT = 2, 1
 """Exit status where the user can mend it, and where a program must be mended: this one, or the user's own code."""
 
 
 def fail(message: str, status: int) -> NoReturn:
     """Print an error once per node and leave."""
-    if os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) != "0":
-        # The first process of the node has most likely met the same: its end, and what started both, end this one.
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Lightning's handler would let it live on
-        time.sleep(2)
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    if os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0" or not said_by_another():
+        print(f"error: {message}", file=sys.stderr, flush=True)
     sys.exit(status)
+
+
+def said_by_another() -> bool:
+    """Wait for the end that comes if the first process of the node has met the same, which it most likely has.
+
+    Its launcher then ends this process, or was that process itself. If nothing comes, this process alone has met it.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Lightning's handler would let it live on
+    parent, deadline = os.getppid(), time.monotonic() + PATIENCE_SECONDS
+    while os.getppid() == parent and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return os.getppid() != parent
 
 
 def explained(error: Exception) -> tuple[str, int]:

@@ -117,15 +117,17 @@ def test_a_command_that_is_not_there(args, said, capsys):
     assert said in shown
 
 
-def test_the_first_process_of_a_node_speaks_first(raising, capsys, monkeypatch):
-    waited = []
-    monkeypatch.setattr(cli.time, "sleep", waited.append)
+def test_the_first_process_of_a_node_speaks_for_all(raising, capsys, monkeypatch):
     monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(cli, "PATIENCE_SECONDS", 0.2)
     raising(ConfigurationError("no"))
-    for rank in ("0", "1"):
-        monkeypatch.setenv("LOCAL_RANK", rank)
-        leave(["fit"], capsys)
-    assert waited == [2]
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert leave(["fit"], capsys) == (2, "error: no\n")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert leave(["fit"], capsys) == (2, "error: no\n")  # nobody else has met it
+    parents = iter([1, 1, 2, 2])
+    monkeypatch.setattr(cli.os, "getppid", lambda: next(parents))  # the first process, which had started this one, is gone
+    assert leave(["fit"], capsys) == (2, "")
 
 
 def test_a_fault_in_the_users_code_names_its_line(tmp_path, capsys):
