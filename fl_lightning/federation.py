@@ -278,9 +278,9 @@ class Federation(Loadable, L.LightningModule):
     on_test_start, on_test_end = on_validation_start, on_validation_end
 
     def on_train_epoch_end(self) -> None:
+        self.evaluations.close(self.trainer)
         if isinstance(self.trainer.strategy, FederatedStrategy):
             self.trainer.strategy.agree_to_stop()
-        self.evaluations.close(self.trainer)
 
     # ---- before and after --------------------------------------------------------------------------------------------
 

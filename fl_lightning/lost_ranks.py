@@ -12,7 +12,9 @@ from contextlib import contextmanager
 
 from fl_lightning.errors import ConfigurationError
 
-WAITED = re.compile(r"Timed out waiting \d+ ?ms|[Ww]ait timeout after|collective operation timeout|Application timeout")
+WAITED = re.compile(
+    r"[Tt]imed out (?:waiting|after) \d+ ?ms|[Ww]ait timeout after|collective operation timeout|Application timeout"
+)
 """A rank is there, and has sent nothing for as long as the group allows."""
 
 ENDED = re.compile(
@@ -49,8 +51,8 @@ def what_happened(error: BaseException | None, timeout_seconds: float) -> str | 
     while error is not None:
         if isinstance(error, RuntimeError) and WAITED.search(str(error)):
             return (
-                f"another rank has sent nothing for {timeout_seconds:g} s: it was stopped, hangs, or takes longer for its "
-                "clients; how long to wait is set by --trainer.strategy fl_lightning.strategy.FederatedStrategy "
+                f"another rank has sent nothing for {timeout_seconds:g} s: it was stopped, hangs, or takes longer to start "
+                "or for its clients; how long to wait is set by --trainer.strategy fl_lightning.strategy.FederatedStrategy "
                 "--trainer.strategy.timeout_seconds SECONDS; go on with --ckpt_path last"
             )
         if isinstance(error, RuntimeError) and ENDED.search(str(error)):

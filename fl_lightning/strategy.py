@@ -24,6 +24,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from fl_lightning import lost_ranks, sharded_state
 from fl_lightning.cores import Affinities, keep_to_own_cores, run_as_before
 from fl_lightning.errors import ConfigurationError
+from fl_lightning.lost_ranks import LostRankError
 from fl_lightning.notebook import NotebookLauncher, interactive
 from fl_lightning.replacing import StorageError
 from fl_lightning.restarts import meet_again, restart
@@ -44,7 +45,7 @@ class FederatedStrategy(DDPStrategy):
     Args:
         own_cores: whether ranks on CPUs keep to their share of the node's cores (`keep_to_own_cores`).
         timeout_seconds: how long ranks wait for one that sends nothing, as it was stopped or hangs, before they end with an
-            error; longer than the clients of one rank take more than those of another.
+            error; longer than ranks take to start, and than the clients of one take more than those of another.
         options: of `DDPStrategy`.
 
     Raises:
@@ -83,16 +84,21 @@ class FederatedStrategy(DDPStrategy):
             )
         elif self.num_processes > 1:
             self._launcher = NotebookLauncher(self)
-        if not isinstance(self._launcher, _SubprocessScriptLauncher):
+        launcher = self._launcher
+        if not isinstance(launcher, _SubprocessScriptLauncher):
             return
-        launch = self._launcher.launch
+        launch = launcher.launch
 
         def launched(*args: Any, **kwargs: Any) -> Any:
             """All that a Trainer does goes through here, so every collective does, whoever calls it."""
-            with lost_ranks.explained(self.timeout_seconds):
-                return launch(*args, **kwargs)
+            try:
+                with lost_ranks.explained(self.timeout_seconds):
+                    return launch(*args, **kwargs)
+            except LostRankError:
+                launcher.kill(signal.SIGKILL)  # the rest of the processes that this one started: one may be stopped
+                raise
 
-        self._launcher.launch = launched
+        launcher.launch = launched
 
     def setup_distributed(self) -> None:
         first = not dist.is_initialized()

@@ -70,6 +70,18 @@ def test_what_was_raised_because_of_it_is_it():
     assert "another rank has ended" in str(what_happened(error, 1))
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "[tcp/unbound_buffer.cc:78] Timed out waiting 4000ms for recv operation to complete",
+        "The client socket has timed out after 5000ms while trying to connect to (127.0.0.1, 44617).",
+        "wait timeout after 300000ms, keys: /default_pg/0//1",
+    ],
+)
+def test_every_way_to_say_that_nothing_came(said):
+    assert "another rank has sent nothing for 4 s" in str(what_happened(RuntimeError(said), 4))
+
+
 def test_how_long_to_wait_is_a_setting():
     assert FederatedStrategy()._timeout == timedelta(minutes=30)
     assert FederatedStrategy(timeout_seconds=7)._timeout == timedelta(seconds=7)
