@@ -18,6 +18,9 @@ from torch.optim import Optimizer
 DEPTH = 8
 """How far objects are followed into what they hold, which may lead back to themselves."""
 
+MOST = 100
+"""Entries of a list or mapping that are written down one by one."""
+
 OF_EVERY_MODULE = {"training", "prepare_data_per_node", "allow_zero_length_dataloader_with_multiple_devices"}
 
 UNKNOWN = object()
@@ -45,6 +48,8 @@ def describe(value: Any, depth: int = DEPTH) -> Any:
         return digest(torch.as_tensor(value))
     if depth == 0:
         return {"class_path": path(type(value))}
+    if isinstance(value, (Mapping, list, tuple, set, frozenset)) and len(value) > MOST:
+        return {"class_path": path(type(value)), "items": len(value)} | of_plain(value)
     if isinstance(value, Mapping):
         return {str(key): describe(entry, depth - 1) for key, entry in value.items()}
     if type(value) in (list, tuple, set, frozenset, range):
@@ -68,14 +73,23 @@ def of_object(value: Any, depth: int) -> dict[str, Any]:
     found = {name: kept(value, name) for name in parameters(type(value))}
     init_args = {name: describe(argument, depth - 1) for name, argument in found.items() if argument is not UNKNOWN}
     described: dict[str, Any] = {"class_path": path(type(value)), "init_args": init_args}
-    if len(init_args) < len(found):
+    is_data = hasattr(value, "__getitem__") and hasattr(value, "__len__") and not isinstance(value, nn.Module)
+    if len(init_args) < len(found) and not is_data:
         others = attributes(value).keys() - found.keys() - OF_EVERY_MODULE
-        described["holds"] = {name: describe(attributes(value)[name], depth - 1) for name in sorted(others) if name[0] != "_"}
-    if hasattr(value, "__getitem__") and hasattr(value, "__len__") and not isinstance(value, nn.Module):
+        shallow = min(depth - 1, 2)
+        described["holds"] = {name: describe(attributes(value)[name], shallow) for name in sorted(others) if name[0] != "_"}
+    if is_data:
         described["samples"] = len(value)
         if isinstance(getattr(value, "targets", None), Tensor):
             described["targets"] = digest(value.targets)["sha256"]
     return described
+
+
+def of_plain(value: Any) -> dict[str, str]:
+    """A digest of many numbers or texts; nothing of other things."""
+    entries = list(value) if isinstance(value, (list, tuple)) else []
+    plain = all(isinstance(entry, (bool, int, float, str)) for entry in entries)
+    return {"sha256": hashlib.sha256(repr(entries).encode()).hexdigest()} if entries and plain else {}
 
 
 def parameters(cls: type) -> list[str]:

@@ -23,6 +23,7 @@ import pandas as pd
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.seed import isolate_rng
+from torch import nn
 
 from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.attacks.base import Attack
@@ -157,8 +158,10 @@ class Simulation:
 
     def federation(self) -> Federation:
         """The federation as a run begins with it."""
+        given = isinstance(self.client, nn.Module)
+        client: Any = copied("client", self.client) if given else made_under(self.seed, self.client)
         return Federation(
-            copied("client", self.client) if isinstance(self.client, L.LightningModule) else made_under(self.seed, self.client),
+            client,
             copied("aggregator", self.aggregator),
             copied("attacks", self.attacks),
             self.cohort,
@@ -186,7 +189,7 @@ class Simulation:
 
     def config(self) -> dict[str, Any]:
         """What the run's record says of its settings, in the form of a configuration; see `describe`."""
-        given = isinstance(self.client, L.LightningModule)
+        given = isinstance(self.client, nn.Module)
         client = describe(self.client)
         options = {name: describe(value) for name, value in self.federation_options.items()}
         if "server_optimizer" in options:
@@ -205,9 +208,9 @@ class Simulation:
 
 def check_client(client: Any) -> None:
     """Raise `ConfigurationError` unless it is a module, or can be called for one."""
-    if isinstance(client, L.LightningModule):
+    if isinstance(client, nn.Module) and hasattr(client, "training_step"):
         return
-    if not callable(client) or isinstance(client, torch.nn.Module):
+    if not callable(client) or isinstance(client, nn.Module):
         raise ConfigurationError(f"client must be a LightningModule, or a class or function that makes one, got {client!r}")
     name = path(client.func) if isinstance(client, functools.partial) else path(client)
     try:

@@ -80,6 +80,25 @@ def test_what_an_object_makes_of_its_arguments_stands_for_them():
     assert describe(DBA(target_label=1, gap=5)) != describe(DBA(target_label=1))
 
 
+def test_what_is_large_is_told_by_its_size():
+    texts = [f"text {i}" for i in range(5000)]
+    assert describe(texts)["items"] == 5000
+    assert describe(texts) == describe(list(texts)) != describe(texts[::-1])
+    assert "sha256" not in describe([object() for _ in range(5000)])
+
+    class Texts:
+        def __init__(self, number: int) -> None:
+            self.texts = texts[:number]
+
+        def __len__(self) -> int:
+            return len(self.texts)
+
+        def __getitem__(self, index: int) -> str:
+            return self.texts[index]
+
+    assert describe(Texts(5000)) == {"class_path": describe(Texts)["class_path"], "init_args": {}, "samples": 5000}
+
+
 def test_data_sets_are_told_by_their_classes():
     inputs, targets = tiny_tensors(30).inputs, tiny_tensors(30).targets
     one, other = (describe(MapSamples(TensorDataset(inputs, t))) for t in (targets, targets.flip(0)))
