@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,10 +16,9 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from fl_lightning.errors import ConfigurationError
-
-LAST = "last.ckpt"
-"""A run's newest checkpoint, in its folder."""
+from fl_lightning import checkpoint_files, resuming
+from fl_lightning.errors import ConfigurationError, in_one_line
+from fl_lightning.resuming import LAST
 
 SHOWN = 5
 """Differences between models that a message names."""
@@ -79,24 +77,26 @@ def load_weights(client: nn.Module, checkpoint: Mapping[str, Any], file: Path) -
 def checkpoint_of(path: Path) -> Path:
     """The checkpoint that a path stands for: itself, or the newest in the run's folder, which may be given by a file in it."""
     folder = path if path.is_dir() else path.parent if path.name in ("config.yaml", "run.json") else None
-    file = path if folder is None else folder / LAST
-    if not file.is_file():
-        where = f"there is no {LAST} in {folder}" if folder is not None else f"there is no file {file}"
+    file = path if folder is None else resuming.newest(folder)
+    if file is None or not file.is_file():
+        where = f"there is no {LAST} in {folder}" if folder is not None else f"there is no file {path}"
         raise ConfigurationError(f"{where}; give the folder of a run, or a checkpoint such as runs/x/{LAST}")
     return file
 
 
 def read_checkpoint(file: Path) -> dict[str, Any]:
-    """A federation's checkpoint, after a look at the checksums in it; nothing in it is run.
+    """A federation's checkpoint, after a look at its digest or checksums; nothing in it is run.
 
     Raises:
         ConfigurationError: damaged, or no checkpoint of a federation.
     """
+    stamp = checkpoint_files.check(file)
     try:
-        with zipfile.ZipFile(file) as parts:
-            damaged = parts.testzip()
-        if damaged is not None:
-            raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
+        if stamp is None:  # of an earlier version: its parts have checksums
+            with zipfile.ZipFile(file) as parts:
+                damaged = parts.testzip()
+            if damaged is not None:
+                raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ConfigurationError(
@@ -105,7 +105,7 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
         ) from error
     except Exception as error:  # whatever may be wrong with bytes
         raise ConfigurationError(
-            f"the checkpoint {file} cannot be read ({one_line(error)}); it is damaged or no checkpoint: give another one"
+            f"the checkpoint {file} cannot be read ({in_one_line(error)}); it is damaged or no checkpoint: give another one"
         ) from error
     if not isinstance(checkpoint, dict) or "federation" not in checkpoint or "state_dict" not in checkpoint:
         raise ConfigurationError(f"{file} is not a checkpoint of a federation; give the {LAST} of a run")
@@ -121,7 +121,9 @@ def settings_of(checkpoint: Mapping[str, Any], file: Path) -> dict[str, Any]:
         try:
             configs.append(yaml.safe_load(beside.read_text()))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigurationError(f"{beside} cannot be read ({one_line(error)}); give client=, as it was trained") from error
+            raise ConfigurationError(
+                f"{beside} cannot be read ({in_one_line(error)}); give client=, as it was trained"
+            ) from error
     for config in configs:
         model = config.get("model") if isinstance(config, Mapping) else None
         client = model.get("client") if isinstance(model, Mapping) else None
@@ -142,7 +144,7 @@ def make_client(settings: dict[str, Any], file: Path) -> nn.Module:
             return parser.instantiate(parser.parse_object({"client": settings})).client
     except Exception as error:  # whatever a user's class may raise
         raise ConfigurationError(
-            f"the client of {file}, {settings['class_path']}, cannot be made ({one_line(error)}); give it: "
+            f"the client of {file}, {settings['class_path']}, cannot be made ({in_one_line(error)}); give it: "
             "Federation.load(path, client=Net())"
         ) from error
 
@@ -158,9 +160,3 @@ def differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> Iterator[s
             shapes = [None if is_lazy(t) else tuple(getattr(t, "shape", ())) for t in (here[name], there[name])]
             if None not in shapes and shapes[0] != shapes[1]:
                 yield f"{name} is {shapes[1]} in the checkpoint and {shapes[0]} here"
-
-
-def one_line(error: Exception, limit: int = 300) -> str:
-    """An exception in a few words."""
-    text = re.sub(r"\s+", " ", f"{type(error).__name__}: {error}").strip()
-    return text if len(text) <= limit else f"{text[:limit]}..."

@@ -89,7 +89,7 @@ def test_damage_anywhere_in_the_weights_is_found(folder, tmp_path):
         "text.ckpt": b"no checkpoint",
     }.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ConfigurationError, match=rf"{name} cannot be read .*damaged or no checkpoint"):
+        with pytest.raises(ConfigurationError, match=rf"{name} (cannot be read: it )?is damaged"):
             Federation.load(tmp_path / name, client=TinyClient())
 
 
