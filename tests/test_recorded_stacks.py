@@ -15,7 +15,7 @@ from fl_lightning import recordings
 from fl_lightning.data import TensorSamples
 from fl_lightning.local_training import LocalTraining
 from fl_lightning.models import MLP, Classifier
-from fl_lightning.stacked_training import StackedTraining
+from fl_lightning.stacked_training import NotStackableError, StackedTraining
 from fl_lightning.updates.layout import Snapshot, named_state
 
 RAGGED = (40, 8, 43, 0, 40, 24, 17)
@@ -171,21 +171,24 @@ def test_what_cannot_be_recorded_is_trained_as_before(
 ) -> None:
     torch.manual_seed(0)
     with caplog.at_level(logging.INFO, logger="fl_lightning"):
-        assert not assert_same(module(), LocalTraining(epochs=2.0, batch_size=8))._recordings
+        assert not assert_same(module(), LocalTraining(epochs=1.0, batch_size=8))._recordings
     assert (reason is None) == (not caplog.records)
     assert reason is None or f"stacked steps of Net are not recorded: {reason}" in caplog.text
 
 
-def test_the_round_is_not_recorded(caplog: pytest.LogCaptureFixture) -> None:
-    net = Net(log=lambda module, _: module.log("round", torch.ones(()) * module.trainer.current_epoch))
-    trainer = vars(net)["_trainer"] = SimpleNamespace(current_epoch=0)
+@pytest.mark.parametrize(
+    ("log", "reason"),
+    [
+        (lambda module, _: module.log("epoch", torch.ones(()) * module.trainer.current_epoch), "its step looks at the Trainer"),
+        (lambda module, number: module.log("number", torch.ones(()) * (number + 1)), "its step looks at batch_idx"),
+    ],
+)
+def test_what_differs_between_the_clients_of_a_stack_is_refused(log: Any, reason: str) -> None:
+    net = Net(log=log)
+    vars(net)["_trainer"] = SimpleNamespace(current_epoch=0)
     training = StackedTraining(net, LocalTraining(epochs=2.0, batch_size=8))
-    with caplog.at_level(logging.INFO, logger="fl_lightning"):
-        for trainer.current_epoch in range(3):
-            for n, (_, logs) in zip(RAGGED, trained(training), strict=True):
-                assert logs.get("round", trainer.current_epoch) == trainer.current_epoch
-                assert ("round" in logs) == (n > 0)
-    assert "stacked steps of Net are not recorded: its step looks at the Trainer" in caplog.text
+    with pytest.raises(NotStackableError, match=f"Net cannot be trained in a stack: {reason}"):
+        training.train(ragged())
 
 
 def test_modules_that_do_not_say_that_they_can_be_are_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
