@@ -60,9 +60,10 @@ class Federation(L.LightningModule):
     """A server, its clients, and those among them that attack.
 
     Args:
-        client: any LightningModule with one optimizer; its weights are the global model. Local training calls its
-            `training_step` and `configure_optimizers`; evaluation calls its `predict_step` if it defines one, else `forward` on
-            the inputs of an `(inputs, targets)` batch, and expects logits (b, C), or (b,) or (b, 1) for two classes.
+        client: any LightningModule with one optimizer, of `lightning` or `pytorch_lightning`; its weights are the global model.
+            Local training calls its `training_step` and `configure_optimizers`; evaluation calls its `predict_step` if it has
+            one, else `forward` on the inputs of an `(inputs, targets)` batch, and expects logits (b, C), or (b,) or (b, 1) for
+            two classes: a tensor, or what `outputs.read_logits` can find one in.
         aggregator: the server's rule.
         attacks: what malicious clients do, in this order. With `cohort.malicious_fraction: 0` they only stamp the test set, so
             that the attack-free ASR is measured.
@@ -272,6 +273,11 @@ class Federation(L.LightningModule):
             raise ConfigurationError(
                 f"Trainer(precision={self.trainer.precision!r}) would aggregate in that precision; leave it at 32-true and set "
                 "model.local.precision for the clients' training"
+            )
+        if self._compiler_ctx is not None:
+            raise ConfigurationError(
+                "the federation was compiled by torch.compile, which cannot follow a round; give it as it is, and compile "
+                "layers in the client's constructor if at all"
             )
         if getattr(self.trainer.strategy, "_layer_sync", None) is not None:
             raise ConfigurationError(
