@@ -8,7 +8,6 @@ from typing import Any
 
 import lightning as L
 
-from fl_lightning.lightning_modules import lightning_parts
 from fl_lightning.recordings import NotRecordableError
 
 
@@ -34,8 +33,8 @@ class Unknown:
 @contextmanager
 def without_trainer(module: L.LightningModule) -> Iterator[None]:
     """Nobody inside can see the Trainer, and so the round."""
-    parts = lightning_parts(module.modules())
-    before = [part.__dict__.get("_trainer") for part in parts]
+    parts = [part for part in module.modules() if "_trainer" in part.__dict__]
+    before = [part.__dict__["_trainer"] for part in parts]
     for part in parts:
         part.__dict__["_trainer"] = Unknown("the Trainer")
     try:
