@@ -50,6 +50,8 @@ def check_kind(client: Any) -> None:
             f"model.client is {what}, which says neither what its loss is nor how it is optimized; give a LightningModule with "
             "training_step and configure_optimizers, which may hold it as a layer"
         )
+    if vars(client).get("_compiler_ctx") is not None:
+        raise ConfigurationError(f"model.client is a {type(client).__name__} that was {WRAPPERS['_orig_mod']}")
     if "_modules" not in vars(client):
         raise ConfigurationError(
             f"the constructor of the client {type(client).__name__} does not call super().__init__(), without which it is no "

@@ -70,11 +70,11 @@ class Federation(Loadable, L.LightningModule):
     """A server, its clients, and those among them that attack.
 
     Args:
-        client: any LightningModule with one optimizer; its weights are the global model. Local training calls its
-            `training_step`, its `configure_optimizers` and the hooks in `hooks.CALLED`; its `trainer` shows it its own training
-            alone, and what it keeps in Python is put back after every client. Evaluation calls its `predict_step` if it defines
-            one, else `forward` on the inputs of an `(inputs, targets)` batch, and expects logits (b, C), or (b,) or (b, 1) for
-            two classes.
+        client: any LightningModule with one optimizer, of `lightning` or `pytorch_lightning`; its weights are the global model.
+            Local training calls its `training_step`, its `configure_optimizers` and the hooks in `hooks.CALLED`; its `trainer`
+            shows it its own training alone, and what it keeps in Python is put back after every client. Evaluation calls its
+            `predict_step` if it defines one, else `forward` on the inputs of an `(inputs, targets)` batch, and expects logits
+            (b, C), or (b,) or (b, 1) for two classes: a tensor, or what `outputs.read_logits` can find one in.
         aggregator: the server's rule.
         attacks: what malicious clients do, in this order. With `cohort.malicious_fraction: 0` they only stamp the test set, so
             that the attack-free ASR is measured.
@@ -294,6 +294,11 @@ class Federation(Loadable, L.LightningModule):
         """Check everything that can be checked without training, and lay out vectors and evaluation sets."""
         data = self.data
         device = self.trainer.strategy.root_device
+        if self._compiler_ctx is not None:
+            raise ConfigurationError(
+                "the federation was compiled by torch.compile, which cannot follow a round; give it as it is, and compile "
+                "layers in the client's constructor if at all"
+            )
         attach(self.client, self.trainer, device)
         self.check(data)
         self.local.warn_of_slow_precision(device)

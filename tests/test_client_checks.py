@@ -6,6 +6,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.utilities.compile import from_compiled
 from tiny import CLASSES, FEATURES, TinyClient, fit, tiny_federation, tiny_tensors
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
@@ -47,6 +48,9 @@ class Forgetful(Client):
         pass
 
 
+COMPILED: Any = torch.compile(Client())
+
+
 @pytest.mark.parametrize(
     ("client", "message"),
     [
@@ -54,6 +58,7 @@ class Forgetful(Client):
         (nn.Linear(2, 2), "is the plain torch module Linear, which says neither what its loss is"),
         (torch.jit.script(nn.Linear(2, 2)), "is the scripted torch module RecursiveScriptModule"),
         (torch.compile(Client()), "is a Client that was compiled by torch.compile; give the module itself"),
+        (from_compiled(COMPILED), "is a Client that was compiled by torch.compile; give the module itself"),
         (nn.DataParallel(Client()), "is a Client that was wrapped for training on several devices"),
         (Forgetful(), r"the constructor of the client Forgetful does not call super\(\).__init__\(\)"),
         (lambda: Client(), "of type function, which says"),
@@ -232,6 +237,12 @@ def test_batch_norm_on_a_batch_of_one(client, samples, sizes, batch_size, messag
 def test_a_batch_of_one_is_refused_before_training():
     with pytest.raises(ConfigurationError, match="batch_size is 1, and BatchNorm"):
         fit(tiny_federation(local=LocalTraining(batch_size=1)))
+
+
+def test_a_compiled_federation_is_refused():
+    compiled: Any = torch.compile(tiny_federation())
+    with pytest.raises(ConfigurationError, match=r"the federation was compiled by torch\.compile"):
+        fit(compiled)
 
 
 def test_sync_batchnorm_of_the_trainer_is_refused():
