@@ -19,14 +19,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fl_lightning.client_logs import LogCollector
+from fl_lightning.client_trainer import ClientTrainer
 from fl_lightning.data.base import Samples
 from fl_lightning.flat_state import look
 from fl_lightning.local_training import (
     LocalScheduler,
     LocalTraining,
     NotTogetherError,
+    configured,
     epoch_batches,
-    read_optimizers,
     resident,
 )
 from fl_lightning.recorded_steps import Held, RecordedSteps, described
@@ -56,7 +57,7 @@ class Underway:
     number: int
     optimizer: Optimizer
     batches: Iterator[Any]
-    logs: LogCollector = field(default_factory=LogCollector)
+    logs: LogCollector
     leaves: list[Tensor] = field(default_factory=list)
     kind: tuple[Any, ...] | None = None
 
@@ -118,7 +119,8 @@ class BranchedTraining:
         seats: list[Underway] = []  # the client in seat b trains in `self.states[b]`
         taken: Counter[Any] = Counter()  # steps by kind
         self.module.train()
-        self._prepare(read_optimizers(self.module.configure_optimizers())[0])
+        with self.local.seen_by(self.module, len(clients[0][0])):
+            self._prepare(configured(self.module)[0])
         drawn = global_draws()
 
         def begin(b: int) -> Underway:
@@ -154,24 +156,33 @@ class BranchedTraining:
 
     def _begin(self, b: int, number: int, samples: Samples, draws: torch.Generator) -> Underway:
         """Have a client take seat b, with the weights that the module holds."""
-        optimizer, scheduler = read_optimizers(self.module.configure_optimizers())
+        logs = LogCollector()
+        with self.local.seen_by(self.module, len(samples)) as trainer:
+            optimizer, scheduler = configured(self.module)
+        trainer.use(optimizer, scheduler.configs, logs)
         if b == len(self.states):
             self.states.append(self.steps.another())
         self.steps.copy(self.steps.state, self.states[b])
-        client = Underway(number, optimizer, self._batches(samples, draws, scheduler))
+        client = Underway(number, optimizer, self._batches(samples, draws, scheduler, trainer), logs)
         client.advance()
         return client
 
-    def _batches(self, samples: Samples, generator: torch.Generator, scheduler: LocalScheduler) -> Iterator[Any]:
+    def _batches(
+        self, samples: Samples, generator: torch.Generator, scheduler: LocalScheduler, trainer: ClientTrainer
+    ) -> Iterator[Any]:
         """A client's batches, drawn as `LocalTraining.train` draws them; once the next is asked for, a step has been taken."""
-        step, device = 0, self.steps.state[0].device
+        device = self.steps.state[0].device
         batches = epoch_batches(len(samples), self.local.epochs, self.local.batch_size, generator, device)
-        for epoch, (order, sizes) in enumerate(batches, 1):
-            for batch in samples.batches(order, sizes, generator):
+        for epoch, (order, sizes) in enumerate(batches):
+            trainer.begin_epoch(epoch, len(sizes))
+            for batch_idx, batch in enumerate(samples.batches(order, sizes, generator)):
                 yield resident(batch, device)
-                step += 1
-                scheduler.after_step(step)
-            scheduler.after_epoch(epoch)
+                trainer.global_step += 1
+                if scheduler.scheduler is not None:
+                    with trainer.seen_by(part for _, part in self.steps.parts):
+                        scheduler.after_step(batch_idx + 1)
+                        if batch_idx + 1 == len(sizes):
+                            scheduler.after_epoch(epoch + 1)
 
     def _step(self, seats: list[Underway], taken: Counter[Any]) -> None:
         """A step of the clients whose steps are of one kind: the one taken least so far, so that nobody waits for long.

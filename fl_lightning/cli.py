@@ -5,14 +5,22 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import signal
 import sys
+import sysconfig
+import threading
 import time
+import traceback
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
-from fl_lightning.configuration import FederatedCLI, plainly
-from fl_lightning.errors import ConfigurationError
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from fl_lightning.configuration import FederatedCLI, configuration_error
+from fl_lightning.errors import ConfigurationError, nearest
 
 COMMANDS = {
     "sweep": "fl_lightning.experiments.command",
@@ -21,14 +29,49 @@ COMMANDS = {
 }
 """Commands that are not Lightning's, with the modules of their functions, which a run has no need to import."""
 
+TRACEBACK = "--traceback"
 
-def fail(message: str) -> NoReturn:
-    """Print an error once per node and leave with status 2."""
+MISTAKE, FAULT = 2, 1
+"""Exit status where the user can mend it, and where a program must be mended: this one, or the user's own code."""
+
+
+def fail(message: str, status: int) -> NoReturn:
+    """Print an error once per node and leave."""
     if os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) != "0":
-        # The first process of the node has most likely met the same mistake: its message ends this one.
+        # The first process of the node has most likely met the same: its end, and what started both, end this one.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Lightning's handler would let it live on
         time.sleep(2)
     print(f"error: {message}", file=sys.stderr, flush=True)
-    sys.exit(2)
+    sys.exit(status)
+
+
+def explained(error: Exception) -> tuple[str, int]:
+    """An exception on one line, and the exit status that it stands for."""
+    mistake = configuration_error(error)
+    if mistake is not None:
+        return one_line(mistake), MISTAKE
+    if isinstance(error, OSError) and error.strerror:
+        files = " and ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+        return f"{files}: {error.strerror}" if files else error.strerror, MISTAKE
+    if isinstance(error, (MisconfigurationException, ImportError)):
+        return one_line(error), MISTAKE
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
+        return f"not enough memory: {one_line(error)}; ask for less data, clients, parameters, or smaller batches", FAULT
+    frame = closest_to_user(traceback.extract_tb(error.__traceback__))
+    where = f"{frame.filename}, line {frame.lineno}"
+    return f"{type(error).__name__}: {one_line(error)} ({where}); the same command with {TRACEBACK} shows all of it", FAULT
+
+
+def closest_to_user(frames: Sequence[traceback.FrameSummary]) -> traceback.FrameSummary:
+    """Where an exception came from: in the user's own code, if any of that is among the frames."""
+    libraries = tuple({str(Path(__file__).parent), *map(sysconfig.get_path, ("stdlib", "purelib", "platlib"))})
+    own = [frame for frame in frames if not frame.filename.startswith((*libraries, "<"))]
+    return (own or frames)[-1]
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
 
 
 def quiet() -> None:
@@ -42,24 +85,47 @@ def quiet() -> None:
         ".*`tensorboardX` has been removed.*",
         ".*does not have many workers.*",
         ".*there is no last checkpoint available.*",  # sweeps begin as they go on
-        "LightningCLI's args parameter.*",
         ".*`srun` command is available.*",  # on the login node of a cluster
+        ".*was called without a model.*",  # OnExceptionCheckpoint is one of Lightning's checkpoints, and nothing is resumed
+        "Using ModelCheckpoint with manual optimization.*",  # the state after the server's step is the one that is meant
     ):
         warnings.filterwarnings("ignore", message=message)
 
 
+def find_own_modules() -> None:
+    """Let classes of the current folder be named, as `python -m` does and a console script does not."""
+    if not sys.flags.safe_path and not {"", os.getcwd()} & set(sys.path):
+        sys.path.insert(0, os.getcwd())
+
+
+def run(args: Sequence[str]) -> None:
+    """Run one command, with whatever it raises."""
+    known = [*FederatedCLI.subcommands(), *COMMANDS]
+    if not args or not (args[0] in known or args[0].startswith("-")):
+        found = nearest(args[0], known) if args else f"known: {', '.join(known)}"
+        raise ConfigurationError(f"there is no command {args[0]}; {found}" if args else f"a command is missing; {found}")
+    if args[0] in COMMANDS:
+        command = getattr(importlib.import_module(COMMANDS[args[0]]), args[0])
+        command(args[1:])
+    else:
+        FederatedCLI(args)
+
+
 def main(args: Sequence[str] | None = None) -> None:
-    """Run one command; see `fl-lightning --help`."""
+    """Run one command; see `fl-lightning --help`. No mistake ends in a traceback, unless that is asked for."""
     quiet()
+    find_own_modules()
     given = list(sys.argv[1:] if args is None else args)
+    end = given.index("--") if "--" in given else len(given)
+    shown = TRACEBACK in given[:end]
     try:
-        if given and given[0] in COMMANDS:
-            command = getattr(importlib.import_module(COMMANDS[given[0]]), given[0])
-            plainly(lambda: command(given[1:]))
-        else:
-            plainly(lambda: FederatedCLI(args))
-    except ConfigurationError as error:
-        fail(str(error))
+        run([word for i, word in enumerate(given) if i > end or word != TRACEBACK])
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    except Exception as error:
+        if shown:
+            traceback.print_exc()
+        fail(*explained(error))
 
 
 if __name__ == "__main__":

@@ -22,10 +22,11 @@ from fl_lightning.attacks.base import Attack, Attacker, Broadcast
 from fl_lightning.branched_training import Averages, BranchedTraining
 from fl_lightning.cohort import Cohort, assign_owners
 from fl_lightning.copying import copy_each
-from fl_lightning.data.base import Samples
+from fl_lightning.data.base import Samples, TensorSamples
 from fl_lightning.data.module import FederatedDataModule
-from fl_lightning.executors import LocalExecutor
+from fl_lightning.executors import LocalExecutor, adds_in_any_order, is_recordable
 from fl_lightning.local_training import LocalTraining, NotTogetherError
+from fl_lightning.own_sources import OwnSources
 from fl_lightning.recorded_steps import Held
 from fl_lightning.seeding import derive_seed, generator, seed_global_generators
 from fl_lightning.stacked_training import StackedTraining
@@ -174,6 +175,9 @@ class Clients:
         one_by_one = self.own_way or self.executor.chosen == "sequential"
         self.branches = 1 if one_by_one else local.branches or automatic
         self.leaks = [attack for attack in attacks if overrides(attack, "leak")]
+        self.sources = OwnSources(module, data)
+        # Nobody's own code takes part, or an order of sums that is the GPU's.
+        self.proven = self.own_way or adds_in_any_order(self.exchange.device) or (is_recordable(module) and plain(data.train))
 
     def train(self, t: int, cohort: Cohort, broadcast: Broadcast) -> Trained:
         """Train this rank's share of round t."""
@@ -214,6 +218,7 @@ class Clients:
             logs[position] = logged
             if held is None:
                 self.executor.start_anew()
+                self.sources.put_back()
 
         for position, logged, held in self.train_together(t, round_, mine):
             keep(position, logged, held)
@@ -222,9 +227,10 @@ class Clients:
                 others[position - len(cohort)][1]()
                 keep(position, dict)
             elif position not in logs:
-                logged = self.train_client(t, round_, position, broadcast, memory)
-                keep(position, partial(dict, logged))
+                train = partial(self.train_client, t, round_, position, broadcast, memory)
+                keep(position, partial(dict, train() if self.proven else self.prove(train, round_, position)))
         self.executor.start = None
+        self.sources.seed(self.seed, "between rounds", t)
         self.return_memory(memory, cohort.clients[benign], owner[benign])
         return Trained(
             updates,
@@ -249,6 +255,10 @@ class Clients:
             self.branched = BranchedTraining(self.module, replace(self.local, branches=self.branches))
         if self.stacked is None and self.branched is None:
             return
+        if self.sources.generators:
+            log.warning("clients are trained one after the other, as %s draws by itself", next(iter(self.sources.generators)))
+            self.stacked, self.branched, self.branches = None, None, 1
+            return
         benign_alone = self.stacked is not None or any(overrides(attack, "constrain") for attack in self.attacks)
         members = [position for position in mine if position < len(round_.cohort)]
         members = [position for position in members if not (benign_alone and round_.malicious[position])]
@@ -272,6 +282,8 @@ class Clients:
             log.warning("in round %d clients are trained one after the other: %s", t, error)
             if self.branched is not None:
                 self.branched, self.branches = None, 1
+        finally:
+            self.executor.put_back()
 
     @property
     def way(self) -> str:
@@ -325,6 +337,17 @@ class Clients:
             error.add_note(f"while training client {client} in round {t} on {len(samples)} samples")
             raise
 
+    def prove(self, train: Callable[[], dict[str, float]], round_: LocalRound, position: int) -> dict[str, float]:
+        """Train a client as `train` does; the first benign one again, to see that nothing from before or elsewhere goes in."""
+        if round_.malicious[position] or not len(self.data.clients[round_.clients[position]]):
+            return train()
+
+        def ended() -> list[Tensor]:
+            return [tensor.clone() for tensor in (*self.executor.weights, *self.buffer_layout.tensors(self.module))]
+
+        self.proven = True
+        return self.sources.prove(train, ended, self.executor.start_anew)
+
     def beside(self, t: int, round_: LocalRound) -> list[tuple[int, Callable[[], dict[str, float]]]]:
         """What is to be trained beside the clients: about how many samples that takes, and how to do it."""
         others = []
@@ -346,6 +369,7 @@ class Clients:
     def draws(self, t: int, purpose: str, batches: str, number: int) -> torch.Generator:
         """Seed the global generators for one training, and give the generator of its batches."""
         seed_global_generators(derive_seed(self.seed, purpose, t, number))
+        self.sources.seed(self.seed, purpose, t, number)
         return generator(self.seed, batches, t, number)
 
     # ---- what clients keep -------------------------------------------------------------------------------------------
@@ -370,6 +394,14 @@ class Clients:
         home = clients % self.exchange.world
         for m, row in self.exchange.route(rows, owner, home, self.memory_size).items():
             self.memory[int(clients[m])] = row.clone()
+
+
+def plain(samples: Samples) -> bool:
+    """Whether they are tensors, and read by nobody's own code."""
+    if type(samples) is not TensorSamples:
+        return False
+    readers = [of for of in (samples.augment, samples.prepare) if of is not None]
+    return all((getattr(of, "__module__", None) or type(of).__module__).startswith("fl_lightning.") for of in readers)
 
 
 def overrides(attack: Attack, hook: str) -> bool:

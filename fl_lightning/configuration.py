@@ -6,41 +6,41 @@ in a configuration is a `ConfigurationError` of one line.
 
 from __future__ import annotations
 
-import inspect
 import os
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import lightning as L
 import yaml
 from jsonargparse import Namespace
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.environments import ClusterEnvironment, LightningEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from rich.table import Table
-from torch.optim import Optimizer
 
 from fl_lightning import srun
-from fl_lightning.aggregators import Aggregator
-from fl_lightning.attacks import Attack
 from fl_lightning.callbacks import BackdoorMetrics, LastCheckpoint, RoundProgressBar, RunRecord
-from fl_lightning.data import EdgePool, FederatedDataModule, Partition
-from fl_lightning.errors import ConfigurationError, nearest
+from fl_lightning.class_settings import check_classes, named_classes, taken_out, with_settings
+from fl_lightning.command_checks import check_checkpoint, check_devices, check_folder, check_seeds
+from fl_lightning.data import FederatedDataModule
+from fl_lightning.errors import ConfigurationError
 from fl_lightning.federation import Federation
-from fl_lightning.models import Classifier
+from fl_lightning.parser import Parser
 from fl_lightning.show_attack import show
 from fl_lightning.srun import SrunEnvironment
+from fl_lightning.yaml_files import MODE, as_argument
 
 T = TypeVar("T")
 
-FURTHER = "Further commands, each with a --help of its own: sweep, report, analyse."
-
-PARTS = (Aggregator, Attack, FederatedDataModule, Partition, EdgePool, Classifier, L.LightningModule, L.Callback, Optimizer)
-"""Base classes whose subclasses a configuration may name; their names are offered when one is misspelt."""
+FURTHER = (
+    "Further commands, each with a --help of its own: sweep, report, analyse. For all of them: --traceback shows where an "
+    "error came from. For these: --with CLASS.SETTING=VALUE is a setting of a class wherever a configuration names it, such as "
+    "--with CIFAR10.path=data/cifar10."
+)
 
 
 class FederatedTrainer(L.Trainer):
@@ -87,17 +87,13 @@ def fetch_and_check(model: Federation, datamodule: FederatedDataModule) -> None:
     model.check(datamodule)
 
 
-class Parser(LightningArgumentParser):
-    """Reports a mistake in a few lines, with the nearest known names."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise ConfigurationError(explain(message, self)) from ex
-
-
 class FederatedCLI(LightningCLI):
     """`fit | validate | test | prepare | show-attack` over a `Federation` and a `FederatedDataModule`."""
 
-    def __init__(self, args: Sequence[str] | None = None) -> None:
+    def __init__(self, args: Sequence[str]) -> None:
+        if args and args[0] in self.subcommands():  # the other commands' parsers would take most of the time
+            only = {args[0]: self.subcommands()[args[0]]}
+            self.subcommands = lambda: only  # pyrefly: ignore[bad-assignment]
         super().__init__(
             Federation,
             FederatedDataModule,
@@ -112,12 +108,16 @@ class FederatedCLI(LightningCLI):
                 "use_distributed_sampler": False,
             },
             seed_everything_default=0,
-            parser_kwargs={"description": "Federated learning under backdoor attack.", "epilog": FURTHER},
+            parser_kwargs={
+                "description": "Federated learning under backdoor attack.",
+                "epilog": FURTHER,
+                "parser_mode": MODE,
+            },
             parser_class=Parser,
             save_config_callback=None,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            args=None if args is None else list(args),
+            args=list(args),
         )
 
     @staticmethod
@@ -135,6 +135,15 @@ class FederatedCLI(LightningCLI):
         parser.link_arguments("seed_everything", "model.seed", compute_fn=integer_seed)
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=integer_seed)
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        args, given = taken_out(args)
+        check_seeds(args)
+        self.config = parser.parse_args(args)
+        if given:
+            config = self.resolved_config()
+            check_classes(given, set(named_classes(config)))
+            self.config = parser.parse_args([self.config.subcommand, "--config", as_argument(with_settings(config, given))])
+
     def _parse_ckpt_path(self) -> None:
         """Settings come from the configuration alone, never from a checkpoint, which would be read here a first time."""
 
@@ -145,46 +154,68 @@ class FederatedCLI(LightningCLI):
         if self.subcommand in ("validate", "test") and path is None:
             raise ConfigurationError(f"{self.subcommand} needs --ckpt_path: a checkpoint, such as the last.ckpt of a run")
         if self.subcommand == "fit":
-            try:
-                os.makedirs(config.trainer.default_root_dir or ".", exist_ok=True)
-            except OSError as error:
-                raise ConfigurationError(f"trainer.default_root_dir cannot be made: {error}") from error
-        if path is not None and path not in ("last", "best", "hpc", "registry") and not os.path.exists(path):
-            raise ConfigurationError(f"ckpt_path: there is no file {path}; give a checkpoint, or `last` for the run's own")
+            check_folder(config.trainer.default_root_dir or ".", "trainer.default_root_dir")
+        if path is not None:
+            check_checkpoint(str(path))
+
+    @property
+    def made(self) -> Any:
+        """The command's settings with classes made of them."""
+        every: Any = self.config_init
+        return every[self.subcommand]
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         assert self.subcommand is not None
-        settings = self.config[self.subcommand].trainer
+        settings = self.made["trainer"]
+        options = {**settings.as_dict(), **kwargs}
         if settings.devices == "auto":
-            kwargs = {**launched(), **kwargs}
+            options |= launched()
         started_by = launcher()
         if started_by is not None and settings.plugins is None:
-            kwargs = {"plugins": [started_by], **kwargs}
-        extra: list[L.Callback] = [BackdoorMetrics(), RunRecord(self.resolved_config())]
-        if settings.enable_progress_bar is not False:
-            extra.append(RoundProgressBar())
-        self.trainer_defaults["callbacks"] = extra
-        if settings.logger in (None, True):  # `false` logs nothing; any others are taken as they are
+            options["plugins"] = [started_by]
+        if started_by is None:
+            check_devices(settings.devices, settings.num_nodes)
+        if settings.barebones:
+            off = ("logger", "enable_progress_bar", "enable_checkpointing", "enable_model_summary")
+            options |= {**dict.fromkeys(off, False), "log_every_n_steps": 0}
+        elif settings.logger in (None, True):  # `false` logs nothing; any others are taken as they are
             root = settings.default_root_dir or "."
-            kwargs["logger"] = [
-                TensorBoardLogger(root, name="tensorboard", default_hp_metric=False),
-                CSVLogger(root, name="csv"),
-            ]
+            if self.subcommand == "fit":
+                tensorboard = TensorBoardLogger(root, name="tensorboard", default_hp_metric=False)
+                options["logger"] = [tensorboard, CSVLogger(root, name="csv")]
+            else:  # what a checkpoint is found to be is shown; it is no further version of the run
+                options["logger"] = False
+        given = settings.callbacks or []
+        given = given if isinstance(given, list) else [given]
+        options["callbacks"] = [*given, *self.own_callbacks(options, given)]
         try:
-            return super().instantiate_trainer(**kwargs)
-        except (MisconfigurationException, ValueError) as error:
-            raise ConfigurationError(f"trainer: {error}") from error
+            return FederatedTrainer(**options)
+        except (MisconfigurationException, ValueError, TypeError) as error:
+            raise ConfigurationError(f"trainer: {' '.join(str(error).split())}") from error
+
+    def own_callbacks(self, options: Mapping[str, Any], given: Sequence[L.Callback]) -> Iterator[L.Callback]:
+        """What a command has without being asked."""
+        for callback in given:
+            if type(callback) in (BackdoorMetrics, RunRecord, RoundProgressBar, LastCheckpoint):
+                name = type(callback).__name__
+                raise ConfigurationError(f"trainer.callbacks names {name}, which every command has by itself; leave it out")
+        if options["enable_checkpointing"] is not False:
+            yield self.made["checkpoint"]
+        yield BackdoorMetrics()
+        yield RunRecord(self.resolved_config())
+        if options["enable_progress_bar"] is not False and not any(isinstance(callback, ProgressBar) for callback in given):
+            yield RoundProgressBar()
 
     def resolved_config(self) -> dict[str, Any]:
         """The configuration of this command with all defaults filled in, as plain data."""
-        assert self.subcommand is not None
-        parser = self._parser(self.subcommand)
-        return yaml.safe_load(parser.dump(self.config[self.subcommand], skip_unset=False, skip_link_targets=False))
+        command = self.config.subcommand
+        text = self._parser(command).dump(self.config[command], skip_unset=False, skip_link_targets=False)
+        return yaml.safe_load(text)
 
 
-def integer_seed(seed: bool | int) -> int:
+def integer_seed(seed: bool | int | None) -> int:
     """`seed_everything` as the experiment's seed, which must be a number: it keys every draw and stands in the record."""
-    if isinstance(seed, bool):
+    if isinstance(seed, bool) or seed is None:
         raise ConfigurationError(f"seed_everything must be a whole number, got {seed}")
     if not 0 <= seed < 2**32:
         raise ConfigurationError(f"seed_everything must lie in [0, 2**32), got {seed}")
@@ -214,44 +245,6 @@ def launcher() -> ClusterEnvironment | None:
     return LightningEnvironment() if "SLURM_JOB_ID" in os.environ else None
 
 
-def explain(message: str, parser: LightningArgumentParser) -> str:
-    """A parser's message on one line, with the names that may have been meant."""
-    message = re.sub(r"\s+", " ", message).strip()
-    wrong = re.findall(r"[Oo]ption '([\w.]+)'|import path string: (\w+)|unrecognized arguments: --([\w.]+)", message)
-    classes = {name for part in PARTS for name in subclass_names(part)}
-    options = {word for dest in parser_options(parser) for word in dest.split(".")} | {"class_path", "init_args"}
-    for cls in (cls for part in PARTS for cls in subclasses(part)):
-        options |= set(inspect.signature(cls).parameters)
-    hints = []
-    for option, class_name, argument in wrong:
-        known = classes if class_name else options
-        unknown = [word for word in (option or class_name or argument).split(".") if word not in known]
-        hints += [f"{word}: {nearest(word, known)}" for word in unknown[:1]]
-    return "; ".join([message, *hints])
-
-
-def subclasses(base: type) -> list[type]:
-    """All public subclasses that are loaded."""
-    found = []
-    for cls in base.__subclasses__():
-        found += [] if cls.__name__.startswith("_") else [cls]
-        found += subclasses(cls)
-    return found
-
-
-def subclass_names(base: type) -> set[str]:
-    return {cls.__name__ for cls in subclasses(base)}
-
-
-def parser_options(parser: LightningArgumentParser) -> list[str]:
-    """The dotted names of a parser's options and, for the main parser, of its commands' options."""
-    options = [action.dest for action in parser._actions if action.dest]
-    for action in parser._actions:
-        for command in (action.choices or {}).values() if isinstance(action.choices, dict) else ():
-            options += parser_options(command)
-    return options
-
-
 class Unstarted(FederatedCLI):
     """Makes Trainer, model and data, and runs nothing."""
 
@@ -268,8 +261,11 @@ class Reader(FederatedCLI):
 
     def read(self, args: Sequence[str]) -> dict[str, Any]:
         """All settings, as `resolve` gives them."""
-        self.config = self.parser.parse_args(list(args))
+        super().parse_arguments(self.parser, args)
         return self.resolved_config()
+
+    def __init__(self) -> None:
+        super().__init__([])
 
     # Lightning's constructor goes through all of these.
 

@@ -17,6 +17,29 @@ class ConfigurationError(ValueError):
     """
 
 
+def in_one_line(error: Exception, length: int = 200) -> str:
+    """What kind of error it is and what it says, cut to `length` characters of one line.
+
+    >>> in_one_line(KeyError("a\\nb"))
+    "KeyError: 'a\\\\nb'"
+    """
+    return " ".join(f"{type(error).__name__}: {error}".split())[:length]
+
+
+def by_likeness(name: str, known: Iterable[str]) -> list[str]:
+    """The known names, those that are spelt most like `name` first.
+
+    >>> by_likeness("tua", ["alpha", "tau"])
+    ['tau', 'alpha']
+    """
+    return sorted(known, key=lambda other: (-likeness(name, other), other))
+
+
+def likeness(name: str, other: str) -> float:
+    """How alike two names are, from 0 to 1."""
+    return difflib.SequenceMatcher(None, name.lower(), other.lower()).ratio()
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The known names closest to `name`, as text for an error message.
 
@@ -25,10 +48,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     >>> nearest("Krumm", ["Invariant", "Median"])
     'known: Invariant, Median'
     """
-    known = sorted(known)
-    likeness = {k: difflib.SequenceMatcher(None, name.lower(), k.lower()).ratio() for k in known}
-    best = max(likeness.values(), default=0.0)
+    ordered = by_likeness(name, known)
+    best = likeness(name, ordered[0]) if ordered else 0.0
     if best < CLOSE:
-        return f"known: {', '.join(known)}"
-    close = sorted((k for k in known if likeness[k] >= max(CLOSE, best - ABOUT_AS_CLOSE)), key=lambda k: -likeness[k])
+        return f"known: {', '.join(sorted(ordered))}"
+    close = [other for other in ordered if likeness(name, other) >= max(CLOSE, best - ABOUT_AS_CLOSE)]
     return f"did you mean {' or '.join(close)}?"

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from fl_lightning.data.base import Samples
+from fl_lightning.kept_python import KeptPython
 from fl_lightning.local_training import LocalTraining
 from fl_lightning.recorded_steps import RecordedSteps, python_state
 from fl_lightning.recordings import RECORD_AFTER, NotRecordableError
@@ -63,17 +64,19 @@ class LocalExecutor:
         self._start: Snapshot | None = None
         self.ahead = False
         self.recorded: RecordedSteps | None = None
+        self.kept: KeptPython | None = None
+        self.told: set[str] = set()
         self.chosen: Literal["sequential", "graph"] | None = None
         self.reason = "asked for"
         self.seconds = 0.0
         if local.executor in ("sequential", "stacked"):
             self.chosen = "sequential"
-        elif local.executor == "auto" and not vars(type(module)).get("recordable", False):
+        elif local.executor == "auto" and not is_recordable(module):
             self._choose("sequential", f"{type(module).__name__} does not say that it is recordable")
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies: recordings belong to the module that they were made for."""
-        undone = {"recorded": None, "ahead": False, "chosen": None if self.recorded is not None else self.chosen}
+        undone = {"recorded": None, "kept": None, "ahead": False, "chosen": None if self.recorded is not None else self.chosen}
         return {**vars(self), **undone}
 
     @property
@@ -84,6 +87,8 @@ class LocalExecutor:
     def start(self, start: Snapshot | None) -> None:
         self._start = start
         self.look_anew()
+        if start is not None and (self.kept is None or any(self.kept.changes())):
+            self.kept = KeptPython({"": self.module})
 
     def look_anew(self) -> None:
         """Others than clients' steps have had the module in hands, and may have changed more than its values."""
@@ -103,7 +108,19 @@ class LocalExecutor:
         assert self.start is not None, "clients start from somewhere"
         if not self.ahead or len(self.start) > len(self.weights):
             self.start.restore(self.module)
+        self.put_back()
         self.ahead = False
+
+    def put_back(self) -> None:
+        """Undo what the last client has changed in Python beside its tensors, and say so once."""
+        changed = [] if self.kept is None else self.kept.restore()
+        if new := sorted({*changed} - self.told):
+            self.told.update(new)
+            log.warning(
+                "the client %s changes %s as it trains, which is put back after every client, as clients keep no state",
+                type(self.module).__name__,
+                ", ".join(new),
+            )
 
     def train(
         self,
@@ -138,6 +155,7 @@ class LocalExecutor:
         except Exception as error:  # a mistake of the user's own comes again below
             self._choose("sequential", self._refusal(error))
         self.start.restore(self.module)
+        self.put_back()
         return self.local.train(self.module, samples, draws(), after_step, steps)
 
     def _try(self, samples: Samples, draws: Draws) -> dict[str, float]:
@@ -147,6 +165,7 @@ class LocalExecutor:
 
         def timed(stepper: RecordedSteps | None) -> tuple[float, list[Tensor], dict[str, float]]:
             start.restore(self.module)
+            self.put_back()
             self._wait()
             began = time.perf_counter()
             logs = self.local.train(self.module, samples, draws(), stepper=stepper)
@@ -155,6 +174,8 @@ class LocalExecutor:
 
         python = python_state(self.module)
         try:
+            if self.kept is not None and self.kept.generators:
+                raise NotRecordableError(f"it draws from a generator of its own, {next(iter(self.kept.generators))}")
             recorded = RecordedSteps(self.module, self.local)
             for _ in range(RECORD_AFTER + 1):  # by then every shape of its batches is recorded
                 timed(recorded)
@@ -196,6 +217,11 @@ class LocalExecutor:
         device = next(self.module.parameters()).device
         if device.type == "cuda":
             torch.cuda.synchronize(device)
+
+
+def is_recordable(module: L.LightningModule) -> bool:
+    """Whether its class says that a step depends on nothing but parameters, buffers and the batch."""
+    return bool(vars(type(module)).get("recordable", False))
 
 
 def adds_in_any_order(device: torch.device) -> bool:

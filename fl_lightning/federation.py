@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import lightning as L
 import torch
-from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
@@ -32,12 +32,16 @@ from fl_lightning.data.module import FederatedDataModule
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.exclusion import exclude_nonfinite
 from fl_lightning.fresh_memory import unfilled
-from fl_lightning.local_training import LocalTraining, check_client
+from fl_lightning.last_round import Evaluations
+from fl_lightning.local_training import LocalTraining, check_client, read_optimizers
 from fl_lightning.prediction import check_predictions, class_probabilities, predict, predicted_classes
+from fl_lightning.remarks import remark
 from fl_lightning.resources import Compile, compiling_pays, prepare_memory
+from fl_lightning.seeding import drawn_by_chance, warn_of_chance
+from fl_lightning.server_optimizer import check_server_optimizer
 from fl_lightning.server_step import take_step
 from fl_lightning.sharded_state import Part
-from fl_lightning.strategy import FederatedStrategy
+from fl_lightning.trainer_options import check_monitors, check_trainer, make_trial
 from fl_lightning.undisturbed import Undisturbed, undisturbed
 from fl_lightning.updates.agreement import check_agreement
 from fl_lightning.updates.exchange import BUCKET_BYTES, Exchange
@@ -72,10 +76,12 @@ class Federation(L.LightningModule):
         local: how a client trains.
         server_optimizer: makes the optimizer that applies the aggregate as a gradient; SGD with learning rate 1 is FedAvg's
             plain replacement of the model.
+        server_scheduler: makes the scheduler of its learning rate, which steps after every round; left out, there is none.
         buffers: what becomes of floating-point buffers (BatchNorm's running statistics): `trimmed` combines them by the rule's
             own location estimate without mask (a trimmed mean for trimming rules, the weighted mean for FedAvg), `mean` by the
             weighted mean, `keep` leaves the global ones as they are.
-        seed: the experiment's seed; all draws are keyed by it.
+        seed: the experiment's seed; all draws are keyed by it. The initial weights are those that `client` was made with: seed
+            torch before that (`L.seed_everything(0)`), as the command line does, or they differ from one run to the next.
         bucket_bytes: memory for one bucket of coordinates during the exchange.
         compile_rules: whether rules that can (TrimmedMean, Median, Invariant, MeanVarianceRatio, but not inside others) run
             compiled, with the same bits: `auto` if the rounds save more time than compiling takes, `always`, or `never`.
@@ -94,6 +100,7 @@ class Federation(L.LightningModule):
         cohort: CohortSampler = CohortSampler(),  # noqa: B008  frozen
         local: LocalTraining = LocalTraining(),  # noqa: B008  frozen
         server_optimizer: OptimizerCallable = lambda parameters: torch.optim.SGD(parameters, lr=1.0),
+        server_scheduler: LRSchedulerCallable | None = None,
         buffers: Literal["trimmed", "mean", "keep"] = "trimmed",
         seed: int = 0,
         bucket_bytes: int = BUCKET_BYTES,
@@ -115,6 +122,7 @@ class Federation(L.LightningModule):
         self.cohort = cohort
         self.local = local
         self.server_optimizer = server_optimizer
+        self.server_scheduler = server_scheduler
         self.buffer_policy = buffers
         self.seed = seed
         self.bucket_bytes = bucket_bytes
@@ -126,6 +134,8 @@ class Federation(L.LightningModule):
         self.excluded_updates = 0
         self.refused_rounds = 0
         self.undisturbed = Undisturbed(seed)
+        self.evaluations = Evaluations()
+        self.by_chance = drawn_by_chance()
 
     # ---- one round ---------------------------------------------------------------------------------------------------
 
@@ -183,10 +193,6 @@ class Federation(L.LightningModule):
         if self.trainer._detect_anomaly:
             check_agreement(self.client, self.exchange, f"after round {t}")
 
-    def on_train_end(self) -> None:
-        """Results of ranks that have come to hold different models are none."""
-        check_agreement(self.client, self.exchange, f"at the end, after {self.global_step} rounds,")
-
     def attack(self, shard: UpdateShard, buffer_shard: UpdateShard, rehearsed: UpdateShard, counts: list[int]) -> None:
         """Let every attack rewrite the malicious rows, in order, each knowing what came of its own `counts` rehearsals."""
         step = None if self.last_step is None else self.last_step[self.exchange.start : self.exchange.stop]
@@ -202,6 +208,9 @@ class Federation(L.LightningModule):
         reason = take_step(optimizer, self.client, self.parameters_layout, broadcast.weights, gradient)
         if reason is not None:
             log.warning("round %d is refused: %s; model and server optimizer stay as they are", t, reason)
+        for config in self.trainer.lr_scheduler_configs:  # a round is a step and an epoch
+            if self.global_step % config.frequency == 0:
+                config.scheduler.step()  # pyrefly: ignore[missing-argument]
         return reason is not None
 
     def update_buffers(self, shard: UpdateShard) -> None:
@@ -244,6 +253,7 @@ class Federation(L.LightningModule):
     def on_validation_start(self) -> None:
         self._evaluation_began = time.perf_counter()
         self.undisturbed.begin()
+        self.evaluations.round = self.global_step
 
     def on_validation_end(self) -> None:
         self.undisturbed.end()
@@ -251,22 +261,25 @@ class Federation(L.LightningModule):
 
     on_test_start, on_test_end = on_validation_start, on_validation_end
 
+    def on_train_epoch_end(self) -> None:
+        self.evaluations.close(self.trainer)
+
+    def on_train_end(self) -> None:
+        self.evaluations.close(self.trainer)  # where a callback found at the end of the round that it was the last
+        check_agreement(self.client, self.exchange, f"at the end, after {self.global_step} rounds,")
+
     # ---- before and after --------------------------------------------------------------------------------------------
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        """Add none, but look at the Trainer and its callbacks: Lightning asks for more before it checks or fetches anything."""
+        check_trainer(self.trainer)
+        make_trial(self.trainer)
+        return []
 
     def setup(self, stage: str) -> None:
         """Check everything that can be checked without training, and lay out vectors and evaluation sets."""
         data = self.data
         device = self.trainer.strategy.root_device
-        if self.trainer.world_size > 1 and not isinstance(self.trainer.strategy, FederatedStrategy):
-            raise ConfigurationError(
-                f"Trainer(strategy=...) is {type(self.trainer.strategy).__name__}, which averages gradients over ranks; use "
-                'strategy="federated" for a federation on several devices'
-            )
-        if self.trainer.precision != "32-true":
-            raise ConfigurationError(
-                f"Trainer(precision={self.trainer.precision!r}) would aggregate in that precision; leave it at 32-true and set "
-                "model.local.precision for the clients' training"
-            )
         self.check(data)
         self.local.warn_of_slow_precision(device)
         self.parameters_layout = parameter_layout(self.client)
@@ -289,7 +302,8 @@ class Federation(L.LightningModule):
         )
         ranks_on_node = self.trainer.world_size // self.trainer.num_nodes
         if stage == "fit":
-            prepare_memory(self.clients, self.cohort, self.aggregator, self.configure_optimizers(), self.attacks, ranks_on_node)
+            server, _ = read_optimizers(self.configure_optimizers(), "the server")
+            prepare_memory(self.clients, self.cohort, self.aggregator, server, self.attacks, ranks_on_node)
         data.to(device)
         if any(attack.watches_steps for attack in self.attacks):
             self.last_step = torch.zeros(self.exchange.num_coordinates, device=device)
@@ -297,6 +311,11 @@ class Federation(L.LightningModule):
         kept = {name: samples for name, samples in data.evaluation.items() if not name.startswith("stamped")}
         stamped = stamped_sets(self.attacks, data.task.test)  # pyrefly: ignore[missing-attribute]
         data.evaluation = kept | {name: samples.to(device) for name, samples in stamped.items()}
+        if stage == "fit":
+            check_monitors(self.trainer, self)
+            remark(self.trainer, self.cohort, self.attacks, self.aggregator, data)
+            with isolate_rng(), undisturbed(self.client):
+                check_predictions(self.client.to(device), data.train, data.task.num_classes)  # pyrefly: ignore[missing-attribute]
 
     def check(self, data: FederatedDataModule) -> None:
         """Raise `ConfigurationError` if cohort, rule, client or attacks do not fit the data that were dealt out."""
@@ -310,11 +329,15 @@ class Federation(L.LightningModule):
                 "{samples: 100}, to keep some training samples from the clients"
             )
         self.aggregator.check_model(parameter_layout(self.client).sizes)
-        check_client(self.client, data.sizes)
+        with self.local.seen_by(self.client, int(data.sizes.max())):
+            check_client(self.client, data.sizes)
         try:
-            self.configure_optimizers()
+            server, scheduler = read_optimizers(self.configure_optimizers(), "the server")
         except (TypeError, ValueError) as error:
-            raise ConfigurationError(f"model.server_optimizer cannot be made: {error}") from error
+            if isinstance(error, ConfigurationError):
+                raise
+            raise ConfigurationError(f"model.server_optimizer or its scheduler cannot be made: {error}") from error
+        check_server_optimizer(server, scheduler.scheduler)
         for attack in self.attacks:
             attack.validate(data.task.num_classes)
 
@@ -323,16 +346,19 @@ class Federation(L.LightningModule):
         for attack in self.attacks:
             attack.prepare()
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The server's optimizer over the client's trainable parameters."""
-        return self.server_optimizer([p for p in self.client.parameters() if p.requires_grad])
+    def configure_optimizers(self) -> Any:
+        """The server's optimizer over the client's trainable parameters, and its scheduler if there is one."""
+        optimizer = self.server_optimizer([p for p in self.client.parameters() if p.requires_grad])
+        if self.server_scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": self.server_scheduler(optimizer)}
 
     def on_fit_start(self) -> None:
-        """Give every rank rank 0's weights, and see that model and data fit each other."""
+        """Give every rank rank 0's weights."""
+        if self.by_chance and self.trainer.ckpt_path is None:
+            warn_of_chance(self.seed)
         for _, tensor in named_state(self.client):
             tensor.copy_(self.exchange.broadcast(tensor.contiguous()))
-        with isolate_rng(), undisturbed(self.client):
-            check_predictions(self.client, self.data.train, self.data.task.num_classes)  # pyrefly: ignore[missing-attribute]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # Rank 0's parameters are everyone's; what rules remember is every rank's own.
@@ -346,6 +372,7 @@ class Federation(L.LightningModule):
             "client_updates": self.client_updates,
             "excluded_updates": self.excluded_updates,
             "refused_rounds": self.refused_rounds,
+            "evaluated": self.evaluations.round,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -364,6 +391,7 @@ class Federation(L.LightningModule):
         self.client_updates = record["client_updates"]
         self.excluded_updates = record["excluded_updates"]
         self.refused_rounds = record.get("refused_rounds", 0)
+        self.evaluations.round = record.get("evaluated", -1)
 
     def load_sharded_state(self, entry: Any, path: Any) -> None:
         """Take this rank's part of what rules and clients remember, of however many ranks wrote it."""

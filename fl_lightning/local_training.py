@@ -1,54 +1,43 @@
 """Train one client: the user's own `training_step` and `configure_optimizers` on that client's data.
 
-Of Lightning's hooks local training calls exactly these two. `self.log` and `self.log_dict` work and are averaged over the
-steps of a client and the clients of a round. Optimizer and scheduler are made anew for every client and round: clients
-keep no state.
+Hooks that a module has of its own are called in Lightning's order (`hooks.CALLED`). Its Trainer is a view of this training
+(`ClientTrainer`). `self.log` and `self.log_dict` work and are averaged over the steps of a client and the clients of a round.
+Optimizer and scheduler are made anew for every client and round: clients keep no state.
 """
 
 from __future__ import annotations
 
-import inspect
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import lightning as L
 import torch
 from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import Metric
 
 from fl_lightning.client_logs import LogCollector, collected_logs
+from fl_lightning.client_steps import ClientSteps
+from fl_lightning.client_trainer import ClientTrainer, LocalPlan, passes
 from fl_lightning.data.base import Samples
-from fl_lightning.errors import ConfigurationError
+from fl_lightning.errors import ConfigurationError, nearest
+from fl_lightning.hooks import called_hooks, transferred, uncalled_hooks
 
 log = logging.getLogger(__name__)
 
 LEAST_EPOCHS = 1e-6
 
-UNUSED_HOOKS = (
-    "setup",
-    "configure_model",
-    "on_train_start",
-    "on_train_epoch_start",
-    "on_train_epoch_end",
-    "on_train_batch_start",
-    "on_train_batch_end",
-    "on_before_zero_grad",
-    "on_before_backward",
-    "on_after_backward",
-    "on_before_optimizer_step",
-    "optimizer_step",
-    "configure_gradient_clipping",
-    "lr_scheduler_step",
-)
-"""Hooks of Lightning's training that a client may define in vain."""
+MOST_EPOCHS = 100_000
+"""More in one round would not end while anybody waits."""
 
 
 class NotTogetherError(Exception):
@@ -101,6 +90,8 @@ class LocalTraining:
     def __post_init__(self) -> None:
         if not (self.epochs >= LEAST_EPOCHS and math.isfinite(self.epochs)):
             raise ConfigurationError(f"model.local.epochs must be at least {LEAST_EPOCHS}, got {self.epochs}")
+        if self.epochs > MOST_EPOCHS:
+            raise ConfigurationError(f"model.local.epochs must be at most {MOST_EPOCHS:,}, got {self.epochs}")
         if self.precision not in ("32", "bf16"):
             raise ConfigurationError(f"model.local.precision must be 32 or bf16, got {self.precision!r}")
         if self.batch_size < 1:
@@ -143,42 +134,53 @@ class LocalTraining:
             module.train()
         parameters = [p for p in module.parameters() if p.requires_grad]
         device = parameters[0].device
-        optimizer, scheduler = read_optimizers(module.configure_optimizers())
-        step_arguments = len(inspect.signature(module.training_step).parameters) if stepper is None else 0
-        epochs = self.epochs if steps is None else math.inf
-        steps = self.num_steps(len(samples)) if steps is None else steps
-        step = epoch_number = 0
-        if stepper is not None:
-            stepper.begin(optimizer)
-        with collected_logs(module) as logs:
-            for order, sizes in epoch_batches(len(samples), epochs, self.batch_size, generator, device):
-                for given in samples.batches(order, sizes[: steps - step], generator):
-                    batch = resident(given, device)
+        plan = self.plan(len(samples), steps)
+        epochs, steps = self.epochs if steps is None else math.inf, plan.steps
+        trainer = ClientTrainer(module, device, plan, self.gradient_clip_norm)
+        step = 0
+        with trainer.seen_by(parts), collected_logs(module) as logs:
+            optimizer, scheduler = configured(module)
+            trainer.use(optimizer, scheduler.configs, logs)
+            client = ClientSteps(module, trainer, parameters, optimizer, partial(self.autocast, device))
+            if stepper is not None:
+                stepper.begin(optimizer)
+            client.begin()
+            for epoch, (order, sizes) in enumerate(epoch_batches(len(samples), epochs, self.batch_size, generator, device)):
+                sizes = sizes[: steps - step]
+                trainer.begin_epoch(epoch, len(sizes))
+                client.call("on_train_epoch_start")
+                for batch_idx, given in enumerate(samples.batches(order, sizes, generator)):
+                    last, skips = batch_idx + 1 == len(sizes), False
                     if stepper is not None:
-                        stepper.step(batch, optimizer, logs)
+                        stepper.step(resident(given, device), optimizer, logs)
+                        trainer.global_step += 1
                     else:
-                        optimizer.zero_grad(set_to_none=True)
-                        with self.autocast(device):
-                            loss = read_loss(module.training_step(*(batch, step)[:step_arguments]))
-                        if loss is not None:
-                            loss.backward()
-                            if self.gradient_clip_norm:
-                                nn.utils.clip_grad_norm_(parameters, self.gradient_clip_norm)
-                            optimizer.step()
-                    step += 1
+                        trainer.is_last_batch = last
+                        batch = resident(transferred(module, given, device, client.hooks), device)
+                        skips = not client.train_on(batch, batch_idx)
+                    step += len(sizes) - batch_idx if skips else 1
+                    stops = trainer.should_stop
                     if after_step is not None:  # also where the module skipped the batch, which may be the last
                         if stepper is not None:
                             stepper.catch_up(logs)
-                        after_step(step, steps)
+                        after_step(step, step if stops else steps)
                         if stepper is not None:
                             stepper.look_again()
-                    scheduler.after_step(step)
-                epoch_number += 1
-                scheduler.after_epoch(epoch_number)
-                if step == steps:
+                    scheduler.after_step(batch_idx + 1)
+                    if last or skips:
+                        scheduler.after_epoch(epoch + 1)
+                    if skips:
+                        break
+                    client.finish_batch()
+                    if trainer.should_stop:
+                        break
+                client.call("on_train_epoch_end")
+                trainer.current_epoch = epoch + 1
+                if step == steps or trainer.should_stop:
                     break
             if stepper is not None:
                 stepper.catch_up(logs)
+            client.end()
         for parameter in parameters:
             parameter.grad = None
         return logs.averages()
@@ -194,6 +196,21 @@ class LocalTraining:
     def num_steps(self, n: int) -> int:
         """Batches that a client of n samples trains on in a round."""
         return sum(count for _, count in epoch_parts(n, self.epochs, self.batch_size))
+
+    def plan(self, n: int, steps: int | None = None) -> LocalPlan:
+        """How long a client of n samples trains in a round, or until it has taken `steps`."""
+        if steps is None:
+            counts = [count for _, count in epoch_parts(n, self.epochs, self.batch_size)]
+            return LocalPlan(len(counts), sum(counts), counts[0] if counts else 0)
+        whole = next((count for _, count in epoch_parts(n, math.inf, self.batch_size)), 0)
+        return LocalPlan(passes(steps, whole), steps if whole else 0, min(whole, steps))
+
+    @contextmanager
+    def seen_by(self, module: L.LightningModule, n: int) -> Iterator[ClientTrainer]:
+        """Have the module see what a client of n samples would, for those who ask for its optimizer without training it."""
+        device = next(module.parameters()).device
+        with ClientTrainer(module, device, self.plan(n), self.gradient_clip_norm).seen_by(module.modules()) as trainer:
+            yield trainer
 
     def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         """The context that `training_step` runs in."""
@@ -250,35 +267,75 @@ def read_loss(output: Any) -> Tensor | None:
 
 @dataclass(frozen=True)
 class LocalScheduler:
-    """A learning-rate scheduler inside one client's training; does nothing without one."""
+    """A learning-rate scheduler inside one client's training; does nothing without one.
+
+    Attributes:
+        scheduler: steps after every batch or every epoch whose number, counted from 1, is a multiple of the frequency; batches
+            are counted anew in every epoch, as Lightning does it.
+        step: how it does, where the module has its own `lr_scheduler_step`.
+    """
 
     scheduler: Any = None
     interval: Literal["step", "epoch"] = "epoch"
     frequency: int = 1
+    step: Callable[[], None] | None = None
 
     def after_step(self, step: int) -> None:
         if self.scheduler is not None and self.interval == "step" and step % self.frequency == 0:
-            self.scheduler.step()
+            (self.step or self.scheduler.step)()
 
     def after_epoch(self, epoch: int) -> None:
         if self.scheduler is not None and self.interval == "epoch" and epoch % self.frequency == 0:
-            self.scheduler.step()
+            (self.step or self.scheduler.step)()
+
+    @property
+    def configs(self) -> list[LRSchedulerConfig]:
+        """As a Trainer shows it to its module."""
+        if self.scheduler is None:
+            return []
+        return [LRSchedulerConfig(self.scheduler, interval=self.interval, frequency=self.frequency)]
 
 
-def read_optimizers(configured: Any) -> tuple[Optimizer, LocalScheduler]:
+def configured(module: L.LightningModule) -> tuple[Optimizer, LocalScheduler]:
+    """A fresh optimizer of the module's, and its scheduler, which steps as the module says."""
+    optimizer, scheduler = read_optimizers(module.configure_optimizers())
+    if scheduler.scheduler is None:
+        return optimizer, scheduler
+    if "lr_scheduler_step" in called_hooks(module):
+        return optimizer, replace(scheduler, step=partial(module.lr_scheduler_step, scheduler.scheduler, None))
+    if not isinstance(scheduler.scheduler, LRScheduler):
+        raise ConfigurationError(
+            f"the scheduler {type(scheduler.scheduler).__name__} of the client {type(module).__name__} is not one of PyTorch's "
+            "kind (torch.optim.lr_scheduler.LRScheduler); say how it steps in lr_scheduler_step(self, scheduler, metric)"
+        )
+    return optimizer, scheduler
+
+
+OPTIMIZER_KEYS = ("optimizer", "lr_scheduler", "monitor")
+SCHEDULER_KEYS = tuple(field.name for field in fields(LRSchedulerConfig))
+"""What dictionaries that `configure_optimizers` returns may hold: Lightning's names."""
+
+
+def read_optimizers(configured: Any, whose: str = "a client") -> tuple[Optimizer, LocalScheduler]:
     """The one optimizer, and the scheduler if any, in what a module's `configure_optimizers` returns.
 
+    Args:
+        configured: in any of Lightning's forms.
+        whose: a word for messages.
+
     Raises:
-        ConfigurationError: for no or several optimizers, several schedulers, or one that waits for a metric.
+        ConfigurationError: for no or several optimizers, several schedulers, one that waits for a metric or belongs to another
+            optimizer, and names that Lightning does not know.
     """
     optimizers: Any
     schedulers: Any = []
     if isinstance(configured, Mapping):
+        check_keys(configured, OPTIMIZER_KEYS, "optimizer")
         optimizers, schedulers = configured["optimizer"], configured.get("lr_scheduler", [])
     elif isinstance(configured, (tuple, list)) and len(configured) == 2 and isinstance(configured[0], (tuple, list)):
         optimizers, schedulers = configured
     elif isinstance(configured, (tuple, list)) and len(configured) == 1 and isinstance(configured[0], Mapping):
-        return read_optimizers(configured[0])
+        return read_optimizers(configured[0], whose)
     else:
         optimizers = configured
     optimizers = list(optimizers) if isinstance(optimizers, (tuple, list)) else [optimizers]
@@ -286,23 +343,45 @@ def read_optimizers(configured: Any) -> tuple[Optimizer, LocalScheduler]:
     if len(optimizers) != 1 or not isinstance(optimizers[0], Optimizer):
         names = [type(optimizer).__name__ for optimizer in optimizers]
         raise ConfigurationError(
-            f"a client needs exactly one optimizer, but its configure_optimizers gives {len(names)}: {names}; several "
-            "optimizers need manual optimization, which local training does not do"
+            f"{whose} needs exactly one optimizer, but its configure_optimizers gives {len(names)}: {names}; several "
+            "optimizers need manual optimization, which is not done here"
         )
     if len(schedulers) > 1:
-        raise ConfigurationError(f"a client may have one learning-rate scheduler, got {len(schedulers)}")
+        raise ConfigurationError(f"{whose} may have one learning-rate scheduler, got {len(schedulers)}")
     if not schedulers:
         return optimizers[0], LocalScheduler()
-    given = schedulers[0]
-    given = dict(given) if isinstance(given, Mapping) else {"scheduler": given}
-    if isinstance(given["scheduler"], ReduceLROnPlateau):
-        raise ConfigurationError("ReduceLROnPlateau waits for a metric, which a client does not have; use another scheduler")
-    interval, frequency = given.get("interval", "epoch"), given.get("frequency", 1)
-    if interval not in ("step", "epoch") or frequency < 1:
+    given = dict(schedulers[0]) if isinstance(schedulers[0], Mapping) else {"scheduler": schedulers[0]}
+    check_keys(given, SCHEDULER_KEYS, "scheduler")
+    scheduler, interval, frequency = given["scheduler"], given.get("interval", "epoch"), given.get("frequency", 1)
+    if isinstance(scheduler, ReduceLROnPlateau) or given.get("reduce_on_plateau"):
+        raise ConfigurationError(f"ReduceLROnPlateau waits for a metric, which {whose} does not have; use another scheduler")
+    if interval not in ("step", "epoch") or not isinstance(frequency, int) or frequency < 1:
         raise ConfigurationError(
             f"a scheduler's interval must be step or epoch and its frequency at least 1, got {interval!r} and {frequency}"
         )
-    return optimizers[0], LocalScheduler(given["scheduler"], interval, frequency)
+    if isinstance(scheduler, Optimizer) or not callable(getattr(scheduler, "step", None)):
+        raise ConfigurationError(
+            f"configure_optimizers gives {type(scheduler).__name__} as a learning-rate scheduler, which cannot step; return "
+            "the optimizer alone, or a scheduler of torch.optim.lr_scheduler"
+        )
+    if getattr(scheduler, "optimizer", optimizers[0]) is not optimizers[0]:
+        raise ConfigurationError(
+            f"the scheduler {type(scheduler).__name__} was made for another optimizer than configure_optimizers returns; make "
+            "it for that one"
+        )
+    return optimizers[0], LocalScheduler(scheduler, interval, frequency)
+
+
+def check_keys(given: Mapping[str, Any], known: tuple[str, ...], what: str) -> None:
+    """Refuse names in a dictionary of `configure_optimizers` that Lightning does not know, and one without `what`."""
+    unknown = [key for key in given if key not in known]
+    if unknown:
+        raise ConfigurationError(
+            f"configure_optimizers gives a dict for the {what} with the key {unknown[0]!r}, which would do nothing; "
+            f"{nearest(str(unknown[0]), known)}"
+        )
+    if what not in given:
+        raise ConfigurationError(f"configure_optimizers gives a dict with {sorted(given)}, which lacks the key {what!r}")
 
 
 def check_client(module: L.LightningModule, sizes: Tensor) -> None:
@@ -313,19 +392,17 @@ def check_client(module: L.LightningModule, sizes: Tensor) -> None:
             "optimizer and automatic_optimization = True"
         )
     try:
-        optimizer, _ = read_optimizers(module.configure_optimizers())
+        configured(module)
     except (TypeError, ValueError) as error:
         if isinstance(error, ConfigurationError):
             raise
         raise ConfigurationError(f"configure_optimizers of the client {type(module).__name__} failed: {error}") from error
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise ConfigurationError("LBFGS evaluates the loss several times a step, which local training does not do")
     if sizes.min() < 2 and any(isinstance(part, _BatchNorm) for part in module.modules()):
         raise ConfigurationError(
             f"client {int(sizes.argmin())} holds {int(sizes.min())} sample, and BatchNorm cannot train on a single one; give "
             "every client at least two (min_samples of a Dirichlet partition), or use another norm"
         )
-    unused = [name for name in UNUSED_HOOKS if getattr(type(module), name) is not getattr(L.LightningModule, name)]
+    unused = uncalled_hooks(module)
     if unused:
         log.warning("local training does not call these hooks of the client %s: %s", type(module).__name__, ", ".join(unused))
 

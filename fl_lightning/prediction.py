@@ -9,11 +9,13 @@ from torch import Tensor
 
 from fl_lightning.data.base import Samples
 from fl_lightning.errors import ConfigurationError
+from fl_lightning.hooks import transferred
 
 
 def predict(module: L.LightningModule, batch: Any) -> Tensor:
     """Logits for a batch as `training_step` takes it: by `predict_step` if the module has one, else by `forward` on the
-    inputs of an `(inputs, targets)` batch."""
+    inputs of an `(inputs, targets)` batch. The module's own hooks of batch transfer come first."""
+    batch = transferred(module, batch, next(module.parameters()).device)
     if type(module).predict_step is not L.LightningModule.predict_step:
         return module.predict_step(batch, 0)
     if not isinstance(batch, (tuple, list)):

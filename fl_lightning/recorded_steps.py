@@ -24,9 +24,11 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from torchmetrics import Metric
 
 from fl_lightning.client_logs import LogCollector, logs_to
+from fl_lightning.client_steps import read_loss
 from fl_lightning.copying import copy_each
 from fl_lightning.flat_state import FlatState, look
-from fl_lightning.local_training import LocalTraining, read_loss
+from fl_lightning.hooks import hooks_in_steps
+from fl_lightning.local_training import LocalTraining
 from fl_lightning.recorded_sgd import ARGUMENTS, clip, hyperparameters, settings_of, sgd_step
 from fl_lightning.recordings import NotRecordableError, Recording, Recordings, kind_for, tell
 from fl_lightning.training_step import TrainingStep, aliases, named_tensors
@@ -66,6 +68,8 @@ class RecordedSteps:
     def __init__(self, module: L.LightningModule, local: LocalTraining) -> None:
         if any(isinstance(part, Metric) for part in module.modules()):
             raise NotRecordableError("it holds torchmetrics objects, which count in Python")
+        if hooks := hooks_in_steps(module):
+            raise NotRecordableError(f"it has hooks of its own, which are called at every step: {', '.join(hooks)}")
         self.module, self.local = module, local
         self.step_of = TrainingStep(module)
         self.recordings = Recordings()

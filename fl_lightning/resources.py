@@ -17,7 +17,7 @@ from fl_lightning.clients import Clients
 from fl_lightning.cohort import CohortSampler, assign_owners
 from fl_lightning.footprint import Footprint, available_bytes, check_fits, module_bytes, state_copies, tensor_bytes
 from fl_lightning.heap import give_freed_memory_back, keep_freed_memory
-from fl_lightning.local_training import read_optimizers
+from fl_lightning.local_training import configured
 
 Compile = Literal["auto", "always", "never"]
 
@@ -39,7 +39,8 @@ def prepare_memory(
     exchange, data = clients.exchange, clients.data
     on_cpu = exchange.device.type == "cpu"
     first = assign_owners(cohort.draw(clients.seed, 0, data.sizes).weights.long(), exchange.world)
-    optimizer, _ = read_optimizers(clients.module.configure_optimizers())
+    with clients.local.seen_by(clients.module, int(data.sizes.max())):
+        optimizer, _ = configured(clients.module)
     n, most = cohort.clients_per_round, int(first.bincount().max())
     recorded = clients.executor.chosen != "sequential" and type(optimizer) is SGD  # or perhaps: auto decides later
     footprint = Footprint(

@@ -6,11 +6,15 @@ every draw takes a fresh generator keyed by (seed, purpose, keys...), for exampl
 """
 
 import hashlib
+import logging
 import pickle
 import random
+from typing import Any
 
 import numpy as np
 import torch
+
+log = logging.getLogger(__name__)
 
 
 def derive_seed(seed: int, purpose: str, *keys: int) -> int:
@@ -37,6 +41,21 @@ def generator(seed: int, purpose: str, *keys: int) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed(seed, purpose, *keys))
 
 
+def drawn_by_chance() -> bool:
+    """Whether torch's global generator began with a seed of the system's: those have 64 bits, people's fewer than 33."""
+    return torch.default_generator.initial_seed() >= 2**32
+
+
+def warn_of_chance(seed: int) -> None:
+    """Say that the initial weights were drawn by chance."""
+    log.warning(
+        "torch was not seeded before the client was made: unless its weights were loaded, the next run starts from others, "
+        "whatever Federation(seed=%d) says; call L.seed_everything(%d) first",
+        seed,
+        seed,
+    )
+
+
 def seed_global_generators(seed: int) -> None:
     """Seed what a client's own code may draw from: dropout, data set transforms."""
     random.seed(seed)
@@ -45,6 +64,22 @@ def seed_global_generators(seed: int) -> None:
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(seed)
+
+
+def seed_source(source: Any, seed: int) -> None:
+    """Seed a generator of NumPy's, PyTorch's or Python's in place.
+
+    >>> draws = np.random.default_rng()
+    >>> seed_source(draws, 3)
+    >>> bool(draws.random() == np.random.default_rng(3).random())
+    True
+    """
+    if isinstance(source, np.random.Generator):
+        source.bit_generator.state = type(source.bit_generator)(seed).state  # pyrefly: ignore
+    elif isinstance(source, torch.Generator):
+        source.manual_seed(seed)
+    else:
+        source.seed(seed)
 
 
 def global_draws() -> bytes:

@@ -26,13 +26,15 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from torchmetrics import Metric
 
 from fl_lightning.client_logs import collected_logs
+from fl_lightning.client_steps import read_loss
 from fl_lightning.data.base import Samples
+from fl_lightning.hooks import hooks_in_steps
 from fl_lightning.local_training import (
+    LocalScheduler,
     LocalTraining,
     NotTogetherError,
+    configured,
     epoch_batches,
-    read_loss,
-    read_optimizers,
     resident,
 )
 from fl_lightning.recorded_sgd import hyperparameters, sgd_step
@@ -47,6 +49,14 @@ log = logging.getLogger(__name__)
 ELEMENTWISE = (SGD, Adam, AdamW, NAdam, RAdam, RMSprop, Adagrad, Adadelta, Adamax)  # a stack is one more parameter to them
 
 
+_Batch = tuple[int, int, Any]
+"""How many samples it has, its number in its epoch, and itself."""
+
+
+class Different(Unknown):
+    """Stands for what is not the same for all clients of a stack."""
+
+
 class NotStackableError(NotTogetherError):
     """Why a module or its data cannot be trained in a stack."""
 
@@ -55,9 +65,10 @@ class StackedTraining:
     """Trains clients as `LocalTraining.train` does, on the same batches, but together.
 
     Results agree up to rounding. With SGD in float32 a client's update (new minus old weights) differs by less than 1e-5 of its
-    norm, by 1e-4 where BatchNorm sees few samples. Adam and the like make whole steps of gradients that are 0 but for rounding,
-    as of a bias before BatchNorm. In bf16 updates differ as much as from float32: under `torch.vmap` autocast reaches matrix
-    products, but neither a CPU's convolutions nor losses. A stack takes K times the memory of a client.
+    norm, by 1e-4 where BatchNorm sees few samples, and in float64 by 2^29 times less. Adam and the like make whole steps of
+    gradients that are 0 but for rounding, as of a bias before BatchNorm. In bf16 updates differ as much as from float32: under
+    `torch.vmap` autocast reaches matrix products, but neither a CPU's convolutions nor losses. A stack takes K times the memory
+    of a client.
 
     Args:
         module: the client. Parameters that require no gradient are shared by the stack and must not change.
@@ -113,18 +124,38 @@ class StackedTraining:
         """The trained stack; `before` are the attributes of the module's parts."""
         if any(isinstance(part, Metric) for part in self.module.modules()):
             raise NotStackableError("it holds torchmetrics objects, which keep one state for all clients")
+        if hooks := hooks_in_steps(self.module):
+            raise NotStackableError(f"it has hooks of its own, which are called for one client at a time: {', '.join(hooks)}")
         self.module.train()
         sizes = [len(samples) for samples, _ in clients]
         order = sorted(range(len(clients)), key=lambda i: (-self.local.num_steps(sizes[i]), -sizes[i]))
-        optimizer, scheduler = read_optimizers(self.module.configure_optimizers())
+        with self.local.seen_by(self.module, max(sizes, default=0)) as trainer:
+            optimizer, scheduler = configured(self.module)
+        if trainer.asked and len({self.local.plan(n) for n in sizes}) > 1:
+            raise NotStackableError("its configure_optimizers asks how long it trains, which is not the same for all clients")
         stack = _Stack(self._client, order, optimizer, *self._rows(len(order), optimizer))
         epoch_steps = {replace(self.local, epochs=1.0).num_steps(n) for n in sizes if n}
-        if len(epoch_steps) > 1 and self.local.epochs > 1 and scheduler.scheduler is not None and scheduler.interval == "epoch":
+        waits = scheduler.scheduler is not None and (scheduler.interval == "epoch" or scheduler.frequency > 1)
+        if len(epoch_steps) > 1 and self.local.epochs > 1 and waits:
             raise NotStackableError("its scheduler waits for ends of epochs, which differ between clients of different sizes")
         optimizer.zero_grad()
         optimizer.step()  # does nothing without gradients, but schedulers want to follow a step
         streams = [self._batches(clients[i][0], clients[i][1].clone_state(), stack.device) for i in order]
         drawn = global_draws()
+        with without_trainer(self.module):
+            self._take_steps(stack, streams, optimizer, scheduler, epoch_steps, lambda: _check_untouched(before, drawn))
+        return stack
+
+    def _take_steps(
+        self,
+        stack: _Stack,
+        streams: list[Iterator[_Batch]],
+        optimizer: Optimizer,
+        scheduler: LocalScheduler,
+        epoch_steps: set[int],
+        check: Callable[[], None],
+    ) -> None:
+        """All steps of a stack; `check` follows the first."""
         for step in count():
             batches = [batch for stream in streams[: stack.height] if (batch := next(stream, None)) is not None]
             if not batches:
@@ -132,14 +163,13 @@ class StackedTraining:
             if len(batches) < stack.height:
                 stack.shrink(len(batches))
             self._step(stack, batches, step)
-            scheduler.after_step(step + 1)
+            scheduler.after_step(batches[0][1] + 1)
             if len(epoch_steps) == 1 and (step + 1) % max(epoch_steps) == 0:
                 scheduler.after_epoch((step + 1) // max(epoch_steps))
             for group, of_own in zip(stack.optimizer.param_groups, optimizer.param_groups, strict=True):
                 group.update({name: value for name, value in of_own.items() if name != "params"})
             if step == 0:
-                _check_untouched(before, drawn)
-        return stack
+                check()
 
     def _rows(self, k: int, optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """What the module holds, K times, and zeros like its parameters: always the same memory, as CUDA graphs know addresses.
@@ -160,18 +190,20 @@ class StackedTraining:
         rows = {name: room[:k].copy_(tensors[name]) for name, room in self._room.items()}
         return rows, {name: momentum[:k].zero_() for name, momentum in self._momenta.items()}
 
-    def _batches(self, samples: Samples, generator: torch.Generator, device: torch.device) -> Iterator[tuple[int, Any]]:
-        """A client's batches with their sizes, drawn in the order in which `LocalTraining.train` draws them."""
+    def _batches(self, samples: Samples, generator: torch.Generator, device: torch.device) -> Iterator[_Batch]:
+        """A client's batches, drawn in the order in which `LocalTraining.train` draws them."""
         for order, sizes in epoch_batches(len(samples), self.local.epochs, self.local.batch_size, generator, device):
-            for size, batch in zip(sizes, samples.batches(order, sizes, generator), strict=True):
-                yield size, resident(batch, device)
+            for i, (size, batch) in enumerate(zip(sizes, samples.batches(order, sizes, generator), strict=True)):
+                yield size, i, resident(batch, device)
 
-    def _step(self, stack: _Stack, batches: list[tuple[int, Any]], step: int) -> None:
+    def _step(self, stack: _Stack, batches: list[_Batch], step: int) -> None:
         """One step of the h clients; those with batches of one size are one call."""
         groups: dict[int, list[int]] = defaultdict(list)
-        for row, (size, _) in enumerate(batches):
+        for row, (size, _, _) in enumerate(batches):
             groups[size].append(row)
-        joined = {size: _stacked([batches[row][1] for row in members]) for size, members in groups.items()}
+        joined = {size: _stacked([batches[row][2] for row in members]) for size, members in groups.items()}
+        numbers = {number for _, number, _ in batches}
+        number = Different("batch_idx") if len(numbers) > 1 else numbers.pop()
         if len(groups) == 1 and self._replay(stack, *joined.values()):
             return
         gradients: dict[str, Tensor] = {}
@@ -179,7 +211,7 @@ class StackedTraining:
             rows: slice | Tensor = slice(members[0], members[-1] + 1)  # which copies nothing, but takes neighbours alone
             if members[-1] - members[0] + 1 > len(members):
                 rows = torch.tensor(members).to(stack.device, non_blocking=True)
-            of_group = self._gradients(stack, rows, joined[size], step)
+            of_group = self._gradients(stack, rows, joined[size], number, first=step == 0)
             if gradients and gradients.keys() != of_group.keys():
                 raise NotStackableError("which parameters its loss depends on is not the same for all batches")
             if len(members) == stack.height:
@@ -237,15 +269,17 @@ class StackedTraining:
 
         return step
 
-    def _gradients(self, stack: _Stack, rows: slice | Tensor, batch: Any, step: int) -> dict[str, Tensor]:
+    def _gradients(
+        self, stack: _Stack, rows: slice | Tensor, batch: Any, number: int | Unknown, *, first: bool
+    ) -> dict[str, Tensor]:
         """The gradients of a group of clients, (g, ...) each; their buffers and logs are brought up to date."""
         parameters = {name: stacked[rows].detach().requires_grad_() for name, stacked in stack.parameters.items()}
-        arguments = (parameters, {name: stacked[rows] for name, stacked in stack.buffers.items()}, batch, step)
+        arguments = (parameters, {name: stacked[rows] for name, stacked in stack.buffers.items()}, batch, number)
         with self.local.autocast(stack.device):
             losses, logs, buffers = self._losses(*arguments)
         # No loss depends on another client's parameters, so one backward pass gives each client its own gradient. In the first
         # step the module's own parameters are asked for too: if a loss depends on these, it passes by the stack.
-        wanted = [*parameters.values(), *(stack.own if step == 0 else ())]
+        wanted = [*parameters.values(), *(stack.own if first else ())]
         found = torch.autograd.grad(losses, wanted, torch.ones_like(losses), allow_unused=True)
         if any(gradient is not None for gradient in found[len(parameters) :]):
             raise NotStackableError("it reaches its parameters by other ways than as attributes of modules")
@@ -255,17 +289,17 @@ class StackedTraining:
             stack.log(name, values, rows)
         return {name: gradient for name, gradient in zip(parameters, found, strict=False) if gradient is not None}
 
-    def _loss(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], batch: Any, step: int | Unknown) -> Any:
+    def _loss(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], batch: Any, number: int | Unknown) -> Any:
         """One client's loss; by name (2,) float32, the sum and the number of the values it logged; its buffers afterwards."""
         given = {**parameters, **buffers}
         state = {name: given[first] for name, first in self._names.items() if first in given}
         with collected_logs(self.module) as logs:
             # Torch's own way to tie weights leaves modules that have two names with the stack's tensors in them.
-            loss = read_loss(functional_call(self._client, state, (batch, step), tie_weights=False))
+            loss = read_loss(functional_call(self._client, state, (batch, number), tie_weights=False))
         if loss is None or logs.metrics:
             what = "logs torchmetrics objects" if logs.metrics else "skips a batch"
             raise NotStackableError(f"its training_step {what}, which may not be the same for all clients")
-        if isinstance(step, Unknown) and logs.plain_numbers:
+        if type(number) is Unknown and logs.plain_numbers:
             raise NotRecordableError("it logs numbers that are no tensors, which may differ from step to step")
         sums = {name: torch.as_tensor(of_name, device=loss.device).float().reshape(()) for name, of_name in logs.sums.items()}
         values = {name: torch.stack([total, torch.full_like(total, logs.counts[name])]) for name, total in sums.items()}
@@ -367,7 +401,7 @@ def _check_untouched(before: dict[nn.Module, dict[str, Any]], drawn: bytes) -> N
         raise NotStackableError("its training_step or its data draw from the global random generators")
     for part, attributes in before.items():
         for name, value in vars(part).items():
-            if name != "training" and (name not in attributes or attributes[name] is not value):
+            if name not in ("training", "_trainer") and (name not in attributes or attributes[name] is not value):
                 raise NotStackableError(f"its training_step sets the attribute {name!r}, which would be one for all clients")
 
 
@@ -375,4 +409,4 @@ def _reason(error: Exception) -> str:
     """Why something did not work, in one line."""
     if "randomness" in (line := str(error).strip().split("\n")[0]):
         return "its training_step draws random numbers (dropout?), which would differ from those of training one by one"
-    return line if isinstance(error, NotStackableError) else f"{type(error).__name__}: {line}"
+    return line if isinstance(error, (NotStackableError, NotRecordableError)) else f"{type(error).__name__}: {line}"

@@ -1,6 +1,7 @@
 """Settings for all tests: one thread per process, as the law of equal bits asks for on CPUs."""
 
 import os
+import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, also in the ranks that tests start
 
@@ -16,3 +17,4 @@ torch.set_num_threads(1)
 def in_own_folder(tmp_path, monkeypatch):
     """Whatever a test writes by a relative path lands in its own folder."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))  # a command adds the folder that it runs in

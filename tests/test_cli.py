@@ -15,6 +15,7 @@ import yaml
 
 from fl_lightning.cli import main
 from fl_lightning.configuration import launched
+from fl_lightning.files import read_lines
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")
@@ -40,10 +41,18 @@ def test_fit_then_validate_and_test(tmp_path, capsys):
     assert written["finished"]
     assert written["config"]["model"]["aggregator"]["init_args"]["tau"] == 0.6
     assert written["config"]["model"]["seed"] == 0
-    for name in ("validate", "test"):
-        main(command(name, tmp_path, "--ckpt_path", str(tmp_path / "last.ckpt")))
-        assert f"{name[:3] if name == 'validate' else 'test'}/asr" in capsys.readouterr().out
+    left = sorted(tmp_path.rglob("*"))
+    for name, stage in (("validate", "val"), ("test", "test")):
+        main([*command(name, tmp_path, "--ckpt_path", str(tmp_path / "last.ckpt")), "--trainer.logger", "null"])
+        shown = capsys.readouterr().out
+        assert f"{name}, after round 2" in shown
+        for data_set, metric in (("clean", "acc"), ("stamped", "asr"), ("clean, of class 1", "acc_source")):
+            (line,) = [line for line in shown.splitlines() if f" {stage}/{metric} " in line]
+            assert f" {data_set} " in line
+            if metric != "acc_source":
+                assert f"{written[metric]:.4f}" in line
     assert record(tmp_path) == written  # evaluation leaves the record alone
+    assert sorted(tmp_path.rglob("*")) == left  # and no loggers' files
 
 
 def test_the_written_configuration_reproduces_the_run(tmp_path):
@@ -212,8 +221,9 @@ def test_killed_and_resumed_on_another_number_of_ranks(tmp_path):
             time.sleep(0.02)
         kill_all(str(folder))
         run.wait()
+    assert record(folder)["state"] == "running"
     assert not record(folder)["finished"]
-    reached = record(folder)["rounds"]
+    reached = read_lines(folder / "metrics.jsonl")[-1]["round"]
     done = subprocess.run(torchrun(3, folder, "--ckpt_path", "last"), capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert 4 <= reached < 8
@@ -222,7 +232,7 @@ def test_killed_and_resumed_on_another_number_of_ranks(tmp_path):
     whole, resumed = record(tmp_path / "whole"), record(folder)
     assert resumed["world_size"] == 3
     assert resumed["weights_sha256"] == whole["weights_sha256"]
-    assert resumed["history"] == whole["history"]
+    assert (folder / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
 
 
 def test_the_module_runs_as_a_program(tmp_path):
@@ -250,7 +260,13 @@ def test_a_damaged_record_is_put_aside(tmp_path):
     (tmp_path / "run.json").write_text("[1]")
     main(command("fit", tmp_path, "--trainer.max_epochs", "1"))
     assert record(tmp_path)["rounds"] == 1
-    assert (tmp_path / "run.unreadable.json").read_text() == "[1]"
+    assert (tmp_path / "earlier" / "1" / "run.json").read_text() == "[1]"
+
+
+def test_a_trial_makes_not_even_the_folder(tmp_path, capsys):
+    main(command("fit", tmp_path / "run", "--trainer.fast_dev_run", "1"))
+    assert "A trial: nothing was written." in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", ["validate", "test"])

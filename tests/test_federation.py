@@ -25,7 +25,7 @@ from tiny import (
 )
 from torch import nn
 
-from fl_lightning import CohortSampler, ConfigurationError, FederatedDataModule, LocalTraining
+from fl_lightning import CohortSampler, ConfigurationError, FederatedDataModule, Federation, LocalTraining
 from fl_lightning.aggregators import AndMask, FedAvg, Invariant, Median, TrimmedMean
 from fl_lightning.attacks import Attacker, EdgeCase
 from fl_lightning.callbacks import AggregationDiagnostics, BackdoorMetrics, LastCheckpoint, RunRecord
@@ -57,6 +57,8 @@ def plain_rounds(client: nn.Module, data: FederatedDataModule, attack, sampler: 
         cohort = sampler.draw(0, t, data.sizes)
         start = {name: value.clone() for name, value in model.state_dict().items()}
         updates, buffers = [], []
+        names = [name for name, _ in model.named_parameters()]
+        floats = [name for name, buffer in model.named_buffers() if buffer.is_floating_point()]
         for number, malicious in zip(cohort.clients.tolist(), cohort.malicious.tolist(), strict=True):
             local = copy.deepcopy(model).train()
             samples: Any = data.client(number)
@@ -70,9 +72,7 @@ def plain_rounds(client: nn.Module, data: FederatedDataModule, attack, sampler: 
                 nn.functional.cross_entropy(local(samples.inputs[indices]), samples.targets[indices]).backward()
                 optimizer.step()
             end = local.state_dict()
-            names = [name for name, _ in local.named_parameters()]
             updates.append(np.concatenate([(start[n] - end[n]).numpy().ravel() for n in names]))
-            floats = [n for n, b in local.named_buffers() if b.is_floating_point()]
             buffers.append(np.concatenate([(start[n] - end[n]).numpy().ravel() for n in floats]))
         # Invariant(tau=.2, alpha=.25) for 20 clients: 13 votes to 7 are needed, 5 are trimmed from each end.
         columns = np.stack(updates)
@@ -226,6 +226,14 @@ def test_every_rank_starts_from_the_first_ones_weights():
     assert len({*on_ranks(1, different_on_every_rank, 1), *on_ranks(3, different_on_every_rank, 3)}) == 1
 
 
+@pytest.mark.parametrize("seeded", [True, False])
+def test_initial_weights_that_chance_drew_are_told(seeded, caplog):
+    torch.manual_seed(1) if seeded else torch.seed()
+    federation = Federation(TinyClient(), FedAvg(), cohort=CohortSampler(clients_per_round=7), seed=5)
+    fit(federation, rounds=1)
+    assert ("the next run starts from others, whatever Federation(seed=5) says" in caplog.text) is not seeded
+
+
 # ---- resume is invisible -----------------------------------------------------------------------------------------------
 
 
@@ -271,7 +279,7 @@ def resumable(folder: str, rounds: int, world: int, kill_at: int | None, every: 
         trainer.fit(federation, tiny_data(), ckpt_path="last")
     except KilledError:
         return "killed", [], began.round
-    return weights_sha256(federation.client), record.history, began.round
+    return weights_sha256(federation.client), record.history.entries, began.round
 
 
 @pytest.mark.parametrize(("every", "worlds", "resumed_at"), [(1, (1, 2), 3), (2, (3, 1), 2)])
@@ -624,9 +632,11 @@ def test_a_single_sample_and_batchnorm_are_refused():
 
 def test_hooks_that_are_not_called_are_named(caplog):
     class Hooked(TinyClient):
-        def on_train_batch_end(self, outputs, batch, batch_idx):
+        def on_fit_start(self):
             raise AssertionError("never called")
+
+        def on_train_batch_end(self, outputs, batch, batch_idx): ...
 
     with caplog.at_level(logging.WARNING):
         fit(tiny_federation(client=Hooked()), rounds=1)
-    assert "on_train_batch_end" in caplog.text
+    assert "does not call these hooks of the client Hooked: on_fit_start\n" in caplog.text

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from fl_lightning.client_steps import read_loss
 from fl_lightning.data import MapSamples, TensorSamples
 from fl_lightning.errors import ConfigurationError
-from fl_lightning.local_training import LocalTraining, check_client, epoch_batches, read_loss, read_optimizers
+from fl_lightning.local_training import LocalTraining, check_client, epoch_batches, read_optimizers
 
 CPU = torch.device("cpu")
 
@@ -155,7 +156,7 @@ def schedule(interval: str, frequency: int):
 
 
 @pytest.mark.parametrize(
-    ("interval", "frequency", "expected"), [("step", 1, 0.5**6), ("step", 2, 0.5**3), ("epoch", 1, 0.25), ("epoch", 2, 0.5)]
+    ("interval", "frequency", "expected"), [("step", 1, 0.5**6), ("step", 2, 0.5**2), ("epoch", 1, 0.25), ("epoch", 2, 0.5)]
 )
 def test_schedulers_step_as_configured(interval, frequency, expected):
     client = Client(configure=schedule(interval, frequency))
@@ -324,3 +325,34 @@ def test_bf16_without_instructions_for_it_is_warned_of(precision, supported, war
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
     LocalTraining(precision=precision).warn_of_slow_precision(CPU)
     assert ("this CPU has no instructions for it" in caplog.text) is warned
+
+
+def configured_as(lr_scheduler: Any, **more: Any) -> Any:
+    return lambda self: {"optimizer": (o := sgd(self)), "lr_scheduler": lr_scheduler(o), **more}
+
+
+class NoScheduler:
+    def step(self): ...
+
+
+@pytest.mark.parametrize(
+    ("configure", "message"),
+    [
+        (
+            configured_as(lambda o: {"scheduler": step_lr(o), "intervall": "step"}),
+            "dict for the scheduler with the key 'intervall', which would do nothing; did you mean interval",
+        ),
+        (configured_as(step_lr, lr_schedulers=1), "dict for the optimizer with the key 'lr_schedulers'.*lr_scheduler"),
+        (configured_as(lambda o: {"interval": "step"}), r"gives a dict with \['interval'\], which lacks the key 'scheduler'"),
+        (lambda self: {"lr_scheduler": step_lr(sgd(self))}, "lacks the key 'optimizer'"),
+        (configured_as(lambda o: {"scheduler": step_lr(o), "interval": "batch"}), "interval must be step or epoch"),
+        (configured_as(lambda o: {"scheduler": step_lr(o), "frequency": 0.5}), "frequency at least 1"),
+        (configured_as(lambda o: None), "gives NoneType as a learning-rate scheduler, which cannot step"),
+        (lambda self: ([sgd(self)], [step_lr(sgd(self))]), "the scheduler StepLR was made for another optimizer"),
+        (configured_as(lambda o: NoScheduler()), "NoScheduler of the client Client is not one of PyTorch's kind"),
+    ],
+)
+def test_what_configure_optimizers_says_in_vain_is_refused(configure, message):
+    with pytest.raises(ConfigurationError, match=message) as raised:
+        check_client(Client(configure=configure), torch.tensor([5]))
+    assert "\n" not in str(raised.value)

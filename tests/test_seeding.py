@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_lightning import seeding
-from fl_lightning.seeding import derive_seed, generator, global_draws
+from fl_lightning.seeding import derive_seed, drawn_by_chance, generator, global_draws
 
 
 def draw(*key) -> list[float]:
@@ -67,3 +67,10 @@ def test_the_example_names_keys_that_are_drawn_by():
     assert len(purposes) == 2
     for purpose in purposes:
         assert re.search(rf'(generator|derive_seed)\((self\.)?seed, "{purpose}"', text), purpose
+
+
+def test_a_seed_of_the_systems_is_told_from_a_persons():
+    torch.seed()
+    assert drawn_by_chance()
+    torch.manual_seed(2**32 - 1)
+    assert not drawn_by_chance()

@@ -21,9 +21,10 @@ def main(output: str, *records: str) -> None:
         rule = model["aggregator"]["class_path"].rpartition(".")[2]
         if not model["cohort"]["malicious_fraction"]:
             rule += ", no attack"
-        rounds = [entry["round"] for entry in record["history"]]
+        evaluations = [json.loads(line) for line in Path(path).with_name("metrics.jsonl").read_text().splitlines()]
+        rounds = [entry["round"] for entry in evaluations]
         for axis, name in zip(axes, ("acc", "asr"), strict=True):
-            axis.plot(rounds, [entry[name] for entry in record["history"]], label=rule, linewidth=1.2)
+            axis.plot(rounds, [entry[name] for entry in evaluations], label=rule, linewidth=1.2)
     for axis, title in zip(axes, ("Acc, clean test set", "ASR, stamped test set"), strict=True):
         axis.set(title=title, xlabel="round", ylim=(0, 1))
         axis.grid(alpha=0.3)

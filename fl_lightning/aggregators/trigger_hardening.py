@@ -213,13 +213,14 @@ class Hardening:
 
 def value_range(samples: Samples, device: torch.device) -> TriggerSpace:
     """The triggers between the smallest and the largest value that model inputs have in a channel or feature."""
+    shape = input_shape(read_batch(samples, torch.arange(1), device)[0])
     lows, highs = [], []
     for indices in torch.arange(len(samples)).split(READ_AT_ONCE):
         inputs, _ = read_batch(samples, indices, device)
         others = (0, 2, 3) if inputs.ndim == 4 else (0,)
         lows.append(inputs.amin(others, keepdim=True)[0].float())
         highs.append(inputs.amax(others, keepdim=True)[0].float())
-    return TriggerSpace(input_shape(inputs), torch.stack(lows).amin(0), torch.stack(highs).amax(0))
+    return TriggerSpace(shape, torch.stack(lows).amin(0), torch.stack(highs).amax(0))
 
 
 def read_batch(

@@ -21,7 +21,8 @@ from fl_lightning.callbacks import RunRecord
 from fl_lightning.clients import LocalRound
 from fl_lightning.cohort import Cohort
 from fl_lightning.configuration import build, resolve
-from fl_lightning.data.base import Samples, join
+from fl_lightning.data.base import Samples
+from fl_lightning.data.joined import join
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.federation import Federation
 from fl_lightning.prediction import is_one_logit, predict

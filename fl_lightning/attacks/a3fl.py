@@ -19,8 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fl_lightning.attacks.base import Attack, Attacker, check_fraction, check_label, draw_share
-from fl_lightning.attacks.pixel_trigger import Rectangle, attackable, images_for, painted
-from fl_lightning.data.base import Samples, TensorSamples, join
+from fl_lightning.attacks.pixel_trigger import Rectangle, attackable, images_for, one_raw, painted, raw_range
+from fl_lightning.data.base import Samples, TensorSamples
+from fl_lightning.data.in_tensors import in_tensors
+from fl_lightning.data.joined import join
 from fl_lightning.errors import ConfigurationError
 
 log = logging.getLogger(__name__)
@@ -156,7 +158,7 @@ class A3FL(Attack):
         data = attackable(self._images(test), self._target)
         if not len(data):
             return None
-        self._warn_of_range(data.inputs)
+        self._warn_of_range(data)
         return painted(data, [self.paint], torch.arange(len(data)), self._target)
 
     def paint(self, images: Tensor) -> Tensor:
@@ -173,13 +175,15 @@ class A3FL(Attack):
         images[:, :, p.row : p.row + p.height, p.column : p.column + p.width] = pattern.to(images.dtype)
         return images
 
-    def _images(self, samples: Samples) -> TensorSamples:
+    def _images(self, samples: Samples) -> Samples:
         """The samples, if they are images that the pattern fits into; makes the pattern of the first ones."""
         data = images_for([self.place], samples)
         if self.pattern is None:
-            low, high = self._range(data.inputs)
-            shape = data.inputs.shape[1], self.place.height, self.place.width
-            self.pattern = torch.full(shape, low + (START + BOUND) / (2 * BOUND) * (high - low), device=data.inputs.device)
+            images = one_raw(data)
+            assert images is not None
+            low, high = self._range(images)
+            shape = images.shape[1], self.place.height, self.place.width
+            self.pattern = torch.full(shape, low + (START + BOUND) / (2 * BOUND) * (high - low), device=images.device)
         return data
 
     def _range(self, images: Tensor) -> tuple[float, float]:
@@ -192,12 +196,12 @@ class A3FL(Attack):
             )
         return low, high
 
-    def _warn_of_range(self, images: Tensor) -> None:
+    def _warn_of_range(self, data: Samples) -> None:
         """Say so if the pattern may become what no picture is: such a trigger is easier to learn."""
-        if not images.is_floating_point():
+        images, found = one_raw(data), raw_range(data)
+        if images is None or found is None:
             return
-        low, high = (float(bound) for bound in images.aminmax())
-        least, most = self._range(images)
+        (low, high), (least, most) = found, self._range(images)
         tolerance = 1e-3 * (high - low)
         if least < low - tolerance or most > high + tolerance:
             log.warning(
@@ -211,7 +215,8 @@ class A3FL(Attack):
     # ---- the pattern -------------------------------------------------------------------------------------------------
 
     def plan(self, module: nn.Module, datasets: Sequence[Samples], attackers: Sequence[Attacker]) -> None:
-        data = self._images(join(datasets))
+        data = in_tensors(self._images(join(datasets)), "A3FL tunes its pattern on them again and again")
+        data = data.to(next(module.parameters()).device)
         low, high = self._range(data.inputs)
         step = self.trigger_lr * (high - low) / (2 * BOUND)
         data = data.with_inputs(data.inputs.float())  # a byte has no gradient

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from fl_lightning.attacks.base import Attack, Attacker, Knowledge
 from fl_lightning.attacks.crafted import uniform
-from fl_lightning.data.base import Samples, join
+from fl_lightning.data.base import Samples
+from fl_lightning.data.joined import join
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.updates.shard import UpdateShard
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fl_lightning.data.base import Samples, join
+from fl_lightning.data.base import Samples
+from fl_lightning.data.joined import join
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.seeding import generator
 from fl_lightning.updates.shard import UpdateShard

@@ -19,8 +19,10 @@ import torch
 from torch import Tensor
 
 from fl_lightning.attacks.base import Attack, Attacker, check_fraction
-from fl_lightning.data.base import Samples, TensorSamples, join
+from fl_lightning.data.base import Samples, TensorSamples
 from fl_lightning.data.edge_pool import EdgePool
+from fl_lightning.data.joined import join, named_as
+from fl_lightning.data.sample_form import form
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.seeding import generator
 
@@ -183,6 +185,8 @@ class EdgeCase(Attack):
     def _like(self, edge: Samples, like: Samples) -> Samples:
         """Edge-case samples on the device of `like` and augmented alike, if both are tensors."""
         if not (isinstance(edge, TensorSamples) and isinstance(like, TensorSamples)):
+            edge = named_as(edge, like)
+            self._check_joined(edge, like)
             return edge
         if edge.inputs.shape[1:] != like.inputs.shape[1:]:
             raise ConfigurationError(
@@ -197,6 +201,15 @@ class EdgeCase(Attack):
         edge = edge.to(like.inputs.device)
         # A run without augmentation has none for edge-case samples either.
         return TensorSamples(edge.inputs, edge.targets, augment=like.augment, prepare=edge.prepare)
+
+    def _check_joined(self, edge: Samples, like: Samples) -> None:
+        """Raise `ConfigurationError` unless one batch can hold samples of both, which are joined one by one."""
+        forms = [form(part[0]) for part in (edge, like) if len(part)]
+        if forms[0] != forms[-1]:
+            raise ConfigurationError(
+                f"EdgeCase.pool holds samples of the form {forms[0]}, but the task's are {forms[-1]}, and a batch holds both; "
+                "use a pool made for this task"
+            )
 
     # ---- groups of edge-case samples ---------------------------------------------------------------------------------
 

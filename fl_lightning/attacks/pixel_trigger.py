@@ -22,6 +22,9 @@ from fl_lightning.errors import ConfigurationError
 
 log = logging.getLogger(__name__)
 
+LOOKED_AT = 256
+"""Pictures whose range of values is looked at, where they are read one by one."""
+
 
 class PixelTrigger(Attack):
     """A backdoor that opens on a rectangle of one colour at a fixed place.
@@ -153,43 +156,56 @@ def colour(value: float | Sequence[float] | None) -> tuple[float, ...]:
     return tuple(value) if isinstance(value, Sequence) else (value,)
 
 
-def images_for(triggers: Sequence[Rectangle], samples: Samples) -> TensorSamples:
+def images_for(triggers: Sequence[Rectangle], samples: Samples) -> Samples:
     """The samples, if they are images that the triggers fit into; `ConfigurationError` otherwise."""
-    if not isinstance(samples, TensorSamples) or not (
-        samples.inputs.ndim == 4 and (samples.inputs.is_floating_point() or samples.inputs.dtype == torch.uint8)
-    ):
-        found = (
-            f"{samples.inputs.dtype} inputs of shape {tuple(samples.inputs.shape)}"
-            if isinstance(samples, TensorSamples)
-            else type(samples).__name__
-        )
+    images = one_raw(samples)
+    if images is None or images.ndim != 4 or not (images.is_floating_point() or images.dtype == torch.uint8):
+        found = type(samples).__name__ + " without one tensor per sample"
+        if images is not None:
+            found = f"{images.dtype} inputs of shape {(len(samples), *images.shape[1:])}"
         raise ConfigurationError(
-            f"{triggers[0].name} needs TensorSamples with raw images of shape (samples, channels, rows, columns), uint8 or "
-            f"floating-point, got {found}; use a task of images such as CIFAR10 or Digits, or another attack"
+            f"{triggers[0].name} needs raw images of shape (samples, channels, rows, columns), uint8 or floating-point, got "
+            f"{found}; use a task of images such as CIFAR10 or Digits, a data set that yields such tensors, or another attack"
         )
     for trigger in triggers:
-        trigger.check(samples.inputs)
+        trigger.check(images)
     return samples
 
 
-def warn_of_range(trigger: Rectangle, data: TensorSamples) -> None:
+def one_raw(samples: Samples) -> Tensor | None:
+    """(1, ...) what a trigger is written into, of the first sample; (0, ...) of none, where that can be told."""
+    if isinstance(samples, TensorSamples):
+        return samples.inputs[:1]
+    return samples.raw(torch.arange(1)) if len(samples) else None
+
+
+def raw_range(data: Samples) -> tuple[float, float] | None:
+    """The least and the greatest raw value, of some samples where they are read one by one; None where values are bytes."""
+    images = data.inputs if isinstance(data, TensorSamples) else data.raw(torch.arange(min(len(data), LOOKED_AT)))
+    if images is None or not images.is_floating_point() or not len(images):
+        return None
+    low, high = images.aminmax()
+    return float(low), float(high)
+
+
+def warn_of_range(trigger: Rectangle, data: Samples) -> None:
     """Say so if the colour is one that no picture has: such a trigger is easier to learn."""
-    if not (data.inputs.is_floating_point() and len(data)):
+    images, found = one_raw(data), raw_range(data)
+    if images is None or found is None:
         return
-    value = torch.tensor(trigger.raw(data.inputs), dtype=data.inputs.dtype)
-    low, high = (bound.cpu() for bound in data.inputs.aminmax())
+    value, (low, high) = torch.tensor(trigger.raw(images), dtype=images.dtype), found
     if value.min() < low or value.max() > high:
         log.warning(
             "%s.value is %s, but raw pixels of the test images lie between %.3g and %.3g; set it to one of these numbers for a "
             "colour that pictures have",
             trigger.name,
-            list(trigger.raw(data.inputs)),
+            list(trigger.raw(images)),
             low,
             high,
         )
 
 
-def painted(data: TensorSamples, triggers: Sequence[Stamp], rows: Tensor, target: int) -> TensorSamples:
+def painted(data: Samples, triggers: Sequence[Stamp], rows: Tensor, target: int) -> Samples:
     """All of `data`, with all triggers and the label `target` in `rows` ((m,) int64)."""
     carries = torch.zeros(len(data), dtype=torch.bool)
     carries[rows.cpu()] = True
@@ -199,6 +215,6 @@ def painted(data: TensorSamples, triggers: Sequence[Stamp], rows: Tensor, target
     return data.relabel(data.targets.masked_fill(carries, target))
 
 
-def attackable(data: TensorSamples, target: int) -> TensorSamples:
+def attackable(data: Samples, target: int) -> Samples:
     """The samples whose class is not `target` already; there may be none."""
     return data.subset(torch.nonzero(data.targets != target).squeeze(1))

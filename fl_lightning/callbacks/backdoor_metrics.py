@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torchmetrics import MeanMetric
 
+from fl_lightning.callbacks.evaluation_table import show_evaluation
 from fl_lightning.federation import Federation
 
 
@@ -19,17 +20,25 @@ class BackdoorMetrics(L.Callback):
     - `asr_<name>`: the same for further stamped sets of an attack, for example `asr_part0` for a part of `DBA`'s trigger.
     - `acc_source`: accuracy on the clean test samples of the class under attack, where the attack has one.
 
-    Each rank counts its own batches and the counts are added, so every sample counts once.
+    Each rank counts its own batches and the counts are added, so every sample counts once. `validate` and `test` end with a
+    table of them, and loggers get them at the round of the checkpoint.
     """
 
     def __init__(self) -> None:
         self.metrics: dict[str, MeanMetric] = {}
+        self._loaded: int | None = None  # the round of the checkpoint that `validate` or `test` was given
+
+    def measured(self, federation: L.LightningModule) -> list[str]:
+        """What will be logged in training, by its full names."""
+        return [f"val/{name}" for name in self._names(federation)]
+
+    def _names(self, federation: L.LightningModule) -> list[str]:
+        assert isinstance(federation, Federation)
+        names = [metric_name(evaluation_set) for evaluation_set in federation.data.evaluation]
+        return names if self._source(federation) is None else [*names, "acc_source"]
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, Federation)
-        names = [metric_name(evaluation_set) for evaluation_set in pl_module.data.evaluation]
-        if self._source(pl_module) is not None:
-            names.append("acc_source")
+        names = self._names(pl_module)
         # Sums of zeros and ones in float64 are exact for any number of samples.
         self.metrics = {name: MeanMetric() for name in names}
         for metric in self.metrics.values():
@@ -54,19 +63,48 @@ class BackdoorMetrics(L.Callback):
             self.metrics["acc_source"].update(hits[outputs["targets"] == self._source(pl_module)])
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        stage = "test" if trainer.testing else "val"
-        if trainer.state.fn == "fit":
-            pl_module.log("step", float(trainer.global_step))  # the loggers' x-axis: rounds
+        if trainer.state.fn == "fit" or trainer.loggers:
+            pl_module.log("step", float(self._round(trainer)))  # the loggers' x-axis: rounds
         for name, metric in self.metrics.items():
-            pl_module.log(f"{stage}/{name}", metric.compute(), prog_bar=name in ("acc", "asr"))
+            pl_module.log(f"{stage(trainer)}/{name}", metric.compute(), prog_bar=name in ("acc", "asr"))
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        loop = trainer.test_loop if trainer.testing else trainer.validate_loop
+        if trainer.state.fn == "fit" or not loop.verbose:
+            return
+        loop.verbose = False  # Lightning's own table has every metric under every data set, of which it knows no names
+        if trainer.is_global_zero:
+            assert isinstance(pl_module, Federation)
+            values = {name: float(trainer.callback_metrics[f"{stage(trainer)}/{name}"]) for name in self.metrics}
+            sets = {metric_name(name): name for name in pl_module.data.evaluation}
+            sets["acc_source"] = f"clean, of class {self._source(pl_module)}"
+            show_evaluation(
+                [(sets[name], f"{stage(trainer)}/{name}", value) for name, value in values.items()],
+                f"{'test' if trainer.testing else 'validate'}, after round {self._round(trainer)}",
+            )
 
     on_test_start = on_validation_start
     on_test_batch_end = on_validation_batch_end
     on_test_epoch_end = on_validation_epoch_end
+    on_test_end = on_validation_end
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._loaded = None if trainer.state.fn == "fit" else int(checkpoint["global_step"])
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._loaded = None
+
+    def _round(self, trainer: L.Trainer) -> int:
+        return trainer.global_step if self._loaded is None else self._loaded
 
     @staticmethod
     def _source(federation: Federation) -> int | None:
         return next((attack.source_label for attack in federation.attacks if attack.source_label is not None), None)
+
+
+def stage(trainer: L.Trainer) -> str:
+    """What metrics' names begin with."""
+    return "test" if trainer.testing else "val"
 
 
 def metric_name(evaluation_set: str) -> str:

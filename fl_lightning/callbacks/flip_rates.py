@@ -15,6 +15,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from fl_lightning.callbacks.trial import is_trial
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.federation import Federation
 from fl_lightning.files import RoundLines
@@ -63,13 +64,20 @@ class FlipRates(L.Callback):
         >>> trainer = L.Trainer(strategy="federated", callbacks=[FlipRates()])
     """
 
+    def __init__(self) -> None:
+        self.lines: RoundLines | None = None
+
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not trainer.is_global_zero:
+        self.lines = None
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Open the file at the first round: what an earlier run left has been put aside by now."""
+        if self.lines is not None or is_trial(trainer) or not trainer.is_global_zero:
             return
         path = Path(trainer.default_root_dir) / FILE
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.lines = RoundLines(path, afresh=trainer.ckpt_path is None)
+            self.lines = RoundLines(path, afresh=trainer.global_step == 0)
         except OSError as error:
             raise ConfigurationError(
                 f"trainer.default_root_dir: FlipRates cannot write {path}: {error}; give a folder that can be written"
@@ -80,7 +88,7 @@ class FlipRates(L.Callback):
             return
         flips = count_flips(shard)
         federation.log("diagnostics/flip_rate", flips.rate, batch_size=1)
-        if federation.trainer.is_global_zero:
+        if self.lines is not None:
             self.lines.add(asdict(flips))
 
 

@@ -7,7 +7,11 @@ import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from fl_lightning import sharded_state
+from fl_lightning.callbacks.earlier import make_room
+from fl_lightning.callbacks.trial import is_trial
 from fl_lightning.errors import ConfigurationError
+from fl_lightning.federation import Federation
+from fl_lightning.last_round import is_last
 
 
 class LastCheckpoint(ModelCheckpoint):
@@ -39,9 +43,16 @@ class LastCheckpoint(ModelCheckpoint):
         self.dirpath = trainer.default_root_dir
         return super()._find_last_checkpoints(trainer)
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        if trainer.is_global_zero and not is_trial(trainer):
+            make_room(trainer, None)
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, Federation)
+        pl_module.evaluations.close(trainer)  # so that the last checkpoint has the last evaluation
         super().on_train_epoch_end(trainer, pl_module)
-        if trainer.fit_loop.done and self._last_global_step_saved != trainer.global_step:
+        if is_last(trainer) and not self._should_skip_saving_checkpoint(trainer):
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:

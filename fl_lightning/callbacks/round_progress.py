@@ -54,7 +54,9 @@ class RoundProgressBar(ProgressBar):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         quiet = trainer.sanity_checking or trainer.state.fn != "fit"
-        if self._enabled and trainer.is_global_zero and self._progress is None and not quiet:
+        if self._progress is not None:
+            self._progress.update(self._task, scores=scores(trainer))
+        elif self._enabled and trainer.is_global_zero and not quiet:
             total = f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
             print(f"round {trainer.global_step}{total}: {scores(trainer)}", file=sys.stderr, flush=True)
 

@@ -1,15 +1,20 @@
 """Tasks, one file each, and how their samples are dealt out to clients."""
 
-from fl_lightning.data.base import MapSamples, Samples, TensorSamples, join
+from fl_lightning.data.base import Samples, TensorSamples
 from fl_lightning.data.cifar10 import CIFAR10
 from fl_lightning.data.digits import Digits, RotatedDigits
 from fl_lightning.data.director_tweets import DirectorTweets
 from fl_lightning.data.edge_pool import EdgePool
+from fl_lightning.data.few_classes import ClassesPerClient, Shards
 from fl_lightning.data.glove import GloVe
+from fl_lightning.data.joined import join
+from fl_lightning.data.label_skew import DirichletOverClasses, DirichletOverClients
+from fl_lightning.data.map_samples import MapSamples
 from fl_lightning.data.module import FederatedDataModule, Task
 from fl_lightning.data.partition import IID, ByKey, Dirichlet, FullCopies, PackedKeys, Partition
 from fl_lightning.data.phishing import Phishing
 from fl_lightning.data.phishing_table import PhishingTable
+from fl_lightning.data.quantity_skew import DirichletSizes, LogNormalSizes, PowerLawSizes
 from fl_lightning.data.root import RootSet
 from fl_lightning.data.southwest import Southwest
 from fl_lightning.data.twitter import Twitter
@@ -18,21 +23,28 @@ __all__ = [
     "CIFAR10",
     "IID",
     "ByKey",
+    "ClassesPerClient",
     "Digits",
     "DirectorTweets",
     "Dirichlet",
+    "DirichletOverClasses",
+    "DirichletOverClients",
+    "DirichletSizes",
     "EdgePool",
     "FederatedDataModule",
     "FullCopies",
     "GloVe",
+    "LogNormalSizes",
     "MapSamples",
     "PackedKeys",
     "Partition",
     "Phishing",
     "PhishingTable",
+    "PowerLawSizes",
     "RootSet",
     "RotatedDigits",
     "Samples",
+    "Shards",
     "Southwest",
     "Task",
     "TensorSamples",

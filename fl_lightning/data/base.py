@@ -15,8 +15,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-from torch.utils.data import ConcatDataset, Dataset, Subset, default_collate
+from torch.utils.data import Dataset
 
+from fl_lightning.data.targets import read_classes
 from fl_lightning.errors import ConfigurationError
 
 Stamp = Callable[[Tensor], Tensor]
@@ -36,9 +37,6 @@ class Augmentation(Protocol):
     def __call__(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
         """Both in one."""
 
-
-TARGET_KEYS = ("label", "labels", "target", "targets", "y")
-"""Names under which a sample that is a mapping may carry its class."""
 
 SMALL_BYTES = 2**17
 """Of raw inputs: batches that have no more together are read at once, as what one takes is mostly the calls."""
@@ -95,6 +93,19 @@ class Samples(Dataset[Any], ABC):
         """Make the samples resident on `device` where that is possible, which it is not for lazily read data."""
         return self
 
+    def raw(self, indices: Tensor) -> Tensor | None:
+        """What triggers are written into, (m, ...) of the samples at `indices`, without them; None if there is none."""
+        return None
+
+    def stamped(self, stamp: Stamp, rows: Tensor) -> Samples:
+        """The same samples, of which those in `rows` carry a trigger from now on, on top of any that they carry already.
+
+        Args:
+            stamp: called on every batch that is read, so a trigger may change during a run.
+            rows: (n,) bool.
+        """
+        raise ConfigurationError(f"{type(self).__name__} has no inputs that a trigger can be written into")
+
     def __getitem__(self, index: int) -> Any:
         """One sample without its batch axis, as collating takes it."""
         return _map_structure(lambda value: value[0], self.batch(torch.tensor([index])))
@@ -132,6 +143,10 @@ class TensorSamples(Samples):
         stamps: Sequence[tuple[Stamp, Tensor]] = (),
         feature_names: Sequence[str] | None = None,
     ) -> None:
+        if not isinstance(inputs, Tensor):
+            raise ConfigurationError(f"inputs must be a tensor, got {type(inputs).__name__}; give torch.as_tensor(inputs)")
+        if not isinstance(targets, Tensor) or targets.dtype != torch.int64 or targets.ndim != 1:
+            targets = read_classes(targets, "the targets given").numbers.to(inputs.device)
         if len(inputs) != len(targets):
             raise ConfigurationError(f"inputs and targets must have the same length, got {len(inputs)} and {len(targets)}")
         for _, rows in stamps:
@@ -141,7 +156,7 @@ class TensorSamples(Samples):
                 )
         self._inputs = inputs
         self._rows: Tensor | None = None  # of these; None for all, in order
-        self.targets = targets.long()
+        self.targets = targets
         self.augment = augment
         self.prepare = prepare
         self.stamps = tuple(stamps)
@@ -217,13 +232,11 @@ class TensorSamples(Samples):
         """The same classes with other raw inputs of the same length, for example with a trigger written into them."""
         return self._with(inputs, self.targets, self.stamps)
 
-    def stamped(self, stamp: Stamp, rows: Tensor) -> TensorSamples:
-        """The same samples, of which those in `rows` carry a trigger from now on, on top of any that they carry already.
+    def raw(self, indices: Tensor) -> Tensor:
+        indices = indices.to(self._inputs.device)
+        return self._inputs.index_select(0, self._of_whole(indices))
 
-        Args:
-            stamp: called on every batch that is read, so a trigger may change during a run.
-            rows: (n,) bool.
-        """
+    def stamped(self, stamp: Stamp, rows: Tensor) -> TensorSamples:
         return self._with(self.inputs, self.targets, [*self.stamps, (stamp, rows.to(self.inputs.device))])
 
     def to(self, device: torch.device) -> TensorSamples:
@@ -239,109 +252,6 @@ class TensorSamples(Samples):
             stamps=stamps,
             feature_names=self.feature_names,
         )
-
-
-class MapSamples(Samples):
-    """Any map-style torch data set whose samples are `(input, class)` pairs or mappings with a class entry.
-
-    Args:
-        dataset: has `__len__` and `__getitem__`; a sample is a pair or a mapping.
-        targets: (n,) classes; left out, the data set's own `targets` are taken or every sample is read once.
-        collate: joins a list of samples into a batch.
-        target_key: the class entry of a mapping; left out, the first of `TARGET_KEYS` that the samples have.
-    """
-
-    def __init__(
-        self,
-        dataset: Any,
-        targets: Tensor | None = None,
-        *,
-        collate: Callable[[list[Any]], Any] = default_collate,
-        target_key: str | None = None,
-    ) -> None:
-        self.dataset = dataset
-        self.collate = collate
-        if len(dataset) == 0:
-            raise ConfigurationError("the data set is empty; give one with at least one sample")
-        first = dataset[0]
-        if isinstance(first, Mapping):
-            target_key = target_key or next((key for key in TARGET_KEYS if key in first), None)
-            if target_key is None or target_key not in first:
-                raise ConfigurationError(
-                    f"samples have the entries {sorted(first)}, none of which is the class; name it with target_key="
-                )
-        elif not (isinstance(first, Sequence) and len(first) == 2):
-            raise ConfigurationError(
-                f"samples must be (input, class) pairs or mappings with a class entry, got {type(first).__name__}"
-            )
-        self.target_key = target_key
-        if targets is None:
-            own = getattr(dataset, "targets", None)
-            if getattr(dataset, "target_transform", None) is not None:
-                own = None  # they are the classes before the transform
-            targets = torch.as_tensor(own if own is not None else [self._target(dataset[i]) for i in range(len(dataset))])
-        self.targets = targets.long()
-
-    def _target(self, sample: Any) -> int:
-        return int(sample[self.target_key] if isinstance(sample, Mapping) else sample[1])
-
-    def __getitem__(self, index: int) -> Any:
-        sample, target = self.dataset[int(index)], self.targets[int(index)]
-        if isinstance(sample, Mapping):
-            return {**sample, self.target_key: target}
-        return sample[0], target
-
-    def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> Any:
-        return self.collate([self[i] for i in indices.tolist()])
-
-    def subset(self, indices: Tensor) -> MapSamples:
-        return self._with(Subset(self.dataset, indices.tolist()), self.targets[indices.cpu()])
-
-    def relabel(self, targets: Tensor) -> MapSamples:
-        return self._with(self.dataset, targets.cpu())
-
-    def _with(self, dataset: Any, targets: Tensor) -> MapSamples:
-        other = object.__new__(MapSamples)
-        other.dataset, other.targets, other.collate, other.target_key = dataset, targets, self.collate, self.target_key
-        return other
-
-
-def join(parts: Sequence[Samples]) -> Samples:
-    """All samples of `parts`, one part after the other; samples keep the triggers that they carry.
-
-    Tensors of one kind (same shape, dtype and transforms) become one tensor; anything else is collated sample by sample,
-    without augmentation on the device.
-    """
-    parts = [part for part in parts if len(part)]
-    if len(parts) == 1:
-        return parts[0]
-    first = parts[0]
-    if isinstance(first, TensorSamples) and all(
-        isinstance(part, TensorSamples)
-        and part.inputs.shape[1:] == first.inputs.shape[1:]
-        and part.inputs.dtype == first.inputs.dtype
-        and part.augment == first.augment
-        and part.prepare == first.prepare
-        for part in parts
-    ):
-        tensors = [part for part in parts if isinstance(part, TensorSamples)]
-        device = first.inputs.device
-        stamps, start = [], 0
-        for part in tensors:
-            for stamp, rows in part.stamps:
-                carries = torch.zeros(sum(map(len, tensors)), dtype=torch.bool, device=device)
-                carries[start : start + len(part)] = rows
-                stamps.append((stamp, carries))
-            start += len(part)
-        return TensorSamples(
-            torch.cat([part.inputs.to(device) for part in tensors]),
-            torch.cat([part.targets.to(device) for part in tensors]),
-            augment=first.augment,
-            prepare=first.prepare,
-            stamps=stamps,
-            feature_names=first.feature_names,
-        )
-    return MapSamples(ConcatDataset(parts), torch.cat([part.targets.cpu() for part in parts]))
 
 
 def _map_structure(function: Callable[[Any], Any], batch: Any) -> Any:

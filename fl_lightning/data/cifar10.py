@@ -20,9 +20,10 @@ from torch import Tensor
 
 from fl_lightning.data.base import TensorSamples
 from fl_lightning.data.module import FederatedDataModule, Task
+from fl_lightning.data.parquet import column_names, parquet_files, read_file
 from fl_lightning.data.partition import Partition
 from fl_lightning.data.root import RootSet
-from fl_lightning.errors import ConfigurationError
+from fl_lightning.errors import ConfigurationError, in_one_line
 
 if TYPE_CHECKING:
     import pyarrow
@@ -148,31 +149,14 @@ def read_parquet(folder: str | Path, split: str) -> tuple[Tensor, Tensor]:
     Returns:
         Images (n, 3, 32, 32) uint8 and classes (n,) int64.
     """
-    import pyarrow.parquet  # here, as most runs do not need it and it is slow to import
-
-    files = parquet_files(folder, split)
-    tables = []
-    for file in files:
-        try:
-            names = pyarrow.parquet.read_schema(file).names
-        except (OSError, pyarrow.ArrowException) as error:
-            raise ConfigurationError(f"{file} cannot be read: {error}; fetch it again or give another path") from error
+    parts = []
+    for file in parquet_files(folder, split):
+        names = column_names(file)
         if not {"img", "label"} <= set(names):
             raise ConfigurationError(f"{file} has the columns {names}; it must have img and label, as on the Hub")
-        tables.append(pyarrow.parquet.read_table(file, columns=["img", "label"]))
-    return decode(pyarrow.concat_tables(tables), str(files[0]))
-
-
-def parquet_files(folder: str | Path, split: str) -> list[Path]:
-    """The Parquet files of one split, in order of their names; raises `ConfigurationError` if there are none."""
-    for pattern in (f"{split}.parquet", f"{split}-*.parquet", f"plain_text/{split}-*.parquet"):
-        if files := sorted(Path(folder).glob(pattern)):
-            return files
-    raise ConfigurationError(
-        f"path {folder} holds no {split}.parquet, {split}-*.parquet or plain_text/{split}-*.parquet"
-        f"{'' if Path(folder).is_dir() else ' (there is no such folder)'}; give the folder of the Parquet files, or "
-        "leave path out to download them"
-    )
+        parts.append(decode(read_file(file, ["img", "label"]), str(file)))  # one by one, as types may differ between files
+    images, targets = zip(*parts, strict=True)
+    return torch.cat(images), torch.cat(targets)
 
 
 def decode(table: pyarrow.Table, name: str) -> tuple[Tensor, Tensor]:
@@ -195,8 +179,12 @@ def decode(table: pyarrow.Table, name: str) -> tuple[Tensor, Tensor]:
                 if image.size != (32, 32):
                     raise ConfigurationError(f"{name}: the image of row {i} has size {image.size}; it must be (32, 32)")
                 images[i] = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-        except OSError as error:
-            raise ConfigurationError(f"{name}: the image of row {i} cannot be decoded: {error}") from error
+        except ConfigurationError:
+            raise
+        except Exception as error:  # decoders of damaged images raise what they like
+            raise ConfigurationError(
+                f"{name}: the image of row {i} cannot be decoded: {in_one_line(error)}; fetch it again or give another path"
+            ) from error
     labels = table.column("label").to_pylist()
     wrong = next((i for i, label in enumerate(labels) if not isinstance(label, int)), None)
     if wrong is not None:

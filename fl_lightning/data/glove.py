@@ -10,10 +10,10 @@ batch of row numbers is looked up where images are normalised, `TensorSamples.pr
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import zipfile
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import islice
@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fl_lightning.data.download import cached, check_sha256, fetch
-from fl_lightning.errors import ConfigurationError
+from fl_lightning.errors import ConfigurationError, in_one_line
 
 URL = "https://huggingface.co/stanfordnlp/glove/resolve/main/glove.6B.zip"
 """GloVe 6B on the Hugging Face Hub: 400,000 lower-case words of Wikipedia 2014 and Gigaword 5; 822 MB."""
@@ -148,9 +148,10 @@ def _read(glove: GloVe) -> tuple[Mapping[str, int], Tensor]:
             numbers.setdefault(word.decode(errors="replace"), row)
     except ConfigurationError:
         raise
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # damaged archives raise what they like
         raise ConfigurationError(
-            f"{file} cannot be read as word vectors (near line {row - UNKNOWN}: {error}); give another path or fetch it again"
+            f"{file} cannot be read as word vectors (near line {row - UNKNOWN}: {in_one_line(error)}); give another "
+            "path or fetch it again"
         ) from error
     if not numbers:
         raise ConfigurationError(f"{file} holds no word vectors; give another path or fetch it again")
@@ -177,7 +178,13 @@ def _lines(file: Path, dimension: int) -> Iterator[bytes]:
                     "one that there is, or give another path"
                 )
             with archive.open(member) as stream:
-                yield from (line.rstrip() for line in stream)
+                yield from _stripped(stream)
     else:
         with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
-            yield from (line.rstrip() for line in stream)
+            yield from _stripped(stream)
+
+
+def _stripped(stream: Iterable[bytes]) -> Iterator[bytes]:
+    """Lines without their ends, and the first without a byte order mark, which Windows' editors write."""
+    for number, line in enumerate(stream):
+        yield (line.removeprefix(codecs.BOM_UTF8) if number == 0 else line).rstrip()

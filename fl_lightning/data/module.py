@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from fl_lightning.data.base import MapSamples, Samples
+from fl_lightning.data.base import Samples
+from fl_lightning.data.dealt import Dealing, as_keys, check_dealing, deal
+from fl_lightning.data.given import Wishes, as_samples
 from fl_lightning.data.partition import Partition
 from fl_lightning.data.root import RootSet
+from fl_lightning.data.sample_form import Key
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.seeding import generator
 
@@ -66,8 +69,11 @@ class FederatedDataModule(L.LightningDataModule):
         self, partition: Partition, *, eval_batch_size: int = 1000, seed: int = 0, root: RootSet | None = None
     ) -> None:
         super().__init__()
-        if eval_batch_size < 1:
-            raise ConfigurationError(f"data.eval_batch_size must be at least 1, got {eval_batch_size}")
+        if not isinstance(eval_batch_size, int) or eval_batch_size < 1:
+            raise ConfigurationError(f"data.eval_batch_size must be a whole number, at least 1, got {eval_batch_size}")
+        if not isinstance(root, RootSet | None):
+            raise ConfigurationError(f"data.root must be a RootSet, such as RootSet(samples=100), got {root!r}")
+        check_dealing(partition)
         self.partition = partition
         self.eval_batch_size = eval_batch_size
         self.seed = seed
@@ -90,31 +96,52 @@ class FederatedDataModule(L.LightningDataModule):
         train: Dataset[Any],
         test: Dataset[Any],
         *,
-        partition: Partition,
+        partition: Dealing,
         num_classes: int | None = None,
-        keys: Tensor | None = None,
-        collate: Any = default_collate,
+        class_names: Sequence[str] = (),
+        keys: Any = None,
+        collate_fn: Callable[[list[Any]], Any] = default_collate,
+        target_key: Key | None = None,
+        images: bool | None = None,
         eval_batch_size: int = 1000,
         seed: int = 0,
         root: RootSet | None = None,
     ) -> FederatedDataModule:
-        """A federation of any two map-style torch data sets of `(input, class)` pairs or mappings with a class entry.
+        """A federation of any two map-style data sets of `(input, class)` pairs, longer tuples or mappings with a class entry.
+
+        Classes are whole numbers, texts or one-hot rows, stated alike in both data sets. Inputs of pairs are read into memory
+        once where they are tensors of one shape, take at most 1 GiB, and do not change when they are read again, as with random
+        transforms; so are the columns of Hugging Face's data sets. All else is read sample by sample for every batch. Without a
+        `collate_fn`, pictures of PIL become tensors (C, H, W) in [0, 1] and lists of numbers become tensors. Attacks on
+        pictures write triggers into these inputs, in the scale that the data set gives them.
 
         Args:
             train: all clients' training samples together; `Samples` are taken as they are.
             test: the clean test set.
-            partition: how `train` is dealt out.
-            num_classes: left out, one more than the largest class in `train`.
-            keys: (n,) group of each training sample, for the `ByKey` partition.
-            collate: joins samples into the batch that the module's `training_step` takes.
+            partition: how `train` is dealt out: a `Partition`, a function `(targets, generator, keys)` that gives the positions
+                of each client's samples, or these themselves.
+            num_classes: left out, as many as there are names or entries of one-hot rows, else one more than the largest class
+                in `train`.
+            class_names: what classes are called, in their order, which is also that of classes that are texts; left out, the
+                data sets' own names, and texts in sorted order.
+            keys: (n,) group of each training sample, whole numbers or texts, for the `ByKey` and `PackedKeys` partitions.
+            collate_fn: joins samples into the batch that the module's `training_step` takes, in training and evaluation; needed
+                where samples differ in length.
+            target_key: the class entry of samples that are mappings, or its place in tuples, from 0.
+            images: True: inputs must be pictures (channels, rows, columns), and pairs are read into memory whatever they take;
+                False: read sample by sample whatever they are; None: as said above.
             eval_batch_size: samples per evaluation batch.
             seed: the experiment's seed.
             root: samples that the server keeps for itself.
+
+        Raises:
+            ConfigurationError: if a data set is none of this kind, a class is none, samples cannot be read or joined, or
+                training and test data state classes in different ways.
         """
-        train, test = (d if isinstance(d, Samples) else MapSamples(d, collate=collate) for d in (train, test))
-        classes = num_classes if num_classes is not None else int(train.targets.max()) + 1
-        task = Task(train, test, classes, keys)
-        return _GivenData(task, partition, eval_batch_size=eval_batch_size, seed=seed, root=root)
+        wishes = Wishes(collate_fn, target_key, images)
+        samples, tests, classes, names = as_samples(train, test, wishes, num_classes=num_classes, class_names=class_names)
+        task = Task(samples, tests, classes, as_keys(keys, len(samples)))
+        return _GivenData(task, names, partition, eval_batch_size=eval_batch_size, seed=seed, root=root)
 
     def setup(self, stage: str) -> None:
         """Load and deal out once, however many stages follow."""
@@ -122,17 +149,16 @@ class FederatedDataModule(L.LightningDataModule):
             return
         task = self.load()
         for name, samples in (("training", task.train), ("test", task.test)):
+            if not isinstance(samples, Samples):
+                raise ConfigurationError(
+                    f"load() gives {type(samples).__name__} as {name} data, not Samples; wrap a data set in MapSamples, "
+                    "tensors in TensorSamples"
+                )
             check_labels(samples.targets, task.num_classes, name)
         if self.root is not None:
             task, self.root_samples = hold_out(task, self.root, generator(self.seed, "root set"))
         targets = task.train.targets.cpu()
-        clients = self.partition(targets, generator(self.seed, "partition"), task.keys)
-        empty = [i for i, indices in enumerate(clients) if len(indices) == 0]
-        if empty:
-            raise ConfigurationError(
-                f"data.partition leaves {len(empty)} of {len(clients)} clients without a sample (client {empty[0]} first); "
-                f"use fewer clients, more data or a larger minimum per client"
-            )
+        clients = deal(self.partition, targets, generator(self.seed, "partition"), task.keys)
         self.task, self.clients = task, clients
         self.sizes = torch.tensor([len(indices) for indices in clients])
         self.evaluation = {"clean": task.test}
@@ -171,9 +197,24 @@ class FederatedDataModule(L.LightningDataModule):
 class _GivenData(FederatedDataModule):
     """A data module over data sets that the caller already has."""
 
-    def __init__(self, task: Task, partition: Partition, *, eval_batch_size: int, seed: int, root: RootSet | None) -> None:
-        super().__init__(partition, eval_batch_size=eval_batch_size, seed=seed, root=root)
+    def __init__(
+        self,
+        task: Task,
+        class_names: tuple[str, ...],
+        partition: Dealing,
+        *,
+        eval_batch_size: int,
+        seed: int,
+        root: RootSet | None,
+    ) -> None:
+        if root is not None and not callable(partition):
+            raise ConfigurationError(
+                "data.partition is a list of samples' positions, which data.root would shift by the samples that it takes out; "
+                "give a partition or a function that deals out what is left, or leave root out"
+            )
+        super().__init__(partition, eval_batch_size=eval_batch_size, seed=seed, root=root)  # pyrefly: ignore[bad-argument-type]
         self._given = task
+        self.class_names = class_names
 
     def load(self) -> Task:
         return self._given

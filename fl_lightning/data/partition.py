@@ -17,6 +17,9 @@ from torch import Tensor
 
 from fl_lightning.errors import ConfigurationError
 
+MOST_CLIENTS = 10_000_000
+"""More would take minutes to deal out and gigabytes to list."""
+
 
 class Partition(ABC):
     """Deals n training samples out to clients; constructor arguments are the configuration."""
@@ -43,18 +46,20 @@ class Partition(ABC):
         """
 
 
-class _Counted(Partition):
+class CountedPartition(Partition):
     """A partition for a given number of clients."""
 
     def __init__(self, num_clients: int) -> None:
-        self._num_clients = _at_least("num_clients", num_clients, 1)
+        self._num_clients = at_least("num_clients", num_clients, 1)
+        if num_clients > MOST_CLIENTS:
+            raise ConfigurationError(f"data.partition.num_clients must be at most {MOST_CLIENTS:,}, got {num_clients:,}")
 
     @property
     def num_clients(self) -> int:
         return self._num_clients
 
 
-class IID(_Counted):
+class IID(CountedPartition):
     """A random split into equal parts: sizes differ by at most one, and every sample has one owner.
 
     Args:
@@ -70,11 +75,11 @@ class IID(_Counted):
         super().__init__(num_clients)
 
     def __call__(self, targets: Tensor, generator: torch.Generator, keys: Tensor | None = None) -> list[Tensor]:
-        _enough(len(targets), self.num_clients, self.num_clients, 1)
+        enough(len(targets), self.num_clients, self.num_clients, 1)
         return list(torch.randperm(len(targets), generator=generator).tensor_split(self.num_clients))
 
 
-class FullCopies(_Counted):
+class FullCopies(CountedPartition):
     """Every client holds all samples, so clients differ only in the order in which they read them.
 
     All entries of the result are one and the same tensor.
@@ -91,17 +96,19 @@ class FullCopies(_Counted):
         super().__init__(num_clients)
 
     def __call__(self, targets: Tensor, generator: torch.Generator, keys: Tensor | None = None) -> list[Tensor]:
-        _enough(len(targets), 1, 1, 1)
+        enough(len(targets), 1, 1, 1)
         return [torch.arange(len(targets))] * self.num_clients
 
 
-class Dirichlet(_Counted):
-    """A label-skewed split: each class is shared out by a draw from a symmetric Dirichlet distribution.
+class Dirichlet(CountedPartition):
+    """The edge-case paper's label-skewed split: classes are shared out by draws from a symmetric Dirichlet distribution,
+    capped.
 
     Class after class, shares are drawn from Dir(alpha) over clients, the share of every client that already holds n/N
     samples or more is zeroed, the rest is renormalised, and the shuffled class is cut at the floored cumulative shares.
     The whole split is drawn again until every client holds `min_samples`. Every sample has one owner; sizes vary, but a
-    client passes n/N only with the class that fills it.
+    client passes n/N only with the class that fills it. Many clients of few samples cannot be filled so;
+    `DirichletOverClients` and `DirichletOverClasses` can.
 
     Args:
         num_clients: number of clients N, at least 1.
@@ -126,11 +133,11 @@ class Dirichlet(_Counted):
             )
         super().__init__(num_clients)
         self.alpha = alpha
-        self.min_samples = _at_least("min_samples", min_samples, 1)
-        self.max_draws = _at_least("max_draws", max_draws, 1)
+        self.min_samples = at_least("min_samples", min_samples, 1)
+        self.max_draws = at_least("max_draws", max_draws, 1)
 
     def __call__(self, targets: Tensor, generator: torch.Generator, keys: Tensor | None = None) -> list[Tensor]:
-        _enough(len(targets), self.num_clients * self.min_samples, self.num_clients, self.min_samples)
+        enough(len(targets), self.num_clients * self.min_samples, self.num_clients, self.min_samples)
         classes = [torch.nonzero(targets == label).squeeze(1) for label in targets.unique()]
         best = 0
         for _ in range(self.max_draws):
@@ -143,7 +150,7 @@ class Dirichlet(_Counted):
         raise ConfigurationError(
             f"data.partition.min_samples is {self.min_samples}, but in {self.max_draws} draws (max_draws) over "
             f"{self.num_clients} clients the smallest client never held more than {best} of {len(targets)} samples; "
-            f"use a larger alpha (now {self.alpha}), fewer clients or a smaller min_samples"
+            f"use a larger alpha (now {self.alpha}), fewer clients or a smaller min_samples, or DirichletOverClients"
         )
 
     def _draw(self, classes: list[Tensor], n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -153,9 +160,9 @@ class Dirichlet(_Counted):
         concentration = torch.full((self.num_clients,), self.alpha, dtype=torch.float64)
         for indices in classes:
             indices = indices[torch.randperm(len(indices), generator=generator)]
-            # Gamma variates are Dirichlet shares up to the factor that `_deal` divides out.
+            # Gamma variates are Dirichlet shares up to the factor that `cut` divides out.
             shares = torch._standard_gamma(concentration, generator=generator)
-            counts = _deal(len(indices), shares, sizes * self.num_clients < n)
+            counts = cut(len(indices), shares, sizes * self.num_clients < n)
             owner[indices] = torch.repeat_interleave(counts)
             sizes += counts
         return owner, sizes
@@ -175,7 +182,7 @@ class ByKey(Partition):
         return list(keys.argsort(stable=True).split(sizes.tolist()))
 
 
-class PackedKeys(_Counted):
+class PackedKeys(CountedPartition):
     """Whole groups of samples packed into clients of about equal size: every author stays with one client, which has many.
 
     Groups, which are the samples of one key, are taken from the largest to the smallest, equal ones in random order, and each
@@ -218,7 +225,7 @@ class PackedKeys(_Counted):
         return list(owner.argsort(stable=True).split(owner.bincount().tolist()))
 
 
-def _deal(count: int, shares: Tensor, is_open: Tensor) -> Tensor:
+def cut(count: int, shares: Tensor, is_open: Tensor) -> Tensor:
     """Cut `count` samples at the floored cumulative shares of the clients that are still open.
 
     Args:
@@ -246,17 +253,17 @@ def _checked_keys(name: str, targets: Tensor, keys: Tensor | None) -> Tensor:
         )
     if len(keys) != len(targets):
         raise ConfigurationError(f"keys must be one per training sample, got {len(keys)} for {len(targets)} samples")
-    _enough(len(targets), 1, 1, 1)
+    enough(len(targets), 1, 1, 1)
     return keys
 
 
-def _at_least(name: str, value: int, least: int) -> int:
+def at_least(name: str, value: int, least: int) -> int:
     if value < least:
         raise ConfigurationError(f"data.partition.{name} must be at least {least}, got {value}")
     return value
 
 
-def _enough(n: int, needed: int, num_clients: int, per_client: int) -> None:
+def enough(n: int, needed: int, num_clients: int, per_client: int) -> None:
     if n < needed:
         raise ConfigurationError(
             f"data.partition deals {n} training samples out to {num_clients} clients of at least {per_client} samples, "

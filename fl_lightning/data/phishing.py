@@ -46,6 +46,9 @@ NUM_FEATURES = 45
 RARE_COLUMN = 37
 """The score that is 0 for most senders, counted from 0: the 38th."""
 
+MOST_SAMPLES = 100_000_000
+"""Eighteen gigabytes."""
+
 
 class Phishing(FederatedDataModule):
     """Two classes, 0 (no phishing) and 1 (phishing), with model inputs (b, 45) float32, standardised by column.
@@ -102,6 +105,8 @@ class Phishing(FederatedDataModule):
         for name, size, least in (("num_train", num_train, 2), ("num_test", num_test, 1)):
             if size < least:
                 raise ConfigurationError(f"data.{name} must be at least {least}, got {size}")
+            if size > MOST_SAMPLES:
+                raise ConfigurationError(f"data.{name} must be at most {MOST_SAMPLES:,}, got {size}")
         if not 0 < phishing_fraction < 1:
             raise ConfigurationError(f"data.phishing_fraction must lie between 0 and 1, got {phishing_fraction}; 0.5 is usual")
         if not (math.isfinite(separation) and separation >= 0):

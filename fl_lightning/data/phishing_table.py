@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +20,7 @@ from fl_lightning.data.module import FederatedDataModule, Task
 from fl_lightning.data.partition import Partition
 from fl_lightning.data.phishing import Standardize
 from fl_lightning.data.root import RootSet
+from fl_lightning.data.table_file import is_gap, numbers, read_table
 from fl_lightning.errors import ConfigurationError, nearest
 from fl_lightning.seeding import generator
 
@@ -139,13 +139,19 @@ class PhishingTable(FederatedDataModule):
 
     def _classes(self, table: pyarrow.Table) -> Tensor:
         """(n,) int64, 1 for phishing."""
-        column = table.column(self.label_column)
-        if column.null_count:
+        labels = table.column(self.label_column).to_pylist()
+        gaps = [row for row, label in enumerate(labels) if label != self.phishing_value and is_gap(label)]
+        if gaps:
             raise ConfigurationError(
-                f"data.label_column {self.label_column!r} is empty in {column.null_count:,} of {len(table):,} rows of "
-                f"{self.path}; fill or remove them"
+                f"data.label_column {self.label_column!r} is empty in {len(gaps):,} of {len(table):,} rows of {self.path}, "
+                f"first in row {gaps[0]}, counted from 0, which says {labels[gaps[0]]!r}; fill or remove them"
             )
-        labels = column.to_pylist()
+        alike = {label for label in labels if label != self.phishing_value and _folded(label) == _folded(self.phishing_value)}
+        if alike:
+            raise ConfigurationError(
+                f"data.phishing_value is {self.phishing_value!r}, but {self.label_column!r} of {self.path} also holds "
+                f"{', '.join(sorted(map(repr, alike))[:5])}, which would count as no phishing; write all of them alike"
+            )
         targets = torch.tensor([label == self.phishing_value for label in labels], dtype=torch.int64)
         if not 0 < targets.sum() < len(targets):
             found = sorted({repr(label) for label in labels})
@@ -193,6 +199,11 @@ class PhishingTable(FederatedDataModule):
         return kept
 
 
+def _folded(label: object) -> object:
+    """A text without blanks around it and capital letters, which may be meant for the same; anything else as it is."""
+    return label.strip().casefold() if isinstance(label, str) else label
+
+
 def without_repeats(features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """The first of all rows that are alike in features ((n, f)) and class ((n,)), in their order."""
     rows = torch.cat([features, targets[:, None].to(features.dtype)], dim=1).numpy()
@@ -200,66 +211,3 @@ def without_repeats(features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     if len(first) < len(targets):
         log.warning("left out %d of %d rows, which repeat an earlier one", len(targets) - len(first), len(targets))
     return features[first], targets[first]
-
-
-def read_table(path: str | Path) -> pyarrow.Table:
-    """A CSV file with a header, or a Parquet file, as a table without columns of the same name."""
-    import pyarrow.csv  # here, as most runs do not need it and it is slow to import
-    import pyarrow.parquet
-
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigurationError(f"data.path {path} is no file; give a CSV file with a header or a Parquet file")
-    try:
-        if path.name.endswith((".csv", ".csv.gz")):
-            table = pyarrow.csv.read_csv(path)
-        elif path.suffix == ".parquet":
-            table = pyarrow.parquet.read_table(path)
-        else:
-            raise ConfigurationError(f"data.path {path} must end in .csv, .csv.gz or .parquet")
-    except (OSError, pyarrow.ArrowException) as error:
-        raise ConfigurationError(f"{path} cannot be read: {error}; see that it is what its name says") from error
-    names = table.column_names
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ConfigurationError(f"{path} has several columns of the name {', '.join(twice)}; rename them")
-    if not len(table):
-        raise ConfigurationError(f"{path} has columns but no row")
-    return table
-
-
-def numbers(table: pyarrow.Table, name: str) -> np.ndarray:
-    """A column as (n,) float32; `ConfigurationError` unless all its entries are finite numbers."""
-    import pyarrow
-
-    column = table.column(name)
-    kind = column.type
-    remedy = "correct or remove these rows, or name the column in data.drop_columns"
-    if pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind):
-        texts = [(row, text) for row, text in enumerate(column.to_pylist()) if not is_number(text)]
-        row, text = texts[0] if texts else (0, column[0].as_py())
-        raise ConfigurationError(
-            f"the column {name!r} holds text in {len(texts) or len(column):,} of {len(column):,} rows, first {text!r} in row "
-            f"{row}, counted from 0; {remedy}"
-        )
-    if not (pyarrow.types.is_integer(kind) or pyarrow.types.is_floating(kind) or pyarrow.types.is_boolean(kind)):
-        raise ConfigurationError(
-            f"the column {name!r} is of type {kind}, not a number, in all of {len(column):,} rows; convert it, or name it in "
-            "data.drop_columns"
-        )
-    values = column.cast(pyarrow.float32(), safe=False).to_numpy()  # empty entries become NaN
-    wrong = np.flatnonzero(~np.isfinite(values))
-    if len(wrong):
-        raise ConfigurationError(
-            f"the column {name!r} holds no finite number in {len(wrong):,} of {len(column):,} rows (empty, NaN, infinite, or "
-            f"too large for float32), first in row {wrong[0]}, counted from 0; {remedy}"
-        )
-    return values
-
-
-def is_number(text: str | None) -> bool:
-    """Whether a text stands for a number."""
-    try:
-        float(text or "")
-    except ValueError:
-        return False
-    return True

@@ -17,7 +17,6 @@ import pickle
 import tempfile
 import urllib.error
 import urllib.request
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from fl_lightning.data.base import TensorSamples
 from fl_lightning.data.cifar10 import crop_and_flip, normalize, read_parquet
 from fl_lightning.data.download import cached
 from fl_lightning.data.edge_pool import LoadedPool
-from fl_lightning.errors import ConfigurationError
+from fl_lightning.errors import ConfigurationError, in_one_line
 
 URL = "https://raw.githubusercontent.com/ksreenivasan/OOD_Federated_Learning/HEAD/saved_datasets/"
 """Folder of the authors' pickles."""
@@ -146,8 +145,12 @@ def _read(folder: Path) -> tuple[Tensor, Tensor]:
         try:
             with np.load(npz, allow_pickle=False) as arrays:
                 train, test = (_checked(arrays[split], f"{npz}, array {split}") for split in PICKLES)
-        except (KeyError, OSError, ValueError, zipfile.BadZipFile) as error:
-            raise ConfigurationError(f"{npz} is not as it should be ({error}); delete it or give another path") from error
+        except ConfigurationError:
+            raise
+        except Exception as error:  # a damaged archive raises what it likes
+            raise ConfigurationError(
+                f"{npz} is not as it should be ({in_one_line(error)}); delete it or give another path"
+            ) from error
     elif all(file.is_file() for file in pickles):
         train, test = (_unpickled(file.read_bytes(), str(file)) for file in pickles)
     else:
@@ -172,9 +175,11 @@ def _airplanes(folder: Path, split: str) -> Tensor:
 def _unpickled(data: bytes, name: str) -> np.ndarray:
     try:
         return _checked(load_array(data), name)
-    except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except ConfigurationError:
+        raise
+    except Exception as error:  # a damaged pickle raises what it likes
         raise ConfigurationError(
-            f"{name} is not a pickled array of images ({error}); fetch it again from {URL} or give another path"
+            f"{name} is not a pickled array of images ({in_one_line(error)}); fetch it again from {URL} or give another path"
         ) from error
 
 

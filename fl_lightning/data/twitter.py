@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 
 from fl_lightning.data.base import TensorSamples
-from fl_lightning.data.cifar10 import parquet_files
 from fl_lightning.data.glove import GloVe
 from fl_lightning.data.module import FederatedDataModule, Task
+from fl_lightning.data.parquet import parquet_files, read_file
 from fl_lightning.data.partition import Partition
 from fl_lightning.data.root import RootSet
 from fl_lightning.errors import ConfigurationError
@@ -220,13 +220,7 @@ def read_tweets(path: str | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def read_columns(file: Path, columns: Sequence[str]) -> pyarrow.Table:
     """Columns of a Parquet file, checked; raises `ConfigurationError` if the file or one of them is not as it should be."""
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.read_table(file)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise ConfigurationError(f"{file} cannot be read: {error}; fetch it again or give another path") from error
-    return checked(table, str(file), columns)
+    return checked(read_file(file), str(file), columns)
 
 
 def checked(table: pyarrow.Table, name: str, columns: Sequence[str]) -> pyarrow.Table:

@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fl_lightning.class_settings import class_setting
+from fl_lightning.command_checks import check_folder, most_processes
 from fl_lightning.errors import ConfigurationError, nearest
 from fl_lightning.experiments.report import write_report
 from fl_lightning.experiments.results import POOL, SWEEPS, locate, read_results, write_index
@@ -27,7 +28,10 @@ ON_SCREEN = ("Acc", "ASR", "n", "paper Acc / ASR")
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports a mistake as the other commands do."""
+    """Reports a mistake as the other commands do, and takes no abbreviations."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_abbrev=False, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         raise ConfigurationError(f"{self.prog}: {message}; see {self.prog} --help")
@@ -36,6 +40,10 @@ class Parser(argparse.ArgumentParser):
 def sweep(args: Sequence[str]) -> None:
     """`fl-lightning sweep FILE`: run what is not finished of a sweep."""
     options, overrides = parse_sweep_command(args)
+    check_folder(options.runs, "--runs")
+    for name, number in (("--jobs", options.jobs), ("--ranks", options.ranks)):
+        if number is not None and not 1 <= number <= most_processes():
+            raise ConfigurationError(f"{name} must be at least 1 and at most {most_processes()} on this machine, got {number}")
     planned = read_sweep(options.file)
     if options.name:
         check_name(options.name)
@@ -98,8 +106,8 @@ def parse_sweep_command(args: Sequence[str]) -> tuple[argparse.Namespace, list[s
             raise ConfigurationError(f"{taken} is set for every run of a sweep; use {instead}")
     parser = Parser(
         prog="fl-lightning sweep",
-        description="Run what is not finished of a sweep: a finished run is never run again, an interrupted one goes on from "
-        "its last checkpoint, a failed one is tried again.",
+        description="Run what is not finished of a sweep: a finished run is never run again, one that was interrupted or "
+        "stopped goes on from its last checkpoint, a failed one is tried again.",
         epilog="Whatever follows `--` is given to every fit, for example: -- --trainer.max_epochs 5",
     )
     add = parser.add_argument
@@ -110,7 +118,7 @@ def parse_sweep_command(args: Sequence[str]) -> tuple[argparse.Namespace, list[s
         "--with",
         dest="settings",
         metavar="CLASS.SETTING=VALUE",
-        type=setting,
+        type=class_setting,
         action="append",
         default=[],
         help="a setting of a class wherever a run names it, for example --with CIFAR10.path=data/cifar10",
@@ -141,20 +149,6 @@ def parse_sweep_command(args: Sequence[str]) -> tuple[argparse.Namespace, list[s
     add("--array-limit", type=int, default=1000, help="tasks in one array, at most (default: 1000)")
     add("--sbatch", metavar="FLAG", action="append", default=[], help="a further option of sbatch, such as --sbatch=--qos=long")
     return parser.parse_args(own), overrides
-
-
-def setting(text: str) -> tuple[str, Any]:
-    """
-    >>> setting("Dirichlet.alpha=0.5")
-    ('Dirichlet.alpha', 0.5)
-    """
-    name, separator, value = text.partition("=")
-    if not separator or "." not in name.strip("."):
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form CLASS.SETTING=VALUE")
-    try:
-        return name, yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise argparse.ArgumentTypeError(f"the value in {text!r} is not YAML") from error
 
 
 def label(text: str) -> tuple[str, str]:
@@ -214,7 +208,7 @@ def show(runs: Sequence[Run], console: Console) -> None:
         evaluations = run.folder.metrics
         state = run.folder.state
         reached = f"{evaluations[-1]['round'] if evaluations else 0}/{run.config['trainer'].get('max_epochs')}"
-        why = run.folder.message if state is State.FAILED else ""
+        why = run.folder.message if state in (State.FAILED, State.STOPPED) else ""
         listed.add_row(*map(Text, (run.id, *run.cell.labels.values(), str(run.seed), str(state), reached, why)))
     console.print(listed)
     console.print(tally(Counter(run.folder.state for run in runs)), highlight=False)
@@ -225,5 +219,5 @@ def tally(states: Counter[State]) -> str:
     >>> tally(Counter([State.FINISHED, State.FAILED, State.FINISHED]))
     '2 finished, 1 failed'
     """
-    order = (State.FINISHED, State.RUNNING, State.INTERRUPTED, State.FAILED, State.PENDING)
+    order = (State.FINISHED, State.RUNNING, State.STOPPED, State.INTERRUPTED, State.FAILED, State.PENDING)
     return ", ".join(f"{states[state]} {state}" for state in order if states[state])

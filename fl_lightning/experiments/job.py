@@ -77,7 +77,10 @@ def run(
         if folder.finished:
             folder.write_status(State.FINISHED, **about, exit_status=status)
             return 0
-        if stop.is_set() or status in STOPPED:
+        ended = folder.record
+        if status == 0 and ended.get("state") == State.STOPPED:
+            folder.write_status(State.STOPPED, **about, exit_status=status, message=ended.get("reason", ""))
+        elif stop.is_set() or status in STOPPED:
             folder.write_status(State.INTERRUPTED, **about, exit_status=status)
         else:
             folder.write_status(State.FAILED, **about, exit_status=status, message=why(folder.log, began, status))

@@ -73,7 +73,8 @@ class SweepProgress:
             if began is not None and state is State.FINISHED and share < 1:
                 self.rates.append((time.monotonic() - began) / (1 - share))
             if trouble or (began is not None and (self.live is None or state is not State.FINISHED)):
-                message = f": {trouble or run.folder.message} (see {run.folder.log})" if state is State.FAILED else ""
+                message = f": {trouble or run.folder.message}" if state in (State.FAILED, State.STOPPED) else ""
+                message += f" (see {run.folder.log})" if state is State.FAILED else ""
                 self.console.print(
                     f"{self.counts.total()}/{len(self.runs)} {state}: {run.name}{message}; {len(self.running)} running, "
                     f"{self.counts[State.FAILED]} failed, left {left(self.seconds_left())}",
@@ -94,7 +95,7 @@ class SweepProgress:
     def refresh(self) -> None:
         """Show the present state."""
         if self.live is not None:
-            done = self.counts[State.FINISHED] + self.counts[State.FAILED]
+            done = sum(self.counts[state] for state in (State.FINISHED, State.STOPPED, State.FAILED))
             self.bar.update(self.task, completed=done, failed=self.counts[State.FAILED], left=left(self.seconds_left()))
             self.live.update(self.view())
 

@@ -73,6 +73,7 @@ def page(results: Results, shown: pd.DataFrame, cell_curves: list[str], sensitiv
         sensitivities=sensitivities,
         seeds=results.seeds,
         failures=[run for run in records(results.runs) if run["state"] == State.FAILED],
+        stopped=[run for run in records(results.runs) if run["state"] == State.STOPPED],
         machines=machines([folder.record for folder in results.folders]),
     )
 

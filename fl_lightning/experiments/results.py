@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from fl_lightning.callbacks.history import FEWEST, LAST
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.experiments.run_folder import RunFolder, State
 from fl_lightning.experiments.sweep import MEASURES, Run, Sweep, read_sweep
@@ -19,7 +20,10 @@ INDEX = "sweep.json"
 """The file in a sweep's folder that tells which runs belong to which cell."""
 
 AVERAGES = tuple(f"{measure}_last10" for measure in MEASURES)
-"""Means over a run's last ten evaluations."""
+"""Means over a run's last evaluations, ten at most and three at least."""
+
+AVERAGED = ("last10_evaluations", "last10_first_round", "last10_last_round")
+"""How many evaluations those are of, and of which rounds."""
 
 
 POOL = "pool"
@@ -43,8 +47,9 @@ class Results:
         attack_free: labels of the cell without attack.
         paper: the paper's values, one entry per cell, empty where it has none.
         folders: of all runs, cell by cell, in the order of `runs`.
-        runs: one row per run: the axes, `seed`, `id`, `state`, `acc`, `asr`, `acc_last10`, `asr_last10`, `rounds`,
-            `excluded_updates`, `message`; measures are NaN unless the run is finished.
+        runs: one row per run: the axes, `seed`, `id`, `state`, `acc`, `asr`, `acc_last10`, `asr_last10`, `last10_evaluations`,
+            `last10_first_round`, `last10_last_round`, `rounds`, `excluded_updates`, `message` (why it failed or stopped);
+            measures are NaN unless the run is finished, and means and what they are of where it has too few evaluations.
     """
 
     name: str
@@ -63,7 +68,8 @@ class Results:
         """One row per cell, in the sweep's order.
 
         Columns: the axes; per measure `<measure>` (mean over seeds), `_sd` (sample standard deviation), `_se` (standard error),
-        `_paper`, `_difference` (mean less the paper's value); `n` finished runs of `planned`; `asr_reduction` (the baseline's
+        `_paper`, `_difference` (mean less the paper's value); `last10_evaluations` (the fewest of any run),
+        `last10_first_round`, `last10_last_round` (of all runs); `n` finished runs of `planned`; `asr_reduction` (the baseline's
         ASR less the cell's) and `excess_reduction` (that as a share of what the baseline has beyond the attack-free ASR),
         NaN where the sweep names no such cells.
         """
@@ -77,6 +83,7 @@ class Results:
                 row[measure] = values.mean() if len(values) else math.nan
                 row[f"{measure}_sd"] = values.std(ddof=1) if len(values) > 1 else math.nan
                 row[f"{measure}_se"] = row[f"{measure}_sd"] / math.sqrt(len(values)) if len(values) > 1 else math.nan
+            row |= {name: group[name].max() if name == "last10_last_round" else group[name].min() for name in AVERAGED}
             for measure in MEASURES:
                 row[f"{measure}_paper"] = self.paper[index].get(measure, math.nan)
                 row[f"{measure}_difference"] = row[measure] - row[f"{measure}_paper"]
@@ -124,11 +131,11 @@ def write_index(folder: Path, sweep: Sweep, runs: Sequence[Run], given: Sequence
     Raises:
         ConfigurationError: the folder is that of the sweep with other settings on top.
     """
-    before = read_json(folder / INDEX)
-    if before and before["given"] != list(given):
+    before = read_json(folder / INDEX)  # one that is damaged is written anew
+    if isinstance(before.get("given"), list) and before["given"] != list(given):
         raise ConfigurationError(
-            f"{folder} is the folder of this sweep with {' '.join(before['given']) or 'no settings on top'}, not with "
-            f"{' '.join(given) or 'none'}; give the other a --name of its own"
+            f"{folder} is the folder of this sweep with {' '.join(map(str, before['given'])) or 'no settings on top'}, not "
+            f"with {' '.join(given) or 'none'}; give the other a --name of its own"
         )
     by_cell = [
         {"labels": cell.labels, "paper": cell.paper, "runs": {run.seed: run.id for run in runs if run.cell is cell}}
@@ -156,11 +163,9 @@ def read_results(folder: Path, pool: Path) -> Results:
         pool: the folder that holds all runs.
 
     Raises:
-        ConfigurationError: the folder is not that of a sweep.
+        ConfigurationError: the folder is not that of a sweep, or its index is damaged.
     """
-    if not (folder / INDEX).exists():
-        raise ConfigurationError(f"{folder} is not the folder of a sweep: there is no {INDEX} in it; start one with `sweep`")
-    index = json.loads((folder / INDEX).read_text())
+    index = read_index(folder)
     rows, folders = [], []
     for cell in index["cells"]:
         for seed, run_id in cell["runs"].items():
@@ -181,6 +186,38 @@ def read_results(folder: Path, pool: Path) -> Results:
     )
 
 
+def read_index(folder: Path) -> dict[str, Any]:
+    """What `write_index` has written, after seeing that it is whole."""
+    file = folder / INDEX
+    if not file.is_file():
+        raise ConfigurationError(f"{folder} is not the folder of a sweep: there is no {INDEX} in it; start one with `sweep`")
+    index = read_json(file)
+    kinds = {
+        "name": str,
+        "title": str,
+        "seeds": list,
+        "cells": list,
+        **dict.fromkeys(("center", "baseline", "attack_free"), dict),
+    }
+    whole = all(isinstance(index.get(key), kind) for key, kind in kinds.items()) and index["cells"] and index["seeds"]
+    for cell in index["cells"] if whole else ():
+        parts = [cell.get(key) for key in ("labels", "paper", "runs")] if isinstance(cell, dict) else [None]
+        whole = whole and all(isinstance(part, dict) for part in parts) and len(cell["runs"]) == len(index["seeds"])
+    if not whole:
+        raise ConfigurationError(f"{file} is damaged; the sweep's own command writes it anew, and runs no finished run again")
+    return index
+
+
+def number(value: Any) -> float:
+    """A value of a record as a number, NaN if it is none."""
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else math.nan
+
+
+def count(value: Any) -> int:
+    """A value of a record as a number of something, 0 if it is none."""
+    return int(value) if isinstance(value, (int, float)) and math.isfinite(value) else 0
+
+
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows of a frame, column by column."""
     return [{str(column): value for column, value in row.items()} for row in frame.to_dict("records")]
@@ -190,11 +227,31 @@ def outcome(run: RunFolder) -> dict[str, Any]:
     """A run's columns."""
     record, state = run.record, run.state
     finished = state is State.FINISHED
-    measured = {name: record.get(name) if finished else None for name in (*MEASURES, *AVERAGES)}
+    rounds = averaged(run, record) if finished else []
+    measured = {name: record.get(name) if finished else None for name in MEASURES}
+    measured |= {name: record.get(name) if rounds else None for name in AVERAGES}
+    measured |= dict(zip(AVERAGED, (len(rounds), rounds[0], rounds[-1]) if rounds else (None, None, None), strict=True))
     return {
         "state": str(state),
-        **{name: math.nan if value is None else float(value) for name, value in measured.items()},
-        "rounds": int(record.get("rounds", 0)),
-        "excluded_updates": int(record.get("excluded_updates", 0)),
-        "message": run.message if state is State.FAILED else "",
+        **{name: number(value) for name, value in measured.items()},
+        "rounds": reached(run, record),
+        "excluded_updates": count(record.get("excluded_updates")),
+        "message": run.message if state in (State.FAILED, State.STOPPED) else "",
     }
+
+
+def averaged(run: RunFolder, record: dict[str, Any]) -> list[int]:
+    """The rounds that a finished run's means are of; none where those are too few for a mean.
+
+    Records of earlier versions do not say which rounds they are, nor care how few.
+    """
+    rounds = record.get("acc_last10_rounds")
+    if rounds is None:
+        rounds = [entry["round"] for entry in record.get("history") or run.metrics if entry.get("acc") is not None][-LAST:]
+    return rounds if len(rounds) >= FEWEST else []
+
+
+def reached(run: RunFolder, record: dict[str, Any]) -> int:
+    """The rounds done, as the record says, or the evaluations of a run whose record was written as it began."""
+    evaluations = run.metrics[-1:] if record.get("state") == State.RUNNING else []
+    return max([count(record.get("rounds")), *(int(entry["round"]) for entry in evaluations)])

@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -20,13 +21,21 @@ SILENT_SECONDS = 6 * BEAT_SECONDS
 
 
 class State(StrEnum):
-    """What became of a run so far."""
+    """What became of a run so far; see `Ending` for how they differ."""
 
     PENDING = "pending"
     RUNNING = "running"
     INTERRUPTED = "interrupted"
+    STOPPED = "stopped"
     FAILED = "failed"
     FINISHED = "finished"
+
+
+def cut_short(record: Mapping[str, Any]) -> bool:
+    """Whether `max_time` ended a run whose record, as an earlier version wrote it, says that it is finished."""
+    trainer = record.get("config", {}).get("trainer", {})
+    rounds, planned = record.get("rounds", 0), trainer.get("max_epochs")
+    return "state" not in record and trainer.get("max_time") is not None and planned is not None and rounds < planned
 
 
 @dataclass(frozen=True)
@@ -68,7 +77,8 @@ class RunFolder:
     @property
     def finished(self) -> bool:
         """Whether the run has come to its end."""
-        return bool(self.record.get("finished"))
+        record = self.record
+        return bool(record.get("finished")) and not cut_short(record)
 
     @property
     def state(self) -> State:
@@ -77,15 +87,16 @@ class RunFolder:
             return State.FINISHED
         if self.locked or self.at_work_elsewhere:
             return State.RUNNING
-        state = self.status.get("state")
-        if state == State.FAILED:
-            return State.FAILED
-        return State.INTERRUPTED if state is not None or (self.path / "run.json").exists() else State.PENDING
+        record, attempt = self.record, self.status.get("state")
+        state = record.get("state") if attempt is None else attempt
+        if state in (State.FAILED, State.STOPPED):
+            return State(state)
+        return State.INTERRUPTED if state is not None or record else State.PENDING
 
     @property
     def message(self) -> str:
-        """Why the last attempt failed, on one line."""
-        return self.status.get("message", "")
+        """Why the last attempt failed or stopped, on one line."""
+        return self.status.get("message") or self.record.get("reason", "")
 
     @property
     def at_work_elsewhere(self) -> bool:

@@ -13,7 +13,6 @@ import torch
 import yaml
 from rich.console import Console
 
-from fl_lightning.errors import ConfigurationError
 from fl_lightning.experiments import job
 from fl_lightning.experiments.progress import SweepProgress
 from fl_lightning.experiments.run_folder import RunFolder, State
@@ -66,10 +65,6 @@ def run_all(runs: Sequence[Run], *, jobs: int, ranks: int | None, console: Conso
     Returns:
         how many runs are in which state in the end.
     """
-    if jobs < 1:
-        raise ConfigurationError(f"--jobs must be at least 1, got {jobs}")
-    if ranks is not None and ranks < 1:
-        raise ConfigurationError(f"--ranks must be at least 1, got {ranks}")
     for run in runs:
         write_config(run)
     stop, waiting = threading.Event(), deque(run for run in runs if not run.folder.finished)

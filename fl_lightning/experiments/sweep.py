@@ -29,19 +29,12 @@ from typing import Any
 
 import yaml
 
+from fl_lightning.class_settings import check_classes, named_classes, with_settings
 from fl_lightning.configuration import resolve
 from fl_lightning.errors import ConfigurationError, nearest
 from fl_lightning.experiments.run_folder import RunFolder
-from fl_lightning.experiments.settings import (
-    Layer,
-    arguments,
-    as_text,
-    build_once,
-    named_classes,
-    run_id,
-    with_seed,
-    with_settings,
-)
+from fl_lightning.experiments.settings import Layer, arguments, build_once, run_id, with_seed
+from fl_lightning.yaml_files import as_argument, read_yaml
 
 KEYS = ("name", "title", "base", "axes", "exclude", "center", "paper", "baseline", "attack_free")
 MEASURES = ("acc", "asr")
@@ -138,7 +131,7 @@ class Sweep:
             try:
                 config = resolve(["fit", *arguments(cell.layers), *overrides])
                 known |= set(named_classes(config))
-                config = resolve(["fit", "--config", as_text(with_settings(config, given))]) if given else config
+                config = resolve(["fit", "--config", as_argument(with_settings(config, given))]) if given else config
                 build_once(with_seed(config, self.seeds[0]))
             except ConfigurationError as error:
                 raise ConfigurationError(f"{cell.name}: {error}") from error
@@ -147,11 +140,7 @@ class Sweep:
                 folder = root.absolute() / run_id(seeded)
                 seeded["trainer"] = {**seeded["trainer"], "default_root_dir": str(folder)}
                 runs.append(Run(cell, seed, seeded, RunFolder(folder)))
-        for name in given:
-            if name.split(".")[0] not in known:
-                raise ConfigurationError(
-                    f"--with {name}: no run has a {name.split('.')[0]}; {nearest(name.split('.')[0], known)}"
-                )
+        check_classes(given, known)
         check_distinct(runs)
         return runs
 
@@ -166,7 +155,7 @@ def read_sweep(path: Path) -> Sweep:
         ConfigurationError: it is not there, is not YAML, or says something that a sweep cannot mean.
     """
     try:
-        content = yaml.load(path.read_text(), UniqueKeys)
+        content = read_yaml(path.read_text())
     except OSError as error:
         raise ConfigurationError(f"the sweep {path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -177,17 +166,6 @@ def read_sweep(path: Path) -> Sweep:
         return parse_sweep(content, path)
     except ConfigurationError as error:
         raise ConfigurationError(f"{path}: {error}") from error
-
-
-class UniqueKeys(yaml.SafeLoader):
-    """Reads YAML, and refuses a key that stands twice in a mapping, of which the first would be lost."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key} stands twice", node.start_mark)
-        return super().construct_mapping(node, deep)
 
 
 def check_name(name: str) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from fl_lightning.experiments.results import Results, records
+from fl_lightning.experiments.results import AVERAGED, Results, records
 from fl_lightning.experiments.run_folder import State
 
 LATEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}"} | {
@@ -18,8 +18,8 @@ def table(results: Results) -> pd.DataFrame:
     """The table that a report shows, as text: a row per cell.
 
     Acc and ASR are those of the last evaluation, mean (sample standard deviation) over the finished runs; then the means of the
-    last ten evaluations, ASR by seed, and, where the sweep has them, the paper's values and the differences from them, and the
-    reductions of ASR. What has not finished says so.
+    last evaluations, ten at most, with how many they are and of which rounds, ASR by seed, and, where the sweep has them, the
+    paper's values and the differences from them, and the reductions of ASR. What has not finished says so.
     """
     rows = []
     for index, cell in enumerate(records(results.cells)):
@@ -27,7 +27,7 @@ def table(results: Results) -> pd.DataFrame:
         asr = results.runs["asr"].iloc[index * len(results.seeds) : (index + 1) * len(results.seeds)].tolist()
         row = {axis: str(cell[axis]) for axis in results.axes}
         row |= {"Acc": spread(cell, "acc"), "ASR": spread(cell, "asr")}
-        row |= {"Acc, last 10": number(cell["acc_last10"]), "ASR, last 10": number(cell["asr_last10"])}
+        row |= {"Acc, mean": number(cell["acc_last10"]), "ASR, mean": number(cell["asr_last10"]), "mean of": averaged(cell)}
         row["ASR by seed"] = " / ".join(
             number(value) if state == State.FINISHED else str(state) for value, state in zip(asr, states, strict=True)
         )
@@ -41,6 +41,16 @@ def table(results: Results) -> pd.DataFrame:
             row["of the excess"] = "-" if math.isnan(cell["excess_reduction"]) else f"{100 * cell['excess_reduction']:.1f}%"
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def averaged(cell: dict[str, Any]) -> str:
+    """What the means of the last evaluations are of.
+
+    >>> averaged({"last10_evaluations": 4.0, "last10_first_round": 5.0, "last10_last_round": 20.0})
+    '4, rounds 5 to 20'
+    """
+    count, first, last = (cell[name] for name in AVERAGED)
+    return "-" if math.isnan(count) else f"{count:.0f}, rounds {first:.0f} to {last:.0f}"
 
 
 def spread(cell: dict[str, Any], measure: str) -> str:

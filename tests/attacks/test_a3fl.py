@@ -329,7 +329,7 @@ def test_settings_that_cannot_work_are_refused(settings, message):
             r"A3FL\.value_range is \[-1\.0, 1\.0\], but the pixels of this task are bytes",
         ),
         ({}, TensorSamples(torch.zeros(3, 45), torch.ones(3)), r"A3FL needs .* got torch\.float32 inputs of shape \(3, 45\)"),
-        ({}, MapSamples([(torch.zeros(3, 8, 8), 1)]), "got MapSamples"),
+        ({}, MapSamples([("a text", 1)]), "got MapSamples without one tensor per sample"),
     ],
 )
 def test_data_that_cannot_carry_the_pattern_are_refused(settings, data, message):

@@ -173,7 +173,7 @@ def test_settings_that_cannot_work_are_refused(settings, message):
         ({"value": float("nan")}, TensorSamples(torch.rand(3, 1, 8, 8), torch.ones(3)), r"value is \[nan\].*finite"),
         ({}, TensorSamples(torch.zeros(3, 45), torch.ones(3)), r"got torch\.float32 inputs of shape \(3, 45\)"),
         ({}, TensorSamples(torch.zeros(3, 1, 8, 8, dtype=torch.int64), torch.ones(3)), r"got torch\.int64"),
-        ({}, MapSamples([(torch.zeros(3, 8, 8), 1)]), "got MapSamples"),
+        ({}, MapSamples([("a text", 1)]), "got MapSamples without one tensor per sample"),
     ],
 )
 def test_data_that_cannot_carry_the_trigger_are_refused(settings, data, message):

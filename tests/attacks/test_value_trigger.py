@@ -5,7 +5,8 @@ import torch
 
 from fl_lightning.attacks.base import Attacker
 from fl_lightning.attacks.value_trigger import ValueTrigger
-from fl_lightning.data.base import MapSamples, TensorSamples
+from fl_lightning.data.base import TensorSamples
+from fl_lightning.data.map_samples import MapSamples
 from fl_lightning.data.partition import IID
 from fl_lightning.data.phishing import Phishing
 from fl_lightning.errors import ConfigurationError

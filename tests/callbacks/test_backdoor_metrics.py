@@ -120,3 +120,20 @@ def test_loggers_count_rounds(tmp_path):
     rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
     assert [row["step"] for row in rows if row["val/acc"]] == ["2", "4"]
     assert [row["step"] for row in rows if row["client/loss"]] == ["1", "2", "3", "4"]
+
+
+def test_python_gets_the_table_too_and_may_do_without(capsys):
+    trainer = tiny_trainer(1, callbacks=[BackdoorMetrics()])
+    federation, data = tiny_federation(client=Fixed()), tiny_data()
+    trainer.fit(federation, data)
+    capsys.readouterr()
+    trainer.validate(federation, data)
+    shown = capsys.readouterr().out
+    assert "validate, after round 1" in shown
+    assert [line.split("│")[1:3] for line in shown.splitlines() if "│" in line] == [
+        [" clean             ", " val/acc        "],
+        [" stamped           ", " val/asr        "],
+        [" clean, of class 1 ", " val/acc_source "],
+    ]
+    trainer.test(federation, data, verbose=False)
+    assert "test/acc" not in capsys.readouterr().out

@@ -1,18 +1,20 @@
-import hashlib
 import json
 import os
 import platform
+from datetime import timedelta
 from importlib.metadata import PackageNotFoundError
 
+import lightning as L
 import pytest
 import torch
 import yaml
-from tiny import tiny_data, tiny_federation, tiny_trainer
-from torch import nn
+from lightning.pytorch.callbacks import EarlyStopping, Timer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from tiny import fit, tiny_data, tiny_federation, tiny_trainer
 
-from fl_lightning import BackdoorMetrics, ConfigurationError, LastCheckpoint, RunRecord
-from fl_lightning.callbacks import run_record
-from fl_lightning.callbacks.run_record import compare, experiment, last_mean, weights_sha256
+from fl_lightning import BackdoorMetrics, ConfigurationError, FlipRates, LastCheckpoint, RunRecord
+from fl_lightning.callbacks import machine
+from fl_lightning.callbacks.digests import weights_sha256
 from fl_lightning.files import locked, read_lines
 
 CONFIG = {
@@ -27,16 +29,25 @@ def changed(**parts):
     return {**CONFIG, **parts}
 
 
-def run(folder, config=CONFIG, rounds=4, ckpt_path=None, federation=None):
+def run(folder, config=CONFIG, rounds=4, ckpt_path=None, federation=None, callbacks=(), **kwargs):
     trainer = tiny_trainer(
         rounds,
-        callbacks=[BackdoorMetrics(), RunRecord(config), LastCheckpoint(every_n_rounds=3)],
+        callbacks=[*callbacks, BackdoorMetrics(), RunRecord(config), LastCheckpoint(every_n_rounds=3)],
         default_root_dir=str(folder),
         enable_checkpointing=True,
+        **kwargs,
     )
     federation = federation or tiny_federation()
     trainer.fit(federation, tiny_data(), ckpt_path=ckpt_path)
-    return json.loads((folder / "run.json").read_text()), federation
+    return read(folder), federation
+
+
+def read(folder):
+    return json.loads((folder / "run.json").read_text())
+
+
+def evaluations(folder):
+    return read_lines(folder / "metrics.jsonl")
 
 
 def test_a_package_that_is_imported_from_a_folder_has_no_version(monkeypatch, tmp_path):
@@ -45,35 +56,62 @@ def test_a_package_that_is_imported_from_a_folder_has_no_version(monkeypatch, tm
             raise PackageNotFoundError(name)
         return "1.0"
 
-    monkeypatch.setattr(run_record, "version", version)
+    monkeypatch.setattr(machine, "version", version)
     record, _ = run(tmp_path, rounds=1)
-    assert record["versions"] == {**dict.fromkeys(run_record.PACKAGES, "1.0"), "fl_lightning": None} | {
+    assert record["versions"] == {**dict.fromkeys(machine.PACKAGES, "1.0"), "fl_lightning": None} | {
         "python": platform.python_version()
     }
 
 
 def test_record_holds_what_it_promises(tmp_path):
+    start = weights_sha256(tiny_federation().client)
     record, federation = run(tmp_path)
-    assert {
-        *("acc", "asr", "acc_last10", "asr_last10", "history", "rounds", "seed", "config", "config_hash", "world_size"),
-        *("versions", "hardware", "seconds", "client_updates_per_second", "peak_memory_bytes", "excluded_updates"),
-        *("refused_rounds", "weights_sha256", "finished"),
-    } <= set(record)
+    entries = evaluations(tmp_path)
     assert record["finished"] is True
-    assert record["rounds"] == 4
-    assert [entry["round"] for entry in record["history"]] == [1, 2, 3, 4]
-    assert record["acc"] == record["history"][-1]["acc"]
-    assert record["acc_last10"] == pytest.approx(sum(entry["acc"] for entry in record["history"]) / 4)
+    assert (record["state"], record["reason"]) == ("finished", "all 4 rounds are done")
+    assert record["rounds"] == record["evaluated_round"] == 4
+    assert [entry["round"] for entry in entries] == [1, 2, 3, 4]
+    assert record["acc"] == entries[-1]["acc"]
+    assert record["acc_last10"] == pytest.approx(sum(entry["acc"] for entry in entries) / 4)
+    assert record["acc_last10_rounds"] == record["asr_last10_rounds"] == [1, 2, 3, 4]
     assert record["weights_sha256"] == weights_sha256(federation.client)
+    assert record["refused_rounds"] == 0
+    assert record["initial_weights_sha256"] == start != record["weights_sha256"]
     assert set(record["seconds"]) == {"local_training", "exchange", "attack", "aggregation", "evaluation"}
     assert all(seconds >= 0 for seconds in record["seconds"].values())
     assert record["client_updates_per_second"] > 0
     assert record["peak_memory_bytes"] > 10**7
-    assert read_lines(tmp_path / "metrics.jsonl") == record["history"]
+    assert {"seed", "config_hash", "world_size", "versions", "hardware", "executor", "excluded_updates"} <= set(record)
     assert record["config"] == CONFIG
     assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == CONFIG
     assert (tmp_path / "last.ckpt").exists()
     assert not list(tmp_path.glob(".*"))
+
+
+class Writes(L.Callback):
+    """Remembers which file run.json is at the end of each round, and the state in it."""
+
+    def __init__(self, folder):
+        self.folder, self.seen = folder, []
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        path = self.folder / "run.json"
+        self.seen.append((path.stat().st_mtime_ns, path.stat().st_ino, read(self.folder)["state"]))
+
+
+def test_the_record_is_not_written_anew_at_every_evaluation(tmp_path):
+    writes = Writes(tmp_path)
+    run(tmp_path, callbacks=[writes])
+    assert len({(time, inode) for time, inode, _ in writes.seen}) == 1
+    assert {state for *_, state in writes.seen} == {"running"}
+    assert "history" not in read(tmp_path)
+
+
+def test_a_short_run_has_no_mean(tmp_path):
+    record, _ = run(tmp_path, rounds=2)
+    assert record["acc_last10"] is record["asr_last10"] is None
+    assert record["acc_last10_rounds"] == [1, 2]
+    assert record["acc"] is not None
 
 
 def test_last_checkpoint_is_that_of_the_last_round(tmp_path):
@@ -88,8 +126,7 @@ def test_a_resumed_run_adds_to_its_metrics(tmp_path):
     (tmp_path / "metrics.jsonl").write_bytes(before + b'{"round": 3, "ac')  # killed while it wrote
     record, _ = run(tmp_path, changed(trainer={"max_epochs": 4, "devices": 7}), ckpt_path="last")
     assert (tmp_path / "metrics.jsonl").read_bytes().startswith(before)
-    assert read_lines(tmp_path / "metrics.jsonl") == record["history"]
-    assert len(record["history"]) == 4
+    assert [entry["round"] for entry in evaluations(tmp_path)] == record["acc_last10_rounds"] == [1, 2, 3, 4]
 
 
 def test_no_two_runs_train_in_one_folder(tmp_path):
@@ -99,15 +136,182 @@ def test_no_two_runs_train_in_one_folder(tmp_path):
     run(tmp_path, rounds=1)  # the lock was given back
 
 
-def test_the_record_of_another_configuration_is_kept(tmp_path):
-    first, _ = run(tmp_path, rounds=1)
+def put_aside(folder, number=1):
+    return {path.name: path.read_bytes() for path in (folder / "earlier" / str(number)).iterdir() if path.is_file()}
+
+
+def test_what_another_run_left_is_put_aside_all_of_it(tmp_path):
+    run(tmp_path, rounds=2, callbacks=[FlipRates()])
+    kept = {name: (tmp_path / name).read_bytes() for name in LEFT}
+    run(tmp_path, changed(seed_everything=3), rounds=1, callbacks=[FlipRates()])
+    assert put_aside(tmp_path) == kept
+    assert len((tmp_path / "flip_rates.jsonl").read_text().splitlines()) == len(evaluations(tmp_path)) == 1
+    assert torch.load(tmp_path / "last.ckpt", weights_only=False)["global_step"] == 1
+
+
+LEFT = ("config.yaml", "flip_rates.jsonl", "last.ckpt", "metrics.jsonl", "run.json")
+
+
+def test_the_same_run_again_does_not_replace_the_finished_one(tmp_path, caplog):
+    run(tmp_path, rounds=2)
+    first = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.name != "training.lock"}
     run(tmp_path, rounds=1)
-    assert len(list(tmp_path.glob("run*.json"))) == 1  # the same again replaces it
-    second, _ = run(tmp_path, changed(seed_everything=3), rounds=1)
-    kept = tmp_path / f"run.{first['config_hash'][:10]}.json"
-    assert json.loads(kept.read_text())["config_hash"] == first["config_hash"] != second["config_hash"]
-    assert read_lines(tmp_path / f"metrics.{first['config_hash'][:10]}.jsonl") == first["history"]
-    assert read_lines(tmp_path / "metrics.jsonl") == second["history"]
+    assert put_aside(tmp_path) == first
+    assert f"(2 rounds, finished) is kept in {tmp_path / 'earlier' / '1'}" in caplog.text
+    run(tmp_path, rounds=1)
+    assert json.loads(put_aside(tmp_path, 2)["run.json"])["rounds"] == 1
+
+
+def test_a_checkpoint_is_put_aside_without_a_record_too(tmp_path):
+    for rounds in (2, 1):
+        callbacks = [LastCheckpoint()]
+        fit(tiny_federation(), rounds=rounds, callbacks=callbacks, default_root_dir=str(tmp_path), enable_checkpointing=True)
+    steps = [torch.load(path, weights_only=False)["global_step"] for path in sorted(tmp_path.rglob("last.ckpt"))]
+    assert steps == [2, 1]
+
+
+class FailsAt(L.Callback):
+    def __init__(self, round_number, error):
+        self.round_number, self.error = round_number, error
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.global_step == self.round_number:
+            raise self.error
+
+
+def test_a_run_that_never_got_to_a_checkpoint_begins_again_in_its_place(tmp_path):
+    with pytest.raises(RuntimeError):
+        run(tmp_path, callbacks=[FailsAt(2, RuntimeError("no luck"))])
+    assert len(evaluations(tmp_path)) == 2
+    run(tmp_path, rounds=4)
+    assert [entry["round"] for entry in evaluations(tmp_path)] == [1, 2, 3, 4]
+    assert not (tmp_path / "earlier").exists()
+
+
+def test_going_on_elsewhere_puts_aside_what_is_there_and_takes_the_evaluations_along(tmp_path):
+    run(tmp_path / "a", rounds=2)
+    run(tmp_path / "b", changed(seed_everything=3), rounds=1)
+    there = (tmp_path / "b" / "run.json").read_bytes()
+    run(tmp_path / "b", rounds=4, ckpt_path=str(tmp_path / "a" / "last.ckpt"))
+    assert put_aside(tmp_path / "b")["run.json"] == there
+    assert evaluations(tmp_path / "b")[:2] == evaluations(tmp_path / "a")
+    assert len(evaluations(tmp_path / "b")) == 4
+    assert read(tmp_path / "b")["initial_weights_sha256"] == read(tmp_path / "a")["initial_weights_sha256"]
+
+
+def test_a_trial_writes_nothing(tmp_path):
+    run(tmp_path, rounds=2)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for trial in (True, 2):
+        trainer = tiny_trainer(
+            callbacks=[FlipRates(), BackdoorMetrics(), RunRecord(CONFIG), LastCheckpoint()],
+            default_root_dir=str(tmp_path),
+            enable_checkpointing=True,
+            fast_dev_run=trial,
+        )
+        trainer.fit(tiny_federation(), tiny_data())
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+# ---- finished, stopped, interrupted, failed ----------------------------------------------------------------------------
+
+
+def state(folder):
+    record = read(folder)
+    assert record["finished"] is (record["state"] == "finished")
+    return record["state"], record["reason"]
+
+
+def test_max_time_stops_a_run_and_the_next_start_goes_on(tmp_path):
+    undisturbed, _ = run(tmp_path / "whole")
+    folder = tmp_path / "parts"
+    limits = {"max_time": timedelta(0), "check_val_every_n_epoch": 1}
+    run(folder, callbacks=[NotBeforeRound1()], **limits)
+    assert state(folder) == ("stopped", "max_time was over after round 1")
+    run(folder, ckpt_path="last", callbacks=[NotBeforeRound1()], **limits)  # it gets the time anew
+    assert state(folder)[0] == "stopped"
+    assert read(folder)["rounds"] == 2
+    resumed, _ = run(folder, ckpt_path="last")
+    assert state(folder)[0] == "finished"
+    assert resumed["weights_sha256"] == undisturbed["weights_sha256"]
+    assert evaluations(folder) == evaluations(tmp_path / "whole")
+
+
+class NotBeforeRound1(L.Callback):
+    """Lets a run with no time at all begin: Lightning asks before the first round too."""
+
+    def on_fit_start(self, trainer, pl_module):
+        for callback in trainer.callbacks:
+            if isinstance(callback, Timer):
+                callback.on_fit_start = lambda *_: None
+
+
+def test_the_evaluation_at_a_stop_is_gone_once_the_run_went_on(tmp_path):
+    every = {"check_val_every_n_epoch": 2}
+    run(tmp_path / "whole", rounds=5, **every)
+    folder = tmp_path / "parts"
+    run(folder, rounds=5, callbacks=[NotBeforeRound1()], max_time=timedelta(0), **every)
+    assert [entry["round"] for entry in evaluations(folder)] == [1]
+    run(folder, rounds=5, ckpt_path="last", **every)
+    assert [entry["round"] for entry in evaluations(folder)] == [2, 4, 5]
+    assert evaluations(folder) == evaluations(tmp_path / "whole")
+
+
+def test_early_stopping_finishes_a_run(tmp_path):
+    run(tmp_path, callbacks=[EarlyStopping("val/acc", stopping_threshold=-1.0, mode="max")])
+    found, reason = state(tmp_path)
+    assert found == "finished"
+    assert reason.startswith("EarlyStopping after round 1: Stopping threshold reached: val/acc = ")
+
+
+class Enough(L.Callback):
+    def on_train_epoch_end(self, trainer, pl_module):
+        trainer.should_stop = True
+
+
+def test_a_callback_of_the_users_own_finishes_a_run(tmp_path):
+    run(tmp_path, callbacks=[Enough()])
+    assert state(tmp_path) == ("finished", "a callback set trainer.should_stop in round 1")
+
+
+def test_max_steps_finish_a_run(tmp_path):
+    run(tmp_path, rounds=-1, max_steps=2)
+    assert state(tmp_path) == ("finished", "all 2 rounds of max_steps are done")
+
+
+@pytest.mark.parametrize(
+    ("error", "found"),
+    [
+        (RuntimeError("no\nluck"), ("failed", "RuntimeError after round 2: no luck")),
+        (SIGTERMException(), ("interrupted", "SIGTERM after round 2")),
+        (KeyboardInterrupt(), ("interrupted", "Ctrl-C after round 2")),
+    ],
+)
+def test_what_broke_a_run_off_stands_in_its_record(tmp_path, error, found):
+    with pytest.raises((RuntimeError, SIGTERMException, SystemExit)):
+        run(tmp_path, callbacks=[FailsAt(2, error)])
+    assert state(tmp_path) == found
+    assert read(tmp_path)["rounds"] == 2
+
+
+def test_nothing_is_written_before_everything_is_checked(tmp_path):
+    wide = tiny_federation()
+    wide.client.forward = lambda inputs: inputs[:, :2]
+    with pytest.raises(ConfigurationError):
+        run(tmp_path / "run", federation=wide)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigurationError, match=r"trainer\.default_root_dir: .* cannot be written to"):
+        fit(tiny_federation(), callbacks=[RunRecord(CONFIG)], default_root_dir=str(tmp_path / "file" / "run"))
+
+
+def test_a_record_of_a_version_that_kept_the_evaluations_in_it(tmp_path):
+    record = RunRecord(CONFIG)
+    record.load_state_dict({"history": [{"round": 1, "acc": 0.5}, {"round": 2, "acc": 0.25}], "config": CONFIG})
+    assert record.history.entries == [{"round": 1, "acc": 0.5}, {"round": 2, "acc": 0.25}]
 
 
 def test_a_checkpoint_of_another_configuration_is_refused(tmp_path):
@@ -120,56 +324,8 @@ def test_a_checkpoint_of_another_configuration_is_refused(tmp_path):
 def test_more_rounds_other_devices_and_other_paths_are_the_same_experiment(tmp_path):
     run(tmp_path, rounds=2)
     moved = changed(data={"path": "/there", "num": 1}, trainer={"max_epochs": 4, "devices": 7})
-    record, _ = run(tmp_path, moved, ckpt_path="last")
-    assert [entry["round"] for entry in record["history"]] == [1, 2, 3, 4]
-
-
-def test_hash_depends_on_the_experiment_alone():
-    def digest(config):
-        return RunRecord(config).config_hash
-
-    assert digest(CONFIG) == digest(changed(trainer={"max_epochs": 4, "logger": True}, ckpt_path="x"))
-    assert digest(CONFIG) == digest(changed(data={"path": "/elsewhere", "num": 1}))
-    assert digest(CONFIG) != digest(changed(data={"path": "/here", "num": 2}))
-    assert digest(CONFIG) != digest(changed(seed_everything=1))
-    assert digest(CONFIG) != digest(changed(trainer={"max_epochs": 5}))
-    assert "trainer" not in experiment(CONFIG)
-
-
-def test_hash_does_not_depend_on_what_changes_no_bit():
-    def digest(**local):
-        return RunRecord(changed(model={"local": {"batch_size": 64, **local}, "compile_rules": "auto"})).config_hash
-
-    assert digest() == digest(executor="graph", branches=1) == digest(executor="auto", branches=8)
-    assert digest() != digest(executor="stacked")
-    assert digest(executor="stacked") == digest(executor="stacked", branches=1)
-    assert digest() != digest(batch_size=32)
-
-
-def test_compare_names_every_difference():
-    assert list(compare({"a": 1, "b": [1, {"c": 2}]}, {"a": 1, "b": [1, {"c": 3}], "d": 4})) == [
-        "b[1].c is 2 there and 3 here",
-        "d is None there and 4 here",
-    ]
-
-
-def test_means_of_metrics_that_were_not_always_measured():
-    history = [{"round": i, "acc": float(i)} for i in range(20)]
-    assert last_mean(history, "acc", 10) == 14.5
-    assert last_mean(history, "acc", 1) == 19.0
-    assert last_mean(history, "asr", 10) is None
-    assert last_mean(history[:3], "acc", 10) == 1.0
-
-
-def test_digest_is_of_names_types_shapes_and_bytes():
-    module = nn.Linear(2, 2)
-    digest = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        digest.update(f"{name} torch.float32 {tuple(tensor.shape)}\n".encode() + tensor.numpy().tobytes())
-    assert weights_sha256(module) == digest.hexdigest()
-    with torch.no_grad():
-        module.bias[0] = torch.nextafter(module.bias[0], torch.tensor(9.0))
-    assert weights_sha256(module) != digest.hexdigest()
+    run(tmp_path, moved, ckpt_path="last")
+    assert [entry["round"] for entry in evaluations(tmp_path)] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("limits", [{"max_epochs": -1, "max_steps": 4}, {"max_epochs": 4}])

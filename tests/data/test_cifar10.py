@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 
 from fl_lightning.data import base
-from fl_lightning.data.base import TensorSamples, join
+from fl_lightning.data.base import TensorSamples
 from fl_lightning.data.cifar10 import CIFAR10, MEAN, STD, CropAndFlip, crop_and_flip, normalize, read_parquet
+from fl_lightning.data.joined import join
 from fl_lightning.data.partition import IID
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.seeding import generator
@@ -71,6 +72,27 @@ def test_reads_the_layout_of_the_hub_in_order_of_shards(tmp_path: Path) -> None:
     read, targets = read_parquet(tmp_path, "train")
     assert torch.equal(read, torch.from_numpy(images).permute(0, 3, 1, 2))
     assert targets.tolist() == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda rows: pa.table({"img": rows, "label": pa.array([0, 1], pa.int32())}),
+        lambda rows: pa.table({"img": [{**row, "path": "x.png"} for row in rows], "label": [0, 1]}),
+        lambda rows: pa.table({"img": [row["bytes"] for row in rows], "label": [0, 1]}),
+        lambda rows: pa.table({"label": [0, 1], "extra": ["a", "b"], "img": [dict(reversed(row.items())) for row in rows]}),
+        lambda rows: pa.table({"img": rows, "label": [0, 1]}).slice(0, 0),
+    ],
+    ids=["int32", "paths", "bare bytes", "other order", "empty"],
+)
+def test_shards_of_one_split_may_be_written_by_different_hands(tmp_path: Path, other) -> None:
+    images = random_images(2)
+    write(tmp_path / "train-0.parquet", images, [0, 1])
+    table = other([png(image) for image in images])
+    pyarrow.parquet.write_table(table, tmp_path / "train-1.parquet")
+    read, targets = read_parquet(tmp_path, "train")
+    assert targets.tolist() == [0, 1] * (1 + (len(table) > 0))
+    assert torch.equal(read, random_chw(2).repeat(1 + (len(table) > 0), 1, 1, 1))
 
 
 def test_grey_images_become_colour_images(tmp_path: Path) -> None:

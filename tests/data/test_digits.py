@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from fl_lightning.data.base import TensorSamples, join
+from fl_lightning.data.base import TensorSamples
 from fl_lightning.data.digits import Digits, RotatedDigits
+from fl_lightning.data.joined import join
 from fl_lightning.data.partition import IID
 from fl_lightning.errors import ConfigurationError
 

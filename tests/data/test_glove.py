@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from fl_lightning.data import glove as module
-from fl_lightning.data.base import TensorSamples, join
+from fl_lightning.data.base import TensorSamples
 from fl_lightning.data.glove import GloVe
+from fl_lightning.data.joined import join
 from fl_lightning.errors import ConfigurationError
 
 TEXT = b"the 1 -2.5\n, 0.25 3\nyou 4e-1 5\n"
@@ -41,6 +42,15 @@ def test_vectors_are_those_of_the_file_with_a_mark_for_words(file: Path) -> None
     assert vectors.dtype == torch.float32
     assert torch.equal(vectors, torch.tensor(expected))
     assert not vectors.requires_grad
+
+
+@pytest.mark.parametrize("change", [lambda text: b"\xef\xbb\xbf" + text, lambda text: text.replace(b"\n", b"\r\n")])
+@pytest.mark.parametrize("pack", [lambda text: text, gzip.compress])
+def test_files_from_windows_hold_the_same_words(tmp_path: Path, file: Path, change, pack) -> None:
+    other = tmp_path / ("windows.txt" if pack(TEXT) == TEXT else "windows.txt.gz")
+    other.write_bytes(pack(change(TEXT)))
+    assert glove(other).vocabulary == glove(file).vocabulary
+    assert torch.equal(glove(other)(torch.arange(5)[None]), glove(file)(torch.arange(5)[None]))
 
 
 def test_reads_compressed_files_and_archives(tmp_path: Path, file: Path) -> None:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fl_lightning.data.partition import IID, ByKey, Dirichlet, FullCopies, PackedKeys, Partition, _deal
+from fl_lightning.data.partition import IID, ByKey, Dirichlet, FullCopies, PackedKeys, Partition, cut
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.seeding import generator
 
@@ -114,20 +114,20 @@ def test_dirichlet_skips_classes_that_do_not_occur() -> None:
     assert_every_index_once(Dirichlet(num_clients=3, min_samples=1)(targets, generator(0, "p")), 300)
 
 
-def test_deal_cuts_at_floored_cumulative_shares() -> None:
-    counts = _deal(10, torch.tensor([1.0, 2.0, 5.0, 1.0], dtype=torch.float64), torch.tensor([True, True, False, True]))
+def test_cut_is_at_floored_cumulative_shares() -> None:
+    counts = cut(10, torch.tensor([1.0, 2.0, 5.0, 1.0], dtype=torch.float64), torch.tensor([True, True, False, True]))
     assert counts.tolist() == [2, 5, 0, 3]  # ends at 2.5, 7.5, 7.5, 10
 
 
 def test_deal_shares_alike_where_all_mass_is_on_full_clients() -> None:
-    counts = _deal(9, torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64), torch.tensor([True, True, False]))
+    counts = cut(9, torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64), torch.tensor([True, True, False]))
     assert counts.tolist() == [4, 5, 0]
 
 
 def test_deal_gives_nothing_to_a_full_last_client_whatever_the_rounding() -> None:
     is_open = torch.tensor([True] * 99 + [False])
     for seed in range(50):
-        counts = _deal(5000, torch.rand(100, generator=generator(seed, "s"), dtype=torch.float64), is_open)
+        counts = cut(5000, torch.rand(100, generator=generator(seed, "s"), dtype=torch.float64), is_open)
         assert counts[-1] == 0
         assert counts.sum() == 5000
 

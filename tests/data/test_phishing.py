@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from fl_lightning.data.base import TensorSamples, join
+from fl_lightning.data.base import TensorSamples
+from fl_lightning.data.joined import join
 from fl_lightning.data.module import Task
 from fl_lightning.data.partition import IID
 from fl_lightning.data.phishing import RARE_COLUMN, Phishing, Standardize

@@ -1,5 +1,6 @@
 """A table of the user's own: reading, splitting, what is left out, and what is refused."""
 
+import gzip
 import logging
 import os
 from pathlib import Path
@@ -169,6 +170,7 @@ def test_a_trigger_goes_by_name_and_is_written_in_raw_scale(tmp_path):
         ({"x": [float("-inf")] + [0.0] * 199}, r"column 'x' holds no finite number in 1 of 200 rows .*first in row 0"),
         ({"x": [1e300] + [0.0] * 199}, r"holds no finite number in 1 of 200 rows .*too large for float32"),
         ({"label": [1] * 199 + [None]}, r"label_column 'label' is empty in 1 of 200 rows"),
+        ({"label": [1.0, float("nan")] * 100}, r"label_column 'label' is empty in 100 of 200 rows .*first in row 1,"),
         ({"label": [0] * 200}, r"phishing_value is 1, which none of the 200 rows .* there are 0$"),
         ({"label": [1] * 200}, r"phishing_value is 1, which all of the 200 rows"),
         ({"label": ["a", "b", "c", "d", "e"] * 40}, r"none of the 200 rows .* are 'a', 'b', 'c', 'd', 'e'$"),
@@ -232,10 +234,14 @@ def test_settings_out_of_range_are_refused(settings, message):
         ("none.csv", None, r"data\.path .*none\.csv is no file; give a CSV file"),
         ("table.xlsx", b"PK", r"must end in \.csv, \.csv\.gz or \.parquet"),
         ("table.parquet", b"PAR1 and no more", r"table\.parquet cannot be read"),
-        ("table.csv", b"a,b,label\n1,2,0\n1,2\n", r"table\.csv cannot be read: CSV parse error"),
-        ("table.csv", b"", r"table\.csv cannot be read: Empty CSV file"),
+        ("table.csv", b"a,b,label\n1,2,0\n1,2\n", r"table\.csv cannot be read: ArrowInvalid: CSV parse error"),
+        ("table.csv", b"", r"table\.csv cannot be read: ArrowInvalid: Empty CSV file"),
         ("table.csv", b"a,b,a,label\n1,2,3,0\n", r"several columns of the name a; rename them"),
         ("table.csv", b"a,b,label\n", "has columns but no row"),
+        ("table.csv", "\u00e4,b,label\n1,2,0\n".encode("latin-1"), r"table\.csv cannot be read: UnicodeDecodeError"),
+        ("table.csv", "a,b,label\n1,2,0\n".encode("utf-16"), r"table\.csv cannot be read"),
+        ("table.csv.gz", b"a,b,label\n1,2,0\n", r"table\.csv\.gz cannot be read: BadGzipFile"),
+        ("table.csv.gz", gzip.compress(b"a,b,label\n1,2,0\n")[:-9], r"table\.csv\.gz cannot be read: OSError: damaged"),
     ],
 )
 def test_files_that_are_no_table_are_named(tmp_path, name, content, message):
@@ -243,6 +249,59 @@ def test_files_that_are_no_table_are_named(tmp_path, name, content, message):
         (tmp_path / name).write_bytes(content)
     with pytest.raises(ConfigurationError, match=message):
         PhishingTable(IID(num_clients=1), path=str(tmp_path / name)).prepare_data()
+
+
+@pytest.mark.parametrize(
+    ("body", "n"),
+    [
+        ("Dear user,\nyour account", 200),
+        ("\r\n".join(["a line of a letter"] * 12), 20_000),  # longer than pyarrow's pieces of 1 MiB
+        ("x" * 1_200_000, 10),
+    ],
+)
+@pytest.mark.parametrize("name", ["table.csv", "table.csv.gz"])
+def test_texts_may_hold_line_breaks_and_be_of_any_length(tmp_path, name, body, n):
+    text = "body,a,label\n" + "".join(f'"{body}",{i},{i % 2}\n' for i in range(n))
+    data = text.encode()
+    (tmp_path / name).write_bytes(gzip.compress(data, 1) if name.endswith("gz") else data)
+    train, test = parts(loaded(str(tmp_path / name), drop_columns=["body"]))
+    assert sorted(torch.cat([train.inputs, test.inputs]).flatten().tolist()) == list(range(n))
+
+
+@pytest.mark.parametrize("change", [lambda t: "\ufeff" + t, lambda t: t.replace("\n", "\r\n"), lambda t: t.rstrip("\n")])
+def test_how_a_file_begins_and_lines_end_does_not_matter(tmp_path, change):
+    text = "label,a,b\n" + "".join(f"{i % 2},{i},{i / 2}\n" for i in range(60))
+    (tmp_path / "table.csv").write_bytes(change(text).encode())
+    data = loaded(str(tmp_path / "table.csv"))
+    assert data.feature_names == ["a", "b"]
+    assert len(data.train) == 48
+
+
+def test_a_column_may_turn_from_whole_numbers_to_fractions_anywhere(tmp_path):
+    n = 150_000
+    (tmp_path / "table.csv").write_text("a,label\n" + "".join(f"{i if i < n - 9 else i + 0.5},{i % 2}\n" for i in range(n)))
+    train, test = parts(loaded(str(tmp_path / "table.csv"), drop_repeats=False))
+    assert len(train) + len(test) == n
+
+
+@pytest.mark.parametrize("gap", ["", "NA", "NaN", "n/a", "null", " ", '""'])
+def test_rows_without_a_label_are_refused(tmp_path, gap):
+    rows = [f"{i},{gap if i % 10 == 3 else ('bad' if i % 2 else 'good')}" for i in range(100)]
+    (tmp_path / "table.csv").write_text("a,label\n" + "\n".join(rows) + "\n")
+    with pytest.raises(ConfigurationError, match=r"'label' is empty in 10 of 100 rows .*first in row 3, counted from 0"):
+        loaded(str(tmp_path / "table.csv"), phishing_value="bad")
+
+
+def test_a_value_for_phishing_may_be_a_text_that_says_nothing_elsewhere(tmp_path):
+    data = loaded(write(tmp_path / "table.parquet", columns(label=["NA", "good"] * 100)), phishing_value="NA")
+    assert int(parts(data)[0].targets.sum()) == 80
+
+
+@pytest.mark.parametrize("alike", ["Phishing", "phishing ", " PHISHING"])
+def test_values_that_may_be_meant_for_phishing_are_refused(tmp_path, alike):
+    path = write(tmp_path / "table.parquet", columns(label=["phishing", alike, "good", "good"] * 50))
+    with pytest.raises(ConfigurationError, match=f"also holds '{alike}', which would count as no phishing"):
+        loaded(path, phishing_value="phishing")
 
 
 @pytest.mark.skipif("FL_LIGHTNING_DATA" not in os.environ, reason="FL_LIGHTNING_DATA does not name a folder of real data")

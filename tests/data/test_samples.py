@@ -12,9 +12,6 @@ from fl_lightning.errors import ConfigurationError
 
 
 class Pairs(Dataset):
-    targets: list[int]
-    target_transform: Any = None
-
     def __init__(self, n: int = 6) -> None:
         self.reads = 0
         self.n = n
@@ -246,23 +243,13 @@ class TestMapSamples:
         assert data.targets.tolist() == [0, 2]
         assert data.relabel(numbers(1, 1)).batch(numbers(0, 1))[1].tolist() == [1, 1]
 
-    def test_known_targets_are_not_read_from_samples(self):
-        pairs = Pairs()
-        pairs.targets = [0, 1, 2, 0, 1, 2]
-        assert MapSamples(pairs).targets.tolist() == pairs.targets
-        assert pairs.reads == 1  # the form of a sample
-
-    def test_targets_before_a_transform_are_not_taken(self):
-        pairs = Pairs()
-        pairs.targets, pairs.target_transform = [9] * 6, lambda y: y
-        assert MapSamples(pairs).targets.tolist() == [0, 1, 2, 0, 1, 2]
-
     @pytest.mark.parametrize(
         ("dataset", "message"),
         [
-            ([], "the data set is empty"),
+            ([], "the given data set is empty"),
             ([{"text": 1}], r"entries \['text'\], none of which is the class"),
-            ([(1, 2, 3)], "pairs or mappings"),
+            ([(1, 2, 3)], r"samples have 3 parts \(int, int, int\), not two; say which is the class with target_key="),
+            ([{"label": 1, "y": 2}], "of which any of label, y may be the class"),
             ([7], "got int"),
         ],
     )

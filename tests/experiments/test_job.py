@@ -82,6 +82,56 @@ def test_a_run_that_was_asked_to_stop_is_interrupted(tmp_path, code):
     assert run.state is State.INTERRUPTED
 
 
+STOP = """import json; open('run.json', 'w').write(json.dumps({'state': 'stopped', 'finished': False, 'reason': 'no time'}))"""
+
+
+def test_a_run_that_stopped_of_itself_says_why_and_goes_on(tmp_path):
+    run = folder(tmp_path)
+    assert job.run(run, python(STOP, run)) == job.UNFINISHED
+    assert (run.state, run.status["state"], run.message) == (State.STOPPED, "stopped", "no time")
+    assert job.run(run, python(FINISH, run)) == 0
+    assert run.state is State.FINISHED
+
+
+@pytest.mark.parametrize(
+    ("record", "attempt", "state"),
+    [
+        ({"state": "stopped"}, None, State.STOPPED),
+        ({"state": "failed", "reason": "KeyError: 1"}, None, State.FAILED),
+        ({"state": "interrupted"}, None, State.INTERRUPTED),
+        ({"state": "running"}, None, State.INTERRUPTED),  # killed: nobody holds its lock
+        ({"state": "finished", "finished": True}, None, State.FINISHED),
+        ({"finished": True, "rounds": 5}, None, State.FINISHED),  # as earlier versions wrote it
+        ({"finished": False}, None, State.INTERRUPTED),
+        ({"state": "stopped"}, "failed", State.FAILED),  # the job knows of the last attempt
+        ({"state": "running"}, "failed", State.FAILED),
+        ({"state": "stopped"}, "running", State.INTERRUPTED),  # the next attempt was killed
+    ],
+)
+def test_the_four_states_of_a_run_that_nobody_is_at_work_on(tmp_path, record, attempt, state):
+    run = folder(tmp_path)
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    if attempt:
+        run.write_status(State(attempt))
+    assert run.state is state
+    assert run.finished is (state is State.FINISHED)
+    assert run.message == record.get("reason", "")
+
+
+@pytest.mark.parametrize(
+    ("trainer", "finished"),
+    [
+        ({"max_epochs": 10, "max_time": "00:00:01:00"}, False),
+        ({"max_epochs": 10, "max_time": None}, True),  # EarlyStopping, say
+        ({"max_epochs": 5, "max_time": "00:00:01:00"}, True),
+    ],
+)
+def test_max_times_end_is_told_from_the_runs_in_records_of_earlier_versions(tmp_path, trainer, finished):
+    run = folder(tmp_path)
+    (tmp_path / "run.json").write_text(json.dumps({"finished": True, "rounds": 5, "config": {"trainer": trainer}}))
+    assert run.finished is finished
+
+
 def test_a_reason_is_of_the_last_attempt(tmp_path):
     run = folder(tmp_path)
     job.run(run, python("print('error: data are missing'); raise SystemExit(2)", run))

@@ -57,7 +57,7 @@ def test_a_run_that_was_half_done_counts_for_the_half_that_was_left(tmp_path, cl
 
 
 def test_without_a_terminal_a_line_tells_of_each_run_that_ends(tmp_path):
-    runs, out = [run(tmp_path, name) for name in "abc"], io.StringIO()
+    runs, out = [run(tmp_path, name) for name in "abcd"], io.StringIO()
     with SweepProgress(runs, 1, Console(file=out)) as shown:
         finish(runs[0])
         shown.ended(runs[0])  # was finished before: nothing to tell
@@ -67,10 +67,14 @@ def test_without_a_terminal_a_line_tells_of_each_run_that_ends(tmp_path):
         shown.started(runs[2])
         runs[2].folder.write_status(State.FAILED, message="error: [bold] tau")
         shown.ended(runs[2])
+        shown.started(runs[3])
+        runs[3].folder.write_status(State.STOPPED, message="max_time was over")
+        shown.ended(runs[3])
     lines = out.getvalue().splitlines()
-    assert lines[0].startswith("2/3 finished: b, seed 0; 0 running, 0 failed, left ")
-    assert lines[1].startswith(f"3/3 failed: c, seed 0: error: [bold] tau (see {runs[2].folder.log})")
-    assert len(lines) == 2
+    assert lines[0].startswith("2/4 finished: b, seed 0; 0 running, 0 failed, left ")
+    assert lines[1].startswith(f"3/4 failed: c, seed 0: error: [bold] tau (see {runs[2].folder.log})")
+    assert lines[2].startswith("4/4 stopped: d, seed 0: max_time was over; 0 running, 1 failed")
+    assert len(lines) == 3
 
 
 def test_on_a_terminal_what_runs_is_shown_with_its_scores(tmp_path):

@@ -25,13 +25,14 @@ def finish(folder: RunFolder, acc: float, asr: float) -> None:
     folder.path.mkdir(parents=True, exist_ok=True)
     history = [{"round": t, "acc": acc * t / 4, "asr": asr} for t in (1, 2, 3, 4)]
     record = {
+        "state": "finished",
         "finished": True,
         "acc": acc,
         "asr": asr,
         "acc_last10": acc / 2,
         "asr_last10": asr,
+        "acc_last10_rounds": [1, 2, 3, 4],
         "rounds": 4,
-        "history": history,
     }
     seconds = {"local_training": 1.5}
     (folder.path / "run.json").write_text(json.dumps({**record, **MACHINE, "seconds": seconds, "weights_sha256": "a" * 64}))
@@ -116,6 +117,59 @@ def test_the_table_says_what_is_not_there(tmp_path):
     assert shown["paper Acc / ASR"].tolist() == [".500 / .750", "-", "-", "-", "-"]
     assert shown["difference"].tolist()[0] == "+.125 / +.000"
     assert shown["of the excess"].tolist()[2] == "50.0%"
+
+
+def test_means_say_of_how_many_evaluations_they_are_and_of_which_rounds(tmp_path):
+    found = results(tmp_path)
+    assert table(found)["mean of"].tolist() == ["4, rounds 1 to 4"] * 3 + ["-"] * 2
+    assert found.cells["last10_evaluations"].tolist()[:3] == [4, 4, 4]
+    run = found.folders[0]
+    (run.path / "run.json").write_text(json.dumps({**run.record, "acc_last10_rounds": [2, 3, 9]}))
+    shown = table(read_results(tmp_path / "sweeps" / "some", tmp_path / "pool"))
+    assert shown["mean of"].tolist()[0] == "3, rounds 1 to 9"
+
+
+@pytest.mark.parametrize(("evaluations", "mean"), [(2, "-"), (3, ".625")])
+@pytest.mark.parametrize("kept", ["run.json", "metrics.jsonl"])
+def test_records_of_earlier_versions_are_read_and_means_of_too_few_are_not(tmp_path, evaluations, mean, kept):
+    """They held the evaluations, and a mean of however few."""
+    folder = make(tmp_path)
+    history = [{"round": t, "acc": 0.5, "asr": 0.5} for t in range(1, evaluations + 1)]
+    for name, acc in (("00", 0.5), ("01", 0.75)):
+        run = RunFolder(tmp_path / "pool" / name)
+        record = {"finished": True, "acc": acc, "asr": acc, "acc_last10": acc, "asr_last10": acc, "rounds": evaluations}
+        (run.path / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in history))
+        if kept == "run.json":
+            record["history"] = history
+            (run.path / "metrics.jsonl").unlink()
+        (run.path / "run.json").write_text(json.dumps(record))
+    found = table(read_results(folder, tmp_path / "pool"))
+    assert found["Acc"].tolist()[0] == ".625 (.177)"
+    assert found["Acc, mean"].tolist()[0] == mean
+    assert found["mean of"].tolist()[0] == ("-" if mean == "-" else "3, rounds 1 to 3")
+
+
+def test_a_run_that_stopped_is_no_result_and_says_why(tmp_path):
+    folder = make(tmp_path)
+    run = RunFolder(tmp_path / "pool" / "00")
+    stopped = {"state": "stopped", "finished": False, "reason": "max_time was over after round 3", "rounds": 3, "acc": 0.5}
+    (run.path / "run.json").write_text(json.dumps(stopped))
+    found = read_results(folder, tmp_path / "pool")
+    assert table(found)["ASR by seed"].tolist()[0] == "stopped / .500"
+    assert table(found)["n"].tolist()[0] == "1 of 2"
+    row = found.runs.iloc[0]
+    assert (row["state"], row["rounds"], row["message"]) == ("stopped", 3, "max_time was over after round 3")
+    write_report(found, tmp_path / "out")
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert "1 stopped" in " ".join(Page(text).words)
+    assert "max_time was over after round 3" in text
+
+
+def test_rounds_of_a_run_under_way_are_those_of_its_evaluations(tmp_path):
+    folder = make(tmp_path)
+    run = RunFolder(tmp_path / "pool" / "00")
+    (run.path / "run.json").write_text(json.dumps({"state": "running", "finished": False, "rounds": 0}))
+    assert read_results(folder, tmp_path / "pool").runs["rounds"].tolist()[0] == 4  # as metrics.jsonl has them
 
 
 def test_columns_that_a_sweep_has_nothing_for_are_left_out(tmp_path):

@@ -6,8 +6,9 @@ import pytest
 import yaml
 
 from fl_lightning import ConfigurationError
+from fl_lightning.class_settings import with_settings
 from fl_lightning.configuration import resolve
-from fl_lightning.experiments.settings import arguments, run_id, with_seed, with_settings
+from fl_lightning.experiments.settings import arguments, run_id, with_seed
 from fl_lightning.experiments.sweep import matches, read_sweep
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -177,7 +178,11 @@ def test_runs_have_all_settings_and_a_folder_of_their_own(tmp_path):
             r"^x: .*tau must lie in \[0, 1\], got 2",
         ),
         ("{x: null, y: null}", {}, "'x, seed 0' and 'y, seed 0' are the same run"),
-        ("{x: null}", {"Fishing.num_train": 3}, r"--with Fishing\.num_train: no run has a Fishing; did you mean Phishing"),
+        (
+            "{x: null}",
+            {"Fishing.num_train": 3},
+            r"--with Fishing\.num_train: there is no Fishing in the configuration; did you mean Phishing",
+        ),
         ("{x: null}", {"Phishing.num_tran": 3}, "did you mean num_train"),
     ],
 )

@@ -1,0 +1,68 @@
+"""Digests by which two runs are known to be of one experiment, and to have ended with the same bits."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """SHA-256 over names, types, shapes and bytes of a module's parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def config_sha256(config: Mapping[str, Any]) -> str:
+    """SHA-256 of what defines the experiment: see `experiment`."""
+    return hashlib.sha256(json.dumps(experiment(config), sort_keys=True, default=str).encode()).hexdigest()
+
+
+def experiment(config: Mapping[str, Any], *, rounds: bool = True) -> dict[str, Any]:
+    """The part of a configuration that decides the numbers: not where data lie, not how many ranks, not what is logged.
+
+    Args:
+        config: a resolved configuration.
+        rounds: whether the number of rounds belongs to it; a resumed run may be made longer.
+    """
+    chosen = {key: value for key, value in config.items() if key in ("seed_everything", "model", "data")}
+    if "data" in chosen:
+        chosen["data"] = without_paths(chosen["data"])
+    if isinstance(chosen.get("model"), dict):  # neither what changes no bit, nor where attackers' data lie
+        model = chosen["model"] = {k: v for k, v in chosen["model"].items() if k not in ("compile_rules", "bucket_bytes")}
+        if model.get("server_scheduler") is None:  # as in records of before there was one
+            model.pop("server_scheduler", None)
+        if "attacks" in model:
+            model["attacks"] = without_paths(model["attacks"])
+        if isinstance(model.get("local"), dict):
+            same = ("branches",) if model["local"].get("executor") == "stacked" else ("branches", "executor")
+            model["local"] = {key: value for key, value in model["local"].items() if key not in same}
+    if rounds and "trainer" in config:
+        chosen["max_epochs"] = config["trainer"].get("max_epochs")
+    return chosen
+
+
+def without_paths(value: Any) -> Any:
+    """The value without entries called `path`, at any depth."""
+    if isinstance(value, Mapping):
+        return {key: without_paths(entry) for key, entry in value.items() if key != "path"}
+    if isinstance(value, (list, tuple)):
+        return [without_paths(entry) for entry in value]
+    return value
+
+
+def compare(there: Any, here: Any, name: str = "") -> Iterator[str]:
+    """Each setting in which two configurations differ, in words."""
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        for key in sorted({*there, *here}):
+            yield from compare(there.get(key), here.get(key), f"{name}.{key}" if name else str(key))
+    elif isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
+        for i, (one, other) in enumerate(zip(there, here, strict=True)):
+            yield from compare(one, other, f"{name}[{i}]")
+    elif there != here:
+        yield f"{name} is {there!r} there and {here!r} here"

@@ -1,0 +1,139 @@
+"""What can be seen of a command's arguments before anything is made of them."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fl_lightning.errors import ConfigurationError
+from fl_lightning.yaml_files import read_yaml
+
+SEEDED = (("model", "seed"), ("data", "init_args", "seed"))
+"""What `seed_everything` sets."""
+
+
+def check_seeds(args: Sequence[str]) -> None:
+    """Raise where data or model are given a seed that `seed_everything` would replace without a word.
+
+    Files that a run has written hold all three, alike.
+    """
+    everything: Any = 0
+    for name, text in options(args):
+        if name in ("--data.seed", "--data.init_args.seed"):
+            raise ConfigurationError(f"{name} {text}: all draws are made from --seed_everything; give that one")
+        if name in ("--config", "-c"):
+            layer = read_layer(text)
+            everything = layer.get("seed_everything", everything)
+            for place in SEEDED:
+                seed = found(layer, place)
+                if seed is not None and seed != everything:
+                    raise ConfigurationError(
+                        f"{'.'.join(place)} is {seed}, but all draws are made from seed_everything, which is {everything}; "
+                        "give that one"
+                    )
+
+
+def options(args: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """The options among a command's arguments, as (name, value)."""
+    for i, word in enumerate(args):
+        name, equals, text = word.partition("=")
+        if name.startswith("-"):
+            yield name, text if equals else "".join(args[i + 1 : i + 2])
+
+
+def read_layer(text: str) -> dict[str, Any]:
+    """A file of settings, or settings themselves.
+
+    Raises:
+        ConfigurationError: the file cannot be read, or is not YAML; the message names it.
+    """
+    there = is_file(text)
+    name = f"config: the file {text}" if there else "config"
+    try:
+        content = read_yaml(Path(text).read_text() if there else text)
+    except OSError as error:
+        raise ConfigurationError(f"{name} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{name} is not text in UTF-8") from error
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{name} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        what = (
+            f"has no settings but {shortened(repr(content))}" if there else f"{shortened(text)} is neither a file nor settings"
+        )
+        raise ConfigurationError(f"{name}: {what}; give a YAML file such as configs/quickstart.yaml")
+    if "config" in content:
+        raise ConfigurationError(f"{name} has the key config, as a run.json has; the settings of a run are in its config.yaml")
+    return content
+
+
+def is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # settings themselves may be longer than a file's name
+        return False
+
+
+def found(node: Any, place: Sequence[str]) -> Any:
+    """What stands at a place in settings, None if nothing does."""
+    for key in place:
+        node = node.get(key) if isinstance(node, Mapping) else None
+    return node
+
+
+def check_folder(folder: str | Path, name: str) -> None:
+    """Raise unless a folder can be written to, or made, without making it.
+
+    Args:
+        folder: on this machine; Lightning would take others, but a run's record is written by name.
+        name: of the setting.
+    """
+    if "://" in str(folder) or "::" in str(folder) or "\0" in str(folder):
+        raise ConfigurationError(f"{name} = {folder!s}: must be a folder of this machine, without '::' or '://' in its name")
+    path = Path(folder).absolute()
+    try:
+        there = next(parent for parent in (path, *path.parents) if parent.exists())
+    except OSError as error:
+        raise ConfigurationError(f"{name} cannot be made: {error.strerror}: {shortened(str(folder))}") from error
+    if not there.is_dir():
+        raise ConfigurationError(f"{name} cannot be made: {shortened(str(folder))} is no folder, and {there} is in its place")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigurationError(f"{name} cannot be written: there is no permission to write into {there}; give another folder")
+
+
+def check_checkpoint(path: str) -> None:
+    """Raise unless `--ckpt_path` may name a checkpoint."""
+    if path == "last":
+        return
+    if path in ("best", "hpc", "registry") or path.startswith("registry:"):
+        raise ConfigurationError(f"ckpt_path: {path} is nothing that a command knows; give a file, or `last` for the run's own")
+    if not is_file(path):
+        raise ConfigurationError(
+            f"ckpt_path: there is no file {shortened(path)}; give a checkpoint, or `last` for the run's own"
+        )
+
+
+def shortened(text: str) -> str:
+    return text if len(text) <= 100 else f"{text[:100]}..."
+
+
+def most_processes() -> int:
+    """How many a machine may be asked for: far more than it can do well, and fewer than bring it down."""
+    return max(64, 8 * (os.cpu_count() or 1))
+
+
+def check_devices(devices: Any, nodes: int) -> None:
+    """Raise for processes of a command that was started by itself, before it starts or waits for them.
+
+    Args:
+        devices: of each node.
+        nodes: how many; those who start processes on several by hand say which node is which.
+    """
+    if str(devices).isdigit() and int(devices) > most_processes():
+        raise ConfigurationError(f"trainer.devices = {devices}, but this machine takes at most {most_processes()} processes")
+    if nodes > 1 and not {"NODE_RANK", "GROUP_RANK"} & set(os.environ):
+        raise ConfigurationError(
+            f"trainer.num_nodes = {nodes}, but nobody starts processes on the others; use torchrun or srun, which do"
+        )

@@ -1,0 +1,143 @@
+"""What a partition gives, in whatever form, as one index tensor per client; what cannot be dealt out is refused."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fl_lightning.data.partition import Partition
+from fl_lightning.errors import ConfigurationError, in_one_line
+
+log = logging.getLogger(__name__)
+
+Dealing = Partition | Callable[..., Any] | Sequence[Any] | Mapping[int, Any]
+"""A partition; a function `(targets, generator, keys)` that deals as one does; or the clients' samples themselves."""
+
+
+def check_dealing(partition: Any) -> None:
+    """Raise `ConfigurationError` unless samples can be dealt out by this."""
+    if isinstance(partition, type) or not (callable(partition) or isinstance(partition, (Sequence, Mapping))):
+        found = f"the class {partition.__name__}" if isinstance(partition, type) else repr(partition)
+        remedy = "IID(num_clients=10)" if not isinstance(partition, type) else f"{partition.__name__}(num_clients=10)"
+        raise ConfigurationError(f"data.partition must be a partition such as {remedy}, got {found}")
+    if callable(partition) and not isinstance(partition, Partition):
+        try:
+            inspect.signature(partition).bind(None, None, None)
+        except TypeError as error:
+            raise ConfigurationError(
+                f"data.partition is called with (targets, generator, keys), but {getattr(partition, '__name__', partition)} "
+                f"does not take these: {error}"
+            ) from error
+        except ValueError:  # a builtin that does not say what it takes
+            pass
+
+
+def deal(partition: Any, targets: Tensor, generator: torch.Generator, keys: Tensor | None) -> list[Tensor]:
+    """One (n_i,) int64 tensor of positions in [0, n) per client; clients may share samples, and tensors.
+
+    Args:
+        partition: see `Dealing`. What it gives per client may be a tensor, an array or any sequence or set of whole numbers, or
+            a mask of n bools; for all clients together a sequence, or a mapping from 0, 1, ... to these.
+        targets, generator, keys: as a `Partition` takes them.
+
+    Raises:
+        ConfigurationError: if that is something else, a position lies outside [0, n), or a client gets nothing.
+    """
+    try:
+        dealt = partition(targets, generator, keys) if callable(partition) else partition
+        dealt = dealt if isinstance(dealt, (Mapping, Tensor, Sequence)) or not isinstance(dealt, Iterable) else list(dealt)
+    except ConfigurationError:
+        raise
+    except Exception as error:  # whatever a function of the user's may do
+        raise ConfigurationError(f"data.partition cannot deal out {len(targets)} samples: {in_one_line(error)}") from error
+    if isinstance(dealt, Mapping):
+        if sorted(dealt, key=str) != sorted(range(len(dealt)), key=str):
+            raise ConfigurationError(
+                f"data.partition gives a mapping of the clients {sorted(map(str, dealt))[:5]}; they must be 0 to "
+                f"{len(dealt) - 1}"
+            )
+        dealt = [dealt[client] for client in range(len(dealt))]
+    if not isinstance(dealt, Iterable) or isinstance(dealt, (str, bytes)) or (isinstance(dealt, Tensor) and not dealt.ndim):
+        raise ConfigurationError(f"data.partition gives {type(dealt).__name__}, not a list with the samples of each client")
+    seen: dict[int, tuple[Any, Tensor]] = {}  # the first goes along, or its identity could be another's
+    clients = []
+    for client, part in enumerate(dealt):
+        if id(part) not in seen:
+            seen[id(part)] = part, _positions(client, part, len(targets))
+        clients.append(seen[id(part)][1])
+    if not clients:
+        raise ConfigurationError("data.partition gives no client at all; there must be at least one")
+    empty = [client for client, part in enumerate(clients) if len(part) == 0]
+    if empty:
+        raise ConfigurationError(
+            f"data.partition leaves {len(empty)} of {len(clients)} clients without a sample (client {empty[0]} first); use "
+            "fewer clients, more data or a larger minimum per client"
+        )
+    repeats = next((i for i, (_, part) in enumerate(seen.values()) if len(part.unique()) < len(part)), None)
+    if repeats is not None:
+        log.warning("data.partition gives client %d some samples several times, so they count as often", repeats)
+    return clients
+
+
+def _positions(client: int, part: Any, n: int) -> Tensor:
+    """One client's samples as (n_i,) int64; the tensor itself, if it is such a one."""
+    if isinstance(part, (set, frozenset)):
+        part = sorted(part)
+    elif isinstance(part, np.ndarray) and part.dtype == object:
+        part = part.tolist()
+    elif isinstance(part, Iterable) and not hasattr(part, "__len__"):
+        part = list(part)
+    try:
+        found = part if isinstance(part, Tensor) else torch.from_numpy(np.array(part))
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(
+            f"data.partition gives client {client} a {type(part).__name__} that is no list of whole numbers ({error})"
+        ) from error
+    found = found.detach().cpu()
+    if found.ndim != 1:
+        raise ConfigurationError(
+            f"data.partition gives client {client} samples in a shape of {tuple(found.shape)}; it must be one list of positions"
+        )
+    if len(found) == 0:
+        return found.long()
+    if found.dtype == torch.bool:
+        if len(found) != n:
+            raise ConfigurationError(
+                f"data.partition gives client {client} a mask of {len(found)} for {n} training samples; both must be the same"
+            )
+        return torch.nonzero(found).flatten()
+    if found.is_floating_point() or found.is_complex():
+        raise ConfigurationError(
+            f"data.partition gives client {client} positions of {found.dtype}, the first is {found[0].item()}; they must be "
+            "whole numbers"
+        )
+    found = found.long()
+    low, high = int(found.min()), int(found.max())
+    if low < 0 or high >= n:
+        raise ConfigurationError(
+            f"data.partition gives client {client} the sample {low if low < 0 else high}, but the {n} training samples are 0 "
+            f"to {n - 1}; correct the partition, or give it to the data that it was made for"
+        )
+    return found
+
+
+def as_keys(keys: Any, n: int) -> Tensor | None:
+    """The groups of n training samples as (n,) int64; those that are texts are numbered in sorted order."""
+    if keys is None:
+        return None
+    found = keys.detach().cpu().numpy() if isinstance(keys, Tensor) else np.asarray(keys)
+    if found.dtype.kind in "UO" and all(isinstance(key, str) for key in found.flat):
+        found = np.unique(found.astype(str), return_inverse=True)[1]
+    if found.ndim != 1 or found.dtype.kind not in "biu":
+        raise ConfigurationError(
+            f"keys must be one whole number or text per training sample, got {found.dtype} of shape {found.shape}"
+        )
+    if len(found) != n:
+        raise ConfigurationError(f"keys must be one per training sample, got {len(found)} for {n} samples")
+    return torch.from_numpy(found.astype(np.int64))

@@ -1,0 +1,111 @@
+"""What clients and their data draw from beside the global generators, so that no client's draws depend on who came before.
+
+Generators that they hold themselves (`self.rng = np.random.default_rng(0)`) are found and seeded for every client, as the
+global ones are. What cannot be found shows itself: the first client is trained twice, from the same weights and draws.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from fl_lightning.data.module import FederatedDataModule
+from fl_lightning.kept_python import KeptPython
+from fl_lightning.seeding import derive_seed, seed_source
+
+log = logging.getLogger(__name__)
+
+
+class OwnSources:
+    """Random generators that belong to a client's module or to its data, and other state of the data.
+
+    Args:
+        module: the client.
+        data: what clients train on, after its setup.
+
+    Attributes:
+        generators: those that have been found, by path.
+    """
+
+    def __init__(self, module: L.LightningModule, data: FederatedDataModule) -> None:
+        self.module, self.data = module, data
+        self.generators: dict[str, Any] = {}
+        self.kept: KeptPython | None = None
+        self.search()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies: what is kept belongs to the very objects."""
+        return {**vars(self), "kept": None}
+
+    def search(self) -> bool:
+        """Look for generators; whether there are new ones, as some are made at their first use."""
+        roots = {"client": self.module, "data": self.data.train, "data.root": self.data.root_samples}
+        found = KeptPython(roots, values=False)
+        for path in found.iterators:
+            log.warning("%s is an iterator, which goes on from client to client; make one where it is used", path)
+        new = found.generators.keys() - self.generators.keys()
+        self.generators = found.generators
+        return bool(new)
+
+    def seed(self, seed: int, purpose: str, *keys: int) -> None:
+        """Seed them all by (seed, purpose, their path, keys)."""
+        for path, source in self.generators.items():
+            seed_source(source, derive_seed(seed, f"{purpose} {path}", *keys))
+
+    def put_back(self) -> None:
+        """Undo what reading the data has changed in them, where that has been seen to matter."""
+        if self.kept is not None:
+            self.kept.restore()
+
+    def prove(self, train: Callable[[], Any], ended: Callable[[], list[Tensor]], start_anew: Callable[[], None]) -> Any:
+        """Train a client more than once and see that it ends the same; else find out why, and mend or name it.
+
+        Args:
+            train: does it, from the weights of now and the same draws.
+            ended: copies of what it ends with.
+            start_anew: makes the weights those of now again.
+
+        Returns:
+            What `train` gave the last time, whose weights are the module's now.
+        """
+
+        def once() -> tuple[Any, list[Tensor]]:
+            result = train()
+            return result, ended()
+
+        def again() -> tuple[Any, list[Tensor]]:
+            start_anew()
+            self.put_back()
+            return once()
+
+        _, before = once()
+        if self.search():
+            _, before = again()
+        result, after = again()
+        if equal(before, after):
+            return result
+        self.kept = KeptPython({"data": self.data.train})
+        _, before = again()
+        changed = list(self.kept.changes())
+        result, after = again()
+        if equal(before, after):
+            log.warning("%s of the clients' data changes as they are read; it is put back after every client", changed)
+            return result
+        self.kept = None
+        log.warning(
+            "a client that is trained twice from the same weights and draws ends with other weights%s, so that results depend "
+            "on the number of ranks: it or its data draw from what cannot be seeded. Draw from the global generators of torch, "
+            "numpy or random, or keep the generator as an attribute",
+            f", and {', '.join(changed)} changes as its data are read" if changed else "",
+        )
+        return result
+
+
+def equal(some: list[Tensor], others: list[Tensor]) -> bool:
+    """Whether all tensors are the same to the bit, NaN included."""
+    return all(torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in zip(some, others, strict=True))

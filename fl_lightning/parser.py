@@ -1,0 +1,220 @@
+"""A parser of configurations that says what is wrong in one line, and what may have been meant.
+
+jsonargparse makes one parser of this class for the command, and one for every class that a configuration names; a mistake in
+the settings of a class is met by that class's parser, which alone knows what they are called, and is handed up from there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, NoReturn, get_args, get_origin
+
+import lightning as L
+from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.loggers import Logger
+from torch.optim import Optimizer
+
+from fl_lightning.aggregators import Aggregator
+from fl_lightning.attacks import Attack
+from fl_lightning.data import EdgePool, FederatedDataModule, Partition
+from fl_lightning.errors import ConfigurationError, by_likeness, likeness, nearest
+from fl_lightning.models import Classifier
+
+PARTS = (
+    Aggregator,
+    Attack,
+    FederatedDataModule,
+    Partition,
+    EdgePool,
+    Classifier,
+    L.LightningModule,
+    L.Callback,
+    Optimizer,
+    Logger,
+)
+"""Base classes whose subclasses a configuration may name; their names are offered when one is misspelt."""
+
+FOUND = "\x00"
+"""Stands around what an inner parser has found, so that the outer ones take that and none of what they would add."""
+
+NULL = "must not be null; leave it out for its default"
+
+CLASS_KEYS = ("class_path", "init_args")
+
+ALMOST = 0.85
+"""How alike a name must be to one of these, from 0 to 1, to be one of them misspelt."""
+
+MOST_LETTERS = 800
+"""Length of a list of names in a message; ten lines of a terminal."""
+
+
+class Parser(LightningArgumentParser):
+    """Reports a mistake in a few lines, with the nearest known names; takes no abbreviations, and no null for a value."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)
+        self.described: str | None = None  # the class or function whose arguments are parsed; None for a command's parser
+
+    def add_class_arguments(self, theclass: Any, nested_key: str | None = None, *args: Any, **kwargs: Any) -> list[str]:
+        if nested_key is None:
+            self.described = theclass.__name__
+        return super().add_class_arguments(theclass, nested_key, *args, **kwargs)
+
+    def validate(self, namespace: Any, *args: Any, **kwargs: Any) -> None:
+        super().validate(namespace, *args, **kwargs)
+        # To the parser itself a null in a file is a setting that was left out, whatever its default is.
+        for action in self._actions:
+            if action.dest in namespace and namespace[action.dest] is None and needs_value(action):
+                raise TypeError(f'Parser key "{action.dest}": {NULL}')
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        cause = None if ex is None else ex.__cause__
+        if isinstance(cause, ConfigurationError) and FOUND not in str(cause):
+            raise cause  # of a file, which the same parser has read: all has been said
+        where, text = explain(message, getattr(ex, "subcommand_parser", None) or self)
+        if not self.exit_on_error:  # one of a class: the command's parser goes on from here
+            raise ConfigurationError(FOUND.join(["", where, text, ""])) from ex
+        raise ConfigurationError(f"{where}: {text}" if where else text) from ex
+
+
+def needs_value(action: Any) -> bool:
+    """Whether a setting may be left out but not be null: it has a default and a type without null, or stands for several."""
+    hint = getattr(action, "_typehint", action.type)
+    valued = action.default is not None and hint is not None and hint is not Any and type(None) not in get_args(hint)
+    return getattr(action, "basetype", None) is not None or (bool(action.option_strings) and valued)
+
+
+# ---- what a message says ---------------------------------------------------------------------------------------------
+
+
+def explain(message: str, parser: Parser) -> tuple[str, str]:
+    """Where a mistake is, as the dotted name of a setting, and what it is, from a parser's message."""
+    before, found, after = message.partition(FOUND)
+    keys = list(dict.fromkeys(re.findall(r'Parser key "([^"]+)"', before)))
+    if found:  # other attempts to make sense of the value, which come after it, are of no use
+        inner, text, _ = after.split(FOUND, 2)
+        return ".".join([*keys, inner] if inner else keys), text
+    message = " ".join(message.split())
+    if message.endswith(NULL):
+        return ".".join(keys), NULL
+    for noise in (
+        r"- Expected a path but .*? either not accessible or invalid (- )?",
+        r'(- )?Parser key "[^"]+":( -)?( element \d+:)? ',
+        r"Call to compute_fn of link .*? failed: ",
+    ):
+        message = re.sub(noise, "", message)
+    text = unknown_setting(message, parser) or unknown_class(message, parser, keys[:1]) or wrong_type(message)
+    if text is not None:
+        return ".".join(keys), text
+    if "No module named" in message:
+        message += "; modules are looked for in the current folder and among the installed packages"
+    return ".".join(keys), message
+
+
+def unknown_setting(message: str, parser: Parser) -> str | None:
+    """For a setting that is not there: those that are, the nearest first."""
+    wrong = re.search(r"[Oo]ption '([^']+)'|unrecognized arguments: (.*)", message)
+    if wrong is None:
+        return None
+    name = wrong[1] or wrong[2].split("=")[0].split(" ")[0]
+    if not wrong[1] and not name.startswith("--"):
+        return f"{wrong[2]!r} stands alone; a setting is given as --NAME VALUE"
+    name = name.removeprefix("--")
+    within, known = "", names(parser)
+    for word in name.split("."):
+        if word not in known:
+            break
+        within, known = f"{within}{word}.", {other.partition(".")[0] for other in names(parser, f"{within}{word}.")}
+    else:
+        return f"{message}; see --help"
+    if parser.described and max(likeness(word, other) for other in CLASS_KEYS) > ALMOST:
+        return f"a class is given by class_path, and what stands beside that in init_args, got {word} beside it"
+    owner = parser.described or within.rstrip(".") or "the command"
+    listed = enumerated(by_likeness(word, known))
+    hint = nearest(word, known)
+    hint = f"{hint} It has: {listed}" if hint.startswith("did") else f"it has: {listed}"
+    return f"{owner} has no setting {word}; {hint}" if known else f"{owner} has no settings, got {word}"
+
+
+def unknown_class(message: str, parser: Parser, keys: list[str]) -> str | None:
+    """For a class that is not there: what may stand in its place."""
+    wrong = re.search(r"import path string: ([\w.]+)|module '[\w.]+' has no attribute '(\w+)'", message)
+    if wrong is None:
+        return None
+    name = wrong[1] or wrong[2]
+    bases = [base for action in parser._actions if action.dest in keys for base in classes(getattr(action, "_typehint", None))]
+    known = {cls.__name__ for base in bases or PARTS for cls in subclasses(base)}
+    hint = nearest(name, known)
+    hint = hint if hint.startswith("did") else f"known: {enumerated(sorted(known))}; one of yours goes by its import path"
+    return f"there is no class {name}; {hint}"
+
+
+def wrong_type(message: str) -> str | None:
+    """For a value of another type than the setting's."""
+    several = re.search(r"Subtypes: \[(.*?)\] Errors: .* Given value: (.*)$", message)
+    if several is not None:
+        types = [readable(part) for part in re.split(r", (?![^\[]*\])", several[1])]
+        return f"must be {' or '.join(dict.fromkeys(types))}, got {several[2]}"
+    one = re.search(r"Expected a (.*?)\. Got value: (.*)$", message) or re.search(
+        r"Expected a (<class .*?>|typing.*?)$", message
+    )
+    if one is None:
+        return None
+    wanted = readable(one[1])
+    wanted = "a list, to which NAME+ adds one" if wanted.endswith(("Sequence", "list")) else wanted
+    return f"must be {wanted}" + (f", got {one[2]}" if len(one.groups()) > 1 else "")
+
+
+def readable(type_name: str) -> str:
+    """
+    >>> readable("<class 'float'>"), readable("typing.Literal['mean', 'keep']")
+    ('a number', 'one of mean, keep')
+    """
+    if "Literal[" in type_name:
+        return "one of " + ", ".join(re.findall("'([^']*)'", type_name))
+    plain = re.sub(r"<class '([^']+)'>", r"\1", type_name)
+    plain = re.sub(r"\b[a-z_]\w*\.(?=\w)", "", plain)  # modules
+    return {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "text", "NoneType": "null"}.get(
+        plain, f"a {plain}" if plain.isidentifier() else plain
+    )
+
+
+# ---- what there is ---------------------------------------------------------------------------------------------------
+
+
+def names(parser: Parser, prefix: str = "") -> set[str]:
+    """What stands behind `prefix` in the names of a parser's settings; of the main parser, also its commands."""
+    found = {action.dest for action in parser._actions if action.dest and action.option_strings}
+    for action in parser._actions:
+        found |= set(action.choices) if isinstance(action.choices, dict) else set()
+    return {name.removeprefix(prefix) if prefix else name.partition(".")[0] for name in found if name.startswith(prefix)} - {
+        "help"
+    }
+
+
+def classes(hint: Any) -> Iterator[type]:
+    """The classes in a type hint."""
+    if isinstance(hint, type) and get_origin(hint) is None:
+        yield from [] if hint is type(None) else [hint]
+    for part in get_args(hint):
+        yield from classes(part)
+
+
+def subclasses(base: type) -> list[type]:
+    """All public subclasses that are loaded."""
+    found = []
+    for cls in base.__subclasses__():
+        found += [] if cls.__name__.startswith("_") else [cls]
+        found += subclasses(cls)
+    return found
+
+
+def enumerated(words: Iterable[str]) -> str:
+    """The words, as many as a screen takes."""
+    text = ""
+    remaining = list(words)
+    while remaining and len(text) + len(remaining[0]) < MOST_LETTERS:
+        text += (", " if text else "") + remaining.pop(0)
+    return f"{text} and {len(remaining)} more" if remaining else text

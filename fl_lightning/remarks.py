@@ -1,0 +1,53 @@
+"""What is said before training of settings that work, but may not do what was meant."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from fl_lightning.aggregators.base import Aggregator
+from fl_lightning.attacks.base import Attack
+from fl_lightning.cohort import CohortSampler
+from fl_lightning.data.module import FederatedDataModule
+
+log = logging.getLogger(__name__)
+
+HALF = 0.5
+"""The share of malicious clients from which on no rule can tell who is who."""
+
+
+def remark(
+    trainer: Any, cohort: CohortSampler, attacks: Sequence[Attack], aggregator: Aggregator, data: FederatedDataModule
+) -> None:
+    """Say it on one line each."""
+    ends = [number for number in (trainer.max_epochs, trainer.max_steps) if number is not None and number >= 0]
+    for line in (*of_cohort(cohort, min(ends, default=None), len(attacks)), *of_root(aggregator, data)):
+        log.warning(line)
+
+
+def of_cohort(cohort: CohortSampler, rounds: int | None, attacks: int) -> Iterator[str]:
+    """Of clients that are malicious without an attack, beyond reason, or too late.
+
+    Args:
+        cohort: how clients are sampled.
+        rounds: of the run, None if that is not known.
+        attacks: how many there are.
+    """
+    fraction = cohort.malicious_fraction
+    if not fraction:
+        return
+    if not attacks:
+        yield f"model.cohort.malicious_fraction = {fraction}, but there are no model.attacks: they train like the others"
+        return
+    if fraction > HALF:
+        yield f"model.cohort.malicious_fraction = {fraction}: most clients attack, and no rule can know them from the others"
+    late = [t for t in cohort.rounds or [cohort.start_round] if rounds is not None and t >= rounds]
+    if late:
+        name = f"rounds = {late}" if cohort.rounds else f"start_round = {late[0]}"
+        yield f"model.cohort.{name}: without an attack, as the run has {rounds} rounds and they are counted from 0"
+
+
+def of_root(aggregator: Aggregator, data: FederatedDataModule) -> Iterator[str]:
+    """Of samples that the server keeps for nothing."""
+    if data.root_samples is not None and not aggregator.needs_root:
+        name = type(aggregator).__name__
+        yield f"data.root keeps {len(data.root_samples)} samples from the clients, and {name} never reads them"

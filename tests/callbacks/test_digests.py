@@ -1,0 +1,57 @@
+import hashlib
+
+import torch
+from torch import nn
+
+from fl_lightning.callbacks.digests import compare, config_sha256, experiment, weights_sha256
+
+CONFIG = {
+    "seed_everything": 0,
+    "model": {"aggregator": {"class_path": "Invariant", "init_args": {"tau": 0.2}}, "attacks": [{"path": "/a"}]},
+    "data": {"path": "/here", "num": 1},
+    "trainer": {"max_epochs": 4, "devices": 2},
+}
+
+
+def changed(**parts):
+    return {**CONFIG, **parts}
+
+
+def test_hash_depends_on_the_experiment_alone():
+    def digest(config):
+        return config_sha256(config)
+
+    assert digest(CONFIG) == digest(changed(trainer={"max_epochs": 4, "logger": True}, ckpt_path="x"))
+    assert digest(CONFIG) == digest(changed(data={"path": "/elsewhere", "num": 1}))
+    assert digest(CONFIG) != digest(changed(data={"path": "/here", "num": 2}))
+    assert digest(CONFIG) != digest(changed(seed_everything=1))
+    assert digest(CONFIG) != digest(changed(trainer={"max_epochs": 5}))
+    assert "trainer" not in experiment(CONFIG)
+
+
+def test_hash_does_not_depend_on_what_changes_no_bit():
+    def digest(**local):
+        return config_sha256(changed(model={"local": {"batch_size": 64, **local}, "compile_rules": "auto"}))
+
+    assert digest() == digest(executor="graph", branches=1) == digest(executor="auto", branches=8)
+    assert digest() != digest(executor="stacked")
+    assert digest(executor="stacked") == digest(executor="stacked", branches=1)
+    assert digest() != digest(batch_size=32)
+
+
+def test_compare_names_every_difference():
+    assert list(compare({"a": 1, "b": [1, {"c": 2}]}, {"a": 1, "b": [1, {"c": 3}], "d": 4})) == [
+        "b[1].c is 2 there and 3 here",
+        "d is None there and 4 here",
+    ]
+
+
+def test_digest_is_of_names_types_shapes_and_bytes():
+    module = nn.Linear(2, 2)
+    digest = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        digest.update(f"{name} torch.float32 {tuple(tensor.shape)}\n".encode() + tensor.numpy().tobytes())
+    assert weights_sha256(module) == digest.hexdigest()
+    with torch.no_grad():
+        module.bias[0] = torch.nextafter(module.bias[0], torch.tensor(9.0))
+    assert weights_sha256(module) != digest.hexdigest()

@@ -1,0 +1,36 @@
+"""What docs/partitions.md shows must run as it stands there, and leave no partition out."""
+
+import re
+from pathlib import Path
+
+import jsonargparse
+import pytest
+import yaml
+
+from fl_lightning import FederatedDataModule, data
+from fl_lightning.data import Partition
+
+PAGE = (Path(__file__).parents[2] / "docs" / "partitions.md").read_text()
+YAML = re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.DOTALL)
+PYTHON = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("block", YAML, ids=lambda block: re.findall(r"class_path: (\w+)", block)[-1])
+def test_configurations_deal_out_all_samples(block):
+    parser = jsonargparse.ArgumentParser()
+    parser.add_subclass_arguments(FederatedDataModule, "data")
+    module = parser.instantiate(parser.parse_object(yaml.safe_load(block))).data
+    module.setup("fit")
+    assert len(module.clients) == 50
+    assert int(module.sizes.sum()) == len(module.train)
+
+
+def test_the_function_deals_out_all_samples(capsys):
+    (block,) = PYTHON
+    exec(compile(block, "partitions.md", "exec"), {"__name__": "page"})
+    assert "tensor([50, 50])" in capsys.readouterr().out
+
+
+def test_no_partition_is_left_out():
+    known = {name for name in data.__all__ if isinstance(found := getattr(data, name), type) and issubclass(found, Partition)}
+    assert set(re.findall(r"^\| `(\w+)`", PAGE, flags=re.MULTILINE)) == known - {"Partition"}

@@ -1,0 +1,304 @@
+"""Two hundred mistakes, one a line: each ends in a readable message that names field and value, and leaves nothing behind."""
+
+import os
+import shlex
+from pathlib import Path
+
+import pytest
+
+from fl_lightning.cli import main
+from fl_lightning.configuration import FederatedCLI
+
+ROOT = Path(__file__).parents[1]
+
+BASE = """
+seed_everything: 0
+trainer:
+  {accelerator: cpu, max_epochs: 2, logger: false, default_root_dir: run, callbacks: [{class_path: AggregationDiagnostics}]}
+model:
+  client: {class_path: MLP, init_args: {sizes: [45, 8, 2]}}
+  aggregator: {class_path: Invariant, init_args: {tau: 0.6, alpha: 0.25}}
+  attacks: [{class_path: ValueTrigger}]
+  cohort: {clients_per_round: 5, malicious_fraction: 0.2}
+data:
+  class_path: Phishing
+  init_args: {num_train: 600, num_test: 100, partition: {class_path: IID, init_args: {num_clients: 10}}}
+"""
+
+MOST_LINES, WIDTH = 12, 100
+
+# What is given on top of the base, and what the message must name.
+ARGUMENTS = r"""
+--model.local.epoch 2 | epoch, epochs
+--model.local.epochs 0 | epochs, 0
+--model.local.epochs -1 | epochs, -1
+--model.local.epochs .nan | epochs, nan
+--model.local.epochs .inf | epochs, inf
+--model.local.epochs 1e15 | epochs, 1000000000000000.0
+--model.local.epochs many | model.local.epochs, a number, many
+--model.local.epochs [1] | model.local.epochs, [1]
+--model.local.epochs null | model.local.epochs, None
+--model.local.epochs true | model.local.epochs
+--model.local.batch_size 0 | batch_size, 0
+--model.local.batch_size -8 | batch_size, -8
+--model.local.batch_size 2.5 | model.local.batch_size, 2.5
+--model.local.batch_size null | model.local.batch_size, None
+--model.local.batchsize 8 | batchsize, batch_size
+--model.local.precision 16 | model.local.precision, 16
+--model.local.precision fp16 | model.local.precision, fp16
+--model.local.gradient_clip_norm -1 | gradient_clip_norm, -1
+--model.local.executor fast | model.local.executor, fast
+--model.local.branches -1 | branches, -1
+--model.local.lr 0.1 | model.local, lr
+--model.local fast | model.local, fast
+--model.cohort.clients_per_round 0 | clients_per_round, 0
+--model.cohort.clients_per_round 11 | clients_per_round, 11, 10
+--model.cohort.clients_per_round 1000000000 | clients_per_round, 1000000000
+--model.cohort.clients_per_round many | model.cohort.clients_per_round, many
+--model.cohort.clients_per_round null | model.cohort.clients_per_round, None
+--model.cohort.client_per_rounds 3 | client_per_rounds, clients_per_round
+--model.cohort.malicious_fraction 1 | malicious_fraction, 1
+--model.cohort.malicious_fraction -0.1 | malicious_fraction, -0.1
+--model.cohort.malicious_fraction .nan | malicious_fraction, nan
+--model.cohort.malicious_fraction 20% | model.cohort.malicious_fraction, 20%
+--model.cohort.participation all | model.cohort.participation, all, fixed_share
+--model.cohort.participation single_shot | rounds, single_shot
+--model.cohort.start_round -1 | start_round, -1
+--model.cohort.every 3 | every, fixed_frequency
+--model.cohort.attackers 3 | attackers, fixed_frequency
+--model.cohort.rounds [1] | rounds, [1], single_shot
+--model.cohort.participation fixed_frequency --model.cohort.every 0 | every, 0
+--model.cohort.participation fixed_frequency --model.cohort.attackers 6 | attackers, 6
+--model.cohort.participation single_shot --model.cohort.rounds [0,1,2] | rounds, 3 attacks
+--model.cohort.seed 3 | model.cohort, seed
+--model.aggregator Invarient | model.aggregator, Invarient, Invariant
+--model.aggregator nowhere.Rule | model.aggregator, nowhere
+--model.aggregator MLP | model.aggregator, MLP
+--model.aggregator 3 | model.aggregator, 3
+--model.aggregator null | model.aggregator
+--model.aggregator.tua 0.3 | model.aggregator, tua, tau
+--model.aggregator.init_args.tau 2 | tau, 2
+--model.aggregator.init_args.tau -0.1 | tau, -0.1
+--model.aggregator.init_args.tau x | model.aggregator.tau, x
+--model.aggregator.init_args.tau null | model.aggregator.tau, null
+--model.aggregator.init_args.tau .nan | tau, nan
+--model.aggregator.init_args.alpha 0.5 | alpha, 0.5
+--model.aggregator.init_args.alpha 0.49 | alpha, 0.49
+--model.aggregator.init_args.inclusive perhaps | model.aggregator.inclusive, perhaps
+--model.aggregator Krum --model.aggregator.f 3 | model.aggregator, f
+--model.aggregator TrimmedMean --model.aggregator.alpha -1 | alpha, -1
+--model.aggregator TrimmedMean --model.aggregator.aplha 0.1 | aplha, alpha
+--model.aggregator NormClipping --model.aggregator.max_norm -3 | max_norm, -3
+--model.aggregator FLTrust | FLTrust, data.root
+--model.aggregator WeakDP --model.aggregator.sigma -1 | WeakDP, sigma
+--model.aggregator Bulyan | Bulyan
+--model.agregator Median | agregator, aggregator
+--model.client Net | model.client, Net
+--model.client nowhere.Net | model.client, nowhere
+--model.client torch.nn.Nothing | model.client, Nothing
+--model.client Krum | model.client, Krum
+--model.client.init_args.size [45,2] | model.client, size, sizes
+--model.client.init_args.sizes [44,2] | 44
+--model.client.init_args.sizes [45] | sizes, [45]
+--model.client.init_args.sizes [45,-1,2] | sizes, -1
+--model.client.init_args.sizes 45 | sizes, 45
+--model.client.init_args.optimizer Sdg | optimizer, Sdg
+--model.client.init_args.optimizer Adam --model.client.init_args.optimizer.init_args.lrr 1 | lrr, lr
+--model.server_optimizer Sdg | model.server_optimizer, Sdg
+--model.server_optimizer SGD --model.server_optimizer.lr -1 | server_optimizer, -1
+--model.server_optimizer SGD --model.server_optimizer.lr x | model.server_optimizer.lr, x
+--model.server_optimizer SGD --model.server_optimizer.mommentum 1 | mommentum, momentum
+--model.buffers sum | model.buffers, sum
+--model.bucket_bytes 0 | bucket_bytes, 0
+--model.bucket_bytes 1.5 | model.bucket_bytes, 1.5
+--model.compile_rules yes | model.compile_rules
+--model.seed 3 | model.seed, seed_everything
+--model.attacks+ ValueTriger | model.attacks, ValueTriger, ValueTrigger
+--model.attacks.colum 3 | model.attacks, colum, column
+--model.attacks.column 45 | column, 45
+--model.attacks.column x | column, x
+--model.attacks.poison_fraction 0 | poison_fraction, 0
+--model.attacks.poison_fraction 2 | poison_fraction, 2
+--model.attacks.target_label 2 | target_label, 2
+--model.attacks.source_label 7 | source_label, 7
+--model.attacks.value big | model.attacks.value, big
+--model.attacks+ PixelTrigger | PixelTrigger
+--model.attacks+ DBA | DBA
+--model.attacks ValueTrigger | model.attacks, list, ValueTrigger
+--model.attacks+ EdgeCase | model.attacks, pool
+--model.attacks+ Median | model.attacks, Median
+--model.attacks 3 | model.attacks, 3
+--model.atacks [] | atacks, attacks
+--data Fishing | data, Fishing, Phishing
+--data nowhere.Data | data, nowhere
+--data Median | data, Median
+--data.init_args.num_train 1 | num_train, 1
+--data.init_args.num_train -5 | num_train, -5
+--data.init_args.num_train 1000000000000 | num_train, 1000000000000
+--data.init_args.num_train x | data.num_train, x
+--data.init_args.num_test 0 | num_test, 0
+--data.init_args.num_tests 5 | num_tests, num_test
+--data.init_args.phishing_fraction 0 | phishing_fraction, 0
+--data.init_args.phishing_fraction 1.5 | phishing_fraction, 1.5
+--data.init_args.separation .nan | separation, nan
+--data.init_args.separation -1 | separation, -1
+--data.init_args.rare_fraction 0 | rare_fraction, 0
+--data.init_args.rare_max 2 | rare_max, 2
+--data.init_args.eval_batch_size 0 | eval_batch_size, 0
+--data.init_args.eval_batch_size null | data.eval_batch_size, null
+--data.init_args.seed 4 | seed, 4, seed_everything
+--data.seed 4 | seed, 4, seed_everything
+--data.init_args.partition Diriclet | data.partition, Diriclet, Dirichlet
+--data.init_args.partition.init_args.num_clients 0 | num_clients, 0
+--data.init_args.partition.init_args.num_clients -3 | num_clients, -3
+--data.init_args.partition.init_args.num_clients 601 | data.partition, 601
+--data.init_args.partition.init_args.num_clients 1000000000 | num_clients, 1,000,000,000
+--data.init_args.partition.init_args.num_clients x | data.partition.num_clients, x
+--data.init_args.partition.init_args.num_client 3 | num_client, num_clients
+--data.init_args.partition Dirichlet --data.init_args.partition.alpha 0 | alpha, 0
+--data.init_args.partition Dirichlet --data.init_args.partition.alpha .nan | alpha, nan
+--data.init_args.partition Dirichlet --data.init_args.partition.alfa 1 | alfa, alpha
+--data.init_args.partition FullCopies --data.init_args.partition.num_clients 99999999999 | num_clients, 99,999,999,999
+--data.init_args.partition ByKey | ByKey
+--data.init_args.root '{samples: 0}' | samples, 0
+--data.init_args.root '{samples: 601}' | samples, 601
+--data.init_args.root '{sample: 10}' | sample
+--data.path x | data, path
+--data CIFAR10 --data.init_args.path gone | gone
+--checkpoint.every_n_rounds 0 | every_n_rounds, 0
+--checkpoint.every_n_rounds x | checkpoint.every_n_rounds, x
+--checkpoint.every 2 | every, every_n_rounds
+--seed_everything true | seed_everything, True
+--seed_everything -3 | seed_everything, -3
+--seed_everything 4294967296 | seed_everything, 4294967296
+--seed_everything x | seed_everything, x
+--seed_everything null | seed_everything, None
+--seed 3 | seed
+--trainer.max_epoch 3 | max_epoch, max_epochs
+--trainer.max_epochs 0 | max_epochs, 0
+--trainer.max_epochs -1 | max_epochs, -1
+--trainer.max_epochs -5 | max_epochs, -5
+--trainer.max_epochs 1.5 | trainer.max_epochs, 1.5
+--trainer.max_epochs 1e15 | trainer.max_epochs, 1e15
+--trainer.max_epochs 1000000000000000 | max_epochs, 1000000000000000
+--trainer.max_steps 0 | max_steps, 0
+--trainer.min_epochs 5 | min_epochs, 5
+--trainer.min_steps 5 | min_steps, 5
+--trainer.max_time soon | soon
+--trainer.devices 0 | trainer, 0
+--trainer.devices -3 | devices
+--trainer.devices two | devices
+--trainer.devices 5000 | devices, 5000
+--trainer.num_nodes 0 | num_nodes, 0
+--trainer.accelerator gppu | gppu
+--trainer.strategy federatedd | federatedd
+--trainer.precision bf16-mixed | precision, bf16-mixed
+--trainer.precision 64 | precision, 64-true
+--trainer.overfit_batches 1 | overfit_batches, 1
+--trainer.overfit_batches 0.5 | overfit_batches, 0.5
+--trainer.limit_train_batches 0 | limit_train_batches, 0
+--trainer.limit_train_batches 0.5 | limit_train_batches, 0.5
+--trainer.limit_train_batches 3 | limit_train_batches, 3
+--trainer.limit_val_batches 1 | limit_val_batches, 1
+--trainer.limit_val_batches 0.5 | limit_val_batches, 0.5
+--trainer.limit_test_batches 2 | limit_test_batches, 2
+--trainer.accumulate_grad_batches 2 | accumulate_grad_batches, 2
+--trainer.gradient_clip_val 1 | gradient_clip_val, 1
+--trainer.gradient_clip_algorithm value | gradient_clip_algorithm, value
+--trainer.val_check_interval 2 | val_check_interval, 2
+--trainer.val_check_interval 0.5 | val_check_interval, 0.5
+--trainer.val_check_interval 00:00:00:01 | val_check_interval, 1 s
+--trainer.check_val_every_n_epoch 0 | check_val_every_n_epoch, 0
+--trainer.check_val_every_n_epoch -2 | check_val_every_n_epoch, -2
+--trainer.check_val_every_n_epoch null | val_check_interval, 1.0
+--trainer.num_sanity_val_steps -5 | num_sanity_val_steps, -5
+--trainer.log_every_n_steps -1 | log_every_n_steps, -1
+--trainer.sync_batchnorm true | sync_batchnorm, True
+--trainer.model_registry mine | model_registry, mine
+--trainer.profiler fast | profiler
+--trainer.reload_dataloaders_every_n_epochs -1 | reload_dataloaders_every_n_epochs, -1
+--trainer.plugins AsyncCheckpointIO | plugins, AsyncCheckpointIO
+--trainer.enable_checkpointing 3 | trainer.enable_checkpointing, 3
+--trainer.default_root_dir /dev/null/run | default_root_dir, /dev/null
+--trainer.default_root_dir a::b | default_root_dir, a::b
+--trainer.default_root_dir s3://bucket/run | default_root_dir, s3://bucket/run
+--trainer.logger WandbLoger | trainer.logger, WandbLoger, WandbLogger
+--trainer.logger TensorBoardLogger | trainer.logger, save_dir
+--trainer.callbacks+ RunRecord | trainer.callbacks, RunRecord
+--trainer.callbacks+ LastCheckpoint | trainer.callbacks, LastCheckpoint
+--trainer.callbacks+ AggregationDiagnostics | trainer.callbacks, AggregationDiagnostics, 2 times
+--trainer.callbacks+ EarlyStoping | trainer.callbacks, EarlyStoping, EarlyStopping
+--trainer.callbacks EarlyStopping --trainer.callbacks.monitor val_loss | monitor, val_loss, val/acc
+--trainer.callbacks EarlyStopping --trainer.callbacks.monitor val/ars | monitor, val/ars, val/asr
+--trainer.callbacks ModelCheckpoint --trainer.callbacks.monitor loss | monitor, loss, client/
+--trainer.callbacks ModelCheckpoint --trainer.callbacks.train_time_interval 0:00:10 | train_time_interval
+--trainer.callbacks BatchSizeFinder | trainer.callbacks, BatchSizeFinder
+--trainer.callbacks SpikeDetection | trainer.callbacks, SpikeDetection
+--trainer.callbacks EMAWeightAveraging | trainer.callbacks, EMAWeightAveraging
+--ckpt_path nothing.ckpt | ckpt_path, nothing.ckpt
+--ckpt_path best | ckpt_path, best
+--ckpt_path hpc | ckpt_path, hpc
+--ckpt_path . | ckpt_path
+--config gone.yaml | config, gone.yaml
+--config . | config
+--config 3 | config, 3
+--config 'model: [1' | config, YAML
+--config 'model: {}\nmodel: {}' | config, model, twice
+--config 'model: {local: {epochs: 1, epochs: 2}}' | config, epochs, twice
+--config 'model: {local: {epochs: null}}' | model.local.epochs, null
+--config 'model: {aggregator: {class_path: Invariant, init_args: {tau: null}}}' | model.aggregator.tau, null
+--config 'data: {class_path: Phishing, init_args: {num_train: null}}' | data.num_train, null
+--config 'model: {local: null}' | model.local, null
+--config 'trainer: null' | trainer, null
+--config 'model: &a {client: *a}' | config, alias
+--config 'model: {seed: 5}' | model.seed, 5, seed_everything
+--config 'traner: {max_epochs: 3}' | traner, trainer
+--config 'model: {aggregator: {class_path: Invariant, tau: 1}}' | model.aggregator, init_args
+--with Invariant.tua=0.3 | model.aggregator, tua, tau
+--with Invarient.tau=0.3 | --with, Invarient, Invariant
+--with Invariant.tau=[ | --with, Invariant.tau
+--with tau | --with, tau
+extra | extra
+--model | model
+--no_such 3 | no_such
+"""
+
+CASES = [tuple(part.strip() for part in line.split(" | ")) for line in ARGUMENTS.strip().splitlines()]
+
+parsers = {}
+
+
+@pytest.fixture(autouse=True)
+def one_parser(monkeypatch):
+    """Making the parser of a command takes most of the time that a mistake takes; it holds nothing of what it parsed."""
+    make = FederatedCLI.setup_parser
+
+    def kept(cli, *args):
+        command = tuple(cli.subcommands())
+        if command not in parsers:
+            before = set(vars(cli))
+            make(cli, *args)
+            parsers[command] = {name: value for name, value in vars(cli).items() if name not in before}
+        vars(cli).update(parsers[command])
+
+    monkeypatch.setattr(FederatedCLI, "setup_parser", kept)
+
+
+def test_there_are_two_hundred():
+    assert len(CASES) >= 200
+    assert len({arguments for arguments, _ in CASES}) == len(CASES)
+
+
+@pytest.mark.parametrize(("arguments", "named"), CASES, ids=[arguments for arguments, _ in CASES])
+def test_it_ends_in_a_readable_message_and_leaves_nothing(tmp_path, capfd, arguments, named):
+    (tmp_path / "base.yaml").write_text(BASE)
+    given = [word.replace("\\n", "\n") for word in shlex.split(arguments)]
+    with pytest.raises(SystemExit) as left:
+        main(["fit", "--config", "base.yaml", *given])
+    assert left.value.code == 2
+    shown = capfd.readouterr()
+    message = shown.err[shown.err.index("error: ") :]
+    assert sum(1 + len(line) // WIDTH for line in shown.err.splitlines()) <= MOST_LINES, shown.err
+    assert "Traceback" not in shown.err
+    assert all(word in message for word in named.split(", ")), message
+    assert os.listdir(tmp_path) == ["base.yaml"]

@@ -1,0 +1,123 @@
+import random
+from collections import defaultdict, deque
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fl_lightning.kept_python import KeptPython
+
+OUTSIDE = np.random.default_rng(0)
+
+
+class Holder(L.LightningModule):
+    history: list[int] = []  # noqa: RUF012  the mistake that is meant
+    total = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.save_hyperparameters({"a": 1})
+        self.layer = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+        self.n = 0
+        self.counts = defaultdict(int, x=1)
+        self.recent = deque([1, 2], maxlen=3)
+        self.seen = {1}
+        self.deep = SimpleNamespace(inner={"list": [1]})
+        self.moving = torch.zeros(3)
+        self.array = np.zeros(3)
+        self.hidden = [nn.Linear(2, 2)]
+        self.alias = self.layer[0].weight
+        self.nothing: Any = None
+        self.big = list(range(5000))
+
+
+def changes(change) -> list[str]:
+    """What one change makes, which is then put back."""
+    holder = Holder()
+    kept = KeptPython({"": holder})
+    assert list(kept.changes()) == []
+    change(holder)
+    found = kept.restore()
+    assert list(kept.changes()) == []
+    return found
+
+
+@pytest.mark.parametrize(
+    ("change", "path"),
+    [
+        (lambda h: setattr(h, "n", 1), "n"),
+        (lambda h: setattr(h, "new", 1), "new"),
+        (lambda h: delattr(h, "nothing"), "nothing"),
+        (lambda h: setattr(h, "nothing", torch.ones(2, requires_grad=True).sum()), "nothing"),
+        (lambda h: setattr(h, "moving", torch.ones(3)), "moving"),
+        (lambda h: h.moving.add_(1), "moving"),
+        (lambda h: h.array.__iadd__(1), "array"),
+        (lambda h: h.counts.__setitem__("y", 2), "counts.y"),
+        (lambda h: h.recent.append(3), "recent"),
+        (lambda h: h.seen.add(3), "seen"),
+        (lambda h: h.deep.inner["list"].append(2), "deep.inner['list']"),
+        (lambda h: setattr(h.deep, "more", 2), "deep.more"),
+        (lambda h: h.hparams.update(a=2), "_hparams.a"),
+        (lambda h: setattr(h.layer[1], "momentum", 0.5), "layer.1.momentum"),
+        (lambda h: h.history.append(1), "Holder['history']"),
+        (lambda h: setattr(Holder, "total", 3), "Holder.total"),
+        (lambda h: h.hidden[0].weight.data.add_(1), "hidden[0].weight"),
+        (lambda h: h.big.append(1), "big"),
+    ],
+)
+def test_what_changes_is_named_and_put_back(change, path):
+    found = changes(change)
+    assert [of.replace("Holder.history", "Holder['history']") for of in found] == [path]
+    assert Holder.history == []
+    assert Holder.total == 0
+
+
+def test_tensors_that_are_kept_otherwise_are_left_alone():
+    def train(holder):
+        with torch.no_grad():
+            for parameter in holder.parameters():
+                parameter.add_(1)
+            holder.layer[1].running_mean.add_(1)
+        holder.eval()
+        holder.log = print
+
+    assert changes(train) == ["log"]
+
+
+def test_generators_are_found_wherever_they_are():
+    class Transform:
+        def __init__(self) -> None:
+            self.rng = np.random.default_rng(1)
+
+        def __call__(self, x):
+            return x + self.rng.random()
+
+    inside, default = random.Random(2), torch.Generator()
+
+    def augment(x, draws=default):
+        return [x + inside.random() + OUTSIDE.random() for _ in range(2)]
+
+    found = KeptPython({"t": Transform(), "f": partial(augment), "r": np.random.RandomState(0)}, values=False).generators
+    assert {type(of).__name__ for of in found.values()} == {"Generator", "Random", "RandomState"}
+    assert len(found) == 5
+    assert found["t.rng"] is not OUTSIDE
+    assert found["OUTSIDE"] is OUTSIDE
+    assert KeptPython({"m": torch.nn.Dropout(), "f": lambda: random.random()}).generators == {}
+
+
+def test_an_iterator_is_named():
+    assert list(KeptPython({"data": SimpleNamespace(stream=iter([1]))}).iterators) == ["data.stream"]
+
+
+def test_what_refers_to_itself_ends():
+    loop: dict[str, Any] = {"n": 1}
+    loop["self"] = loop
+    kept = KeptPython({"loop": loop})
+    loop["n"] = 2
+    assert kept.restore() == ["loop.n"]
+    assert loop["n"] == 1
