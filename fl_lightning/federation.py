@@ -200,11 +200,6 @@ class Federation(Loadable, L.LightningModule):
         if self.trainer._detect_anomaly:
             check_agreement(self.client, self.exchange, f"after round {t}")
 
-    def on_train_end(self) -> None:
-        """Results of ranks that have come to hold different models are none."""
-        self.evaluations.close(self.trainer)  # where a callback found at the end of the round that it was the last
-        check_agreement(self.client, self.exchange, f"at the end, after {self.global_step} rounds,")
-
     def attack(self, shard: UpdateShard, buffer_shard: UpdateShard, rehearsed: UpdateShard, counts: list[int]) -> None:
         """Let every attack rewrite the malicious rows, in order, each knowing what came of its own `counts` rehearsals."""
         step = None if self.last_step is None else self.last_step[self.exchange.start : self.exchange.stop]
@@ -281,6 +276,10 @@ class Federation(Loadable, L.LightningModule):
         self.evaluations.close(self.trainer)
         if isinstance(self.trainer.strategy, FederatedStrategy):
             self.trainer.strategy.agree_to_stop()
+
+    def on_train_end(self) -> None:
+        self.evaluations.close(self.trainer)  # where a callback found at the end of the round that it was the last
+        check_agreement(self.client, self.exchange, f"at the end, after {self.global_step} rounds,")
 
     # ---- before and after --------------------------------------------------------------------------------------------
 

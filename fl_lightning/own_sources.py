@@ -108,4 +108,6 @@ class OwnSources:
 
 def equal(some: list[Tensor], others: list[Tensor]) -> bool:
     """Whether all tensors are the same to the bit, NaN included."""
-    return all(torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in zip(some, others, strict=True))
+    return all(
+        torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8)) for a, b in zip(some, others, strict=True)
+    )

@@ -74,6 +74,7 @@ def test_record_holds_what_it_promises(tmp_path):
     assert record["acc_last10"] == pytest.approx(sum(entry["acc"] for entry in entries) / 4)
     assert record["acc_last10_rounds"] == record["asr_last10_rounds"] == [1, 2, 3, 4]
     assert record["weights_sha256"] == weights_sha256(federation.client)
+    assert record["refused_rounds"] == 0
     assert record["initial_weights_sha256"] == start != record["weights_sha256"]
     assert set(record["seconds"]) == {"local_training", "exchange", "attack", "aggregation", "evaluation"}
     assert all(seconds >= 0 for seconds in record["seconds"].values())
