@@ -35,21 +35,26 @@ def _find(optimizer: Optimizer) -> Use:
         return "gradient"
     if kind.__module__.startswith("torch.optim"):
         return "closure"
-    if attempt(optimizer, "closure") is None:
+    alone, together = attempt(optimizer, "closure"), attempt(optimizer, "gradient and closure")
+    if isinstance(together, Exception):
         return "closure"
-    return "gradient and closure" if attempt(optimizer, "gradient and closure") is None else "closure"
+    # Where gradients that are there already make a difference, they are looked at before the closure is called.
+    same = not isinstance(alone, Exception) and all(map(torch.equal, alone, together))
+    return "closure" if same else "gradient and closure"
 
 
-def attempt(optimizer: Optimizer, use: Use) -> Exception | None:
-    """What goes wrong where copies of all parameters and of the optimizer take a step; None for nothing.
+def attempt(optimizer: Optimizer, use: Use) -> Exception | list[torch.Tensor]:
+    """Where copies of all parameters end after two steps of a copy of the optimizer, or what goes wrong.
 
-    >>> attempt(torch.optim.SGD([torch.zeros(2, requires_grad=True)], lr=0.1), "gradient")
+    >>> attempt(torch.optim.SGD([torch.zeros(2, requires_grad=True)], lr=0.0), "gradient")
+    [tensor([0., 0.])]
     >>> type(attempt(torch.optim.LBFGS([torch.zeros(2, requires_grad=True)]), "gradient")).__name__
     'TypeError'
     """
     calls = 0
     try:
-        trial = copy.deepcopy(optimizer)
+        trial = object.__new__(type(optimizer))  # optimizers copied in the usual way lose attributes of their own
+        trial.__dict__.update(copy.deepcopy(vars(optimizer)))
         parameters = [p for group in trial.param_groups for p in group["params"] if p.requires_grad]
 
         def closure() -> torch.Tensor:
@@ -71,9 +76,9 @@ def attempt(optimizer: Optimizer, use: Use) -> Exception | None:
             step(trial, closure, use)
         if use == "closure" and calls < 2:
             raise TypeError("step(closure) does not call the closure")
+        return [parameter.detach() for parameter in parameters]
     except Exception as error:
         return error
-    return None
 
 
 def step(optimizer: Optimizer, closure: Callable[[], Any], use: Use, **arguments: Any) -> Any:
