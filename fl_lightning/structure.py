@@ -24,8 +24,9 @@ class Structure:
     Example:
         >>> net = nn.Linear(2, 2)
         >>> before = Structure([net])
-        >>> net.bias.requires_grad_(False)
-        >>> before.check(net)  # ConfigurationError: ... requires_grad of bias becomes False ...
+        >>> net.bias = None
+        >>> before.same()
+        False
     """
 
     def __init__(self, parts: Sequence[nn.Module]) -> None:
