@@ -255,7 +255,8 @@ class Federation(Loadable, L.LightningModule):
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Logits of a batch, for `Trainer.predict`."""
-        return self.predict(batch)
+        with undisturbed(self.client):
+            return self.predict(batch)
 
     def predict(self, batch: Any) -> Tensor:
         """Logits of the global model for a batch as `training_step` takes it."""

@@ -45,7 +45,8 @@ class CheckpointFiles(TorchCheckpointIO):
         if remote(path) or storage_options is not None:
             super().save_checkpoint(checkpoint, path, storage_options)
         else:
-            checkpoint_files.save(checkpoint, Path(path), checkpoint["global_step"])
+            # Ranks of a notebook hand their weights back in a file that knows of no round.
+            checkpoint_files.save(checkpoint, Path(path), checkpoint.get("global_step", 0))
 
     def load_checkpoint(self, path: Any, map_location: Any = lambda storage, _: storage, weights_only: Any = None) -> Any:
         if remote(path):

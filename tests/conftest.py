@@ -18,3 +18,10 @@ def in_own_folder(tmp_path, monkeypatch):
     """Whatever a test writes by a relative path lands in its own folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))  # a command adds the folder that it runs in
+
+
+@pytest.fixture(autouse=True)
+def as_in_a_new_process(monkeypatch):
+    """What Lightning leaves behind for the whole process, a test before this one did not."""
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)  # with it, every Trainer seeds the global generators anew
+    torch.use_deterministic_algorithms(False)
