@@ -1,8 +1,8 @@
-"""What clients and their data keep in Python beside tensors: remembered, and put back in place after each client.
+"""What modules and data keep in Python beside parameters and buffers: remembered, and put back in place.
 
 A client that counts (`self.n += 1`) would hand its count on to the next one, and on another number of ranks that is another
-client. So everything is put back that can be reached from the module's attributes and from those of its classes. That nothing
-has changed, which is the rule, is seen in microseconds.
+client; a model that counts in evaluation would become another one on each rank. So everything is put back that can be reached
+from the module's attributes and from those of its classes. That nothing has changed is the rule, and seen in microseconds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ import lightning as L
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torchmetrics import Metric
+
+from fl_lightning.bits import same_bits
 
 EVERY_MODULES = vars(L.LightningModule()).keys()
 """Attributes that are PyTorch's and Lightning's own."""
@@ -37,6 +40,9 @@ OPEN = ("torch.utils.data", "torch.nn", "fl_lightning.data", "lightning.fabric.u
 ATOMS = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device, slice, range)
 """Values that never change."""
 
+NUMBERS = (float, complex, np.inexact)
+"""Those that may be NaN."""
+
 Generators = (np.random.Generator, np.random.RandomState, random.Random, torch.Generator)
 """What random numbers are drawn from."""
 
@@ -50,15 +56,16 @@ MOST = 100_000
 """Objects that are looked at."""
 
 LARGEST_BYTES = 2**24
-"""Of a tensor or array that is kept, as all of it is read after every client."""
+"""Of a tensor or array that is kept, as all of it is read whenever something may have changed."""
 
 
 class KeptPython:
     """What is reached from some objects, as it is now.
 
     Args:
-        roots: by name. A module's parameters, buffers and torchmetrics objects are left out: they are kept otherwise, or reset.
+        roots: by name. A module's parameters, buffers and modes are left out: they are kept otherwise.
         values: whether what is found is to be kept, tensors and arrays included; else it is only searched.
+        metrics: whether torchmetrics objects among a module's parts are kept, too; local training resets them.
 
     Attributes:
         generators: sources of random numbers, by path.
@@ -72,16 +79,16 @@ class KeptPython:
         (['client.n', 'client.seen'], namespace(n=1, seen=[]))
     """
 
-    def __init__(self, roots: Mapping[str, Any], *, values: bool = True) -> None:
+    def __init__(self, roots: Mapping[str, Any], *, values: bool = True, metrics: bool = False) -> None:
         self.generators: dict[str, Any] = {}
         self.iterators: dict[str, Any] = {}
-        self.values = values
+        self.values, self.metrics = values, metrics
         self._kept: list[_Kept] = []
         self._seen = set(map(id, GLOBAL))
         self._alive: list[Any] = []  # what has been seen, so that no other object gets its identity
         for name, root in roots.items():
-            if isinstance(root, nn.Module):
-                self._seen.update(map(id, (*root.parameters(), *root.buffers())))
+            for part in root.modules() if isinstance(root, nn.Module) else ():
+                self._seen.update(map(id, (*part._parameters.values(), *part._buffers.values())))
             self._visit(name, root)
 
     def changes(self) -> Iterator[str]:
@@ -90,10 +97,15 @@ class KeptPython:
 
     def restore(self) -> list[str]:
         """Put back what is not as it was. Returns its paths."""
-        changed = [(kept, paths) for kept in self._kept if (paths := kept.changes())]
-        for kept, _ in changed:
-            kept.put(kept.holder, kept.content)
-        return [path for _, paths in changed for path in paths]
+        found: dict[str, None] = {}
+        while changed := [(kept, paths) for kept in self._kept if (paths := kept.changes())]:
+            for kept, _ in changed:
+                kept.put(kept.holder, kept.content)
+            new = [path for _, paths in changed for path in paths if path not in found]
+            if not new:  # it cannot be put back
+                break
+            found |= dict.fromkeys(new)  # and look again: a list that grew may have been replaced by one that equals it
+        return list(found)
 
     def _keep(self, path: str, holder: Any, now: Callable[[Any], Any], put: Callable[[Any, Any], None]) -> Any:
         kept = _Kept(path, holder, now, put)
@@ -111,8 +123,9 @@ class KeptPython:
         elif isinstance(value, nn.Module):
             self._module(path, value)
         elif isinstance(value, Tensor):
-            if self.values and value.nbytes <= LARGEST_BYTES:
-                self._keep(path, value, _Tensor(value), _put_tensor)
+            if self.values and can_be_kept(value):
+                tensor = _Tensor(value)
+                self._keep(path, value, tensor, tensor.put)
         elif isinstance(value, np.ndarray):
             if self.values and value.dtype != object and value.nbytes <= LARGEST_BYTES:
                 self._keep(path, value, _Array(value), _put_array)
@@ -130,23 +143,26 @@ class KeptPython:
 
     def _each(self, path: str, values: Iterable[Any]) -> None:
         for i, part in enumerate(islice(values, SEARCHED)):
-            self._visit(f"{path}[{i}]", part)
+            if not isinstance(part, ATOMS):  # which most are
+                self._visit(f"{path}[{i}]", part)
 
     def _module(self, path: str, module: nn.Module) -> None:
         """A module with its parts; its tensors, too, where it is no part of a root (as one that hides in a list)."""
         for name, part in module.named_modules():
-            place = ".".join(filter(None, (path, name)))
+            place = f"{path}.{name}".strip(".")
             self._seen.add(id(part))
-            if isinstance(part, Metric):
+            if isinstance(part, Metric) and not self.metrics:
                 continue
             self._attributes(place, part, _of_module)
             self._class(place, type(part))
             for tensor_name, tensor in (*part._parameters.items(), *part._buffers.items()):
-                self._visit(f"{place}.{tensor_name}", tensor)
+                if id(tensor) not in self._seen:
+                    self._visit(f"{place}.{tensor_name}", tensor)
 
     def _attributes(self, path: str, holder: Any, now: Callable[[Any], dict[str, Any]]) -> None:
         for name, part in self._keep(path, holder, now, partial(_put_attributes, now)).items():
-            self._visit(f"{path}.{name}" if path else name, part)
+            if not isinstance(part, ATOMS):
+                self._visit(f"{path}.{name}" if path else name, part)
 
     def _class(self, path: str, kind: type) -> None:
         """What classes of the user's own hold: a list there is one for all clients."""
@@ -196,7 +212,7 @@ class _Kept:
     def __init__(self, path: str, holder: Any, now: Callable[[Any], Any], put: Callable[[Any, Any], None]) -> None:
         self.path, self.holder, self.now, self.put = path, holder, now, put
         self.content = now(holder)
-        self.attributes = vars(holder) if now in (_of_module, _of_object) else None
+        self.attributes = vars(holder) if now in (_of_module, _of_object, _of_class) else None
         self.size = 0 if self.attributes is None else len(self.attributes)
 
     def changes(self) -> list[str]:
@@ -225,12 +241,27 @@ class _Kept:
 
 
 def _same(one: Any, other: Any) -> bool:
+    """Whether one stands for the other: the same object, or of one type and equal, NaN to NaN."""
     if one is other:
         return True
+    if type(one) is not type(other):
+        return False
     try:
-        return type(one) is type(other) and not isinstance(one, (Tensor, np.ndarray)) and bool(one == other)
+        if isinstance(one, Tensor):
+            return same_bits(one, other)
+        if isinstance(one, np.ndarray):
+            return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
+        if isinstance(one, (list, tuple)):
+            return len(one) == len(other) and all(map(_same, one, other))
+        return bool(one == other) or (isinstance(one, NUMBERS) and bool(one != one and other != other))
     except Exception:
         return False
+
+
+def can_be_kept(tensor: Tensor) -> bool:
+    """Whether a copy of it can be made and compared at little cost."""
+    odd = is_lazy(tensor) or tensor.is_nested or tensor.is_quantized or tensor.is_meta
+    return not odd and tensor.layout == torch.strided and tensor.nbytes <= LARGEST_BYTES
 
 
 def closed(of: Any) -> bool:
@@ -260,13 +291,17 @@ def _of_class(kind: type) -> dict[str, Any]:
 
 
 def _put_attributes(now: Callable[[Any], dict[str, Any]], holder: Any, content: dict[str, Any]) -> None:
-    for name in now(holder).keys() - content.keys():
-        delattr(holder, name)
-    for name, value in content.items():
-        if isinstance(holder, type):
+    there = now(holder)
+    changed = {name: value for name, value in content.items() if name not in there or there[name] is not value}
+    if isinstance(holder, type):
+        for name in there.keys() - content.keys():
+            delattr(holder, name)
+        for name, value in changed.items():
             setattr(holder, name, value)
-        else:
-            vars(holder)[name] = value
+    else:
+        for name in there.keys() - content.keys():
+            del vars(holder)[name]
+        vars(holder).update(changed)
 
 
 def _put_dict(holder: dict[Any, Any], content: dict[Any, Any]) -> None:
@@ -288,27 +323,28 @@ class _Tensor:
     """A tensor's values, the same copy for as long as they do not change, else None."""
 
     def __init__(self, tensor: Tensor) -> None:
+        self.memory = tensor.data  # where they lie: `tensor.data = other` leads elsewhere
         self.values = tensor.detach().clone()
 
     def __call__(self, tensor: Tensor) -> Tensor | None:  # its count of changes does not know those of `tensor.data`
-        same = tensor.shape == self.values.shape and torch.equal(tensor.detach(), self.values)
-        return self.values if same else None
+        return self.values if same_bits(tensor, self.values) else None
 
-
-def _put_tensor(holder: Tensor, content: Tensor) -> None:
-    with torch.no_grad():
-        holder.copy_(content) if holder.shape == content.shape else holder.set_(content.clone())  # pyrefly: ignore
+    def put(self, holder: Tensor, content: Tensor) -> None:
+        if holder.data_ptr() != self.memory.data_ptr() or holder.shape != self.memory.shape:
+            holder.data = self.memory
+        with torch.no_grad():
+            holder.copy_(content)
 
 
 class _Array:
-    """The same of an array."""
+    """The same of an array, whose values are kept as bytes."""
 
     def __init__(self, array: np.ndarray) -> None:
-        self.values = array.copy()
+        self.values = array.tobytes()
 
-    def __call__(self, array: np.ndarray) -> np.ndarray | None:
-        return self.values if array.tobytes() == self.values.tobytes() else None
+    def __call__(self, array: np.ndarray) -> bytes | None:
+        return self.values if array.tobytes() == self.values else None
 
 
-def _put_array(holder: np.ndarray, content: np.ndarray) -> None:
-    holder[...] = content
+def _put_array(holder: np.ndarray, content: bytes) -> None:
+    holder[...] = np.frombuffer(content, dtype=holder.dtype).reshape(holder.shape)

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning as L
-import torch
 from torch import Tensor
 
+from fl_lightning.bits import same_bits
 from fl_lightning.data.module import FederatedDataModule
 from fl_lightning.kept_python import KeptPython
 from fl_lightning.seeding import derive_seed, seed_source
@@ -108,6 +108,4 @@ class OwnSources:
 
 def equal(some: list[Tensor], others: list[Tensor]) -> bool:
     """Whether all tensors are the same to the bit, NaN included."""
-    return all(
-        torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8)) for a, b in zip(some, others, strict=True)
-    )
+    return all(same_bits(a, b) for a, b in zip(some, others, strict=True))

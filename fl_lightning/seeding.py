@@ -9,6 +9,8 @@ import hashlib
 import logging
 import pickle
 import random
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -80,6 +82,22 @@ def seed_source(source: Any, seed: int) -> None:
         source.manual_seed(seed)
     else:
         source.seed(seed)
+
+
+def bookmark(source: Any) -> Callable[[], Any]:
+    """What has a generator of NumPy's, PyTorch's or Python's go on from where it is now.
+
+    >>> draws = random.Random(3)
+    >>> go_back = bookmark(draws)
+    >>> first = draws.random()
+    >>> go_back(), draws.random() == first
+    (None, True)
+    """
+    if isinstance(source, np.random.Generator):
+        return partial(setattr, source.bit_generator, "state", source.bit_generator.state)
+    if isinstance(source, random.Random):
+        return partial(source.setstate, source.getstate())
+    return partial(source.set_state, source.get_state())
 
 
 def global_draws() -> bytes:

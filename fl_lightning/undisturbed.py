@@ -2,7 +2,7 @@
 
 Ranks evaluate different batches. A forward that counts, renormalises weights or remembers what it saw would leave another
 global model on each of them, and later batches would be predicted by other models than earlier ones. So whatever a batch has
-changed is put back before the next one: parameters, buffers, and data in plain attributes.
+changed is put back before the next one: parameters, buffers, modes, and what it keeps in Python.
 """
 
 from __future__ import annotations
@@ -18,16 +18,11 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
-from fl_lightning.attribute_values import contents, is_data, is_immutable, refilled
-from fl_lightning.seeding import derive_seed, seed_global_generators
+from fl_lightning.bits import as_integers
+from fl_lightning.kept_python import KeptPython
+from fl_lightning.seeding import bookmark, derive_seed, seed_global_generators, seed_source
 
 log = logging.getLogger(__name__)
-
-MACHINERY = frozenset(vars(L.LightningModule())) - {"training"}
-"""Attributes that PyTorch and Lightning keep on modules for themselves."""
-
-INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""By size in bytes."""
 
 
 class Keepsake:
@@ -45,33 +40,41 @@ class Keepsake:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self.parts = [(name, part, Attributes(part)) for name, part in module.named_modules()]
+        parts = list(module.named_modules())
+        self.modes = [(name, part, part.training) for name, part in parts]
         self.tables = [
             (name, table, dict(table))
-            for name, part, _ in self.parts
+            for name, part in parts
             for table in (part._parameters, part._buffers, part._modules)
             if isinstance(table, dict)  # those of scripted modules are fixed
         ]
         self.names = {
             tensor: f"{name}.{key}" if name else key
-            for name, part, _ in self.parts
-            for tensors in (part.named_parameters, part.named_buffers)
-            for key, tensor in tensors(recurse=False)
+            for name, part in parts
+            for key, tensor in (*part._parameters.items(), *part._buffers.items())
+            if tensor is not None
         }
         self.memories = [tensor.data for tensor in self.names]  # where values lie: `tensor.data = other` leads elsewhere
         self.marks = self._marks()
         self.values = self._values()
+        self.python = KeptPython({"": module}, metrics=True)
+        self.bookmarks = [bookmark(source) for source in self.python.generators.values()]
+
+    def seed(self, seed: int, purpose: str, *keys: int) -> None:
+        """Seed the random generators that the module holds by (seed, purpose, their path, keys), until it is put back."""
+        for path, source in self.python.generators.items():
+            seed_source(source, derive_seed(seed, f"{purpose} {path}", *keys))
 
     def _marks(self) -> list[tuple[int, int]]:
         """What most ways of writing into a tensor change, and what costs next to nothing to look at."""
         return [(-1 if tensor.is_inference() else tensor._version, tensor.data_ptr()) for tensor in self.names]
 
     def _values(self) -> dict[torch.dtype, Tensor]:
-        """A copy of all values, those of one type side by side, as integers: NaN is then itself, and -0 is not 0."""
+        """A copy of all values, those of one type side by side, by their bits."""
         of_type = defaultdict(list)
         for tensor in self.names:
             of_type[tensor.dtype].append(tensor.detach().reshape(-1))
-        return {dtype: torch.cat(flat).view(INTEGERS[min(8, dtype.itemsize)]) for dtype, flat in of_type.items()}
+        return {dtype: as_integers(torch.cat(flat)) for dtype, flat in of_type.items()}
 
     def put_back(self, *, thoroughly: bool = False) -> list[str]:
         """Undo all changes.
@@ -80,26 +83,34 @@ class Keepsake:
             thoroughly: look at the tensors' values, as `tensor.data.add_(1)` shows nowhere else.
 
         Returns:
-            The names of what had changed.
+            The names of what had changed, but for random generators.
         """
         found = [f"{name}.{key}" if name else key for name, *tables in self.tables for key in put_entries_back(*tables)]
         if thoroughly or found or self._marks() != self.marks:
             found += self._put_values_back()
-        for name, part, attributes in self.parts:
-            found += [f"{name}.{key}" if name else key for key in attributes.put_back(part)]
+        for name, part, training in self.modes:
+            if part.training != training:
+                part.training = training
+                found.append(f"{name}.training" if name else "training")
+        found += self.python.restore()
+        for go_back in self.bookmarks:
+            go_back()
         return list(dict.fromkeys(found))
 
     @torch.no_grad()
     def _put_values_back(self) -> list[str]:
-        now, found = self._values(), []
+        found = []
+        for (tensor, name), memory in zip(self.names.items(), self.memories, strict=True):
+            if (tensor.data_ptr(), tensor.shape, tensor.dtype) != (memory.data_ptr(), memory.shape, memory.dtype):
+                tensor.data = memory
+                found.append(name)
+        now = self._values()
         same = all(torch.equal(now[dtype], values) for dtype, values in self.values.items())
         at: dict[torch.dtype, int] = defaultdict(int)
-        for (tensor, name), memory in zip(self.names.items(), self.memories, strict=True):
+        for tensor, name in self.names.items():
             first = at[tensor.dtype]
             at[tensor.dtype] = end = first + tensor.numel() * max(1, tensor.element_size() // 8)
             differs = not same and not torch.equal(now[tensor.dtype][first:end], self.values[tensor.dtype][first:end])
-            if tensor.data_ptr() != memory.data_ptr():
-                tensor.data = memory
             if differs:
                 tensor.copy_(self.values[tensor.dtype][first:end].view(tensor.dtype).view(tensor.shape))
                 found.append(name)
@@ -115,32 +126,6 @@ def put_entries_back(table: dict[str, Any], before: dict[str, Any]) -> list[str]
     table.clear()
     table.update(before)
     return changed
-
-
-class Attributes:
-    """The data in a module's own attributes, without what is below it."""
-
-    def __init__(self, part: nn.Module) -> None:
-        self.keys = set(vars(part)) | MACHINERY
-        self.before = {key: value for key, value in vars(part).items() if key not in MACHINERY and is_data(value)}
-        self.contents = {key: contents(value) for key, value in self.before.items() if not is_immutable(value)}
-
-    def put_back(self, part: nn.Module) -> list[str]:
-        """Undo changes, and tell the names of what had changed. What was data and no longer is, as a file, is left alone."""
-        now, found = vars(part), []
-        for key, value in self.before.items():
-            kept = self.contents.get(key)
-            if now.get(key) is value:
-                if kept is None or contents(value) == kept:
-                    continue
-            elif key in now and (not is_data(now[key]) or contents(now[key]) == (contents(value) if kept is None else kept)):
-                continue
-            now[key] = value if kept is None else refilled(value, kept)
-            found.append(key)
-        new = [key for key in now.keys() - self.keys if is_data(now[key])]
-        for key in new:
-            del now[key]
-        return found + sorted(new)
 
 
 class Undisturbed:
@@ -181,6 +166,7 @@ class Undisturbed:
             self._keepsake = Keepsake(module)
         number = batch_idx * trainer.world_size + trainer.global_rank
         seed_global_generators(derive_seed(self.seed, "evaluation", dataloader_idx, number))
+        self._keepsake.seed(self.seed, "evaluation", dataloader_idx, number)
         yield
         sizes = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
         at_an_end = batch_idx == 0 or batch_idx + 2 >= sizes[dataloader_idx]  # a rank may have nothing in the last step
@@ -198,7 +184,9 @@ class Undisturbed:
 
 @contextmanager
 def undisturbed(module: nn.Module) -> Iterator[None]:
-    """Around anything that is to leave a module as it was."""
+    """Around anything that is to leave a module as it was, also where it fails."""
     kept = Keepsake(module)
-    yield
-    kept.put_back(thoroughly=True)
+    try:
+        yield
+    finally:
+        kept.put_back(thoroughly=True)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torchmetrics import SumMetric
 
 from fl_lightning.kept_python import KeptPython
 
@@ -34,6 +35,8 @@ class Holder(L.LightningModule):
         self.alias = self.layer[0].weight
         self.nothing: Any = None
         self.big = list(range(5000))
+        self.nan = torch.tensor([torch.nan, 1.0])
+        self.graph = torch.eye(3).to_sparse()
 
 
 def changes(change) -> list[str]:
@@ -68,6 +71,10 @@ def changes(change) -> list[str]:
         (lambda h: setattr(Holder, "total", 3), "Holder.total"),
         (lambda h: h.hidden[0].weight.data.add_(1), "hidden[0].weight"),
         (lambda h: h.big.append(1), "big"),
+        (lambda h: h.nan.fill_(torch.nan), "nan"),
+        (lambda h: setattr(h.moving, "data", torch.ones(2)), "moving"),
+        (lambda h: h.moving.resize_(4), "moving"),
+        (lambda h: setattr(h, "graph", 1), "graph"),
     ],
 )
 def test_what_changes_is_named_and_put_back(change, path):
@@ -75,6 +82,38 @@ def test_what_changes_is_named_and_put_back(change, path):
     assert [of.replace("Holder.history", "Holder['history']") for of in found] == [path]
     assert Holder.history == []
     assert Holder.total == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda h: setattr(h, "nan", torch.tensor([torch.nan, 1.0])),
+        lambda h: setattr(h, "array", np.zeros(3)),
+        lambda h: setattr(h, "deep", h.deep),
+        lambda h: setattr(h, "recent", deque([1, 2], maxlen=3)),
+    ],
+)
+def test_what_is_made_anew_with_the_same_values_has_not_changed(change):
+    assert changes(change) == []
+
+
+def test_what_grew_before_it_was_replaced_by_its_equal_is_put_back():
+    holder = SimpleNamespace(seen=[[1]])
+    kept = KeptPython({"": holder})
+    holder.seen[0].append(2)
+    holder.seen = [[1, 2]]
+    assert set(kept.restore()) == {"seen[0]", "seen"}
+    assert holder.seen == [[1]]
+
+
+def test_metrics_are_kept_if_asked_for():
+    module = nn.Module()
+    seen = module.seen = SumMetric()
+    kept = {metrics: KeptPython({"": module}, metrics=metrics) for metrics in (False, True)}
+    seen.update(3)
+    assert not list(kept[False].changes())
+    assert "seen.sum_value" in kept[True].restore()
+    assert seen.sum_value == 0
 
 
 def test_tensors_that_are_kept_otherwise_are_left_alone():

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_lightning import seeding
-from fl_lightning.seeding import derive_seed, drawn_by_chance, generator, global_draws
+from fl_lightning.seeding import bookmark, derive_seed, drawn_by_chance, generator, global_draws
 
 
 def draw(*key) -> list[float]:
@@ -58,6 +58,24 @@ def test_seed_fits_into_32_bits(seed, purpose, keys):
 def test_streams_do_not_change_between_versions():
     """A record of an old run must stay reproducible."""
     assert derive_seed(0, "cohort", 0) == 2815604161
+
+
+@pytest.mark.parametrize(
+    ("source", "draw_from"),
+    [
+        (torch.Generator(), lambda source: torch.rand(1, generator=source).item()),
+        (random.Random(), random.Random.random),
+        (np.random.default_rng(), np.random.Generator.random),
+        (np.random.Generator(np.random.MT19937()), np.random.Generator.random),
+        (np.random.RandomState(), np.random.RandomState.rand),
+    ],
+)
+def test_a_generator_goes_on_from_where_it_was(source, draw_from):
+    go_back = bookmark(source)
+    first, second = draw_from(source), draw_from(source)
+    for _ in range(2):
+        go_back()
+        assert (draw_from(source), draw_from(source)) == (first, second)
 
 
 def test_a_seed_of_the_systems_is_told_from_a_persons():

@@ -14,6 +14,7 @@ import torch
 from ranks import on_ranks
 from tiny import Relabel, TinyClient, fit, tiny_data, tiny_federation, tiny_trainer
 from torch import nn
+from torchmetrics.classification import BinaryAccuracy
 
 from fl_lightning import Federation
 from fl_lightning.callbacks import BackdoorMetrics
@@ -23,6 +24,8 @@ from fl_lightning.undisturbed import Keepsake, undisturbed
 
 class Rich(L.LightningModule):
     """Something of every kind that a module may keep."""
+
+    total = 0
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,6 +39,11 @@ class Rich(L.LightningModule):
         self.draws, self.plain_draws = torch.Generator().manual_seed(0), random.Random(0)
         self.numpy_draws, self.old_draws = np.random.default_rng(0), np.random.RandomState(0)
         self.act = torch.relu
+        self.accuracy = BinaryAccuracy()
+
+    def next_draws(self) -> list[float]:
+        old = [self.plain_draws.random(), self.numpy_draws.random(), self.old_draws.rand()]
+        return [*old, float(torch.rand(1, generator=self.draws))]
 
 
 def in_train_mode(module: Rich) -> None:
@@ -45,8 +53,10 @@ def in_train_mode(module: Rich) -> None:
 
 CHANGES: dict[str, tuple[Callable[[Rich], Any], list[str]]] = {
     "nothing": (lambda m: m.norm(m.layer(torch.randn(2, 3))), []),
-    "a function kept": (lambda m: setattr(m, "act", torch.tanh), []),
+    "another function": (lambda m: setattr(m, "act", torch.tanh), ["act"]),
     "the same value": (lambda m: setattr(m, "pair", (1, [2])), []),
+    "the same tensor": (lambda m: setattr(m, "tensor", torch.zeros(3)), []),
+    "the same NaN": (lambda m: setattr(m, "not_a_number", float("nan")), []),
     "buffer in place": (lambda m: m.count.add_(1), ["count"]),
     "buffer replaced": (lambda m: setattr(m, "count", m.count + 1), ["count"]),
     "buffer deleted": (lambda m: delattr(m, "count"), ["count"]),
@@ -58,21 +68,25 @@ CHANGES: dict[str, tuple[Callable[[Rich], Any], list[str]]] = {
     "other memory": (lambda m: setattr(m.layer.weight, "data", m.layer.weight.data * 2), ["layer.weight"]),
     "other parameter": (lambda m: setattr(m.layer, "bias", nn.Parameter(torch.ones(4))), ["layer.bias"]),
     "through numpy": (lambda m: m.layer.bias.detach().numpy().fill(3.0), ["layer.bias"]),
+    "larger memory": (lambda m: m.count.resize_(3), ["count"]),
+    "another type": (lambda m: m.layer.half(), ["layer.weight", "layer.bias"]),
+    "a metric": (lambda m: m.accuracy.update(torch.ones(2), torch.ones(2)), ["accuracy._update_count", "accuracy.tp"]),
+    "its class": (lambda m: setattr(Rich, "total", 1), ["Rich.total"]),
     "max_norm": (lambda m: m.table(torch.tensor([1, 2])), ["table.weight"]),
     "statistics": (in_train_mode, ["norm.running_mean", "norm.running_var", "norm.num_batches_tracked", "norm.training"]),
     "number": (lambda m: setattr(m, "n", m.n + 1), ["n"]),
     "NaN": (lambda m: setattr(m, "not_a_number", 1.0), ["not_a_number"]),
     "list": (lambda m: m.seen.append(1), ["seen"]),
-    "dict": (lambda m: m.found.update(b=2), ["found"]),
+    "dict": (lambda m: m.found.update(b=2), ["found.b"]),
     "deque": (lambda m: m.last.append(3), ["last"]),
-    "inside a tuple": (lambda m: m.pair[1].append(3), ["pair"]),
+    "inside a tuple": (lambda m: m.pair[1].append(3), ["pair[1]"]),
     "tensor": (lambda m: m.tensor.add_(1), ["tensor"]),
     "array": (lambda m: m.array.fill(2), ["array"]),
     "new attribute": (lambda m: setattr(m, "attention", torch.ones(3)), ["attention"]),
-    "torch's draws": (lambda m: torch.rand(2, generator=m.draws), ["draws"]),
-    "random's draws": (lambda m: m.plain_draws.random(), ["plain_draws"]),
-    "numpy's draws": (lambda m: m.numpy_draws.random(), ["numpy_draws"]),
-    "numpy's old draws": (lambda m: m.old_draws.rand(), ["old_draws"]),
+    "torch's draws": (lambda m: torch.rand(2, generator=m.draws), []),
+    "random's draws": (lambda m: m.plain_draws.random(), []),
+    "numpy's draws": (lambda m: m.numpy_draws.random(), []),
+    "numpy's old draws": (lambda m: m.old_draws.rand(), []),
 }
 
 
@@ -83,7 +97,7 @@ def test_every_change_is_found_and_undone(name: str, mode: Any) -> None:
     module = Rich().eval()
     objects = {key: id(tensor) for key, tensor in (*module.named_parameters(), *module.named_buffers())}
     state = {key: tensor.clone() for key, tensor in module.state_dict().items()}
-    data, generator = module.layer.weight.data_ptr(), module.draws.get_state()
+    data, draws = module.layer.weight.data_ptr(), copy.deepcopy(module).next_draws()
     kept = Keepsake(module)
     with mode():
         change(module)
@@ -93,8 +107,9 @@ def test_every_change_is_found_and_undone(name: str, mode: Any) -> None:
     assert all(torch.equal(tensor, state[key]) for key, tensor in module.state_dict().items())
     assert list(module.state_dict()) == list(state)
     assert module.layer.weight.data_ptr() == data
-    assert torch.equal(module.draws.get_state(), generator)
+    assert module.next_draws() == draws
     assert (module.n, module.seen, module.found, module.pair, len(module.last)) == (0, [0], {"a": 1}, (1, [2]), 0)
+    assert Rich.total == 0
     assert not module.tensor.any()
     assert not module.array.any()
     assert not hasattr(module, "attention")
@@ -112,16 +127,13 @@ def test_most_changes_show_without_a_look_at_values() -> None:
             assert kept.put_back() == expected
 
 
-def test_what_is_large_or_no_data_is_left_alone() -> None:
+def test_what_is_large_is_left_alone() -> None:
     module = Rich()
-    images, parts = torch.zeros(2**22 + 1), [module.layer]
-    module.images, module.others = images, parts  # pyrefly: ignore[bad-argument-type]
+    images = module.images = torch.zeros(2**22 + 1)
     kept = Keepsake(module)
     images.add_(1)
-    parts.append(module.norm)  # pyrefly: ignore[bad-argument-type]
     assert kept.put_back(thoroughly=True) == []
     assert images.all()
-    assert len(parts) == 2
 
 
 @pytest.mark.parametrize(
@@ -152,6 +164,35 @@ def test_parts_that_are_not_in_train_mode_stay_so() -> None:
         module.eval().train()
     assert not module.norm.training
     assert module.layer.training
+
+
+def test_it_is_as_it_was_where_something_fails() -> None:
+    module = Rich()
+
+    @undisturbed(module)
+    def fail() -> None:
+        module.eval()
+        module.count.add_(1)
+        module.seen.append(1 // module.n)
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert module.layer.training
+    assert not module.count
+
+
+def test_draws_of_its_own_depend_on_what_they_are_seeded_for() -> None:
+    one, other = Rich(), Rich()
+    one.next_draws()
+    draws = []
+    for module, key in ((one, 0), (other, 0), (other, 1)):
+        kept = Keepsake(module)
+        kept.seed(5, "evaluation", key)
+        draws.append(module.next_draws())
+        kept.put_back()
+    assert draws[0] == draws[1]
+    assert not set(draws[1]) & set(draws[2])
+    assert other.next_draws() == Rich().next_draws()
 
 
 # ---- in a run --------------------------------------------------------------------------------------------------------
@@ -190,7 +231,19 @@ class Draws(TinyClient):
         return nn.functional.dropout(super().forward(inputs), 0.5, training=True)
 
 
-CLIENTS = {"counts": Counts, "silent": Silent, "draws": Draws}
+class OwnDraws(TinyClient):
+    """Predicts with noise of a generator of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rng = np.random.default_rng(0)
+
+    def forward(self, inputs):
+        logits = super().forward(inputs)
+        return logits + torch.from_numpy(self.rng.normal(size=logits.shape)).float()
+
+
+CLIENTS = {"counts": Counts, "silent": Silent, "draws": Draws, "own draws": OwnDraws}
 
 
 def made(client: Any, **kwargs: Any) -> Federation:
@@ -213,16 +266,16 @@ def test_evaluation_is_the_same_on_any_number_of_ranks() -> None:
     assert all(found == alone for found in on_ranks(3, run_clients, 3))
 
 
-@pytest.mark.parametrize("client", [Counts, Silent])
+@pytest.mark.parametrize("client", [Counts, Silent, OwnDraws])
 def test_the_model_trains_as_if_it_were_never_evaluated(client: Any, caplog: pytest.LogCaptureFixture) -> None:
     never, always = made(client), made(client)
     fit(never, rounds=2, limit_val_batches=0)
     with caplog.at_level(logging.WARNING):
         fit(always, rounds=2)
     assert weights_sha256(never.client) == weights_sha256(always.client)
-    (told,) = [record.getMessage() for record in caplog.records if "evaluation changes" in record.getMessage()]
-    assert "net.0.weight" in told
-    assert ("calls" in told) is (client is Counts)
+    told = [record.getMessage() for record in caplog.records if "evaluation changes" in record.getMessage()]
+    assert len(told) == (client is not OwnDraws)
+    assert all("net.0.weight" in message and ("calls" in message) is (client is Counts) for message in told)
 
 
 def test_validate_and_test_leave_it_as_it_was() -> None:

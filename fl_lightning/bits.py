@@ -1,0 +1,33 @@
+"""Tensors by their bits: NaN is then itself, and -0 is not 0."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""By size in bytes."""
+
+
+def as_integers(tensor: Tensor) -> Tensor:
+    """(n,) the values one after the other as integers of their size, two of 64 bits for one of 128."""
+    return tensor.detach().resolve_conj().resolve_neg().reshape(-1).view(INTEGERS[min(8, tensor.dtype.itemsize)])
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are of one type and shape, on one device, and equal to the bit.
+
+    >>> same_bits(torch.tensor(torch.nan), torch.tensor(torch.nan)), same_bits(torch.tensor(0.0), torch.tensor(-0.0))
+    (True, False)
+    """
+    alike = one.dtype == other.dtype and one.shape == other.shape and one.device == other.device
+    return alike and torch.equal(as_integers(one), as_integers(other))
+
+
+def as_bytes(tensor: Tensor) -> bytes:
+    """The values as they lie in memory, one after the other.
+
+    >>> as_bytes(torch.tensor([1, 2], dtype=torch.uint8))
+    b'\\x01\\x02'
+    """
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
