@@ -22,7 +22,8 @@ from fl_lightning.errors import ConfigurationError
 from fl_lightning.hooks import uncalled_hooks
 from fl_lightning.lightning_modules import lightning_base, overrides
 from fl_lightning.local_training import LocalTraining, configured
-from fl_lightning.prediction import as_it_is, predict
+from fl_lightning.prediction import predict
+from fl_lightning.undisturbed import undisturbed
 
 log = logging.getLogger(__name__)
 
@@ -251,7 +252,8 @@ def needs_more_than_one(client: L.LightningModule, samples: Samples) -> bool:
 
     hooks = [part.register_forward_pre_hook(watch) for part in layers]
     try:
-        with as_it_is(client), torch.no_grad():
+        with undisturbed(client), torch.no_grad():
+            client.eval()
             predict(client, move_data_to_device(samples.batch(torch.zeros(1, dtype=torch.int64)), device))
     except Exception:  # of the user's, which predicting before training shows
         return True

@@ -46,7 +46,7 @@ from fl_lightning.sharded_state import Part
 from fl_lightning.strategy import FederatedStrategy
 from fl_lightning.trained import Loadable
 from fl_lightning.trainer_options import check_monitors, check_trainer, make_trial
-from fl_lightning.undisturbed import Undisturbed, undisturbed
+from fl_lightning.undisturbed import Undisturbed
 from fl_lightning.updates.agreement import check_agreement
 from fl_lightning.updates.exchange import BUCKET_BYTES, Exchange
 from fl_lightning.updates.layout import buffer_layout, clamp_variances, named_state, parameter_layout
@@ -334,7 +334,7 @@ class Federation(Loadable, L.LightningModule):
         if stage == "fit":
             check_monitors(self.trainer, self)
             remark(self.trainer, self.cohort, self.attacks, self.aggregator, data)
-            with isolate_rng(), undisturbed(self.client):
+            with isolate_rng():
                 check_predictions(self.client.to(device), data.train, data.task.num_classes)  # pyrefly: ignore[missing-attribute]
 
     def check(self, data: FederatedDataModule) -> None:

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.fabric.utilities import move_data_to_device
-from torch import Tensor, nn
+from torch import Tensor
 
 from fl_lightning.data.base import Samples
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.hooks import transferred
 from fl_lightning.lightning_modules import overrides
 from fl_lightning.outputs import REMEDY, is_one_logit, read_logits
-from fl_lightning.updates.layout import Snapshot
+from fl_lightning.undisturbed import undisturbed
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +122,8 @@ def check_predictions(module: L.LightningModule, samples: Samples, num_classes: 
                 f"change it, or {REMEDY}"
             ) from error
 
-    with as_it_is(module):
+    with undisturbed(module), torch.enable_grad():
+        module.eval()
         count = min(2, len(samples))
         logits = look(count)
         check_logits(logits, count, num_classes, name)
@@ -189,18 +188,3 @@ def last_operation(node: Any) -> str:
             return name
         node = node.next_functions[0][0] if node.next_functions else None
     return ""
-
-
-@contextmanager
-def as_it_is(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; tensors and modes of all parts are as before afterwards."""
-    before, modes = Snapshot(module), [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        with torch.enable_grad():
-            yield
-    finally:
-        for part, training in modes:
-            part.training = training
-        with torch.no_grad():
-            before.restore(module)
