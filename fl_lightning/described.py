@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fl_lightning.bits import as_bytes
+
 DEPTH = 8
 """How far objects are followed into what they hold, which may lead back to themselves."""
 
@@ -125,8 +127,7 @@ def path(thing: Callable[..., Any]) -> str:
 
 def digest(tensor: Tensor) -> dict[str, Any]:
     """Type, shape and SHA-256 of a tensor's values."""
-    content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-    return {"dtype": str(tensor.dtype), "shape": list(tensor.shape), "sha256": hashlib.sha256(content).hexdigest()}
+    return {"dtype": str(tensor.dtype), "shape": list(tensor.shape), "sha256": hashlib.sha256(as_bytes(tensor)).hexdigest()}
 
 
 def optimizer_of(make: Callable[..., Any]) -> Any:

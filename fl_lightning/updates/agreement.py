@@ -5,6 +5,7 @@ import hashlib
 import torch
 from torch import nn
 
+from fl_lightning.bits import as_bytes
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.updates.exchange import Exchange
 from fl_lightning.updates.layout import named_state
@@ -43,5 +44,5 @@ def digests(module: nn.Module) -> dict[str, bytes]:
 def digest(tensor: torch.Tensor) -> bytes:
     """BLAKE2 of a tensor's type, shape and values."""
     found = hashlib.blake2b(f"{tensor.dtype} {tuple(tensor.shape)}".encode(), digest_size=16)
-    found.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    found.update(as_bytes(tensor))
     return found.digest()
