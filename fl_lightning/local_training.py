@@ -259,16 +259,6 @@ def resident(batch: Any, device: torch.device) -> Any:
     return move_data_to_device(batch, device)
 
 
-def read_loss(output: Any) -> Tensor | None:
-    """The loss in what a `training_step` returns: a tensor, a mapping with `loss`, or None to skip the batch."""
-    loss = output.get("loss") if isinstance(output, Mapping) else output
-    if output is None or isinstance(loss, Tensor):
-        return loss
-    raise ConfigurationError(
-        f"training_step must return a loss tensor, a dict with the key 'loss', or None; got {type(output).__name__}"
-    )
-
-
 @dataclass(frozen=True)
 class LocalScheduler:
     """A learning-rate scheduler inside one client's training; does nothing without one.
