@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from fl_lightning.client_logs import LogCollector
 from fl_lightning.client_trainer import ClientTrainer
 from fl_lightning.data.base import Samples
+from fl_lightning.errors import cause
 from fl_lightning.flat_state import look
 from fl_lightning.local_training import (
     LocalScheduler,
@@ -108,10 +109,8 @@ class BranchedTraining:
         try:
             yield from self._train(clients, buffers)
         except Exception as error:
-            line = str(error).strip().split("\n")[0]
-            kind = "" if isinstance(error, (NotRecordableError, NotTogetherError)) else f"{type(error).__name__}: "
-            name = type(self.module).__name__
-            raise NotTogetherError(f"{name} cannot be trained side by side: {kind}{line}") from error
+            why = cause(error, NotRecordableError, NotTogetherError)
+            raise NotTogetherError(f"{type(self.module).__name__} cannot be trained side by side: {why}") from error
 
     def _train(self, clients: Sequence[Client], buffers: list[str]) -> Iterator[tuple[int, Averages, Held]]:
         lengths = [self.local.num_steps(len(samples)) for samples, _ in clients]

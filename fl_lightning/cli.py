@@ -18,7 +18,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from fl_lightning.configuration import FederatedCLI, configuration_error
-from fl_lightning.errors import ConfigurationError, nearest
+from fl_lightning.errors import ConfigurationError, folded, nearest
 from fl_lightning.trainers import quiet
 
 COMMANDS = {
@@ -61,17 +61,17 @@ def explained(error: Exception) -> tuple[str, int]:
     """An exception on one line, and the exit status that it stands for."""
     mistake = configuration_error(error)
     if mistake is not None:
-        return one_line(mistake), MISTAKE
+        return folded(mistake), MISTAKE
     if isinstance(error, OSError) and error.strerror:
         files = " and ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
         return f"{files}: {error.strerror}" if files else error.strerror, MISTAKE
     if isinstance(error, (MisconfigurationException, ImportError)):
-        return one_line(error), MISTAKE
+        return folded(error), MISTAKE
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
-        return f"not enough memory: {one_line(error)}; ask for less data, clients, parameters, or smaller batches", FAULT
+        return f"not enough memory: {folded(error)}; ask for less data, clients, parameters, or smaller batches", FAULT
     frame = closest_to_user(traceback.extract_tb(error.__traceback__))
     where = f"{frame.filename}, line {frame.lineno}"
-    return f"{type(error).__name__}: {one_line(error)} ({where}); the same command with {TRACEBACK} shows all of it", FAULT
+    return f"{type(error).__name__}: {folded(error)} ({where}); the same command with {TRACEBACK} shows all of it", FAULT
 
 
 def closest_to_user(frames: Sequence[traceback.FrameSummary]) -> traceback.FrameSummary:
@@ -79,10 +79,6 @@ def closest_to_user(frames: Sequence[traceback.FrameSummary]) -> traceback.Frame
     libraries = tuple({str(Path(__file__).parent), *map(sysconfig.get_path, ("stdlib", "purelib", "platlib"))})
     own = [frame for frame in frames if not frame.filename.startswith((*libraries, "<"))]
     return (own or frames)[-1]
-
-
-def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
 
 
 def find_own_modules() -> None:

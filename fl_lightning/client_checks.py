@@ -18,7 +18,7 @@ from torch.nn.parameter import UninitializedParameter, is_lazy
 from torch.optim import Optimizer
 
 from fl_lightning.data.base import Samples
-from fl_lightning.errors import ConfigurationError
+from fl_lightning.errors import ConfigurationError, folded
 from fl_lightning.hooks import uncalled_hooks
 from fl_lightning.lightning_modules import lightning_base, overrides
 from fl_lightning.local_training import LocalTraining, configured
@@ -155,8 +155,7 @@ def make_optimizer(client: L.LightningModule, name: str) -> Optimizer:
     except ConfigurationError:
         raise
     except Exception as error:  # of the user's own
-        reason = " ".join(str(error).split())
-        raise ConfigurationError(f"configure_optimizers of {name} failed: {reason} ({type(error).__name__})") from error
+        raise ConfigurationError(f"configure_optimizers of {name} failed: {folded(error)} ({type(error).__name__})") from error
 
 
 def check_optimizer(client: L.LightningModule, optimizer: Optimizer, name: str) -> None:

@@ -5,10 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fl_lightning.errors import ConfigurationError
-from fl_lightning.yaml_files import read_yaml
+from fl_lightning.yaml_files import load_yaml
 
 SEEDED = (("model", "seed"), ("data", "init_args", "seed"))
 """What `seed_everything` sets."""
@@ -51,14 +49,7 @@ def read_layer(text: str) -> dict[str, Any]:
     """
     there = is_file(text)
     name = f"config: the file {text}" if there else "config"
-    try:
-        content = read_yaml(Path(text).read_text() if there else text)
-    except OSError as error:
-        raise ConfigurationError(f"{name} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigurationError(f"{name} is not text in UTF-8") from error
-    except yaml.YAMLError as error:
-        raise ConfigurationError(f"{name} is not YAML: {' '.join(str(error).split())}") from error
+    content = load_yaml(Path(text) if there else text, name)
     if not isinstance(content, dict):
         what = (
             f"has no settings but {shortened(repr(content))}" if there else f"{shortened(text)} is neither a file nor settings"

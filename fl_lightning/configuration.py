@@ -25,7 +25,7 @@ from fl_lightning.callbacks import LastCheckpoint
 from fl_lightning.class_settings import check_classes, named_classes, taken_out, with_settings
 from fl_lightning.command_checks import check_checkpoint, check_devices, check_folder, check_seeds
 from fl_lightning.data import FederatedDataModule
-from fl_lightning.errors import ConfigurationError
+from fl_lightning.errors import ConfigurationError, folded
 from fl_lightning.federation import Federation
 from fl_lightning.parser import Parser
 from fl_lightning.show_attack import show
@@ -175,7 +175,7 @@ class FederatedCLI(LightningCLI):
         try:
             return FederatedTrainer(**options)
         except (MisconfigurationException, ValueError, TypeError) as error:
-            raise ConfigurationError(f"trainer: {' '.join(str(error).split())}") from error
+            raise ConfigurationError(f"trainer: {folded(error)}") from error
 
     def own_callbacks(self, options: Mapping[str, Any], given: Sequence[L.Callback]) -> Iterator[L.Callback]:
         """What a command has without being asked."""

@@ -17,13 +17,41 @@ class ConfigurationError(ValueError):
     """
 
 
+def folded(text: object) -> str:
+    """A text, or what an error says, on one line.
+
+    >>> folded("two\\n  lines")
+    'two lines'
+    """
+    return " ".join(str(text).split())
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, which may be a page; its kind where it says nothing.
+
+    >>> first_line(RuntimeError("no graph\\nat line 3")), first_line(AssertionError())
+    ('no graph', 'AssertionError')
+    """
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def cause(error: Exception, *own: type[Exception]) -> str:
+    """What kind of error it is and the first line of what it says; the latter alone where it is of a kind of one's own.
+
+    >>> cause(RuntimeError("no graph\\nat line 3")), cause(ConfigurationError("too few"), ConfigurationError)
+    ('RuntimeError: no graph', 'too few')
+    """
+    alone = isinstance(error, own) or not str(error).strip()
+    return first_line(error) if alone else f"{type(error).__name__}: {first_line(error)}"
+
+
 def in_one_line(error: Exception, length: int = 200) -> str:
     """What kind of error it is and what it says, cut to `length` characters of one line.
 
     >>> in_one_line(KeyError("a\\nb"))
     "KeyError: 'a\\\\nb'"
     """
-    return " ".join(f"{type(error).__name__}: {error}".split())[:length]
+    return folded(f"{type(error).__name__}: {error}")[:length]
 
 
 def by_likeness(name: str, known: Iterable[str]) -> list[str]:

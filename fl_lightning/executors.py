@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from fl_lightning.data.base import Samples
+from fl_lightning.errors import cause
 from fl_lightning.kept_python import KeptPython
 from fl_lightning.local_training import LocalTraining
 from fl_lightning.recorded_steps import RecordedSteps, python_state
@@ -203,8 +204,7 @@ class LocalExecutor:
         return logs
 
     def _refusal(self, error: Exception) -> str:
-        kind = "" if isinstance(error, NotRecordableError) else f"{type(error).__name__}: "
-        return f"steps of {type(self.module).__name__} are not recorded: {kind}{str(error).strip().splitlines()[0]}"
+        return f"steps of {type(self.module).__name__} are not recorded: {cause(error, NotRecordableError)}"
 
     def _choose(self, executor: Literal["sequential", "graph"], reason: str) -> None:
         self.chosen, self.reason = executor, reason

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from fl_lightning.aggregators import Aggregator
 from fl_lightning.attacks import Attack
 from fl_lightning.data import EdgePool, FederatedDataModule, Partition
-from fl_lightning.errors import ConfigurationError, by_likeness, likeness, nearest
+from fl_lightning.errors import ConfigurationError, by_likeness, folded, likeness, nearest
 from fl_lightning.models import Classifier
 
 PARTS = (
@@ -96,7 +96,7 @@ def explain(message: str, parser: Parser) -> tuple[str, str]:
     if found:  # other attempts to make sense of the value, which come after it, are of no use
         inner, text, _ = after.split(FOUND, 2)
         return ".".join([*keys, inner] if inner else keys), text
-    message = " ".join(message.split())
+    message = folded(message)
     if message.endswith(NULL):
         return ".".join(keys), NULL
     for noise in (

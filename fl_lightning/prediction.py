@@ -13,7 +13,7 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
 from fl_lightning.data.base import Samples
-from fl_lightning.errors import ConfigurationError
+from fl_lightning.errors import ConfigurationError, cause
 from fl_lightning.hooks import transferred
 from fl_lightning.lightning_modules import overrides
 from fl_lightning.outputs import REMEDY, is_one_logit, read_logits
@@ -116,10 +116,8 @@ def check_predictions(module: L.LightningModule, samples: Samples, num_classes: 
             raise
         except Exception as error:
             by = "predict_step(batch, batch_idx)" if overrides(module, "predict_step") else "forward(inputs)"
-            reason = str(error).strip().splitlines()[:1]
             raise ConfigurationError(
-                f"{name} cannot predict {count} samples of the task by {by}: {': '.join([type(error).__name__, *reason])}; "
-                f"change it, or {REMEDY}"
+                f"{name} cannot predict {count} samples of the task by {by}: {cause(error)}; change it, or {REMEDY}"
             ) from error
 
     with undisturbed(module), torch.enable_grad():

@@ -17,6 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from fl_lightning.client_logs import LogCollector, log_together
 from fl_lightning.copying import copy_each
+from fl_lightning.errors import first_line
 from fl_lightning.traced_graphs import factors_to_inputs, remove_detours, results_to_places, without_python
 
 RECORD_AFTER = 3
@@ -90,7 +91,7 @@ class ScriptRecording:
         try:
             self.run = without_python(self.graph, [*states[0], *self.factors], leaves[0])
         except RuntimeError as error:
-            raise NotRecordableError(f"its step cannot be replayed: {str(error).strip().splitlines()[0]}") from error
+            raise NotRecordableError(f"its step cannot be replayed: {first_line(error)}") from error
 
     def replay(self, states: list[list[Tensor]], batches: list[list[list[Tensor]]], logs: Sequence[Logs]) -> None:
         with torch.no_grad(), torch.jit.optimized_execution(False):  # the operations as they were recorded
@@ -132,7 +133,7 @@ class CudaRecording:
                 with torch.cuda.graph(self.captured, pool=self.pool.anchor.pool(), capture_error_mode=OTHER_THREADS_GO_ON):
                     found = self.step_of_each(states)
         except RuntimeError as error:
-            raise NotRecordableError(f"no CUDA graph can be made of its step: {str(error).splitlines()[0]}") from error
+            raise NotRecordableError(f"no CUDA graph can be made of its step: {first_line(error)}") from error
         finally:
             main.wait_stream(side)
             for tensor, kept in before:
@@ -239,7 +240,7 @@ def traced(
         with torch.no_grad():
             graph = make_fx(outputs)(*(tensor.clone() for tensor in (*state, *leaves)))
     except (RuntimeError, TypeError, ValueError, NotImplementedError, AttributeError) as error:
-        raise NotRecordableError(f"its step cannot be traced: {str(error).strip().splitlines()[0]}") from error
+        raise NotRecordableError(f"its step cannot be traced: {first_line(error)}") from error
     draws = any(torch.Tag.nondeterministic_seeded in getattr(n.target, "tags", ()) for n in graph.graph.nodes)
     return graph, names, draws
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from fl_lightning.errors import ConfigurationError
+from fl_lightning.errors import ConfigurationError, first_line
 
 
 def check_server_optimizer(optimizer: Optimizer, scheduler: Any = None) -> None:
@@ -40,18 +40,18 @@ def check_server_optimizer(optimizer: Optimizer, scheduler: Any = None) -> None:
     try:
         alone = after_steps(optimizer, lambda of: of.step())
     except Exception as error:
-        raise ConfigurationError(f"{name} asks step for more than a dense gradient ({one_line(error)}); {remedy}") from error
+        raise ConfigurationError(f"{name} asks step for more than a dense gradient ({first_line(error)}); {remedy}") from error
     try:
         given = after_steps(optimizer, lambda of: of.step(closure=lambda: None))  # which Lightning gives
     except Exception as error:
-        raise ConfigurationError(f"{name} cannot be stepped as Lightning does it ({one_line(error)}); {remedy}") from error
+        raise ConfigurationError(f"{name} cannot be stepped as Lightning does it ({first_line(error)}); {remedy}") from error
     if not all(torch.equal(a, b) for a, b in zip(alone, given, strict=True)):
         raise ConfigurationError(f"{name} takes another step where a closure is given; {remedy}")
     try:
         after_steps(optimizer, lambda of: of.step(), gradient=None)
     except Exception as error:
         raise ConfigurationError(
-            f"{name} fails without gradients ({one_line(error)}), as in a round whose updates are all excluded; {remedy}"
+            f"{name} fails without gradients ({first_line(error)}), as in a round whose updates are all excluded; {remedy}"
         ) from error
 
 
@@ -64,8 +64,3 @@ def after_steps(optimizer: Optimizer, step: Callable[[Any], Any], gradient: floa
             parameter.grad = None if gradient is None else torch.full_like(parameter, gradient)
         step(trial)
     return [parameter.detach() for parameter in parameters]
-
-
-def one_line(error: Exception) -> str:
-    """The first line of what went wrong."""
-    return str(error).strip().split("\n")[0] or type(error).__name__

@@ -28,6 +28,7 @@ from torchmetrics import Metric
 from fl_lightning.client_logs import collected_logs
 from fl_lightning.client_steps import read_loss
 from fl_lightning.data.base import Samples
+from fl_lightning.errors import cause, first_line
 from fl_lightning.hooks import hooks_in_steps
 from fl_lightning.kept_python import KeptPython
 from fl_lightning.local_training import (
@@ -410,6 +411,6 @@ def _check_untouched(before: dict[nn.Module, dict[str, Any]], kept: KeptPython, 
 
 def _reason(error: Exception) -> str:
     """Why something did not work, in one line."""
-    if "randomness" in (line := str(error).strip().split("\n")[0]):
+    if "randomness" in first_line(error):
         return "its training_step draws random numbers (dropout?), which would differ from those of training one by one"
-    return line if isinstance(error, (NotStackableError, NotRecordableError)) else f"{type(error).__name__}: {line}"
+    return cause(error, NotStackableError, NotRecordableError)

@@ -7,10 +7,13 @@ stand for more than fits into memory. None of that is meant by whoever writes it
 import math
 import re
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import get_loader, set_dumper, set_loader
+
+from fl_lightning.errors import ConfigurationError, folded
 
 MODE = "yaml_without_surprises"
 """A parser's `parser_mode` by which it reads everything as `read_yaml` does."""
@@ -45,6 +48,26 @@ def read_yaml(text: str) -> Any:
     if node is not None and count(node, {}, frozenset()) > MOST_VALUES:
         raise refusal(f"its aliases stand for more than {MOST_VALUES:,} values; write out what is meant", node)
     return get_loader("yaml")(text)
+
+
+def load_yaml(source: Path | str, name: str) -> Any:
+    """What a file says, or a text.
+
+    Args:
+        source: the file, or the text itself.
+        name: what messages call it.
+
+    Raises:
+        ConfigurationError: the file cannot be read, or is not YAML.
+    """
+    try:
+        return read_yaml(source if isinstance(source, str) else source.read_text())
+    except OSError as error:
+        raise ConfigurationError(f"{name} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{name} is not text in UTF-8") from error
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{name} is not YAML: {folded(error)}") from error
 
 
 def count(node: yaml.Node, sizes: dict[int, int], around: frozenset[int]) -> int:

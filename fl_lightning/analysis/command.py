@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser
 
 from fl_lightning.analysis import on_models, on_paper, on_sweeps
-from fl_lightning.errors import ConfigurationError, nearest
+from fl_lightning.errors import ConfigurationError, folded, nearest
 
 COMMANDS: dict[str, Any] = {
     "figure3": on_paper.figure3,
@@ -27,7 +27,7 @@ class Parser(ArgumentParser):
     """Reports a mistake as the other commands do."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise ConfigurationError(" ".join(message.split())) from ex
+        raise ConfigurationError(folded(message)) from ex
 
 
 def analyse(args: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from fl_lightning.errors import folded
 from fl_lightning.last_round import all_rounds_done
 
 
@@ -47,7 +48,7 @@ def ending(trainer: L.Trainer, began: int) -> Ending:
         if not isinstance(callback, EarlyStopping) or callback.stopped_epoch < began:
             continue
         if callback.stopping_reason is not EarlyStoppingReason.NOT_STOPPED:
-            said = one_line(callback.stopping_reason_message or "").removesuffix(" Signaling Trainer to stop.")
+            said = folded(callback.stopping_reason_message or "").removesuffix(" Signaling Trainer to stop.")
             return Ending("finished", f"{type(callback).__name__} after round {rounds}: {said}")
     if spent(trainer):
         return Ending("stopped", f"max_time was over after round {rounds}")
@@ -59,11 +60,7 @@ def broken_off(exception: BaseException, rounds: int) -> Ending:
     if isinstance(exception, (KeyboardInterrupt, SIGTERMException)):
         name = "Ctrl-C" if isinstance(exception, KeyboardInterrupt) else "SIGTERM"
         return Ending("interrupted", f"{name} after round {rounds}")
-    return Ending("failed", f"{type(exception).__name__} after round {rounds}: {one_line(str(exception))}")
-
-
-def one_line(text: str) -> str:
-    return " ".join(text.split())
+    return Ending("failed", f"{type(exception).__name__} after round {rounds}: {folded(exception)}")
 
 
 def spent(trainer: L.Trainer) -> list[Timer]:

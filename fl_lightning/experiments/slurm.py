@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fl_lightning.errors import ConfigurationError
+from fl_lightning.errors import ConfigurationError, folded
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 """Where the batch scripts lie in a checkout."""
@@ -125,7 +125,7 @@ def sbatch(arguments: list[str], options: SlurmOptions) -> str:
         environment["NPROC"] = str(options.processes_per_node)
     done = subprocess.run(["sbatch", *arguments], env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode:
-        said = " ".join((done.stderr or done.stdout).split())
+        said = folded(done.stderr or done.stdout)
         raise ConfigurationError(f"sbatch refused ({said or f'exit status {done.returncode}'}): sbatch {' '.join(arguments)}")
     return done.stdout.strip().split(";")[0]  # "id" or "id;cluster"
 

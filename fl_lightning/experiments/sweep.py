@@ -27,14 +27,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fl_lightning.class_settings import check_classes, named_classes, with_settings
 from fl_lightning.configuration import resolve
 from fl_lightning.errors import ConfigurationError, nearest
 from fl_lightning.experiments.run_folder import RunFolder
 from fl_lightning.experiments.settings import Layer, arguments, build_once, run_id, with_seed
-from fl_lightning.yaml_files import as_argument, read_yaml
+from fl_lightning.yaml_files import as_argument, load_yaml
 
 KEYS = ("name", "title", "base", "axes", "exclude", "center", "paper", "baseline", "attack_free")
 MEASURES = ("acc", "asr")
@@ -154,14 +152,7 @@ def read_sweep(path: Path) -> Sweep:
     Raises:
         ConfigurationError: it is not there, is not YAML, or says something that a sweep cannot mean.
     """
-    try:
-        content = read_yaml(path.read_text())
-    except OSError as error:
-        raise ConfigurationError(f"the sweep {path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigurationError(f"the sweep {path} is not text in UTF-8") from error
-    except yaml.YAMLError as error:
-        raise ConfigurationError(f"the sweep {path} is not YAML: {' '.join(str(error).split())}") from error
+    content = load_yaml(path, f"the sweep {path}")
     try:
         return parse_sweep(content, path)
     except ConfigurationError as error:

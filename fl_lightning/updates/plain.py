@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fl_lightning.errors import ConfigurationError
+from fl_lightning.errors import ConfigurationError, first_line
 
 EXPECTED = {
     "updates": "must be a (N, d) tensor of numbers, one client's update a row",
@@ -95,9 +95,7 @@ def as_tensor(name: str, given: Any) -> Tensor:
         tensor = given if isinstance(given, Tensor) else torch.from_numpy(np.array(given))
     except (TypeError, ValueError, RuntimeError) as error:
         what = type(given).__name__ + (f" of {type(given[0]).__name__}" if isinstance(given, (list, tuple)) and given else "")
-        raise ConfigurationError(
-            f"{name} {EXPECTED[name]}, got a {what} that is none ({str(error).splitlines()[0]})"
-        ) from error
+        raise ConfigurationError(f"{name} {EXPECTED[name]}, got a {what} that is none ({first_line(error)})") from error
     if tensor.is_complex() or tensor.is_quantized or tensor.layout != torch.strided:
         kind = tensor.dtype if tensor.layout == torch.strided else tensor.layout
         raise ConfigurationError(f"{name} {EXPECTED[name]}, got {kind}; make it a dense tensor of real numbers")

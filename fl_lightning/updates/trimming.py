@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fl_lightning.errors import first_line
 from fl_lightning.updates.cache import working_set_bytes
 from fl_lightning.updates.order_statistics import (
     NETWORK_ROWS,
@@ -157,9 +158,7 @@ def compiled(n: int, b: int, least_votes: int | None, device: torch.device) -> T
         run = (_compiled_on_cpu if device.type == "cpu" else trim_kernel)(n, b, least_votes)
         run(torch.zeros(n, 1032, device=device)[:, first : first + 1026])
     except Exception as error:  # those of compilers, linkers and drivers have no base of their own
-        log.warning(
-            "the rule's inner loop cannot be compiled, and runs as it is, several times slower: %s", str(error).split("\n")[0]
-        )
+        log.warning("the rule's inner loop cannot be compiled, and runs as it is, several times slower: %s", first_line(error))
         return None
     log.info("compiled the rule's inner loop for %d clients in %.1f s", n, time.perf_counter() - began)
     return run
