@@ -231,8 +231,9 @@ class _Kept:
             if before == after:  # what is the same object counts as equal without being asked
                 return []
         except Exception:  # tensors and arrays do not like to be compared
-            if isinstance(before, list) and len(before) == len(after) and all(map(_same, before, after)):
-                return []
+            pass
+        if isinstance(before, list) and _same(before, after):
+            return []
         if isinstance(before, dict) and isinstance(after, dict):
             missing = object()
             names = (name for name in {**before, **after} if not _same(before.get(name, missing), after.get(name, missing)))

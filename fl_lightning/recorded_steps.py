@@ -28,6 +28,7 @@ from fl_lightning.client_steps import read_loss
 from fl_lightning.copying import copy_each
 from fl_lightning.flat_state import FlatState, look
 from fl_lightning.hooks import hooks_in_steps
+from fl_lightning.kept_python import EVERY_MODULES
 from fl_lightning.local_training import LocalTraining
 from fl_lightning.recorded_sgd import ARGUMENTS, clip, hyperparameters, settings_of, sgd_step
 from fl_lightning.recordings import NotRecordableError, Recording, Recordings, kind_for, tell
@@ -348,7 +349,7 @@ def plain_attributes(parts: Iterable[tuple[str, nn.Module]]) -> dict[str, Any]:
     for place, part in parts:
         attributes = vars(part)
         prefix = f"{place}." if place else ""
-        for name in attributes.keys() - EVERY_MODULES:
+        for name in attributes.keys() - UNCHANGED:
             value = attributes[name]
             if isinstance(value, (int, float, str)):
                 found[prefix + name] = value
@@ -357,5 +358,5 @@ def plain_attributes(parts: Iterable[tuple[str, nn.Module]]) -> dict[str, Any]:
     return found
 
 
-EVERY_MODULES = vars(L.LightningModule()).keys() - {"training"}
-"""Attributes that are PyTorch's and Lightning's own: most of a small module's."""
+UNCHANGED = EVERY_MODULES - {"training"}
+"""Most attributes of a small module, which steps do not change."""

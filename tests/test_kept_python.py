@@ -36,6 +36,7 @@ class Holder(L.LightningModule):
         self.nothing: Any = None
         self.big = list(range(5000))
         self.nan = torch.tensor([torch.nan, 1.0])
+        self.results = [float("nan"), torch.tensor([1.0, torch.nan])]
         self.graph = torch.eye(3).to_sparse()
 
 
@@ -89,7 +90,8 @@ def test_what_changes_is_named_and_put_back(change, path):
     [
         lambda h: setattr(h, "nan", torch.tensor([torch.nan, 1.0])),
         lambda h: setattr(h, "array", np.zeros(3)),
-        lambda h: setattr(h, "deep", h.deep),
+        lambda h: h.results.__setitem__(0, float("nan")),
+        lambda h: h.results.__setitem__(1, torch.tensor([1.0, torch.nan])),
         lambda h: setattr(h, "recent", deque([1, 2], maxlen=3)),
     ],
 )
