@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from fl_lightning.data.base import Samples
 from fl_lightning.errors import ConfigurationError, folded
 from fl_lightning.hooks import uncalled_hooks
-from fl_lightning.lightning_modules import lightning_base, overrides
+from fl_lightning.lightning_modules import ClientModule, overrides
 from fl_lightning.local_training import LocalTraining, configured
 from fl_lightning.prediction import predict
 from fl_lightning.undisturbed import undisturbed
@@ -40,10 +40,10 @@ def check_kind(client: Any) -> None:
         raise ConfigurationError(
             f"model.client is the class {client.__name__}; give a module that was made of it: {client.__name__}(...)"
         )
-    if lightning_base(type(client)) is None:
+    if not isinstance(client, ClientModule):
         for attribute, wrong in WRAPPERS.items():
             wrapped = getattr(client, attribute, None)
-            if wrapped is not None and lightning_base(type(wrapped)) is not None:
+            if isinstance(wrapped, ClientModule):
                 raise ConfigurationError(f"model.client is a {type(wrapped).__name__} that was {wrong}")
         kind = "scripted" if isinstance(client, torch.jit.ScriptModule) else "plain" if isinstance(client, nn.Module) else ""
         what = f"the {kind} torch module {type(client).__name__}" if kind else f"{client!r:.60} of type {type(client).__name__}"

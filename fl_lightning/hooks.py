@@ -11,7 +11,7 @@ from typing import Any
 import lightning as L
 from torch import nn
 
-from fl_lightning.lightning_modules import lightning_base
+from fl_lightning.lightning_modules import defines, lightning_base
 
 CALLED = frozenset(
     {
@@ -62,9 +62,8 @@ def hooks_of(base: type) -> frozenset[str]:
 @cache
 def _of_kind(kind: type) -> tuple[frozenset[str], frozenset[str]]:
     """All hooks of such modules, and those that the class has of its own."""
-    base = lightning_base(kind) or L.LightningModule
-    hooks = hooks_of(base)
-    return hooks, frozenset(name for name in hooks if getattr(kind, name, None) is not getattr(base, name))
+    hooks = hooks_of(lightning_base(kind) or L.LightningModule)
+    return hooks, frozenset(name for name in hooks if defines(kind, name))
 
 
 def overridden_hooks(module: nn.Module) -> frozenset[str]:

@@ -28,15 +28,19 @@ def lightning_base(kind: type) -> type | None:
     return next(named, None)
 
 
+def defines(kind: type, name: str) -> bool:
+    """Whether a class has a hook or method that is not LightningModule's."""
+    return getattr(kind, name, None) is not getattr(lightning_base(kind) or L.LightningModule, name)
+
+
 def overrides(module: nn.Module, name: str) -> bool:
     """Whether a LightningModule has a hook or method of its own, in its class or set on itself."""
-    kind = type(module)
-    return name in vars(module) or getattr(kind, name, None) is not getattr(lightning_base(kind) or L.LightningModule, name)
+    return name in vars(module) or defines(type(module), name)
 
 
 def lightning_parts(parts: Iterable[nn.Module]) -> list[Any]:
     """Those of a module's parts that are LightningModules."""
-    return [part for part in parts if lightning_base(type(part)) is not None]
+    return [part for part in parts if isinstance(part, ClientModule)]
 
 
 def attach(module: nn.Module, trainer: L.Trainer, device: torch.device) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
@@ -19,6 +18,7 @@ from torch.nn.parameter import is_lazy
 from fl_lightning import checkpoint_files, resuming
 from fl_lightning.errors import ConfigurationError, in_one_line
 from fl_lightning.resuming import LAST
+from fl_lightning.yaml_files import load_yaml
 
 SHOWN = 5
 """Differences between models that a message names."""
@@ -119,11 +119,9 @@ def settings_of(checkpoint: Mapping[str, Any], file: Path) -> dict[str, Any]:
     beside = file.with_name("config.yaml")
     if beside.is_file():
         try:
-            configs.append(yaml.safe_load(beside.read_text()))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigurationError(
-                f"{beside} cannot be read ({in_one_line(error)}); give client=, as it was trained"
-            ) from error
+            configs.append(load_yaml(beside, str(beside)))
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{error}; give client=, as it was trained") from error
     for config in configs:
         model = config.get("model") if isinstance(config, Mapping) else None
         client = model.get("client") if isinstance(model, Mapping) else None
