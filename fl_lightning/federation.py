@@ -255,7 +255,7 @@ class Federation(Loadable, L.LightningModule):
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Logits of a batch, for `Trainer.predict`."""
-        with undisturbed(self.client):
+        with self.undisturbed.batch(self.client, self._trainer, batch_idx, dataloader_idx):
             return self.predict(batch)
 
     def predict(self, batch: Any) -> Tensor:
@@ -272,6 +272,12 @@ class Federation(Loadable, L.LightningModule):
         self.seconds["evaluation"] += time.perf_counter() - self._evaluation_began
 
     on_test_start, on_test_end = on_validation_start, on_validation_end
+
+    def on_predict_start(self) -> None:
+        self.undisturbed.begin()
+
+    def on_predict_end(self) -> None:
+        self.undisturbed.end()
 
     def on_train_epoch_end(self) -> None:
         self.evaluations.close(self.trainer)

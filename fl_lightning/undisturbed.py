@@ -168,8 +168,9 @@ class Undisturbed:
         seed_global_generators(derive_seed(self.seed, "evaluation", dataloader_idx, number))
         self._keepsake.seed(self.seed, "evaluation", dataloader_idx, number)
         yield
-        sizes = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
-        at_an_end = batch_idx == 0 or batch_idx + 2 >= sizes[dataloader_idx]  # a rank may have nothing in the last step
+        at_an_end = (
+            batch_idx == 0 or batch_idx + 2 >= batches_of(trainer)[dataloader_idx]
+        )  # a rank may have none in the last step
         found = self._keepsake.put_back(thoroughly=at_an_end or bool(self._named))
         if new := [name for name in found if name not in self._named]:
             self._named.update(new)
@@ -180,6 +181,13 @@ class Undisturbed:
                 names,
                 type(module).__name__,
             )
+
+
+def batches_of(trainer: L.Trainer) -> list[int | float]:
+    """How many batches each set has that is evaluated now."""
+    if trainer.predicting:
+        return trainer.num_predict_batches
+    return trainer.num_test_batches if trainer.testing else trainer.num_val_batches
 
 
 @contextmanager

@@ -287,6 +287,26 @@ def test_validate_and_test_leave_it_as_it_was() -> None:
     assert federation.client.calls == 0
 
 
+def predicted(world: int) -> dict[str, list[Any]]:
+    """By client, each batch of this rank's: its logits, and what was left of them."""
+    found = {}
+    for name, client in CLIENTS.items():
+        federation = made(client)
+        before = weights_sha256(federation.client)
+        logits: Any = tiny_trainer(devices=world).predict(federation, tiny_data())
+        assert weights_sha256(federation.client) == before
+        found[name] = [batch.tolist() for batch in logits or []]
+    return found
+
+
+def test_predictions_leave_it_as_it_was_and_are_the_same_on_any_number_of_ranks() -> None:
+    (alone,) = on_ranks(1, predicted, 1)
+    ranks = on_ranks(3, predicted, 3)
+    for name, batches in alone.items():
+        assert len({str(batch) for batch in batches}) > 1, name
+        assert batches == [ranks[i % 3][name][i // 3] for i in range(len(batches))], name
+
+
 def test_the_users_own_draws_go_on_as_without_an_evaluation() -> None:
     federation = tiny_federation(client=Draws())
     torch.manual_seed(3)
