@@ -45,6 +45,17 @@ class LogCollector:
             self.sums[name] = value.clone() if isinstance(value, Tensor) else value
         self.counts[name] = self.counts.get(name, 0) + 1
 
+    def log_steps(self, name: str, values: list[Tensor]) -> None:
+        """Values of one step after the other, as `log` adds them up."""
+        if not all(value.is_cpu for value in values):
+            for value in values:
+                self.log(name, value)
+            return
+        total = self.sums.get(name, 0.0)
+        for value in values:
+            total = total + value.item()
+        self.sums[name], self.counts[name] = total, self.counts.get(name, 0) + len(values)
+
     def averages(self) -> dict[str, float]:
         averages = {name: float(total) / self.counts[name] for name, total in self.sums.items()}
         return averages | {name: float(metric.compute()) for name, metric in self.metrics.items()}

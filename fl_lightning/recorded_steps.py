@@ -258,7 +258,7 @@ class RecordedSteps:
         for state, of_client, log in zip(states, leaves, logs, strict=True):
             with torch.no_grad(), self.recordings.without(key):
                 outputs, names = function(*state, *of_client)
-            tell(log, names, outputs)
+            tell(log, names, [outputs])
 
     def function(self, structure: Any, groups: list[dict[str, Any]]) -> Callable[..., Any]:
         """A step as a function of nothing but tensors, which it writes into, to what the module logs."""

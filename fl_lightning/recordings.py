@@ -38,14 +38,17 @@ class NotRecordableError(Exception):
 class Logs(Protocol):
     """Whoever is told what steps log."""
 
+    def log_steps(self, name: str, values: list[Tensor]) -> None:
+        """Values of one step after the other."""
+
     def log(self, name: str, value: Tensor) -> None:
         """A value of one step."""
 
 
-def tell(logs: Logs, names: list[str], outputs: list[Tensor]) -> None:
-    """Log what one step logged, in its order."""
-    for name, value in zip(names, outputs, strict=False):  # without names there is an output all the same
-        logs.log(name, value)
+def tell(logs: Logs, names: list[str], outputs: list[list[Tensor]]) -> None:
+    """Log what some steps logged, given per step, name by name: there are many steps, and few names."""
+    for name, *values in zip(names, *outputs, strict=False):  # without names there is an output all the same
+        logs.log_steps(name, values)
 
 
 class Recording(Protocol):
@@ -96,8 +99,7 @@ class ScriptRecording:
     def replay(self, states: list[list[Tensor]], batches: list[list[list[Tensor]]], logs: Sequence[Logs]) -> None:
         with torch.no_grad(), torch.jit.optimized_execution(False):  # the operations as they were recorded
             for state, of_client, log in zip(states, batches, logs, strict=True):
-                for outputs in self.run([*state, *self.factors], of_client):
-                    tell(log, self.names, outputs)
+                tell(log, self.names, self.run([*state, *self.factors], of_client))
 
 
 class CudaRecording:

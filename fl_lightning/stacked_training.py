@@ -359,6 +359,11 @@ class _Stack:
         momenta = [kept["momentum_buffer"] if kept else self.own[0].detach().new_empty(0) for kept in of]
         return [*self.parameters.values(), *self.buffers.values(), *momenta]
 
+    def log_steps(self, name: str, values: list[Tensor]) -> None:
+        """What clients logged in one step after the other."""
+        for value in values:
+            self.log(name, value)
+
     def log(self, name: str, value: Tensor, rows: slice | Tensor | None = None) -> None:
         """Add what clients logged, (g, 2) float32, by default those of the first h rows."""
         room = self.logs.setdefault(name, torch.zeros(len(self.order), 2, device=self.device))
