@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 import lightning as L
@@ -28,6 +29,7 @@ from fl_lightning.data import FederatedDataModule
 from fl_lightning.errors import ConfigurationError, folded
 from fl_lightning.federation import Federation
 from fl_lightning.parser import Parser
+from fl_lightning.resuming import newest
 from fl_lightning.show_attack import show
 from fl_lightning.srun import SrunEnvironment
 from fl_lightning.trainers import STANDARD, TRAINER_DEFAULTS, standard_callbacks, standard_loggers
@@ -149,6 +151,12 @@ class FederatedCLI(LightningCLI):
             check_folder(config.trainer.default_root_dir or ".", "trainer.default_root_dir")
         if path is not None:
             check_checkpoint(str(path))
+        if self.subcommand in ("validate", "test") and path == "last":
+            folder = Path(config.trainer.default_root_dir or ".")
+            if newest(folder) is None:  # Lightning would take the untrained model
+                raise ConfigurationError(
+                    f"ckpt_path: there is no last.ckpt in {folder}; give --trainer.default_root_dir of a run, or a checkpoint"
+                )
 
     @property
     def made(self) -> Any:

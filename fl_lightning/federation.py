@@ -409,6 +409,11 @@ class Federation(Loadable, L.LightningModule):
             raise ConfigurationError(
                 f"the checkpoint was written with seed {record['seed']}, this run has seed {self.seed}; resume with the same"
             )
+        rounds, done = self.trainer.max_epochs, checkpoint["global_step"]
+        if self.trainer.state.fn == "fit" and rounds is not None and 0 <= rounds < done:
+            raise ConfigurationError(
+                f"trainer.max_epochs is {rounds}, and the checkpoint is of round {done}; raise it, or give an earlier one"
+            )
         for attack, state in zip(self.attacks, record["attacks"], strict=True):
             attack.load_state_dict(state)
         if sharded_state.KEY in checkpoint and self.trainer.ckpt_path is not None:

@@ -7,6 +7,7 @@ to act on. docs/trainer.md lists all of them.
 import logging
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
@@ -19,6 +20,9 @@ from fl_lightning.errors import ConfigurationError, nearest
 from fl_lightning.strategy import FederatedStrategy
 
 log = logging.getLogger(__name__)
+
+OWN_FILES = ("last", "previous", "damaged")
+"""Names of a run's own checkpoints."""
 
 TrainerOfAnyKind = Any
 """A `Trainer`: most of its options are attributes that it sets where type checkers do not see it."""
@@ -171,10 +175,25 @@ def check_callbacks(trainer: TrainerOfAnyKind) -> None:
                 f"trainer.callbacks: {type(callback).__name__}(train_time_interval=...) is never looked at in a federation; "
                 "use every_n_epochs, a number of rounds"
             )
+        check_file(trainer, callback)
     kinds = Counter(type(callback) for callback in trainer.callbacks if type(callback).__module__.startswith("fl_lightning."))
     for cls, number in kinds.items():
         if number > 1:
             raise ConfigurationError(f"trainer.callbacks: {cls.__name__} is there {number} times; name it once")
+
+
+def check_file(trainer: TrainerOfAnyKind, callback: L.Callback) -> None:
+    """Raise for one of Lightning's checkpoints that would be written where a run has its own."""
+    if type(callback).__module__.startswith("fl_lightning.") or not isinstance(
+        callback, (lightning_callbacks.ModelCheckpoint, lightning_callbacks.OnExceptionCheckpoint)
+    ):
+        return
+    folder, name = getattr(callback, "dirpath", None), callback.filename
+    if folder is not None and name in OWN_FILES and Path(folder).resolve() == Path(trainer.default_root_dir).resolve():
+        raise ConfigurationError(
+            f"trainer.callbacks: {type(callback).__name__} would write {name}.ckpt into {folder}, where the run keeps its own "
+            "checkpoint by that name; give it another filename or dirpath"
+        )
 
 
 def check_monitors(trainer: TrainerOfAnyKind, federation: L.LightningModule) -> None:

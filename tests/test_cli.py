@@ -278,3 +278,20 @@ def test_evaluation_needs_a_checkpoint_of_this_configuration(tmp_path, capsys, n
     with pytest.raises(SystemExit):
         main(command(name, tmp_path, "--ckpt_path", str(tmp_path / "last.ckpt"), "--data.init_args.separation", "3"))
     assert "separation is 6.5 there and 3.0 here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_nothing_is_evaluated_without_a_checkpoint(command, capsys):
+    args = [
+        command,
+        "--config",
+        QUICKSTART,
+        "--ckpt_path",
+        "last",
+        "--trainer.default_root_dir",
+        "nowhere",
+    ]
+    with pytest.raises(SystemExit) as exited:
+        main(args)
+    assert exited.value.code == 2
+    assert "there is no last.ckpt in nowhere" in capsys.readouterr().err

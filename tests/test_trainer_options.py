@@ -283,3 +283,12 @@ def test_evaluation_refuses_what_would_measure_a_part(stage):
 def test_own_callbacks_may_be_there_once_each(tmp_path):
     own = [BackdoorMetrics(), RunRecord(), LastCheckpoint(), AggregationDiagnostics()]
     assert fit(tiny_federation(), callbacks=own, enable_checkpointing=True, default_root_dir=tmp_path).global_step == 3
+
+
+@pytest.mark.parametrize("kind", [callbacks.ModelCheckpoint, callbacks.OnExceptionCheckpoint])
+@pytest.mark.parametrize("name", ["last", "previous"])
+def test_lightnings_checkpoints_leave_the_runs_own_alone(kind, name, tmp_path):
+    given: dict[str, Any] = {"rounds": 1, "default_root_dir": str(tmp_path), "enable_checkpointing": True}
+    with pytest.raises(ConfigurationError, match=rf"would write {name}\.ckpt into .*another filename or dirpath"):
+        fit(tiny_federation(), callbacks=[kind(dirpath=str(tmp_path), filename=name)], **given)
+    fit(tiny_federation(), callbacks=[kind(dirpath=str(tmp_path / "best"), filename=name)], **given)

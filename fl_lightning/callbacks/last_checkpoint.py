@@ -1,5 +1,6 @@
 """Keep two checkpoints to resume from."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from fl_lightning.federation import Federation
 from fl_lightning.last_round import is_last
 from fl_lightning.replacing import PART
 from fl_lightning.resuming import CheckpointFiles, Pair
+
+log = logging.getLogger(__name__)
 
 
 class LastCheckpoint(ModelCheckpoint):
@@ -52,6 +55,8 @@ class LastCheckpoint(ModelCheckpoint):
 
     def _find_last_checkpoints(self, trainer: L.Trainer) -> set[str]:
         found = resuming.newest(Path(trainer.default_root_dir))
+        if found is not None and found.name != f"{self.CHECKPOINT_NAME_LAST}.ckpt":
+            log.warning("there is no last.ckpt in %s; the one before it, %s, is taken", trainer.default_root_dir, found.name)
         return set() if found is None else {str(found)}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

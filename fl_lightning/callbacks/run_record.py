@@ -74,9 +74,11 @@ class RunRecord(L.Callback):
         self._begin(trainer, pl_module)
 
     def _begin(self, trainer: L.Trainer, federation: Federation) -> None:
-        self._began = trainer.global_step
-        if not trainer.is_global_zero or is_trial(trainer):
-            return
+        if trainer.is_global_zero and not is_trial(trainer):
+            self._write_first(trainer, federation)
+        self._began = trainer.global_step  # from now on the record in the folder is this run's, and no earlier one's
+
+    def _write_first(self, trainer: L.Trainer, federation: Federation) -> None:
         folder = Path(trainer.default_root_dir)
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -339,3 +339,29 @@ def test_the_last_round_is_kept_whatever_ends_the_run(tmp_path, limits):
     trainer.fit(tiny_federation(), tiny_data())
     assert torch.load(tmp_path / "last.ckpt", weights_only=False)["global_step"] == 4
     assert not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.parametrize("in_the_way", ["earlier", "metrics.jsonl"])
+def test_what_cannot_begin_leaves_the_record_that_is_there(tmp_path, in_the_way):
+    record, _ = run(tmp_path)
+    afresh = in_the_way == "earlier"  # what another run left could not be put aside
+    (tmp_path / in_the_way).unlink(missing_ok=True)
+    (tmp_path / "earlier").write_text("a note") if afresh else (tmp_path / in_the_way).mkdir()
+    with pytest.raises(ConfigurationError, match=in_the_way):
+        run(tmp_path, rounds=6, ckpt_path=None if afresh else "last")
+    assert read(tmp_path) == record
+
+
+def test_a_checkpoint_of_more_rounds_than_are_wanted_is_refused(tmp_path):
+    record, _ = run(tmp_path)
+    with pytest.raises(ConfigurationError, match=r"max_epochs is 2, and the checkpoint is of round 4; raise it"):
+        run(tmp_path, rounds=2, ckpt_path="last")
+    assert read(tmp_path) == record
+
+
+def test_a_missing_last_checkpoint_is_told(tmp_path, caplog):
+    run(tmp_path)
+    (tmp_path / "last.ckpt").unlink()
+    run(tmp_path, ckpt_path="last")
+    assert "there is no last.ckpt" in caplog.text
+    assert "previous.ckpt, is taken" in caplog.text
