@@ -387,6 +387,8 @@ class Federation(Loadable, L.LightningModule):
             tensor.copy_(self.exchange.broadcast(tensor.contiguous()))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if not hasattr(self, "clients"):  # somebody saves what was refused before its setup
+            return
         # Rank 0's parameters are everyone's; what rules remember is every rank's own.
         remembered = sharded_state.remembered(self.aggregator)
         if remembered or self.clients.memory_size:

@@ -190,6 +190,7 @@ def check_file(trainer: TrainerOfAnyKind, callback: L.Callback) -> None:
         return
     folder, name = getattr(callback, "dirpath", None), callback.filename
     if folder is not None and name in OWN_FILES and Path(folder).resolve() == Path(trainer.default_root_dir).resolve():
+        trainer.callbacks.remove(callback)  # which may write on this very exception
         raise ConfigurationError(
             f"trainer.callbacks: {type(callback).__name__} would write {name}.ckpt into {folder}, where the run keeps its own "
             "checkpoint by that name; give it another filename or dirpath"
