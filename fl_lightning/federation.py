@@ -363,7 +363,7 @@ class Federation(Loadable, L.LightningModule):
             if isinstance(error, ConfigurationError):
                 raise
             raise ConfigurationError(f"model.server_optimizer or its scheduler cannot be made: {error}") from error
-        check_server_optimizer(server, scheduler.scheduler)
+        check_server_optimizer(server, scheduler.scheduler, self.client.parameters())
         for attack in self.attacks:
             attack.validate(data.task.num_classes)
 
