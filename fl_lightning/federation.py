@@ -341,7 +341,9 @@ class Federation(Loadable, L.LightningModule):
             check_monitors(self.trainer, self)
             remark(self.trainer, self.cohort, self.attacks, self.aggregator, data)
             with isolate_rng():
-                check_predictions(self.client.to(device), data.train, data.task.num_classes)  # pyrefly: ignore[missing-attribute]
+                task = data.task
+                assert task is not None, "check() has seen it"
+                check_predictions(self.client.to(device), data.train, task.num_classes, task.test)
 
     def check(self, data: FederatedDataModule) -> None:
         """Raise `ConfigurationError` if cohort, rule, client or attacks do not fit the data that were dealt out."""
