@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from numbers import Real
 from operator import index
-from typing import Any
+from typing import Any, TypeVar
 
 from torch.optim import Optimizer
 
 from fl_lightning.errors import ConfigurationError, folded
+
+Kind = TypeVar("Kind")
 
 
 def whole(name: str, value: Any, least: int | None = None) -> int:
@@ -55,7 +57,7 @@ def real(name: str, value: Any) -> float:
     return value if isinstance(value, int) else float(value)
 
 
-def made_of(name: str, value: Any, kind: type, example: str) -> Any:
+def made_of(name: str, value: Any, kind: type[Kind], example: str) -> Kind:
     """An object of a kind, and not the class itself, which reads almost alike.
 
     >>> made_of("model.cohort", dict, dict, "{}")
@@ -67,7 +69,7 @@ def made_of(name: str, value: Any, kind: type, example: str) -> Any:
             f"{name} is the class {value.__name__}; give an object that was made of it: {value.__name__}(...)"
         )
     if not isinstance(value, kind):
-        raise ConfigurationError(f"{name} must be a {kind.__name__} such as {example}, got {shown(value)}")
+        raise ConfigurationError(f"{name} must be of type {kind.__name__}, such as {example}, got {shown(value)}")
     return value
 
 
