@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import UninitializedParameter, is_lazy
 from torch.optim import Optimizer
 
+from fl_lightning.checked import finite_settings
 from fl_lightning.data.base import Samples
 from fl_lightning.errors import ConfigurationError, folded
 from fl_lightning.hooks import uncalled_hooks
@@ -178,6 +179,7 @@ def check_optimizer(client: L.LightningModule, optimizer: Optimizer, name: str) 
         raise ConfigurationError(
             f"the optimizer of {name} holds none of its trainable parameters; make it of self.parameters()"
         )
+    finite_settings(optimizer, f"the optimizer {type(optimizer).__name__} of {name}")
     kept = any(value is optimizer for part in client.modules() for value in vars(part).values())
     if kept and make_optimizer(client, name) is optimizer:
         raise ConfigurationError(

@@ -133,6 +133,7 @@ class ClientSteps:
         if "backward" in self.hooks:
             self.module.backward(loss)
         else:
+            check_loss(loss)
             loss.backward()
         self.call("on_after_backward")
         return loss.detach()
@@ -161,4 +162,26 @@ def read_loss(output: Any) -> Tensor | None:
         return loss
     raise ConfigurationError(
         f"training_step must return a loss tensor, a dict with the key 'loss', or None; got {type(output).__name__}"
+    )
+
+
+def check_loss(loss: Tensor) -> None:
+    """Raise `ConfigurationError` unless this is one real number with gradients, as `backward` takes without being told more.
+
+    >>> check_loss(torch.zeros(8, requires_grad=True))
+    Traceback (most recent call last):
+    fl_lightning.errors.ConfigurationError: training_step gives a loss of shape (8,), not one number; return loss.mean() ...
+    """
+    if loss.numel() == 1 and loss.requires_grad and not loss.is_complex():  # looked at in every step
+        return
+    if loss.numel() != 1:
+        raise ConfigurationError(
+            f"training_step gives a loss of shape {tuple(loss.shape)}, not one number; return loss.mean() (or leave out "
+            "reduction='none')"
+        )
+    if loss.is_complex():
+        raise ConfigurationError(f"training_step gives a loss of dtype {loss.dtype}; return a real number, such as loss.abs()")
+    raise ConfigurationError(
+        f"training_step gives a loss of dtype {loss.dtype} that no gradient can be taken of: it was detached (detach(), "
+        "item(), no_grad), or comes of nothing that is trained; return it as the module's layers and a loss function give it"
     )

@@ -4,12 +4,14 @@ A cohort is a pure function of (settings, seed, round, client sizes): every rank
 others. Which rank trains whom is a second pure function, of sizes and the number of ranks.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from fl_lightning.checked import real, whole
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.seeding import generator
 
@@ -67,8 +69,15 @@ class CohortSampler:
     rounds: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.clients_per_round < 1:
-            raise ConfigurationError(f"model.cohort.clients_per_round must be at least 1, got {self.clients_per_round}")
+        given: dict[str, Any] = {
+            name: whole(f"model.cohort.{name}", getattr(self, name)) for name in ("start_round", "every", "attackers")
+        }
+        given |= {"clients_per_round": whole("model.cohort.clients_per_round", self.clients_per_round, 1)}
+        given |= {"malicious_fraction": real("model.cohort.malicious_fraction", self.malicious_fraction)}
+        if not isinstance(self.rounds, Iterable):
+            raise ConfigurationError(f"model.cohort.rounds must be a list of whole numbers, got {self.rounds!r}")
+        given |= {"rounds": tuple(whole("each of model.cohort.rounds", t) for t in self.rounds)}
+        vars(self).update(given)  # frozen from here on
         if self.participation not in get_args(Participation):
             raise ConfigurationError(
                 f"model.cohort.participation must be one of {', '.join(get_args(Participation))}, got {self.participation!r}"

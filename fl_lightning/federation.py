@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
@@ -25,6 +25,7 @@ from torch import Tensor
 from fl_lightning import resuming, sharded_state
 from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.attacks.base import Attack, Broadcast, Knowledge, stamped_sets
+from fl_lightning.checked import made_of, shown, whole
 from fl_lightning.client_checks import check_client, check_kind
 from fl_lightning.client_logs import average_logs
 from fl_lightning.clients import Clients
@@ -118,21 +119,24 @@ class Federation(Loadable, L.LightningModule):
             raise ConfigurationError(f"model.buffers must be trimmed, mean or keep, got {buffers!r}")
         if compile_rules not in get_args(Compile):
             raise ConfigurationError(f"model.compile_rules must be auto, always or never, got {compile_rules!r}")
-        if bucket_bytes < 1:
-            raise ConfigurationError(f"model.bucket_bytes must be at least 1, got {bucket_bytes}")
-        if not 0 <= seed < 2**32:
+        if isinstance(attacks, Attack) or not isinstance(attacks, Iterable):
+            raise ConfigurationError(f"model.attacks must be a list of attacks, [] for none, got {shown(attacks)}; give [...]")
+        for name, made in (("server_optimizer", server_optimizer), ("server_scheduler", server_scheduler)):
+            if not callable(made) and (name, made) != ("server_scheduler", None):
+                raise ConfigurationError(f"model.{name} must be a function that makes one, got {shown(made)}; give a lambda")
+        if not 0 <= (seed := whole("the seed", seed)) < 2**32:
             raise ConfigurationError(f"the seed must lie in [0, 2**32), got {seed}")
         self.automatic_optimization = False
         self.client = client
-        self.aggregator = aggregator
-        self.attacks = list(attacks)
-        self.cohort = cohort
-        self.local = local
+        self.aggregator = made_of("model.aggregator", aggregator, Aggregator, "FedAvg()")
+        self.attacks = [made_of("each of model.attacks", attack, Attack, "SignFlip()") for attack in attacks]
+        self.cohort = made_of("model.cohort", cohort, CohortSampler, "CohortSampler()")
+        self.local = made_of("model.local", local, LocalTraining, "LocalTraining()")
         self.server_optimizer = server_optimizer
         self.server_scheduler = server_scheduler
         self.buffer_policy = buffers
         self.seed = seed
-        self.bucket_bytes = bucket_bytes
+        self.bucket_bytes = whole("model.bucket_bytes", bucket_bytes, 1)
         self.compile_rules: Compile = compile_rules
         self.last_step: Tensor | None
         self.register_buffer("last_step", None)  # (d,), old minus new, where an attack watches it
@@ -341,7 +345,9 @@ class Federation(Loadable, L.LightningModule):
             check_monitors(self.trainer, self)
             remark(self.trainer, self.cohort, self.attacks, self.aggregator, data)
             with isolate_rng():
-                check_predictions(self.client.to(device), data.train, data.task.num_classes)  # pyrefly: ignore[missing-attribute]
+                task = data.task
+                assert task is not None, "check() has seen it"
+                check_predictions(self.client.to(device), data.train, task.num_classes, task.test)
 
     def check(self, data: FederatedDataModule) -> None:
         """Raise `ConfigurationError` if cohort, rule, client or attacks do not fit the data that were dealt out."""
@@ -363,7 +369,7 @@ class Federation(Loadable, L.LightningModule):
             if isinstance(error, ConfigurationError):
                 raise
             raise ConfigurationError(f"model.server_optimizer or its scheduler cannot be made: {error}") from error
-        check_server_optimizer(server, scheduler.scheduler)
+        check_server_optimizer(server, scheduler.scheduler, self.client.parameters())
         for attack in self.attacks:
             attack.validate(data.task.num_classes)
 

@@ -24,6 +24,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import Metric
 
+from fl_lightning.checked import real, whole
 from fl_lightning.client_logs import LogCollector, collected_logs
 from fl_lightning.client_steps import ClientSteps
 from fl_lightning.client_trainer import ClientTrainer, LocalPlan, passes
@@ -35,6 +36,9 @@ from fl_lightning.structure import Structure
 log = logging.getLogger(__name__)
 
 LEAST_EPOCHS = 1e-6
+
+REALS, WHOLES = ("epochs", "gradient_clip_norm"), ("batch_size", "branches")
+"""What kind of number settings are."""
 
 MOST_EPOCHS = 100_000
 """More in one round would not end while anybody waits."""
@@ -88,6 +92,10 @@ class LocalTraining:
     branches: int = 0
 
     def __post_init__(self) -> None:
+        numbers: dict[str, float] = {name: real(f"model.local.{name}", getattr(self, name)) for name in REALS}
+        vars(self).update(
+            numbers | {name: whole(f"model.local.{name}", getattr(self, name)) for name in WHOLES}
+        )  # frozen from here
         if not (self.epochs >= LEAST_EPOCHS and math.isfinite(self.epochs)):
             raise ConfigurationError(f"model.local.epochs must be at least {LEAST_EPOCHS}, got {self.epochs}")
         if self.epochs > MOST_EPOCHS:

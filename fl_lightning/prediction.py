@@ -100,15 +100,21 @@ def are_probabilities(rows: Tensor) -> Tensor:
     return (rows >= 0).all() & ((rows.sum(1) - 1).abs() < SUMS_TO_ONE).all()
 
 
-def check_predictions(module: L.LightningModule, samples: Samples, num_classes: int) -> None:
+def check_predictions(module: L.LightningModule, samples: Samples, num_classes: int, test: Samples | None = None) -> None:
     """Predict some samples, so that a model of another task is refused before training. The module stays as it is.
+
+    Args:
+        module: the client.
+        samples: training samples.
+        num_classes: of the task.
+        test: samples that it will be evaluated on, which must be of the same form.
 
     Raises:
         ConfigurationError: predictions cannot be made, or are no logits of `num_classes` classes.
     """
     name, device = f"the client {type(module).__name__}", next(module.parameters()).device
 
-    def look(count: int) -> Tensor:
+    def look(count: int, samples: Samples = samples, of: str = "of the task") -> Tensor:
         batch = move_data_to_device(samples.batch(torch.arange(count)), device)
         try:
             return predict(module, batch)
@@ -117,7 +123,7 @@ def check_predictions(module: L.LightningModule, samples: Samples, num_classes: 
         except Exception as error:
             by = "predict_step(batch, batch_idx)" if overrides(module, "predict_step") else "forward(inputs)"
             raise ConfigurationError(
-                f"{name} cannot predict {count} samples of the task by {by}: {cause(error)}; change it, or {REMEDY}"
+                f"{name} cannot predict {count} samples {of} by {by}: {cause(error)}; change it, or {REMEDY}"
             ) from error
 
     with undisturbed(module), torch.enable_grad():
@@ -132,6 +138,14 @@ def check_predictions(module: L.LightningModule, samples: Samples, num_classes: 
                 f"{tuple(single.shape)} for one, as may stand at the end of a test set; keep the batch's axis, "
                 "as squeeze(1) and flatten(1) do"
             )
+        if test is not None and len(test):
+            forms = f"of shape {input_shape(test)} of the test set, though it can {input_shape(samples)} of training,"
+            of_test = look(min(2, len(test)), test, forms)
+            if of_test.shape[1:] != logits.shape[1:]:
+                raise ConfigurationError(
+                    f"{name} gives {tuple(logits.shape[1:])} outputs for training inputs of shape {input_shape(samples)}, but "
+                    f"{tuple(of_test.shape[1:])} for test inputs of shape {input_shape(test)}; give both one shape"
+                )
         last = last_operation(logits.grad_fn)
         logits = logits.detach()
         if is_one_logit(logits):
@@ -154,6 +168,13 @@ def check_predictions(module: L.LightningModule, samples: Samples, num_classes: 
                 "take them for logits: return logits or log-probabilities",
                 name,
             )
+
+
+def input_shape(samples: Samples) -> str:
+    """The shape of one sample's input, as text."""
+    batch = samples.batch(torch.zeros(1, dtype=torch.int64))
+    inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
+    return str(tuple(inputs.shape[1:])) if isinstance(inputs, Tensor) else f"as {type(inputs).__name__}"
 
 
 def check_logits(logits: Tensor, count: int, num_classes: int, name: str) -> None:

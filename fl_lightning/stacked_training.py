@@ -301,6 +301,8 @@ class StackedTraining:
         if loss is None or logs.metrics:
             what = "logs torchmetrics objects" if logs.metrics else "skips a batch"
             raise NotStackableError(f"its training_step {what}, which may not be the same for all clients")
+        if loss.is_complex():  # of which the stack would take gradients
+            raise NotStackableError("its training_step gives a complex loss")
         if type(number) is Unknown and logs.plain_numbers:
             raise NotRecordableError("it logs numbers that are no tensors, which may differ from step to step")
         sums = {name: torch.as_tensor(of_name, device=loss.device).float().reshape(()) for name, of_name in logs.sums.items()}

@@ -149,6 +149,11 @@ def sgd_of_a_copy(client: Client) -> torch.optim.Optimizer:
         (Client(configure=Stepless), "the optimizer Stepless of the client Client has no step"),
         (KeepsItsOptimizer(), "returns one and the same optimizer every time"),
         (Client(configure=lambda c: torch.optim.SGD(c.parameters(), lr=-1.0)), "configure_optimizers of .* failed: Invalid"),
+        (
+            Client(configure=lambda c: torch.optim.SGD(c.parameters(), lr=math.inf)),
+            "SGD of the client Client has lr = inf, with",
+        ),
+        (Client(configure=lambda c: torch.optim.Adam(c.parameters(), betas=(0.9, 0.9), eps=math.nan)), "failed|has eps = nan"),
         (Client(configure=lambda c: torch.optim.SGD([])), "configure_optimizers of .* failed: optimizer got an empty"),
     ],
     ids=lambda value: type(value).__name__,

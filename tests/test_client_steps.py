@@ -9,8 +9,11 @@ from torch import Tensor, nn
 
 from fl_lightning.data import TensorSamples
 from fl_lightning.errors import ConfigurationError
+from fl_lightning.executors import LocalExecutor
 from fl_lightning.hooks import CALLED, hooks_of, uncalled_hooks
 from fl_lightning.local_training import LocalTraining
+from fl_lightning.stacked_training import NotStackableError, StackedTraining
+from fl_lightning.updates.layout import Snapshot
 
 N, BATCH, EPOCHS = 20, 8, 2
 
@@ -374,6 +377,64 @@ def test_optimizers_get_what_their_step_asks_for(kind, optimizer):
     expected = hand_written(kind)
     for a, b in zip(net.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(a, b)
+
+
+class GivesALoss(Plain):
+    """A loss made into something else, from the gradients of every sample's own."""
+
+    def __init__(self, make: Any) -> None:
+        super().__init__()
+        self.make = make
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return self.make(nn.functional.cross_entropy(self.layer(batch[0]), batch[1], reduction="none"))
+
+
+@pytest.mark.parametrize("executor", ["sequential", "graph", "stacked"])
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda losses: losses, r"training_step gives a loss of shape \(8,\), not one number; return loss.mean\(\)"),
+        (lambda losses: {"loss": losses[None]}, r"gives a loss of shape \(1, 8\), not one number"),
+        (lambda losses: losses[:0], r"gives a loss of shape \(0,\), not one number"),
+        (lambda losses: losses.mean().detach(), r"gives a loss of dtype torch.float32 that no gradient can be taken of"),
+        (lambda losses: torch.zeros(()), r"that no gradient can be taken of: it was detached"),
+        (lambda losses: losses.mean().long(), r"a loss of dtype torch.int64 that no gradient can be taken of"),
+        (lambda losses: losses.mean() * 1j, r"a loss of dtype torch.complex64; return a real number"),
+    ],
+)
+def test_a_loss_that_is_no_number_to_minimize_is_refused(make, message, executor):
+    start = Snapshot(module := GivesALoss(make))
+    one = LocalExecutor(module, LocalTraining(batch_size=BATCH, executor=executor))
+    one.start = start
+    with pytest.raises(ConfigurationError, match=message) as refused:
+        one.train(data(), lambda: torch.Generator().manual_seed(3))
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda losses: losses, lambda losses: losses.mean().detach(), lambda losses: losses.mean() * 1j]
+)
+def test_a_stack_leaves_such_a_loss_to_the_sequential_steps(make):
+    draws = [(data(), torch.Generator().manual_seed(seed)) for seed in range(2)]
+    with pytest.raises(NotStackableError, match="GivesALoss cannot be trained in a stack"):
+        StackedTraining(GivesALoss(make), LocalTraining(batch_size=BATCH, executor="stacked")).train(draws)
+
+
+def test_a_loss_of_one_number_in_any_shape_trains_as_in_lightning():
+    ours, theirs = (GivesALoss(lambda losses: losses.mean(0, keepdim=True)) for _ in range(2))
+    by_us(ours)
+    by_lightning(theirs)
+    assert_equal_weights(ours, theirs)
+
+
+def test_a_module_with_a_backward_of_its_own_may_give_any_loss():
+    class Sums(GivesALoss):
+        def backward(self, loss: Tensor) -> None:  # pyrefly: ignore[bad-override]
+            loss.sum().backward()
+
+    by_us(module := Sums(lambda losses: losses))
+    assert not torch.equal(module.layer.weight, Plain().layer.weight)
 
 
 def test_an_optimizer_step_that_forgets_its_closure_is_refused():

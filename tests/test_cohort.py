@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -115,6 +116,16 @@ def test_owners_share_the_samples_evenly(sizes, world):
     ("settings_", "message"),
     [
         ({"clients_per_round": 0}, "clients_per_round must be at least 1, got 0"),
+        ({"clients_per_round": "5"}, "cohort.clients_per_round must be a whole number, got '5' of type str; give an int"),
+        ({"clients_per_round": None}, "clients_per_round must be a whole number, got None"),
+        ({"clients_per_round": 5.0}, "clients_per_round must be a whole number, got 5.0"),
+        ({"malicious_fraction": "0.1"}, "malicious_fraction must be a number, got '0.1' of type str; give a float"),
+        ({"start_round": None}, "start_round must be a whole number, got None"),
+        ({"every": 2.5}, "every must be a whole number, got 2.5"),
+        ({"attackers": [1]}, "attackers must be a whole number"),
+        ({"participation": "single_shot", "rounds": 3}, "cohort.rounds must be a list of whole numbers, got 3"),
+        ({"participation": "single_shot", "rounds": None}, "cohort.rounds must be a list of whole numbers, got None"),
+        ({"participation": "single_shot", "rounds": ["3"]}, "each of model.cohort.rounds must be a whole number, got '3'"),
         ({"malicious_fraction": 1.0}, "malicious_fraction must lie in"),
         ({"malicious_fraction": -0.1}, "malicious_fraction must lie in"),
         ({"participation": "fixed"}, "participation must be one of fixed_share, random_pool, fixed_frequency, single_shot, "),
@@ -130,6 +141,12 @@ def test_owners_share_the_samples_evenly(sizes, world):
 def test_bad_settings_are_refused(settings_, message):
     with pytest.raises(ConfigurationError, match=message):
         CohortSampler(**settings_)
+
+
+def test_numbers_of_numpy_are_taken():
+    sampler = CohortSampler(np.int64(5), np.float64(0.2), participation="single_shot", rounds=np.array([1, 2]))  # type: ignore[arg-type]
+    assert sampler == CohortSampler(5, 0.2, participation="single_shot", rounds=(1, 2))
+    assert type(sampler.clients_per_round) is int
 
 
 def test_too_few_clients_are_refused_with_their_numbers():

@@ -617,6 +617,26 @@ def test_data_of_one_federation_serve_another():
         (lambda: tiny_federation(buffers="trimed"), "trimmed, mean or keep, got 'trimed'"),
         (lambda: tiny_federation(bucket_bytes=-1), "bucket_bytes must be at least 1"),
         (lambda: tiny_federation(seed=-1), "the seed must lie in"),
+        (lambda: tiny_federation(seed=1.5), "the seed must be a whole number, got 1.5 of type float; give an int"),
+        (lambda: tiny_federation(seed=None), "the seed must be a whole number, got None"),
+        (lambda: tiny_data(seed="x"), "data.seed must be a whole number, got 'x'"),
+        (lambda: tiny_federation(bucket_bytes="1"), "model.bucket_bytes must be a whole number, got '1'"),
+        (
+            lambda: tiny_federation(attacks=Scale(1.0)),
+            r"attacks must be a list of attacks, \[\] for none, got .*; give \[...\]",
+        ),
+        (lambda: tiny_federation(attacks=None), "model.attacks must be a list of attacks"),
+        (lambda: tiny_federation(attacks=[Relabel]), r"each of model.attacks is the class Relabel; give .*: Relabel\(...\)"),
+        (lambda: tiny_federation(attacks="Scale"), "each of model.attacks must be of type Attack, such as .*, got 'S'"),
+        (lambda: tiny_federation(aggregator=FedAvg), r"model.aggregator is the class FedAvg; give an object .*: FedAvg\(...\)"),
+        (
+            lambda: tiny_federation(aggregator="FedAvg"),
+            r"aggregator must be of type Aggregator, such as FedAvg\(\), got 'FedAvg'",
+        ),
+        (lambda: tiny_federation(cohort=None), "model.cohort must be of type CohortSampler, such as"),
+        (lambda: tiny_federation(local=None), "model.local must be of type LocalTraining, such as"),
+        (lambda: tiny_federation(server_optimizer=None), "model.server_optimizer must be a function that makes one, got None"),
+        (lambda: tiny_federation(server_scheduler=0.5), "model.server_scheduler must be a function that makes one, got 0.5"),
     ],
 )
 def test_bad_arguments_are_refused(make, message):

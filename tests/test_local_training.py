@@ -2,6 +2,7 @@ import math
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 import torchmetrics
@@ -302,6 +303,12 @@ def test_map_style_data_train_too():
         ({"epochs": 1e-10}, "epochs must be at least"),
         ({"precision": "16"}, "precision must be 32 or bf16"),
         ({"gradient_clip_norm": math.nan}, "gradient_clip_norm must be 0"),
+        ({"epochs": "1"}, "model.local.epochs must be a number, got '1' of type str; give a float"),
+        ({"epochs": None}, "epochs must be a number, got None"),
+        ({"batch_size": "8"}, "batch_size must be a whole number, got '8' of type str; give an int"),
+        ({"batch_size": 8.0}, "batch_size must be a whole number, got 8.0"),
+        ({"gradient_clip_norm": "1"}, "gradient_clip_norm must be a number, got '1'"),
+        ({"branches": 1.5}, "branches must be a whole number, got 1.5"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"gradient_clip_norm": -1}, "gradient_clip_norm must be 0"),
     ],
@@ -309,6 +316,12 @@ def test_map_style_data_train_too():
 def test_bad_settings_are_refused(settings_, message):
     with pytest.raises(ConfigurationError, match=message):
         LocalTraining(**settings_)
+
+
+def test_numbers_of_numpy_are_taken():
+    local = LocalTraining(epochs=np.float32(0.5), batch_size=np.int64(8))  # type: ignore[arg-type]
+    assert local == LocalTraining(epochs=0.5, batch_size=8)
+    assert type(local.batch_size) is int
 
 
 @pytest.mark.parametrize(

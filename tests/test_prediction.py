@@ -25,6 +25,11 @@ class Net(L.LightningModule):
         return self.output(self.layer(x))
 
 
+class Wide(Net):
+    def forward(self, x: Tensor) -> Any:
+        return x * 1.0
+
+
 def samples(n: int = 80, classes: int = 3) -> TensorSamples:
     return TensorSamples(torch.randn(n, 4, generator=torch.Generator().manual_seed(1)), torch.arange(n) % classes)
 
@@ -118,6 +123,21 @@ def test_two_logits_in_the_unit_interval_are_no_reason_to_warn(caplog):
 )
 def test_the_last_operation_is_found(output, name):
     assert last_operation(output(torch.randn(4, 3, requires_grad=True)).grad_fn) == name
+
+
+@pytest.mark.parametrize(
+    ("net", "message"),
+    [
+        (Net(), r"cannot predict 2 samples of shape \(5,\) of the test set, though it can \(4,\) of training, by forward"),
+        (Wide(), r"gives \(4,\) outputs for training inputs of shape \(4,\), but \(5,\) for test inputs of shape \(5,\)"),
+    ],
+)
+def test_test_inputs_of_another_shape_are_refused(net, message):
+    train, test = samples(), TensorSamples(torch.randn(7, 5), torch.arange(7) % 3)
+    check_predictions(net, train, 3, train)
+    with pytest.raises(ConfigurationError, match=message) as refused:
+        check_predictions(net, train, 3, test)
+    assert "\n" not in str(refused.value)
 
 
 def test_checking_leaves_the_module_as_it_was():

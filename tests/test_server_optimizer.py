@@ -94,6 +94,16 @@ class SharpWithClosure(torch.optim.SGD):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (
+            lambda p: torch.optim.SGD([torch.zeros(3, requires_grad=True)], 1.0),
+            r"SGD holds 1 of 1 tensors that are not the client",
+        ),
+        (lambda p: torch.optim.SGD([*p, torch.zeros(3)], 1.0), r"SGD holds 1 of \d+ tensors that are not the"),
+        (lambda p: torch.optim.SGD([q.detach().clone() for q in p], 1.0), r"make it of the parameters that it is given"),
+        (lambda p: torch.optim.SGD([{"params": []}], 1.0), r"SGD holds no trainable parameter"),
+        (lambda p: torch.optim.SGD(p, lr=float("inf")), r"model.server_optimizer SGD has lr = inf, with which every step"),
+        (lambda p: torch.optim.SGD(p, lr=torch.tensor(float("nan"))), r"SGD has lr = nan"),
+        (lambda p: torch.optim.SGD(p, lr=1.0, momentum=float("nan")), r"SGD has momentum = nan"),
         (lambda p: torch.optim.LBFGS(p), r"server_optimizer LBFGS asks step for more than a dense gradient"),
         (lambda p: torch.optim.SparseAdam(p), r"SparseAdam asks step for more than a dense gradient \(SparseAdam does not"),
         (lambda p: NeedsClosure(p, lr=1.0), r"NeedsClosure asks step for more than a dense gradient \(requires closure\)"),
@@ -109,6 +119,14 @@ def test_one_that_cannot_work_is_refused_before_training(make, message):
         fit(model, rounds=1)
     assert "\n" not in str(raised.value)
     assert model.client_updates == 0
+
+
+def test_one_over_a_part_of_the_parameters_is_warned_of(caplog):
+    parameters = [torch.zeros(2, requires_grad=True) for _ in range(3)]
+    check_server_optimizer(torch.optim.SGD(parameters, lr=1.0), None, parameters)
+    assert not caplog.messages
+    check_server_optimizer(torch.optim.SGD(parameters[:2], lr=1.0), None, parameters)
+    assert "SGD holds 2 of the client's 3 trainable parameters; the others keep their initial values" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["SGD", "Adam", "AdamW", "Adagrad", "RMSprop", "NAdam", "Adadelta", "Rprop", "ASGD", "RAdam"])

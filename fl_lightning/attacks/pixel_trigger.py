@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fl_lightning.attacks.base import Attack, Attacker, check_fraction, check_label, draw_share
 from fl_lightning.data.base import Samples, Stamp, TensorSamples
+from fl_lightning.data.pictures import has_channels_last
 from fl_lightning.errors import ConfigurationError
 
 log = logging.getLogger(__name__)
@@ -166,6 +167,12 @@ def images_for(triggers: Sequence[Rectangle], samples: Samples) -> Samples:
         raise ConfigurationError(
             f"{triggers[0].name} needs raw images of shape (samples, channels, rows, columns), uint8 or floating-point, got "
             f"{found}; use a task of images such as CIFAR10 or Digits, a data set that yields such tensors, or another attack"
+        )
+    if has_channels_last(images.shape[1:]):
+        raise ConfigurationError(
+            f"{triggers[0].name} paints into pictures (channels, rows, columns), but the inputs are of shape "
+            f"{tuple(images.shape[1:])}, which reads as (rows, columns, channels); move the last axis to the front in the data "
+            "set, for example by x.permute(2, 0, 1) or NumPy's x.transpose(2, 0, 1)"
         )
     for trigger in triggers:
         trigger.check(images)

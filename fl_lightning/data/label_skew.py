@@ -13,14 +13,13 @@ alpha / C over clients.
 from __future__ import annotations
 
 import logging
-import math
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fl_lightning.data.label_counts import dealt_by, dirichlet_shares, fill_up
-from fl_lightning.data.partition import CountedPartition, at_least, cut, enough
+from fl_lightning.data.partition import CountedPartition, at_least, cut, enough, positive
 from fl_lightning.errors import ConfigurationError
 
 log = logging.getLogger(__name__)
@@ -53,7 +52,7 @@ class DirichletOverClients(CountedPartition):
 
     def __init__(self, *, num_clients: int = 100, alpha: float = 0.5, min_samples: int = 1) -> None:
         super().__init__(num_clients)
-        self.alpha = _positive("alpha", alpha, "0.5 is usual, more is more even")
+        self.alpha = positive("alpha", alpha, "0.5 is usual, more is more even")
         self.min_samples = at_least("min_samples", min_samples, 1)
 
     def __call__(self, targets: Tensor, generator: torch.Generator, keys: Tensor | None = None) -> list[Tensor]:
@@ -98,11 +97,9 @@ class DirichletOverClasses(CountedPartition):
 
     def __init__(self, *, num_clients: int = 100, alpha: float = 0.5, prior: Literal["uniform", "data"] = "uniform") -> None:
         super().__init__(num_clients)
-        if alpha != 0:
-            _positive("alpha", alpha, "or 0; 1 is usual, more is more even")
+        self.alpha = positive("alpha", alpha, "1 is usual, more is more even", or_zero=True)
         if prior not in ("uniform", "data"):
             raise ConfigurationError(f"data.partition.prior must be uniform or data, got {prior!r}")
-        self.alpha = alpha
         self.prior = prior
 
     def __call__(self, targets: Tensor, generator: torch.Generator, keys: Tensor | None = None) -> list[Tensor]:
@@ -146,9 +143,3 @@ def take(left: Tensor, q: Tensor, wanted: int, generator: torch.Generator) -> Te
     drawn = drawn.minimum(left)
     left -= drawn
     return drawn
-
-
-def _positive(name: str, value: float, usual: str) -> float:
-    if not (math.isfinite(value) and value > 0):
-        raise ConfigurationError(f"data.partition.{name} must be finite and greater than 0, got {value}; {usual}")
-    return value

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from fl_lightning.checked import whole
 from fl_lightning.data.base import Samples
 from fl_lightning.data.dealt import Dealing, as_keys, check_dealing, deal
 from fl_lightning.data.given import Wishes, as_samples
@@ -69,14 +70,12 @@ class FederatedDataModule(L.LightningDataModule):
         self, partition: Partition, *, eval_batch_size: int = 1000, seed: int = 0, root: RootSet | None = None
     ) -> None:
         super().__init__()
-        if not isinstance(eval_batch_size, int) or eval_batch_size < 1:
-            raise ConfigurationError(f"data.eval_batch_size must be a whole number, at least 1, got {eval_batch_size}")
         if not isinstance(root, RootSet | None):
             raise ConfigurationError(f"data.root must be a RootSet, such as RootSet(samples=100), got {root!r}")
         check_dealing(partition)
         self.partition = partition
-        self.eval_batch_size = eval_batch_size
-        self.seed = seed
+        self.eval_batch_size = whole("data.eval_batch_size", eval_batch_size, 1)
+        self.seed = whole("data.seed", seed)
         self.root = root
         self.task: Task | None = None
         self.root_samples: Samples | None = None

@@ -15,6 +15,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from fl_lightning.checked import real, whole
 from fl_lightning.errors import ConfigurationError
 
 MOST_CLIENTS = 10_000_000
@@ -51,8 +52,8 @@ class CountedPartition(Partition):
 
     def __init__(self, num_clients: int) -> None:
         self._num_clients = at_least("num_clients", num_clients, 1)
-        if num_clients > MOST_CLIENTS:
-            raise ConfigurationError(f"data.partition.num_clients must be at most {MOST_CLIENTS:,}, got {num_clients:,}")
+        if self._num_clients > MOST_CLIENTS:
+            raise ConfigurationError(f"data.partition.num_clients must be at most {MOST_CLIENTS:,}, got {self._num_clients:,}")
 
     @property
     def num_clients(self) -> int:
@@ -127,12 +128,8 @@ class Dirichlet(CountedPartition):
     """
 
     def __init__(self, *, num_clients: int = 100, alpha: float = 0.5, min_samples: int = 10, max_draws: int = 100) -> None:
-        if not (math.isfinite(alpha) and alpha > 0):
-            raise ConfigurationError(
-                f"data.partition.alpha must be finite and greater than 0, got {alpha}; 0.5 is usual, more is more even"
-            )
         super().__init__(num_clients)
-        self.alpha = alpha
+        self.alpha = positive("alpha", alpha, "0.5 is usual, more is more even")
         self.min_samples = at_least("min_samples", min_samples, 1)
         self.max_draws = at_least("max_draws", max_draws, 1)
 
@@ -258,8 +255,14 @@ def _checked_keys(name: str, targets: Tensor, keys: Tensor | None) -> Tensor:
 
 
 def at_least(name: str, value: int, least: int) -> int:
-    if value < least:
-        raise ConfigurationError(f"data.partition.{name} must be at least {least}, got {value}")
+    return whole(f"data.partition.{name}", value, least)
+
+
+def positive(name: str, value: float, usual: str, *, or_zero: bool = False) -> float:
+    value = real(f"data.partition.{name}", value)
+    if not (math.isfinite(value) and (value > 0 or (value == 0 and or_zero))):
+        bound = "at least 0" if or_zero else "greater than 0"
+        raise ConfigurationError(f"data.partition.{name} must be finite and {bound}, got {value}; {usual}")
     return value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,9 @@ from fl_lightning.errors import ConfigurationError
 
 MODES = {"1": "L", "L": "L", "P": "RGB", "PA": "RGBA", "LA": "RGBA", "RGB": "RGB", "RGBA": "RGBA"}
 """PIL's modes of 8 bits and less, and as what a picture of each is read."""
+
+CHANNELS = (1, 3, 4)
+"""How many a picture has: grey, colour, colour with transparency."""
 
 
 def to_tensor(image: Image.Image) -> Tensor:
@@ -43,3 +47,15 @@ def is_picture(value: Any) -> bool:
         and (value.dtype == torch.uint8 or value.is_floating_point())
         and (value.shape[0] <= 4 or value.shape[0] <= min(value.shape[1:]))
     )
+
+
+def has_channels_last(shape: Sequence[int]) -> bool:
+    """Whether a picture's shape reads as (H, W, C), as NumPy and Hugging Face hold pictures, and not as (C, H, W).
+
+    Maps of many channels, such as (512, 4, 4), are no wider than their last axis and not meant.
+
+    >>> has_channels_last((28, 28, 1)), has_channels_last((3, 32, 32)), has_channels_last((512, 4, 4))
+    (True, False, False)
+    """
+    first, middle, last = shape
+    return last in CHANNELS and first not in CHANNELS and middle > last

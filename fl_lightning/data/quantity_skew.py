@@ -7,15 +7,13 @@ https://arxiv.org/abs/2102.02079, quantity skew. Log-normal: T. Li, A. K. Sahu, 
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 
 import torch
 from torch import Tensor
 
 from fl_lightning.data.label_counts import dirichlet_shares
-from fl_lightning.data.partition import CountedPartition, at_least, enough
-from fl_lightning.errors import ConfigurationError
+from fl_lightning.data.partition import CountedPartition, at_least, enough, positive
 
 
 class _Sizes(CountedPartition):
@@ -52,7 +50,7 @@ class DirichletSizes(_Sizes):
 
     def __init__(self, *, num_clients: int = 100, beta: float = 0.5, min_samples: int = 1) -> None:
         super().__init__(num_clients, min_samples)
-        self.beta = _checked("beta", beta, "0.5 is usual", positive=True)
+        self.beta = positive("beta", beta, "0.5 is usual")
 
     def shares(self, generator: torch.Generator) -> Tensor:
         return dirichlet_shares(torch.full((self.num_clients,), self.beta, dtype=torch.float64), generator)
@@ -76,7 +74,7 @@ class LogNormalSizes(_Sizes):
 
     def __init__(self, *, num_clients: int = 100, sigma: float = 2.0, min_samples: int = 1) -> None:
         super().__init__(num_clients, min_samples)
-        self.sigma = _checked("sigma", sigma, "2 is usual", positive=False)
+        self.sigma = positive("sigma", sigma, "2 is usual", or_zero=True)
 
     def shares(self, generator: torch.Generator) -> Tensor:
         return (self.sigma * torch.randn(self.num_clients, generator=generator, dtype=torch.float64)).softmax(0)
@@ -101,7 +99,7 @@ class PowerLawSizes(_Sizes):
 
     def __init__(self, *, num_clients: int = 100, exponent: float = 1.0, min_samples: int = 1) -> None:
         super().__init__(num_clients, min_samples)
-        self.exponent = _checked("exponent", exponent, "1 is usual", positive=False)
+        self.exponent = positive("exponent", exponent, "1 is usual", or_zero=True)
 
     def shares(self, generator: torch.Generator) -> Tensor:
         ranks = torch.randperm(self.num_clients, generator=generator).double() + 1
@@ -139,10 +137,3 @@ def whole_sizes(n: int, shares: Tensor, least: int) -> Tensor:
     fractions = torch.where(low, -1.0, exact - exact.floor())
     sizes[fractions.argsort(descending=True, stable=True)[:over]] += 1
     return sizes
-
-
-def _checked(name: str, value: float, usual: str, *, positive: bool) -> float:
-    if not (math.isfinite(value) and (value > 0 or (value == 0 and not positive))):
-        bound = "greater than 0" if positive else "at least 0"
-        raise ConfigurationError(f"data.partition.{name} must be finite and {bound}, got {value}; {usual}")
-    return value

@@ -164,7 +164,7 @@ def test_stamps_on_lazily_read_samples_follow_them():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda i: (IMAGES[i].permute(1, 2, 0).numpy()[..., :1], 0), "PixelTrigger paints rows 0 to 2"),
+        (lambda i: (IMAGES[i, :, :2, :2], 0), "PixelTrigger paints rows 0 to 2"),
         (lambda i: (IMAGES[i, 0], 0), r"needs raw images .* got torch\.float32 inputs of shape \(40, 8, 8\)"),
         (lambda i: ((IMAGES[i], IMAGES[i]), 0), "got MapSamples without one tensor per sample"),
         (lambda i: {"a": IMAGES[i], "b": IMAGES[i], "label": 0}, "got MapSamples without one tensor per sample"),
@@ -176,6 +176,27 @@ def test_what_are_no_pictures_is_refused(make, message):
     data.setup("fit")
     with pytest.raises(ConfigurationError, match=message):
         PixelTrigger(target_label=1).stamp(data.evaluation["clean"])
+
+
+@pytest.mark.parametrize("images", [None, False])
+@pytest.mark.parametrize("attack", ["PixelTrigger", "DBA", "A3FL"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda i: (IMAGES[i].permute(1, 2, 0).numpy(), 0),
+        lambda i: (IMAGES[i].permute(1, 2, 0).contiguous(), 0),
+        lambda i: (PIXELS[i].permute(1, 2, 0).numpy(), 0),
+        lambda i: (IMAGES[i].permute(1, 2, 0).numpy()[..., :1], 0),
+        lambda i: (np.concatenate([IMAGES[i], IMAGES[i, :1]]).transpose(1, 2, 0), 0),
+        lambda i: {"image": IMAGES[i].permute(1, 2, 0), "label": 0},
+    ],
+)
+def test_pictures_with_channels_in_last_place_are_refused(make, attack, images):
+    data = FederatedDataModule.from_datasets(Made(make), Made(make), partition=IID(num_clients=4), images=images, num_classes=4)
+    data.setup("fit")
+    with pytest.raises(ConfigurationError, match=r"which reads as \(rows, columns, channels\); move the last axis") as refused:
+        ATTACKS[attack]().stamp(data.evaluation["clean"])
+    assert "\n" not in str(refused.value)
 
 
 def test_a_pool_of_other_pictures_is_refused():

@@ -429,7 +429,7 @@ def test_what_is_no_data_set_is_refused_in_one_line(train, message):
         ({"images": "yes"}, "images must be True, False or None, got 'yes'"),
         ({"class_names": "abcd"}, "class_names must be a list of texts, got 'abcd'"),
         ({"class_names": [0, 1, 2, 3]}, "class_names must be a list of texts"),
-        ({"eval_batch_size": None}, "eval_batch_size must be a whole number, at least 1, got None"),
+        ({"eval_batch_size": None}, "eval_batch_size must be a whole number, got None of type NoneType; give an int"),
         ({"root": 5}, r"data\.root must be a RootSet, such as RootSet\(samples=100\), got 5"),
         ({"keys": [1, 2]}, "keys must be one per training sample, got 2 for 40 samples"),
     ],

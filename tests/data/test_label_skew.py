@@ -168,7 +168,7 @@ def test_clients_get_random_samples_in_random_order():
         (lambda: DirichletOverClients(alpha=float("nan")), "alpha must be finite"),
         (lambda: DirichletOverClients(min_samples=0), "min_samples must be at least 1"),
         (lambda: DirichletOverClients(num_clients=0), "num_clients must be at least 1"),
-        (lambda: DirichletOverClasses(alpha=-1), "alpha must be finite and greater than 0, got -1; or 0"),
+        (lambda: DirichletOverClasses(alpha=-1), "alpha must be finite and at least 0, got -1; 1 is usual"),
         (lambda: DirichletOverClasses(prior="own"), "prior must be uniform or data, got 'own'"),  # pyrefly: ignore
     ],
 )

@@ -68,7 +68,7 @@ def test_map_style_data_are_wrapped():
     [
         (lambda: module(Uneven()), r"1 of 3 clients without a sample \(client 1 first\)"),
         (lambda: module(num_classes=2), r"training data hold labels from 0 to 2, but the task has 2 classes \(0 to 1\)"),
-        (lambda: module(eval_batch_size=0), "eval_batch_size must be a whole number, at least 1, got 0"),
+        (lambda: module(eval_batch_size=0), "eval_batch_size must be at least 1, got 0"),
         (lambda: module(ByKey()), "ByKey"),
     ],
 )

@@ -1,10 +1,22 @@
 """Partitions: every index has its owner, sizes keep their bounds, and nothing but the generator is random."""
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fl_lightning.data import (
+    ClassesPerClient,
+    DirichletOverClasses,
+    DirichletOverClients,
+    DirichletSizes,
+    LogNormalSizes,
+    PowerLawSizes,
+    Shards,
+)
 from fl_lightning.data.partition import IID, ByKey, Dirichlet, FullCopies, PackedKeys, Partition, cut
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.seeding import generator
@@ -230,6 +242,54 @@ def test_the_generator_decides(partition: Partition) -> None:
 def test_settings_out_of_range_are_refused(make, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         make()
+
+
+COUNTED = [
+    IID,
+    FullCopies,
+    PackedKeys,
+    Dirichlet,
+    DirichletOverClients,
+    DirichletOverClasses,
+    DirichletSizes,
+    LogNormalSizes,
+    PowerLawSizes,
+    Shards,
+    ClassesPerClient,
+]
+
+
+@pytest.mark.parametrize("value", ["4", None, 4.0, [4], True, float("nan")])
+@pytest.mark.parametrize("kind", COUNTED)
+def test_a_number_of_clients_of_another_type_is_refused(kind: Any, value: Any) -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"data\.partition\.num_clients must be a whole number, got .*; give an int"
+    ) as found:
+        kind(num_clients=value)
+    assert repr(value) in str(found.value)
+
+
+@pytest.mark.parametrize("kind", COUNTED)
+def test_numpys_whole_numbers_are_taken(kind: Any) -> None:
+    assert type(kind(num_clients=np.int64(4)).num_clients) is int
+
+
+@pytest.mark.parametrize("value", ["1", None, [1.0], True, 1j])
+@pytest.mark.parametrize(
+    ("kind", "field"),
+    [
+        (Dirichlet, "alpha"),
+        (DirichletOverClients, "alpha"),
+        (DirichletOverClasses, "alpha"),
+        (DirichletSizes, "beta"),
+        (LogNormalSizes, "sigma"),
+        (PowerLawSizes, "exponent"),
+    ],
+)
+def test_a_skew_of_another_type_is_refused(kind: Any, field: str, value: Any) -> None:
+    with pytest.raises(ConfigurationError, match=rf"data\.partition\.{field} must be a number, got .*; give a float"):
+        kind(**{field: value})
+    assert type(getattr(kind(**{field: np.float32(0.5)}), field)) is float
 
 
 @pytest.mark.parametrize(

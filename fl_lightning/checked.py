@@ -1,0 +1,99 @@
+"""Numbers and objects that were handed over in Python, where no parser has looked at their types, checked in one line each."""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+from operator import index
+from typing import Any, TypeVar
+
+from torch.optim import Optimizer
+
+from fl_lightning.errors import ConfigurationError, folded
+
+Kind = TypeVar("Kind")
+
+
+def whole(name: str, value: Any, least: int | None = None) -> int:
+    """A whole number of Python's or NumPy's, as one of Python's, which is written to files like any other.
+
+    Args:
+        name: the field, for messages.
+        value: what was given; a truth value is no number.
+        least: the smallest that will do.
+
+    Raises:
+        ConfigurationError: for anything else, naming field, value and what is wanted.
+
+    Example:
+        >>> whole("model.local.batch_size", 8, 1)
+        8
+        >>> whole("local.batch_size", 8.0, 1)
+        Traceback (most recent call last):
+        fl_lightning.errors.ConfigurationError: local.batch_size must be a whole number, got 8.0 of type float; give an int
+    """
+    try:
+        number = index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool):
+        raise ConfigurationError(f"{name} must be a whole number, got {shown(value)}; give an int")
+    if least is not None and number < least:
+        raise ConfigurationError(f"{name} must be at least {least}, got {number}")
+    return number
+
+
+def real(name: str, value: Any) -> float:
+    """A number of Python's or NumPy's, as one of Python's; not checked for its size, and NaN is one.
+
+    >>> real("data.partition.alpha", 1)
+    1
+    >>> real("data.partition.alpha", "1")
+    Traceback (most recent call last):
+    fl_lightning.errors.ConfigurationError: data.partition.alpha must be a number, got '1' of type str; give a float
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ConfigurationError(f"{name} must be a number, got {shown(value)}; give a float")
+    return value if isinstance(value, int) else float(value)
+
+
+def made_of(name: str, value: Any, kind: type[Kind], example: str) -> Kind:
+    """An object of a kind, and not the class itself, which reads almost alike.
+
+    >>> made_of("model.cohort", dict, dict, "{}")
+    Traceback (most recent call last):
+    fl_lightning.errors.ConfigurationError: model.cohort is the class dict; give an object that was made of it: dict(...)
+    """
+    if isinstance(value, type):
+        raise ConfigurationError(
+            f"{name} is the class {value.__name__}; give an object that was made of it: {value.__name__}(...)"
+        )
+    if not isinstance(value, kind):
+        raise ConfigurationError(f"{name} must be of type {kind.__name__}, such as {example}, got {shown(value)}")
+    return value
+
+
+def finite_settings(optimizer: Optimizer, name: str) -> None:
+    """Raise `ConfigurationError` if an optimizer has an infinite learning rate, or a setting that is NaN.
+
+    Other settings may be infinite, which often means that there is no limit.
+    """
+    for group in optimizer.param_groups:
+        for setting, value in group.items():
+            if setting == "params":
+                continue
+            for part in value if isinstance(value, tuple) else (value,):
+                try:
+                    number = float(part)
+                except (TypeError, ValueError, RuntimeError):
+                    continue
+                if math.isnan(number) or (setting == "lr" and math.isinf(number)):
+                    raise ConfigurationError(
+                        f"{name} has {setting} = {number}, with which every step ends in weights that are not finite; give a "
+                        "finite one"
+                    )
+
+
+def shown(value: Any) -> str:
+    """A value and its type, on one line and not too long."""
+    return f"{folded(repr(value)):.60} of type {type(value).__name__}"
