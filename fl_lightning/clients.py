@@ -220,6 +220,8 @@ class Clients:
                 self.executor.start_anew()
                 self.sources.put_back()
 
+        if not self.proven:
+            self.sources.remember()
         for position, logged, held in self.train_together(t, round_, mine):
             keep(position, logged, held)
         for position in mine:

@@ -48,7 +48,7 @@ from fl_lightning.strategy import FederatedStrategy
 from fl_lightning.trained import Loadable
 from fl_lightning.trainer_options import check_monitors, check_trainer, make_trial
 from fl_lightning.undisturbed import Undisturbed
-from fl_lightning.updates.agreement import check_agreement
+from fl_lightning.updates.agreement import check_agreement, check_same_data
 from fl_lightning.updates.exchange import BUCKET_BYTES, Exchange
 from fl_lightning.updates.layout import buffer_layout, clamp_variances, named_state, parameter_layout
 from fl_lightning.updates.shard import UpdateShard
@@ -310,6 +310,8 @@ class Federation(Loadable, L.LightningModule):
                 "layers in the client's constructor if at all"
             )
         attach(self.client, self.trainer, device)
+        if stage == "fit" and self.trainer.world_size > 1:
+            check_same_data(data.shared(), device)
         self.check(data)
         self.local.warn_of_slow_precision(device)
         self.parameters_layout = parameter_layout(self.client)

@@ -66,6 +66,8 @@ class KeptPython:
         roots: by name. A module's parameters, buffers and modes are left out: they are kept otherwise.
         values: whether what is found is to be kept, tensors and arrays included; else it is only searched.
         metrics: whether torchmetrics objects among a module's parts are kept, too; local training resets them.
+        caches: whether dicts may gain entries, and lists get some in place of None, without counting as changed: what is read
+            once and remembered need not be read again.
 
     Attributes:
         generators: sources of random numbers, by path.
@@ -79,10 +81,10 @@ class KeptPython:
         (['client.n', 'client.seen'], namespace(n=1, seen=[]))
     """
 
-    def __init__(self, roots: Mapping[str, Any], *, values: bool = True, metrics: bool = False) -> None:
+    def __init__(self, roots: Mapping[str, Any], *, values: bool = True, metrics: bool = False, caches: bool = False) -> None:
         self.generators: dict[str, Any] = {}
         self.iterators: dict[str, Any] = {}
-        self.values, self.metrics = values, metrics
+        self.values, self.metrics, self.caches = values, metrics, caches
         self._kept: list[_Kept] = []
         self._seen = set(map(id, GLOBAL))
         self._alive: list[Any] = []  # what has been seen, so that no other object gets its identity
@@ -108,7 +110,7 @@ class KeptPython:
         return list(found)
 
     def _keep(self, path: str, holder: Any, now: Callable[[Any], Any], put: Callable[[Any, Any], None]) -> Any:
-        kept = _Kept(path, holder, now, put)
+        kept = _Kept(path, holder, now, put, may_fill=self.caches and isinstance(holder, (dict, list)))
         if self.values:
             self._kept.append(kept)
         return kept.content
@@ -207,10 +209,12 @@ class KeptPython:
 class _Kept:
     """One thing that may change in place: what it held when it was found, and how to put that back."""
 
-    __slots__ = ("attributes", "content", "holder", "now", "path", "put", "size")
+    __slots__ = ("attributes", "content", "holder", "may_fill", "now", "path", "put", "size")
 
-    def __init__(self, path: str, holder: Any, now: Callable[[Any], Any], put: Callable[[Any, Any], None]) -> None:
-        self.path, self.holder, self.now, self.put = path, holder, now, put
+    def __init__(
+        self, path: str, holder: Any, now: Callable[[Any], Any], put: Callable[[Any, Any], None], *, may_fill: bool
+    ) -> None:
+        self.path, self.holder, self.now, self.put, self.may_fill = path, holder, now, put, may_fill
         self.content = now(holder)
         self.attributes = vars(holder) if now in (_of_module, _of_object, _of_class) else None
         self.size = 0 if self.attributes is None else len(self.attributes)
@@ -233,6 +237,8 @@ class _Kept:
         except Exception:  # tensors and arrays do not like to be compared
             pass
         if isinstance(before, list) and _same(before, after):
+            return []
+        if self.may_fill and filled(before, after):
             return []
         if isinstance(before, dict) and isinstance(after, dict):
             missing = object()
@@ -257,6 +263,13 @@ def _same(one: Any, other: Any) -> bool:
         return bool(one == other) or (isinstance(one, NUMBERS) and bool(one != one and other != other))
     except Exception:
         return False
+
+
+def filled(before: Any, after: Any) -> bool:
+    """Whether all that was there is there still, but for None."""
+    if isinstance(before, dict):
+        return all(key in after and (value is None or after[key] is value) for key, value in before.items())
+    return len(before) == len(after) and all(a is None or a is b for a, b in zip(before, after, strict=True))
 
 
 def can_be_kept(tensor: Tensor) -> bool:

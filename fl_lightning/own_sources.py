@@ -36,11 +36,12 @@ class OwnSources:
         self.module, self.data = module, data
         self.generators: dict[str, Any] = {}
         self.kept: KeptPython | None = None
+        self.start: KeptPython | None = None
         self.search()
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies: what is kept belongs to the very objects."""
-        return {**vars(self), "kept": None}
+        return {**vars(self), "kept": None, "start": None}
 
     def search(self) -> bool:
         """Look for generators; whether there are new ones, as some are made at their first use."""
@@ -56,6 +57,11 @@ class OwnSources:
         """Seed them all by (seed, purpose, their path, keys)."""
         for path, source in self.generators.items():
             seed_source(source, derive_seed(seed, f"{purpose} {path}", *keys))
+
+    def remember(self) -> None:
+        """Keep what the data are like before any client has read them, as they are then alike on all ranks."""
+        if self.start is None:
+            self.start = KeptPython({"data": self.data.train})
 
     def put_back(self) -> None:
         """Undo what reading the data has changed in them, where that has been seen to matter."""
@@ -83,15 +89,18 @@ class OwnSources:
             self.put_back()
             return once()
 
+        self.remember()
+        start, self.start = self.start, None
         _, before = once()
         if self.search():
             _, before = again()
         result, after = again()
         if equal(before, after):
             return result
-        self.kept = KeptPython({"data": self.data.train})
+        assert start is not None
+        changed = list(start.changes())
+        self.kept = start
         _, before = again()
-        changed = list(self.kept.changes())
         result, after = again()
         if equal(before, after):
             log.warning("%s of the clients' data changes as they are read; it is put back after every client", changed)

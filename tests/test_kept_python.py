@@ -162,3 +162,15 @@ def test_what_refers_to_itself_ends():
     loop["n"] = 2
     assert kept.restore() == ["loop.n"]
     assert loop["n"] == 1
+
+
+def test_caches_may_fill_but_not_change():
+    holder = SimpleNamespace(read={0: "a"}, rows=[None, 1], seen=[])
+    kept = KeptPython({"data": holder}, caches=True)
+    holder.read[1], holder.rows[0] = "b", 2
+    assert kept.restore() == []
+    assert (holder.read, holder.rows) == ({0: "a", 1: "b"}, [2, 1])
+    holder.read[0], holder.rows[1] = "c", 3
+    holder.seen.append(1)
+    assert len(kept.restore()) >= 3
+    assert (holder.read[0], holder.rows[1], holder.seen) == ("a", 1, [])

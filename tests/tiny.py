@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fl_lightning import CohortSampler, FederatedDataModule, Federation, LocalTraining
 from fl_lightning.aggregators import Invariant
 from fl_lightning.attacks import Attack, Attacker, Broadcast, Knowledge, ValueTrigger
-from fl_lightning.data import Dirichlet, Partition, Samples, TensorSamples
+from fl_lightning.data import Dirichlet, Samples, TensorSamples
 from fl_lightning.updates import UpdateShard
 
 FEATURES, CLASSES, CLIENTS = 6, 3, 9
@@ -77,7 +77,7 @@ def tiny_tensors(n: int, seed: int = 0) -> TensorSamples:
     return TensorSamples(inputs, inputs[:, :CLASSES].argmax(1))
 
 
-def tiny_data(partition: Partition | None = None, n: int = 207, **kwargs: Any) -> FederatedDataModule:
+def tiny_data(partition: Any = None, n: int = 207, **kwargs: Any) -> FederatedDataModule:
     return FederatedDataModule.from_datasets(
         tiny_tensors(n),
         tiny_tensors(50, seed=1),

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from fl_lightning.data.partition import Partition
 from fl_lightning.errors import ConfigurationError, in_one_line
+from fl_lightning.seeding import derive_seed, seed_global_generators
 
 log = logging.getLogger(__name__)
 
@@ -44,14 +46,18 @@ def deal(partition: Any, targets: Tensor, generator: torch.Generator, keys: Tens
     Args:
         partition: see `Dealing`. What it gives per client may be a tensor, an array or any sequence or set of whole numbers, or
             a mask of n bools; for all clients together a sequence, or a mapping from 0, 1, ... to these.
-        targets, generator, keys: as a `Partition` takes them.
+        targets, generator, keys: as a `Partition` takes them. It gets copies of the tensors, as it may write into them, and the
+            global generators of torch, NumPy and Python seeded by the seed of `generator` until it is done.
 
     Raises:
         ConfigurationError: if that is something else, a position lies outside [0, n), or a client gets nothing.
     """
     try:
-        dealt = partition(targets, generator, keys) if callable(partition) else partition
-        dealt = dealt if isinstance(dealt, (Mapping, Tensor, Sequence)) or not isinstance(dealt, Iterable) else list(dealt)
+        with isolate_rng():
+            seed_global_generators(derive_seed(generator.initial_seed(), "partition function"))
+            copies = targets.clone(), generator, None if keys is None else keys.clone()
+            dealt = partition(*copies) if callable(partition) else partition
+            dealt = dealt if isinstance(dealt, (Mapping, Tensor, Sequence)) or not isinstance(dealt, Iterable) else list(dealt)
     except ConfigurationError:
         raise
     except Exception as error:  # whatever a function of the user's may do

@@ -13,14 +13,22 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from fl_lightning.checked import whole
-from fl_lightning.data.base import Samples
+from fl_lightning.data.base import Samples, TensorSamples
+from fl_lightning.data.batch_classes import classes_in, keeps_order
 from fl_lightning.data.dealt import Dealing, as_keys, check_dealing, deal
 from fl_lightning.data.given import Wishes, as_samples
 from fl_lightning.data.partition import Partition
 from fl_lightning.data.root import RootSet
 from fl_lightning.data.sample_form import Key
+from fl_lightning.data.steady_reading import SteadyReading
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.seeding import generator
+
+COMPARED = 1000
+"""Samples of each set that ranks compare, of those in tensors; others may draw when they are read."""
+
+TRIED = 32
+"""Samples of the test set that are joined at once before training, to see that their classes can be told."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +169,8 @@ class FederatedDataModule(L.LightningDataModule):
         self.task, self.clients = task, clients
         self.sizes = torch.tensor([len(indices) for indices in clients])
         self.evaluation = {"clean": task.test}
+        if not keeps_order(task.test):
+            next(iter(EvaluationBatches(task.test, min(self.eval_batch_size, TRIED), 0, 1, seed=self.seed)))
 
     def to(self, device: torch.device) -> None:
         """Make training and evaluation sets resident on `device`."""
@@ -179,6 +189,19 @@ class FederatedDataModule(L.LightningDataModule):
         """The clean training samples of one client."""
         return self.train.read_through(self.clients[client])  # most are read batch by batch, and once
 
+    def shared(self) -> dict[str, Tensor]:
+        """What all ranks must have alike, by what it is, after `setup`."""
+        assert self.task is not None, "setup() has not run"
+        distinct = {id(indices): indices for indices in self.clients}  # as clients may share all samples
+        sets = {"training": self.task.train, "test": self.task.test}
+        some = {name: torch.arange(0, len(held), -(-len(held) // COMPARED)) for name, held in sets.items()}
+        return {
+            **{f"the {name} samples' classes": held.targets for name, held in sets.items()},
+            **{f"the {name} samples": held.raw(some[name]) for name, held in sets.items() if isinstance(held, TensorSamples)},
+            "the clients' numbers of samples": self.sizes,
+            "the samples of the clients": torch.cat(list(distinct.values())),
+        }
+
     def train_dataloader(self) -> Any:
         """One item per epoch: a round is an epoch of one step, and its data are the clients' own."""
         return OneStep()
@@ -186,7 +209,8 @@ class FederatedDataModule(L.LightningDataModule):
     def val_dataloader(self) -> Any:
         """One loader per evaluation set, in the order of `evaluation`, holding this rank's batches."""
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
-        return [EvaluationBatches(s, self.eval_batch_size, rank, world) for s in self.evaluation.values()]
+        sets = enumerate(self.evaluation.values())
+        return [EvaluationBatches(s, self.eval_batch_size, rank, world, seed=self.seed, which=i) for i, s in sets]
 
     def test_dataloader(self) -> Any:
         """The same loaders as for validation."""
@@ -195,7 +219,7 @@ class FederatedDataModule(L.LightningDataModule):
     def predict_dataloader(self) -> Any:
         """The clean test set in batches, of which rank r of W has r, r + W, ...; some ranks may have one less."""
         clean = self.val_dataloader()[0]
-        return PredictionBatches(clean.samples, clean.batch_size, clean.rank, clean.world)
+        return PredictionBatches(clean.samples, clean.batch_size, clean.rank, clean.world, seed=self.seed)
 
 
 class _GivenData(FederatedDataModule):
@@ -238,25 +262,28 @@ class EvaluationBatches:
     """Every W-th batch of a data set, as `(batch, targets)`, with the same number of items on every rank.
 
     Where the batches do not divide evenly, the last items of some ranks are `None`: all ranks then pass through the
-    same number of evaluation steps, as collective calls require.
+    same number of evaluation steps, as collective calls require. What data sets draw depends on seed, set and batch alone.
     """
 
-    def __init__(self, samples: Samples, batch_size: int, rank: int, world: int) -> None:
+    def __init__(self, samples: Samples, batch_size: int, rank: int, world: int, *, seed: int = 0, which: int = 0) -> None:
         self.samples, self.batch_size, self.rank, self.world = samples, batch_size, rank, world
+        self.seed, self.which = seed, which
         self.num_batches = -(-len(samples) // batch_size)
 
     def __len__(self) -> int:
         return -(-self.num_batches // self.world)
 
     def __iter__(self) -> Iterator[tuple[Any, Tensor] | None]:
+        reading = SteadyReading(self.samples, self.seed, self.which)
         for step in range(len(self)):
-            start = (step * self.world + self.rank) * self.batch_size
+            number = step * self.world + self.rank
+            start = number * self.batch_size
             if start >= len(self.samples):
                 yield None
                 continue
             indices = torch.arange(start, min(start + self.batch_size, len(self.samples)))
-            targets = self.samples.targets
-            yield self.samples.batch(indices), targets[indices.to(targets.device)]
+            batch = reading.batch(indices, number)
+            yield batch, classes_in(batch, self.samples, indices)
 
 
 class PredictionBatches(EvaluationBatches):

@@ -1,4 +1,7 @@
-"""Whether all ranks hold the same global model, as they must: each steps its own copy with what it was sent."""
+"""Whether all ranks were given the same data and hold the same global model, as they must.
+
+Each deals out its own copy of the data, and steps its own copy of the model with what it was sent.
+"""
 
 import hashlib
 
@@ -8,6 +11,7 @@ from torch import nn
 from fl_lightning.bits import as_bytes
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.updates.exchange import Exchange
+from fl_lightning.updates.gathering import gather_objects
 from fl_lightning.updates.layout import named_state
 
 
@@ -34,6 +38,26 @@ def check_agreement(module: nn.Module, exchange: Exchange, when: str) -> None:
                     "other tensors; a callback, an attack or the server's optimizer changes or draws something on its own on "
                     "each rank: results of such a run mean nothing"
                 )
+
+
+def check_same_data(given: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Compare digests of what decides who trains on what; all ranks must call it.
+
+    Args:
+        given: tensors by what they are, in words.
+        device: of this rank.
+
+    Raises:
+        ConfigurationError: on all ranks, if something of one differs from rank 0's; it names the first.
+    """
+    of_ranks = gather_objects({name: digest(tensor) for name, tensor in given.items()}, device)
+    for name in given:
+        differing = [rank for rank, found in enumerate(of_ranks) if found.get(name) != of_ranks[0].get(name)]
+        if differing:
+            raise ConfigurationError(
+                f"the ranks were given different data: {name} of rank {differing[0]} are not rank 0's; every rank runs the "
+                "whole script, so seed whatever it draws before that (L.seed_everything(0)), also a partition's own generator"
+            )
 
 
 def digests(module: nn.Module) -> dict[str, bytes]:

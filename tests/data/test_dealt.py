@@ -1,6 +1,7 @@
 """What partitions may give: any list of positions, mask or mapping; what cannot be dealt out is refused by client."""
 
 import logging
+import random
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch.utils.data import TensorDataset
 
 from fl_lightning import ConfigurationError, FederatedDataModule
 from fl_lightning.data import IID, ByKey, FullCopies, RootSet
+from fl_lightning.seeding import global_draws
 
 N = 6
 
@@ -120,3 +122,28 @@ def test_positions_and_a_root_set_exclude_each_other():
     with pytest.raises(ConfigurationError, match=r"positions, which data\.root would shift"):
         dealt([[0]], root=RootSet(samples=1))
     assert len(dealt(lambda targets, generator, keys: [range(len(targets))], root=RootSet(samples=2))[0]) == 4
+
+
+@pytest.mark.parametrize("draw", [torch.randperm, np.random.permutation, lambda n: random.sample(range(n), n)])
+def test_a_function_that_draws_from_global_generators_deals_by_the_seed(draw):
+    def deal(targets: torch.Tensor, generator: torch.Generator, keys: Any) -> Any:
+        return np.array_split(np.asarray(draw(len(targets))), 2)
+
+    before = global_draws()
+    found = [dealt(deal, seed=seed) for seed in range(8)]
+    assert global_draws() == before
+    torch.rand(1), random.random(), np.random.rand()  # noqa: NPY002  whatever was drawn before
+    assert found == [dealt(deal, seed=seed) for seed in range(8)]
+    assert any(parts != found[0] for parts in found)
+
+
+def test_a_function_may_write_into_what_it_is_given():
+    def deal(targets: torch.Tensor, generator: torch.Generator, keys: torch.Tensor) -> Any:
+        targets.zero_(), keys.zero_()
+        return [[0, 1, 2], [3, 4, 5]]
+
+    train = TensorDataset(torch.zeros(N, 1), torch.arange(N) % 2)
+    data: Any = FederatedDataModule.from_datasets(train, train, partition=deal, keys=torch.arange(N))
+    data.setup("fit")
+    assert data.train.targets.tolist() == [0, 1] * 3
+    assert data.task.keys.tolist() == list(range(N))

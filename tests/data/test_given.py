@@ -151,7 +151,7 @@ def test_functions_of_the_users_get_samples_as_the_data_set_gives_them():
 
     def keep(samples: list[Any]) -> Any:
         seen.extend(samples)
-        return torch.zeros(len(samples)), torch.zeros(len(samples))
+        return torch.zeros(len(samples)), torch.tensor([int(y) for _, y in samples])
 
     picture = Image.fromarray(PIXELS[0])
     batch(taken(Made(lambda i: ([1, 2], number(i))), collate_fn=keep))
@@ -449,7 +449,7 @@ def test_sparse_tensors_need_a_function_that_joins_them():
     train = TensorDataset(X.to_sparse(), Y)
     with pytest.raises(ConfigurationError, match=r"sparse tensors are not .* pass collate_fn="):
         taken(train)
-    data = taken(train, collate_fn=lambda samples: (torch.stack([x.to_dense() for x, _ in samples]), len(samples)))
+    data = taken(train, collate_fn=lambda samples: (torch.stack([x.to_dense() for x, _ in samples]), [y for _, y in samples]))
     assert torch.equal(batch(data)[0], X[:3])
 
 

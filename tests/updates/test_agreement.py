@@ -3,11 +3,14 @@
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from ranks import on_ranks
-from tiny import fit, tiny_federation
+from tiny import fit, tiny_data, tiny_federation, tiny_tensors
 
+from fl_lightning import FederatedDataModule
+from fl_lightning.data import IID, TensorSamples
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.updates.agreement import digest
 
@@ -78,3 +81,41 @@ def test_a_digest_is_of_type_shape_and_every_bit() -> None:
     assert len({digest(tensor) for tensor in (values, *others)}) == 7
     assert digest(values) == digest(torch.zeros(3, 2).T)
     assert digest(torch.tensor(torch.nan)) == digest(torch.tensor(torch.nan))
+
+
+def deals_by_chance(targets: Any, generator: Any, keys: Any) -> Any:
+    return np.array_split(np.random.default_rng().permutation(len(targets)), 9)
+
+
+def sizes_by_chance(targets: Any, generator: Any, keys: Any) -> Any:
+    cuts = np.random.default_rng().choice(np.arange(1, len(targets)), 8, replace=False)
+    return np.split(np.arange(len(targets)), np.sort(cuts))
+
+
+def drawn_anew() -> Any:
+    inputs = torch.from_numpy(np.random.default_rng().normal(size=(90, 6))).float()
+    return TensorSamples(inputs, torch.arange(90) % 3)
+
+
+def shuffled() -> Any:
+    return TensorSamples(torch.zeros(90, 6), torch.from_numpy(np.random.default_rng().permutation(90)) % 3)
+
+
+def given_different_data() -> list[str]:
+    def data(train: Any) -> Any:
+        return FederatedDataModule.from_datasets(train, tiny_tensors(9), partition=IID(num_clients=9), num_classes=3)
+
+    found = []
+    for given in (tiny_data(deals_by_chance), tiny_data(sizes_by_chance), data(drawn_anew()), data(shuffled())):
+        with pytest.raises(ConfigurationError) as caught:
+            fit(tiny_federation(), given, devices=2, rounds=1)
+        found.append(str(caught.value))
+    return found
+
+
+def test_ranks_that_were_given_different_data_say_so_before_training() -> None:
+    for dealt, sizes, inputs, classes in on_ranks(2, given_different_data):
+        assert "different data: the samples of the clients of rank 1 are not rank 0's" in dealt
+        assert "different data: the clients' numbers of samples of rank 1" in sizes
+        assert "different data: the training samples of rank 1" in inputs
+        assert "different data: the training samples' classes of rank 1" in classes
