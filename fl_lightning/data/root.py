@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fl_lightning.checked import real, whole
 from fl_lightning.errors import ConfigurationError
 
 
@@ -35,6 +36,10 @@ class RootSet:
     bias: float = 0.5
 
     def __post_init__(self) -> None:
+        given = {"samples": whole("data.root.samples", self.samples), "bias": real("data.root.bias", self.bias)}
+        if self.biased_class is not None:
+            given["biased_class"] = whole("data.root.biased_class", self.biased_class)
+        vars(self).update(given)  # frozen from here on
         if self.samples < 1:
             raise ConfigurationError(
                 f"data.root.samples must be at least 1, got {self.samples}; without a root set leave it out"

@@ -31,6 +31,9 @@ def test_a_biased_root_set_holds_its_share_of_the_class(bias, count):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"samples": "5"}, "data.root.samples must be a whole number, got '5' of type str; give an int"),
+        ({"bias": None}, "data.root.bias must be a number, got None"),
+        ({"biased_class": 1.5}, "data.root.biased_class must be a whole number, got 1.5"),
         ({"samples": 0}, "data.root.samples must be at least 1, got 0"),
         ({"bias": 1.5}, r"data.root.bias must lie in \[0, 1\], got 1.5"),
         ({"samples": 100}, "data.root.samples is 100, but there are 100 training samples"),
