@@ -6,7 +6,6 @@ seeded for every batch, and what reading has changed is put back after it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from types import BuiltinFunctionType, MethodType
 from typing import Any
@@ -58,7 +57,7 @@ def is_fixed(samples: Samples) -> bool:
     return all(function is None or _is_own(function) for function in functions)
 
 
-def _is_own(function: Callable[..., Any]) -> bool:
+def _is_own(function: object) -> bool:
     while isinstance(function, partial):
         function = function.func
     if isinstance(function, MethodType):
