@@ -30,6 +30,7 @@ from fl_lightning.client_checks import check_client, check_kind
 from fl_lightning.client_logs import average_logs
 from fl_lightning.clients import Clients
 from fl_lightning.cohort import CohortSampler
+from fl_lightning.data.alike import to_be_alike
 from fl_lightning.data.module import FederatedDataModule
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.exclusion import exclude_nonfinite
@@ -311,7 +312,7 @@ class Federation(Loadable, L.LightningModule):
             )
         attach(self.client, self.trainer, device)
         if stage == "fit" and self.trainer.world_size > 1:
-            check_same_data(data.shared(), device)
+            check_same_data(to_be_alike(data), device)
         self.check(data)
         self.local.warn_of_slow_precision(device)
         self.parameters_layout = parameter_layout(self.client)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from fl_lightning.checked import whole
-from fl_lightning.data.base import Samples, TensorSamples
+from fl_lightning.data.base import Samples
 from fl_lightning.data.batch_classes import classes_in, keeps_order
 from fl_lightning.data.dealt import Dealing, as_keys, check_dealing, deal
 from fl_lightning.data.given import Wishes, as_samples
@@ -23,9 +23,6 @@ from fl_lightning.data.sample_form import Key
 from fl_lightning.data.steady_reading import SteadyReading
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.seeding import generator
-
-COMPARED = 1000
-"""Samples of each set that ranks compare, of those in tensors; others may draw when they are read."""
 
 TRIED = 32
 """Samples of the test set that are joined at once before training, to see that their classes can be told."""
@@ -188,19 +185,6 @@ class FederatedDataModule(L.LightningDataModule):
     def client(self, client: int) -> Samples:
         """The clean training samples of one client."""
         return self.train.read_through(self.clients[client])  # most are read batch by batch, and once
-
-    def shared(self) -> dict[str, Tensor]:
-        """What all ranks must have alike, by what it is, after `setup`."""
-        assert self.task is not None, "setup() has not run"
-        distinct = {id(indices): indices for indices in self.clients}  # as clients may share all samples
-        sets = {"training": self.task.train, "test": self.task.test}
-        some = {name: torch.arange(0, len(held), -(-len(held) // COMPARED)) for name, held in sets.items()}
-        return {
-            **{f"the {name} samples' classes": held.targets for name, held in sets.items()},
-            **{f"the {name} samples": held.raw(some[name]) for name, held in sets.items() if isinstance(held, TensorSamples)},
-            "the clients' numbers of samples": self.sizes,
-            "the samples of the clients": torch.cat(list(distinct.values())),
-        }
 
     def train_dataloader(self) -> Any:
         """One item per epoch: a round is an epoch of one step, and its data are the clients' own."""

@@ -57,7 +57,7 @@ def is_fixed(samples: Samples) -> bool:
     return all(function is None or _is_own(function) for function in functions)
 
 
-def _is_own(function: Any) -> bool:
+def _is_own(function: object) -> bool:
     while isinstance(function, partial):
         function = function.func
     if isinstance(function, MethodType):

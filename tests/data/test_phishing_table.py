@@ -241,7 +241,7 @@ def test_settings_out_of_range_are_refused(settings, message):
         ("table.csv", "\u00e4,b,label\n1,2,0\n".encode("latin-1"), r"table\.csv cannot be read: UnicodeDecodeError"),
         ("table.csv", "a,b,label\n1,2,0\n".encode("utf-16"), r"table\.csv cannot be read"),
         ("table.csv.gz", b"a,b,label\n1,2,0\n", r"table\.csv\.gz cannot be read: BadGzipFile"),
-        ("table.csv.gz", gzip.compress(b"a,b,label\n1,2,0\n")[:-9], r"table\.csv\.gz cannot be read: OSError: damaged"),
+        ("table.csv.gz", gzip.compress(b"a,b,label\n1,2,0\n", mtime=0)[:-9], r"table\.csv\.gz cannot be read: OSError: damaged"),
     ],
 )
 def test_files_that_are_no_table_are_named(tmp_path, name, content, message):
@@ -263,7 +263,7 @@ def test_files_that_are_no_table_are_named(tmp_path, name, content, message):
 def test_texts_may_hold_line_breaks_and_be_of_any_length(tmp_path, name, body, n):
     text = "body,a,label\n" + "".join(f'"{body}",{i},{i % 2}\n' for i in range(n))
     data = text.encode()
-    (tmp_path / name).write_bytes(gzip.compress(data, 1) if name.endswith("gz") else data)
+    (tmp_path / name).write_bytes(gzip.compress(data, 1, mtime=0) if name.endswith("gz") else data)
     train, test = parts(loaded(str(tmp_path / name), drop_columns=["body"]))
     assert sorted(torch.cat([train.inputs, test.inputs]).flatten().tolist()) == list(range(n))
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from ranks import on_ranks
-from tiny import fit, tiny_data, tiny_federation, tiny_tensors
+from tiny import fit, tiny_federation, tiny_tensors
 
 from fl_lightning import FederatedDataModule
 from fl_lightning.data import IID, TensorSamples
@@ -102,11 +102,12 @@ def shuffled() -> Any:
 
 
 def given_different_data() -> list[str]:
-    def data(train: Any) -> Any:
-        return FederatedDataModule.from_datasets(train, tiny_tensors(9), partition=IID(num_clients=9), num_classes=3)
+    def data(train: Any, partition: Any = IID(num_clients=9)) -> Any:  # noqa: B008  frozen
+        return FederatedDataModule.from_datasets(train, tiny_tensors(9), partition=partition, num_classes=3)
 
     found = []
-    for given in (tiny_data(deals_by_chance), tiny_data(sizes_by_chance), data(drawn_anew()), data(shuffled())):
+    same = tiny_tensors(90)
+    for given in (data(same, deals_by_chance), data(same, sizes_by_chance), data(drawn_anew()), data(shuffled())):
         with pytest.raises(ConfigurationError) as caught:
             fit(tiny_federation(), given, devices=2, rounds=1)
         found.append(str(caught.value))
