@@ -241,7 +241,11 @@ def test_settings_out_of_range_are_refused(settings, message):
         ("table.csv", "\u00e4,b,label\n1,2,0\n".encode("latin-1"), r"table\.csv cannot be read: UnicodeDecodeError"),
         ("table.csv", "a,b,label\n1,2,0\n".encode("utf-16"), r"table\.csv cannot be read"),
         ("table.csv.gz", b"a,b,label\n1,2,0\n", r"table\.csv\.gz cannot be read: BadGzipFile"),
-        ("table.csv.gz", gzip.compress(b"a,b,label\n1,2,0\n", mtime=0)[:-9], r"table\.csv\.gz cannot be read: OSError: damaged"),
+        (
+            "table.csv.gz",
+            gzip.compress(b"a,b,label\n1,2,0\n", mtime=0)[:-9],
+            r"table\.csv\.gz cannot be read: OSError: damaged",
+        ),
     ],
 )
 def test_files_that_are_no_table_are_named(tmp_path, name, content, message):
