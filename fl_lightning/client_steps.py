@@ -45,6 +45,7 @@ class ClientSteps:
         self.module, self.trainer, self.parameters, self.autocast = module, trainer, parameters, autocast
         self.optimizer = optimizer
         self.hooks = called_hooks(module)
+        self.looks_at_gradients = bool(self.hooks) or not is_recordable(module)
         self.batch: Any = None
         self.batch_idx = 0
         self.outputs: Any = None
@@ -116,8 +117,15 @@ class ClientSteps:
 
     @torch.enable_grad()
     def closure(self) -> Tensor | None:
-        """Evaluate loss and gradients on the batch. Gradients of before are dropped late: `training_step` may look at them."""
+        """Evaluate loss and gradients on the batch.
+
+        Gradients of before are dropped late, as `training_step` may look at them; early, where it does not: it can then use
+        their memory, which the cache still has.
+        """
         self.evaluated = True
+        if not self.looks_at_gradients:
+            for parameter in self.parameters:
+                parameter.grad = None
         with self.autocast():
             output = self.module.training_step(*(self.batch, self.batch_idx)[: self.num_arguments])
         loss = read_loss(output)
@@ -125,7 +133,7 @@ class ClientSteps:
         self.call("on_before_zero_grad", self.optimizer)
         if "optimizer_zero_grad" in self.hooks:
             self.module.optimizer_zero_grad(self.trainer.current_epoch, self.batch_idx, self.optimizer)
-        else:
+        elif self.looks_at_gradients:
             self.optimizer.zero_grad(set_to_none=True)
         if loss is None:
             return None
@@ -153,6 +161,11 @@ class ClientSteps:
             return {}
         outputs = self.outputs if isinstance(self.outputs, Mapping) else {"loss": self.outputs}
         return {**outputs, "loss": outputs["loss"].detach()} if outputs.get("loss") is not None else dict(outputs)
+
+
+def is_recordable(module: L.LightningModule) -> bool:
+    """Whether its class says that a step depends on nothing but parameters, buffers and the batch."""
+    return bool(vars(type(module)).get("recordable", False))
 
 
 def read_loss(output: Any) -> Tensor | None:

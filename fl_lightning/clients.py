@@ -20,11 +20,12 @@ from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.aggregators.mixing import Mixing
 from fl_lightning.attacks.base import Attack, Attacker, Broadcast
 from fl_lightning.branched_training import Averages, BranchedTraining
+from fl_lightning.client_steps import is_recordable
 from fl_lightning.cohort import Cohort, assign_owners
 from fl_lightning.copying import copy_each
 from fl_lightning.data.base import Samples, TensorSamples
 from fl_lightning.data.module import FederatedDataModule
-from fl_lightning.executors import LocalExecutor, adds_in_any_order, is_recordable
+from fl_lightning.executors import LocalExecutor, adds_in_any_order
 from fl_lightning.local_training import LocalTraining, NotTogetherError
 from fl_lightning.own_sources import OwnSources
 from fl_lightning.recorded_steps import Held

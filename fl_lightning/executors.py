@@ -22,6 +22,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from fl_lightning.client_steps import is_recordable
 from fl_lightning.data.base import Samples
 from fl_lightning.errors import cause
 from fl_lightning.kept_python import KeptPython
@@ -217,11 +218,6 @@ class LocalExecutor:
         device = next(self.module.parameters()).device
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-
-
-def is_recordable(module: L.LightningModule) -> bool:
-    """Whether its class says that a step depends on nothing but parameters, buffers and the batch."""
-    return bool(vars(type(module)).get("recordable", False))
 
 
 def adds_in_any_order(device: torch.device) -> bool:

@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from torchmetrics import Metric
 
 from fl_lightning.client_logs import collected_logs
-from fl_lightning.client_steps import read_loss
+from fl_lightning.client_steps import is_recordable, read_loss
 from fl_lightning.data.base import Samples
 from fl_lightning.errors import cause, first_line
 from fl_lightning.hooks import hooks_in_steps
@@ -82,7 +82,7 @@ class StackedTraining:
         self._client = TrainingStep(module)
         self._names = aliases(named_tensors(self._client))
         self._losses: Callable[..., Any] = torch.vmap(self._loss, in_dims=(0, 0, 0, None), randomness="error")
-        self._recordable = bool(vars(type(module)).get("recordable", False))
+        self._recordable = is_recordable(module)
         self._recordings = Recordings()
         self._room: dict[str, Tensor] = {}
         self._momenta: dict[str, Tensor] = {}
