@@ -5,6 +5,7 @@ what is not finite is computed once more, in float64. All other bits are as they
 is done but to look at one sum.
 """
 
+import math
 from collections.abc import Callable, Iterable
 
 import torch
@@ -22,7 +23,8 @@ AT_ONCE = 2**16
 
 def all_finite(*tensors: Tensor) -> bool:
     """Whether no entry is NaN or infinite. Both survive in a sum, so that one pass, and one look, is enough where none is."""
-    if tensors and torch.stack([tensor.sum().float() for tensor in tensors]).isfinite().all():
+    sums = [tensor.sum() for tensor in tensors]
+    if sums and math.isfinite(sums[0].item() if len(sums) == 1 else torch.stack([total.float() for total in sums]).sum().item()):
         return True
     return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
