@@ -16,12 +16,9 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from fl_lightning import checkpoint_files, resuming
-from fl_lightning.errors import ConfigurationError, in_one_line
+from fl_lightning.errors import SOME_LETTERS, ConfigurationError, enumerated, in_one_line
 from fl_lightning.resuming import LAST
 from fl_lightning.yaml_files import load_yaml
-
-SHOWN = 5
-"""Differences between models that a message names."""
 
 
 class Loadable:
@@ -66,10 +63,9 @@ def load_weights(client: nn.Module, checkpoint: Mapping[str, Any], file: Path) -
     weights = {name.removeprefix(prefix): w for name, w in checkpoint["state_dict"].items() if name.startswith(prefix)}
     different = list(differences(client.state_dict(), weights))
     if different:
-        more = f" and {len(different) - SHOWN} more" if len(different) > SHOWN else ""
         raise ConfigurationError(
-            f"the checkpoint {file} is of another model than {type(client).__name__}: {'; '.join(different[:SHOWN])}{more}; "
-            "give client= as it was trained"
+            f"the checkpoint {file} is of another model than {type(client).__name__}: "
+            f"{enumerated(different, SOME_LETTERS, '; ')}; give client= as it was trained"
         )
     client.load_state_dict(weights)
 

@@ -16,7 +16,7 @@ from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 
-from fl_lightning.errors import ConfigurationError, nearest
+from fl_lightning.errors import ConfigurationError, by_likeness, enumerated, nearest
 from fl_lightning.strategy import FederatedStrategy
 
 log = logging.getLogger(__name__)
@@ -210,7 +210,7 @@ def check_monitors(trainer: TrainerOfAnyKind, federation: L.LightningModule) -> 
         monitor = getattr(callback, "monitor", None)
         if isinstance(monitor, str) and not monitor.startswith(IN_A_ROUND) and monitor not in measured:
             there = (
-                f"{meant(monitor, measured)}logged are {', '.join(measured)}, "
+                f"{meant(monitor, measured)}logged are {enumerated(by_likeness(monitor, measured))}, "
                 if measured
                 else "BackdoorMetrics logs val/acc, "
             )
