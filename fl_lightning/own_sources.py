@@ -104,9 +104,8 @@ class OwnSources:
         _, before = again()
         result, after = again()
         if equal(before, after):
-            log.warning(
-                "%s of the clients' data changes as they are read; it is put back after every client", enumerated(changed)
-            )
+            names = enumerated(changed)
+            log.warning("%s of the clients' data changes as they are read; it is put back after every client", names)
             return result
         self.kept = None
         log.warning(

@@ -147,11 +147,8 @@ def unknown_class(message: str, parser: Parser, keys: list[str]) -> str | None:
     bases = [base for action in parser._actions if action.dest in keys for base in classes(getattr(action, "_typehint", None))]
     known = {cls.__name__ for base in bases or PARTS for cls in subclasses(base)}
     hint = nearest(name, known)
-    hint = (
-        hint
-        if hint.startswith("did")
-        else f"known: {enumerated(sorted(known), MOST_LETTERS)}; one of yours goes by its import path"
-    )
+    if not hint.startswith("did"):
+        hint = f"known: {enumerated(sorted(known), MOST_LETTERS)}; one of yours goes by its import path"
     return f"there is no class {name}; {hint}"
 
 
