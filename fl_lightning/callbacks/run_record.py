@@ -216,8 +216,8 @@ class RunRecord(L.Callback):
                 raise ConfigurationError(
                     "the checkpoint was written under another configuration: "
                     + enumerated(differences, SOME_LETTERS, "; ")
-                    + ". Resume with the configuration in config.yaml beside it, or start afresh in another "
-                    "--trainer.default_root_dir"
+                    + ". Resume with the configuration in config.yaml beside it, or start afresh in another folder "
+                    "(--trainer.default_root_dir)"
                 )
         if trainer.state.fn == "fit" and renew_time(trainer, checkpoint):
             log.warning("max_time was over when the checkpoint was written; this start has it anew")
