@@ -94,7 +94,7 @@ def of_object(value: Any, depth: int) -> dict[str, Any]:
     init_args = {name: describe(argument, depth - 1) for name, argument in found.items() if argument is not UNKNOWN}
     described: dict[str, Any] = {"class_path": path(type(value)), "init_args": init_args}
     is_data = hasattr(value, "__getitem__") and hasattr(value, "__len__") and not isinstance(value, nn.Module)
-    if len(init_args) < len(found) and not is_data:
+    if (len(init_args) < len(found) or takes_any(type(value))) and not is_data:
         others = attributes(value).keys() - found.keys() - OF_EVERY_MODULE
         shallow = min(depth - 1, 2)
         described["holds"] = {name: describe(attributes(value)[name], shallow) for name in sorted(others) if name[0] != "_"}
@@ -119,6 +119,14 @@ def parameters(cls: type) -> list[str]:
     except (TypeError, ValueError):  # made in C
         return []
     return [p.name for p in found if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+
+
+def takes_any(cls: type) -> bool:
+    """Whether a constructor takes arguments that its signature does not name."""
+    try:
+        return any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in inspect.signature(cls).parameters.values())
+    except (TypeError, ValueError):
+        return True
 
 
 def kept(value: Any, name: str) -> Any:

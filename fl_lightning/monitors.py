@@ -37,11 +37,12 @@ def check_monitors(trainer: TrainerOfAnyKind, federation: L.LightningModule) -> 
         return
     logged = [name for other in trainer.callbacks if isinstance(other, Measuring) for name in other.measured(federation)]
     logged = [name for name in logged if trainer.limit_val_batches or not name.startswith("val/")]
+    logged.sort(key=lambda name: not name.startswith("val/"))  # these are meant most often
     for callback, monitor in monitors(trainer):
         if not monitor.startswith(OF_CLIENTS) and monitor not in (*logged, *OF_THE_SERVER):
             measured = any(name.startswith("val/") for name in logged)
             there = f"{meant(monitor, logged)}logged are" if measured else "BackdoorMetrics logs val/acc, others"
-            names = enumerated(by_likeness(monitor, [*logged, *OF_THE_SERVER]))
+            names = enumerated([*logged, *OF_THE_SERVER])
             raise ConfigurationError(
                 f"trainer.callbacks: {type(callback).__name__} monitors {monitor}, which nobody logs; {there} {names}, and "
                 "client/NAME for what clients log as NAME"

@@ -41,7 +41,7 @@ class Loadable:
             torch.Size([1, 2])
         """
         if not isinstance(path, (str, os.PathLike)):
-            raise ConfigurationError(f'path must be the folder of a run, such as "runs/x", or a checkpoint, got {shown(path)}')
+            raise ConfigurationError(f"path must be that of a run's folder or of a checkpoint, got {shown(path)}; give runs/x")
         if client is not None and not isinstance(client, nn.Module):
             raise ConfigurationError(
                 f"client must be a module, such as Net(), whose weights are then replaced; got {shown(client)}"

@@ -97,7 +97,7 @@ def test_what_is_no_run_is_refused(folder, tmp_path):
     with pytest.raises(ConfigurationError, match=r"there is no last\.ckpt in "):
         Federation.load(tmp_path, client=TinyClient())
     for path in (None, 3, b"x"):
-        with pytest.raises(ConfigurationError, match=r"path must be that of a run's folder or of a checkpoint, .*, got"):
+        with pytest.raises(ConfigurationError, match=r"path must be that of a run's folder or of a checkpoint, got"):
             Federation.load(path)  # pyrefly: ignore  no path
     with pytest.raises(ConfigurationError, match=r"there is no file .*nowhere"):
         Federation.load(tmp_path / "nowhere")

@@ -252,7 +252,7 @@ def test_what_may_not_be_meant_is_said_on_one_line(options, said, caplog):
         (callbacks.LearningRateMonitor, "LearningRateMonitor has no logger to give its figures to"),
         (callbacks.DeviceStatsMonitor, "DeviceStatsMonitor has no logger to give its figures to"),
         (lambda: callbacks.EarlyStopping("round/loss"), "monitors round/loss, which nobody logs"),
-        (lambda: callbacks.EarlyStopping("diagnostics/norm"), "did you mean diagnostics/norm_before or diagnostics/norm_after"),
+        (lambda: callbacks.EarlyStopping("diagnostics/norm"), "did you mean diagnostics/norm_after or diagnostics/norm_before"),
     ],
 )
 def test_callbacks_that_cannot_work_as_they_are_given_are_refused(callback, message):

@@ -9,23 +9,13 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from small_config import CONFIG, changed
 from tiny import fit, tiny_data, tiny_federation, tiny_trainer
 
 from fl_lightning import BackdoorMetrics, ConfigurationError, FlipRates, LastCheckpoint, RunRecord
 from fl_lightning.callbacks import machine
 from fl_lightning.callbacks.digests import weights_sha256
 from fl_lightning.files import locked, read_lines
-
-CONFIG = {
-    "seed_everything": 0,
-    "model": {"aggregator": {"class_path": "Invariant", "init_args": {"tau": 0.2}}, "attacks": [{"path": "/a"}]},
-    "data": {"path": "/here", "num": 1},
-    "trainer": {"max_epochs": 4, "devices": 2},
-}
-
-
-def changed(**parts):
-    return {**CONFIG, **parts}
 
 
 def run(folder, config=CONFIG, rounds=4, ckpt_path=None, federation=None, callbacks=(), **kwargs):
