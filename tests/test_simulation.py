@@ -164,7 +164,7 @@ class Wide(TinyClient):
         super().__init__(norm=False, lr=lr)
         self.net[0], self.net[4] = torch.nn.Linear(6, width), torch.nn.Linear(width, 3)
         if zeros:
-            torch.nn.init.zeros_(self.net[4].weight)
+            torch.nn.init.zeros_(self.get_parameter("net.4.weight"))
 
 
 def wide(*args: Any, **kwargs: Any):
@@ -223,7 +223,7 @@ def test_a_function_that_draws_from_elsewhere_goes_on():
     def makes():
         draws.seed()
         client = TinyClient()
-        client.net[0].weight.data.normal_(generator=draws)
+        client.get_parameter("net.0.weight").data.normal_(generator=draws)
         return client
 
     digest("run", client=makes, rounds=1)
@@ -309,7 +309,7 @@ def test_mistakes_are_refused_at_once(given, message):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: 1 / 0, r"<lambda> makes no module, as it raises ZeroDivisionError: division by zero; give a function"),
+        (lambda: {}["none"], r"<lambda> makes no module, as it raises KeyError: 'none'; give a function"),
         (lambda: None, r"<lambda> returns None of type NoneType, which is no LightningModule; have it return one"),
         (lambda: ANY_CLASS, r"<lambda> returns <class .*TinyClient'> of type type"),
         (lambda: torch.nn.Linear(2, 2), r"returns Linear\(.* of type Linear, which is no LightningModule"),

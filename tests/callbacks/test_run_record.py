@@ -344,7 +344,7 @@ def test_what_cannot_begin_leaves_the_record_that_is_there(tmp_path, in_the_way)
 
 def test_a_checkpoint_of_more_rounds_than_are_wanted_is_refused(tmp_path):
     record, _ = run(tmp_path)
-    with pytest.raises(ConfigurationError, match=r"max_epochs is 2, and the checkpoint is of round 4; raise it"):
+    with pytest.raises(ConfigurationError, match=r"number of rounds, is 2, and the checkpoint is of round 4; give 4 or more"):
         run(tmp_path, rounds=2, ckpt_path="last")
     assert read(tmp_path) == record
 
