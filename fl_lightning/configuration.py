@@ -32,6 +32,7 @@ from fl_lightning.parser import Parser
 from fl_lightning.resuming import newest
 from fl_lightning.show_attack import show
 from fl_lightning.srun import SrunEnvironment
+from fl_lightning.trainer_options import NEED_A_LOGGER, check_twice
 from fl_lightning.trainers import STANDARD, TRAINER_DEFAULTS, standard_callbacks, standard_loggers
 from fl_lightning.yaml_files import MODE, as_argument
 
@@ -179,7 +180,10 @@ class FederatedCLI(LightningCLI):
             options["logger"] = standard_loggers(settings.default_root_dir or ".") if self.subcommand == "fit" else False
         given = settings.callbacks or []
         given = given if isinstance(given, list) else [given]
+        if self.subcommand != "fit" and not options["logger"]:  # a run's own settings may name what then has nothing to say
+            given = [callback for callback in given if not isinstance(callback, NEED_A_LOGGER)]
         options["callbacks"] = [*given, *self.own_callbacks(options, given)]
+        check_twice(options["callbacks"])
         try:
             return FederatedTrainer(**options)
         except (MisconfigurationException, ValueError, TypeError) as error:

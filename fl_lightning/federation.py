@@ -38,6 +38,7 @@ from fl_lightning.fresh_memory import unfilled
 from fl_lightning.last_round import Evaluations
 from fl_lightning.lightning_modules import ClientModule, attach
 from fl_lightning.local_training import LocalTraining, read_optimizers
+from fl_lightning.monitors import check_logged, check_monitors
 from fl_lightning.prediction import check_predictions, class_probabilities, predict, predicted_classes
 from fl_lightning.remarks import remark
 from fl_lightning.resources import Compile, compiling_pays, prepare_memory
@@ -46,8 +47,8 @@ from fl_lightning.server_optimizer import check_server_optimizer
 from fl_lightning.server_step import take_step
 from fl_lightning.sharded_state import Part
 from fl_lightning.strategy import FederatedStrategy
-from fl_lightning.trained import Loadable
-from fl_lightning.trainer_options import check_monitors, check_trainer, make_trial
+from fl_lightning.trained import Loadable, weights_for
+from fl_lightning.trainer_options import check_trainer, make_trial
 from fl_lightning.undisturbed import Undisturbed
 from fl_lightning.updates.agreement import check_agreement, check_same_data
 from fl_lightning.updates.exchange import BUCKET_BYTES, Exchange
@@ -201,7 +202,9 @@ class Federation(Loadable, L.LightningModule):
         self.refused_rounds += refused
         # Loggers take `step` as their x-axis: rounds done, the same for what is logged in training and in evaluation.
         logged = {"step": float(self.global_step), "round/excluded_updates": float(excluded), "round/refused": float(refused)}
-        self.log_dict(logged | average_logs(logs_of_ranks()), batch_size=1)
+        logged |= average_logs(logs_of_ranks())
+        self.log_dict(logged, batch_size=1)
+        check_logged(self.trainer, logged)
         if self.trainer._detect_anomaly:
             check_agreement(self.client, self.exchange, f"after round {t}")
 
@@ -423,8 +426,11 @@ class Federation(Loadable, L.LightningModule):
         rounds, done = self.trainer.max_epochs, checkpoint["global_step"]
         if self.trainer.state.fn == "fit" and rounds is not None and 0 <= rounds < done:
             raise ConfigurationError(
-                f"trainer.max_epochs is {rounds}, and the checkpoint is of round {done}; raise it, or give an earlier one"
+                f"trainer.max_epochs, the number of rounds, is {rounds}, and the checkpoint is of round {done}; give {done} or "
+                "more, or an earlier checkpoint"
             )
+        remedy = "give the model that it was trained with, or start afresh"
+        weights_for(self.client, checkpoint, self.trainer.ckpt_path, remedy)
         for attack, state in zip(self.attacks, record["attacks"], strict=True):
             attack.load_state_dict(state)
         if sharded_state.KEY in checkpoint and self.trainer.ckpt_path is not None:

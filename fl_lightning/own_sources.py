@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fl_lightning.bits import same_bits
 from fl_lightning.data.module import FederatedDataModule
+from fl_lightning.errors import enumerated
 from fl_lightning.kept_python import KeptPython
 from fl_lightning.seeding import derive_seed, seed_source
 
@@ -103,14 +104,15 @@ class OwnSources:
         _, before = again()
         result, after = again()
         if equal(before, after):
-            log.warning("%s of the clients' data changes as they are read; it is put back after every client", changed)
+            names = enumerated(changed)
+            log.warning("%s of the clients' data changes as they are read; it is put back after every client", names)
             return result
         self.kept = None
         log.warning(
             "a client that is trained twice from the same weights and draws ends with other weights%s, so that results depend "
             "on the number of ranks: it or its data draw from what cannot be seeded. Draw from the global generators of torch, "
             "numpy or random, or keep the generator as an attribute",
-            f", and {', '.join(changed)} changes as its data are read" if changed else "",
+            f", and {enumerated(changed)} changes as its data are read" if changed else "",
         )
         return result
 

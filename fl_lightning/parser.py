@@ -7,7 +7,7 @@ the settings of a class is met by that class's parser, which alone knows what th
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, NoReturn, get_args, get_origin
 
 import lightning as L
@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from fl_lightning.aggregators import Aggregator
 from fl_lightning.attacks import Attack
 from fl_lightning.data import EdgePool, FederatedDataModule, Partition
-from fl_lightning.errors import ConfigurationError, by_likeness, folded, likeness, nearest
+from fl_lightning.errors import ConfigurationError, by_likeness, enumerated, folded, likeness, nearest
 from fl_lightning.models import Classifier
 
 PARTS = (
@@ -132,7 +132,7 @@ def unknown_setting(message: str, parser: Parser) -> str | None:
     if parser.described and max(likeness(word, other) for other in CLASS_KEYS) > ALMOST:
         return f"a class is given by class_path, and what stands beside that in init_args, got {word} beside it"
     owner = parser.described or within.rstrip(".") or "the command"
-    listed = enumerated(by_likeness(word, known))
+    listed = enumerated(by_likeness(word, known), MOST_LETTERS)
     hint = nearest(word, known)
     hint = f"{hint} It has: {listed}" if hint.startswith("did") else f"it has: {listed}"
     return f"{owner} has no setting {word}; {hint}" if known else f"{owner} has no settings, got {word}"
@@ -147,7 +147,8 @@ def unknown_class(message: str, parser: Parser, keys: list[str]) -> str | None:
     bases = [base for action in parser._actions if action.dest in keys for base in classes(getattr(action, "_typehint", None))]
     known = {cls.__name__ for base in bases or PARTS for cls in subclasses(base)}
     hint = nearest(name, known)
-    hint = hint if hint.startswith("did") else f"known: {enumerated(sorted(known))}; one of yours goes by its import path"
+    if not hint.startswith("did"):
+        hint = f"known: {enumerated(sorted(known), MOST_LETTERS)}; one of yours goes by its import path"
     return f"there is no class {name}; {hint}"
 
 
@@ -209,12 +210,3 @@ def subclasses(base: type) -> list[type]:
         found += [] if cls.__name__.startswith("_") else [cls]
         found += subclasses(cls)
     return found
-
-
-def enumerated(words: Iterable[str]) -> str:
-    """The words, as many as a screen takes."""
-    text = ""
-    remaining = list(words)
-    while remaining and len(text) + len(remaining[0]) < MOST_LETTERS:
-        text += (", " if text else "") + remaining.pop(0)
-    return f"{text} and {len(remaining)} more" if remaining else text

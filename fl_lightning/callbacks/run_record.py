@@ -18,7 +18,7 @@ from fl_lightning.callbacks.hyperparameters import log_results, log_settings
 from fl_lightning.callbacks.machine import hardware, peak_memory_bytes, versions
 from fl_lightning.callbacks.summary import show
 from fl_lightning.callbacks.trial import is_trial
-from fl_lightning.errors import ConfigurationError
+from fl_lightning.errors import SOME_LETTERS, ConfigurationError, enumerated
 from fl_lightning.federation import Federation
 from fl_lightning.files import TRAINING_LOCK, LockedError, RoundLines, take_lock, write_whole
 
@@ -215,9 +215,9 @@ class RunRecord(L.Callback):
             if differences:
                 raise ConfigurationError(
                     "the checkpoint was written under another configuration: "
-                    + "; ".join(differences[:5])
-                    + ". Resume with the configuration in config.yaml beside it, or start afresh in another "
-                    "--trainer.default_root_dir"
+                    + enumerated(differences, SOME_LETTERS, "; ")
+                    + ". Resume with the configuration in config.yaml beside it, or start afresh in another folder "
+                    "(--trainer.default_root_dir)"
                 )
         if trainer.state.fn == "fit" and renew_time(trainer, checkpoint):
             log.warning("max_time was over when the checkpoint was written; this start has it anew")
