@@ -221,6 +221,7 @@ class Clients:
                 self.executor.start_anew()
                 self.sources.put_back()
 
+        self.sources.put_back()  # as an evaluation may have changed global names
         if not self.proven:
             self.sources.remember()
         for position, logged, held in self.train_together(t, round_, mine):

@@ -110,7 +110,7 @@ def test_what_is_put_back_is_named_once(caplog):
 
 def test_data_that_go_on_by_themselves_are_named(caplog):
     run(1, CountsReads)
-    assert "reads'] of the clients' data changes as they are read; it is put back" in caplog.text
+    assert "reads, and what the next one comes to depends on it; it is put back after every client" in caplog.text
 
 
 def test_what_cannot_be_seeded_is_warned_of(caplog):
