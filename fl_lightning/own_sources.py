@@ -120,7 +120,8 @@ class OwnSources:
         result, after = again()
         if equal(before, after) and changed:
             log.warning(
-                "training a client changes %s, and what the next one comes to depends on it; it is put back after every client%s",
+                "training a client changes %s, and what the next one comes to depends on it; it is put back after every "
+                "client%s",
                 ", ".join(changed),
                 f". {', '.join(moved)} changes, too, and cannot be put back" if moved else "",
             )
