@@ -6,8 +6,6 @@ Other errors stay as they are, with a note that tracebacks show and the command 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from fl_lightning.client_trainer import ClientTrainer
 from fl_lightning.errors import ConfigurationError
@@ -28,9 +26,11 @@ MISTAKES = {
 """Patterns in what errors say, and what is wrong with the client then."""
 
 
-@contextmanager
-def blamed(trainer: ClientTrainer) -> Iterator[None]:
+class blamed:  # noqa: N801  used as a function; a generator would take longer to enter
     """Around a client's training.
+
+    Args:
+        trainer: what the client sees of it.
 
     Raises:
         ConfigurationError: in place of an error that one of `MISTAKES` stands for.
@@ -39,16 +39,22 @@ def blamed(trainer: ClientTrainer) -> Iterator[None]:
         >>> with blamed(trainer):
         ...     loss.backward()
     """
-    try:
-        yield
-    except ConfigurationError:
-        raise
-    except Exception as error:
+
+    __slots__ = ("trainer",)
+
+    def __init__(self, trainer: ClientTrainer) -> None:
+        self.trainer = trainer
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, Exception) or isinstance(error, ConfigurationError):
+            return
         for pattern, wrong in MISTAKES.items():
             if found := re.search(pattern, str(error)):
-                raise ConfigurationError(f"the client {type(trainer.model).__name__} {found.expand(wrong)}") from error
-        error.add_note(where(trainer))
-        raise
+                raise ConfigurationError(f"the client {type(self.trainer.model).__name__} {found.expand(wrong)}") from error
+        error.add_note(where(self.trainer))
 
 
 def where(trainer: ClientTrainer) -> str:
