@@ -49,7 +49,7 @@ class TwoCycles(OneCycle):
     """A scheduler that has one inside."""
 
     def configure_optimizers(self):
-        given = super().configure_optimizers()
+        given: dict[str, Any] = super().configure_optimizers()
         given["lr_scheduler"]["scheduler"] = torch.optim.lr_scheduler.ChainedScheduler([given["lr_scheduler"]["scheduler"]])
         return given
 
