@@ -124,13 +124,15 @@ class Clients:
         self.proven = self.own_way or adds_in_any_order(self.exchange.device) or (is_recordable(module) and plain(data.train))
 
     def check_module(self, t: int) -> None:
-        """Raise `ConfigurationError` if the module has other parameters in round t than the run began with."""
-        self.structure.check(self.module, f"a callback, or another hook that ran before round {t},", objects=True)
+        """Raise `ConfigurationError` if the module has other parameters in round t than the server's optimizer."""
+        self.structure.check(self.module, f"a callback, a hook or a client in or before round {t}", objects=True)
 
     def train(self, t: int, cohort: Cohort, broadcast: Broadcast) -> Trained:
         """Train this rank's share of round t."""
         with isolate_rng():
-            return self._train(t, cohort, broadcast)
+            trained = self._train(t, cohort, broadcast)
+        self.check_module(t)  # a client may have put another parameter of the same shape in a parameter's place
+        return trained
 
     def _train(self, t: int, cohort: Cohort, broadcast: Broadcast) -> Trained:
         rank, world = self.exchange.rank, self.exchange.world

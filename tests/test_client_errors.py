@@ -138,6 +138,20 @@ def test_any_other_error_stays_as_it_is_and_says_where(method, place, tmp_path):
     assert json.loads((tmp_path / "run.json").read_text())["reason"].endswith(said)
 
 
+class Replacing(TinyClient):
+    """Puts another parameter of the same shape in a parameter's place."""
+
+    def on_train_end(self):
+        self.net[0].weight = nn.Parameter(self.net[0].weight.detach().clone())
+
+
+def test_a_client_that_replaces_what_the_server_steps_is_refused():
+    with pytest.raises(
+        ConfigurationError, match=r"in or before round 0 changes .* net.0.weight is another object than the server"
+    ):
+        fit(tiny_federation(client=Replacing()), rounds=1)
+
+
 class Meddling(L.Callback):
     """Changes what the client is made of, after a round."""
 
@@ -160,5 +174,5 @@ class Meddling(L.Callback):
     ids=["frozen", "added", "replaced", "parameter", "gone"],
 )
 def test_a_callback_that_changes_the_client_is_refused(change, said):
-    with pytest.raises(ConfigurationError, match=f"before round 1, changes what .*{said}"):
+    with pytest.raises(ConfigurationError, match=f"in or before round 1 changes what .*{said}"):
         tiny_trainer(2, callbacks=[Meddling(change)]).fit(tiny_federation(), even_data())
