@@ -18,7 +18,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from fl_lightning.configuration import FederatedCLI, configuration_error
-from fl_lightning.errors import ConfigurationError, folded, nearest
+from fl_lightning.errors import ConfigurationError, folded, nearest, noted
 from fl_lightning.trainers import quiet
 
 COMMANDS = {
@@ -70,7 +70,7 @@ def explained(error: Exception) -> tuple[str, int]:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
         return f"not enough memory: {folded(error)}; ask for less data, clients, parameters, or smaller batches", FAULT
     frame = closest_to_user(traceback.extract_tb(error.__traceback__))
-    where = f"{frame.filename}, line {frame.lineno}"
+    where = ", ".join(filter(None, (frame.filename, f"line {frame.lineno}", noted(error))))
     return f"{type(error).__name__}: {folded(error)} ({where}); the same command with {TRACEBACK} shows all of it", FAULT
 
 

@@ -51,6 +51,16 @@ def cause(error: Exception, *own: type[Exception]) -> str:
     return first_line(error) if alone else f"{type(error).__name__}: {first_line(error)}"
 
 
+def noted(error: BaseException) -> str:
+    """What has been noted of an error, as where it came up; empty if nothing has.
+
+    >>> error = KeyError("a")
+    >>> error.add_note("on batch 1"), error.add_note("of client 2"), noted(error)
+    (None, None, 'on batch 1 of client 2')
+    """
+    return folded(" ".join(getattr(error, "__notes__", ())))
+
+
 def in_one_line(error: Exception, length: int = 200) -> str:
     """What kind of error it is and what it says, cut to `length` characters of one line.
 

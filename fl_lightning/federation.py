@@ -47,6 +47,7 @@ from fl_lightning.server_optimizer import check_server_optimizer
 from fl_lightning.server_step import take_step
 from fl_lightning.sharded_state import Part
 from fl_lightning.strategy import FederatedStrategy
+from fl_lightning.taken_names import WatchedNames
 from fl_lightning.trained import Loadable, weights_for
 from fl_lightning.trainer_options import check_trainer, make_trial
 from fl_lightning.undisturbed import Undisturbed
@@ -69,7 +70,7 @@ class RoundObserver(Protocol):
         """
 
 
-class Federation(Loadable, L.LightningModule):
+class Federation(Loadable, WatchedNames):
     """A server, its clients, and those among them that attack.
 
     Args:
@@ -156,6 +157,7 @@ class Federation(Loadable, L.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Round t: local training, exchange, attack, aggregation, server step."""
         t = self.global_step
+        self.clients.check_module(t)
         cohort = self.cohort.draw(self.seed, t, self.data.sizes)  # N clients
         broadcast = Broadcast(self.parameters_layout.flatten(self.client), self.last_step, t)  # (d,)
 
@@ -248,7 +250,8 @@ class Federation(Loadable, L.LightningModule):
         """Predict a batch of an evaluation set; None where this rank has none left.
 
         Returns:
-            `hits` (b,) bool, whether the prediction is the label and the rule lets it stand; `targets` (b,) int64, the labels.
+            `hits` (b,) bool, whether the prediction is the label and the rule lets it stand; `undefined` (b,) bool, whether a
+            logit is NaN, so that there is none; `targets` (b,) int64, the labels.
         """
         if batch is None:
             return None
@@ -256,7 +259,8 @@ class Federation(Loadable, L.LightningModule):
         with self.undisturbed.batch(self.client, self._trainer, batch_idx, dataloader_idx):
             logits = self.predict(inputs)
         accepted = self.aggregator.accepts(class_probabilities(logits))
-        return {"hits": (predicted_classes(logits) == targets) & accepted, "targets": targets}
+        classes = predicted_classes(logits)
+        return {"hits": (classes == targets) & accepted, "targets": targets, "undefined": classes < 0}
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor] | None:
         return self.validation_step(batch, batch_idx, dataloader_idx)

@@ -25,6 +25,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import Metric
 
 from fl_lightning.checked import real, whole
+from fl_lightning.client_errors import blamed
 from fl_lightning.client_logs import LogCollector, collected_logs
 from fl_lightning.client_steps import ClientSteps
 from fl_lightning.client_trainer import ClientTrainer, LocalPlan, passes
@@ -147,7 +148,7 @@ class LocalTraining:
         epochs, steps = self.epochs if steps is None else math.inf, plan.steps
         trainer = ClientTrainer(module, device, plan, self.gradient_clip_norm)
         step = 0
-        with trainer.seen_by(parts), collected_logs(module, parts) as logs:
+        with blamed(trainer), trainer.seen_by(parts), collected_logs(module, parts) as logs:
             optimizer, scheduler = configured(module)
             trainer.use(optimizer, scheduler.configs, logs)
             client = ClientSteps(module, trainer, parameters, optimizer, partial(self.autocast, device))

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -86,6 +87,9 @@ def _fields(output: Any) -> dict[str, Any]:
 
 
 def _floating(tensor: Tensor, of: str) -> Tensor:
+    if tensor.layout != torch.strided or tensor.is_nested:
+        kind = "nested" if tensor.is_nested else f"sparse ({tensor.layout})"
+        raise ConfigurationError(f"{of} gives a tensor that is {kind}; return dense logits (b, C), as .to_dense() gives them")
     if not tensor.is_floating_point():
         raise ConfigurationError(
             f"{of} gives a tensor of {tensor.dtype}, which are classes or flags rather than logits; return the logits that "

@@ -88,6 +88,16 @@ def test_an_exception_is_a_line(raising, capsys, error, status, said):
     assert ("--traceback" in shown) == (status == 1 and "memory" not in said)
 
 
+def test_a_line_says_what_was_noted(raising, capsys):
+    error = ZeroDivisionError("zero")
+    error.add_note("on batch 1 of 2")
+    error.add_note("while client 3 was trained")
+    raising(error)
+    _, shown = leave(["fit"], capsys)
+    assert ", on batch 1 of 2 while client 3 was trained); the same command with --traceback" in shown
+    assert shown.count("\n") == 1
+
+
 def test_a_mistake_that_a_library_wrapped_is_said_alone(raising, capsys):
     error = RuntimeError("Call to something failed")
     error.__cause__ = ConfigurationError("tau must not be 3")

@@ -18,13 +18,13 @@ from torch import Tensor
 
 from fl_lightning.attacks.base import Attacker, Broadcast
 from fl_lightning.callbacks import RunRecord
-from fl_lightning.clients import LocalRound
 from fl_lightning.cohort import Cohort
 from fl_lightning.configuration import build, resolve
 from fl_lightning.data.base import Samples
 from fl_lightning.data.joined import join
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.federation import Federation
+from fl_lightning.local_round import LocalRound
 from fl_lightning.outputs import is_one_logit
 from fl_lightning.prediction import predict
 from fl_lightning.updates.layout import Snapshot
