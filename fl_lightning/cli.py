@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from fl_lightning.configuration import FederatedCLI, configuration_error
 from fl_lightning.errors import ConfigurationError, folded, nearest
@@ -111,6 +112,10 @@ def main(args: Sequence[str] | None = None) -> None:
         run([word for i, word in enumerate(given) if i > end or word != TRACEBACK])
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
+    except SIGTERMException:
+        # What is not finished is no success. The first rank alone says so, which has the record to write: whoever started the
+        # ranks kills those that are left when one of them fails.
+        sys.exit(128 + signal.SIGTERM if rank_zero_only.rank == 0 else 0)
     except Exception as error:
         if shown:
             traceback.print_exc()

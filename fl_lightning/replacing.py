@@ -6,6 +6,7 @@ folder for temporary files. What a kill leaves are parts, which the next run in 
 
 import contextlib
 import errno
+import fcntl
 import os
 import re
 import shutil
@@ -60,7 +61,7 @@ def replacing(path: Path, wanted: int | None = None) -> Iterator[IO[bytes]]:
 def writing(part: Path, path: Path, wanted: int | None = None) -> Iterator[IO[bytes]]:
     """Write a file down to the disk, which is gone after an error; `path` is what messages call it."""
     try:
-        with explained(path, wanted), part.open("wb") as file:
+        with explained(path, wanted), held(part) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -68,6 +69,18 @@ def writing(part: Path, path: Path, wanted: int | None = None) -> Iterator[IO[by
         with contextlib.suppress(OSError):
             part.unlink()
         raise
+
+
+def held(part: Path) -> IO[bytes]:
+    """A file to write to, locked while it is open: the system frees it when its process ends, wherever that is."""
+    while True:
+        file = part.open("wb")
+        with contextlib.suppress(OSError):  # a file system that knows no locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        with contextlib.suppress(FileNotFoundError):  # `remove_parts` may have taken it for a stray before it was locked
+            if os.path.samestat(os.fstat(file.fileno()), part.stat()):
+                return file
+        file.close()
 
 
 @contextmanager
@@ -111,11 +124,18 @@ def sync(folder: Path) -> None:
 
 
 def remove_parts(folder: Path) -> None:
-    """Delete what killed processes left of files that they had not finished; those of living ones stay."""
+    """Delete what killed processes left of files that they had not finished; those of living ones, which hold them, stay."""
     for part in folder.glob(f".*{PART}"):
         owner = re.search(r"\.(\d+)\.\d+\.part$", part.name)
-        if owner and not lives(int(owner[1])):
-            with contextlib.suppress(OSError):
+        if owner and part.is_file():
+            with contextlib.suppress(OSError), part.open("r+b") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue
+                except OSError:  # no locks here: the process's number is left, which another one may have by now
+                    if lives(int(owner[1])):
+                        continue
                 part.unlink()
 
 

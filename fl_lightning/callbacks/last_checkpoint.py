@@ -63,8 +63,7 @@ class LastCheckpoint(ModelCheckpoint):
         super().on_train_start(trainer, pl_module)
         folder = Path(trainer.default_root_dir)
         if trainer.is_global_zero and not is_trial(trainer):
-            make_room(trainer, None)
-            resuming.clear(folder)  # by now the run record has seen that nobody else trains there
+            make_room(trainer, None)  # by now the run record has seen that nobody else trains there
         if self.pair is None or trainer.ckpt_path is not None or not trainer.global_step:
             resumed = None if trainer.ckpt_path is None else Path(trainer.ckpt_path)
             self.pair = Pair(folder, resumed, trainer.global_step)
