@@ -7,13 +7,13 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.regular_files import check_regular
-from fl_lightning.replacing import explained, replacing
+from fl_lightning.replacing import explained, part_of, replacing, take_name, writing
 from fl_lightning.sealed import DamagedError, unsealed
 
 TRAINING_LOCK = "training.lock"
@@ -158,15 +158,20 @@ def written_together(texts: Mapping[Path, str]) -> Iterator[None]:
     Raises:
         StorageError: one cannot be written; the old ones are still there.
     """
-    with ExitStack() as open_files:
-        for path, text in texts.items():
-            content = text.encode()
-            file = open_files.enter_context(replacing(path, len(content)))
-            with explained(path, len(content)):
+    parts = {path: part_of(path) for path in texts}
+    try:
+        for path, part in parts.items():
+            content = texts[path].encode()
+            with writing(part, path, len(content)) as file:
                 file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
         yield
+        for path, part in parts.items():
+            take_name(part, path)
+    except BaseException:
+        for part in parts.values():
+            with suppress(OSError):
+                part.unlink()
+        raise
 
 
 def take_lock(path: Path, patience: float) -> IO[str]:

@@ -44,17 +44,27 @@ def replacing(path: Path, wanted: int | None = None) -> Iterator[IO[bytes]]:
         >>> with replacing(Path("run.json")) as file:
         ...     _ = file.write(b"{}")
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}{PART}")
+    part = part_of(path)
     try:
         with writing(part, path, wanted) as file:
             yield file
-        with explained(path, wanted):
-            part.replace(path)
-            sync(path.parent)
+        take_name(part, path)
     except BaseException:
         with contextlib.suppress(OSError):
             part.unlink()
         raise
+
+
+def part_of(path: Path) -> Path:
+    """Where this thread writes what is to be `path`."""
+    return path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}{PART}")
+
+
+def take_name(part: Path, path: Path) -> None:
+    """Make a file that is whole `path`, whatever there was."""
+    with explained(path):
+        part.replace(path)
+        sync(path.parent)
 
 
 @contextmanager

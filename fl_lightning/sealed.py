@@ -69,6 +69,11 @@ def with_digest(text: str) -> str:
     return f"{text}{LINE}{hashlib.sha256(text.encode()).hexdigest()}\n"
 
 
+def without_digest(text: str) -> str:
+    """What a text says, whether it has a digest or not."""
+    return re.sub(f"{PATTERN.pattern}\n?", "", text, flags=re.MULTILINE)
+
+
 def altered(path: Path) -> bool:
     """Whether a text has a digest and is not what was written: edited by hand, or damaged.
 

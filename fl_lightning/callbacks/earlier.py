@@ -26,20 +26,27 @@ RECORDS = ("run.json", "metrics.jsonl", "config.yaml", FILE)
 
 
 
+def prepare(folder: Path) -> None:
+    """See that a run can have its files in a folder that it has to itself, and delete what killed ones had not finished.
+
+    Raises:
+        ConfigurationError: something else is in the place of one of them.
+    """
+    check_places(folder)
+    clear(folder, (*RECORDS, LAST, PREVIOUS))
+
+
 def make_room(trainer: L.Trainer, config_hash: str | None) -> None:
-    """Put aside what is in the Trainer's folder, unless the run goes on with it, and delete what killed ones had not finished.
+    """Put aside what is in the Trainer's folder, unless the run goes on with it.
 
     Args:
-        trainer: as it begins to train; on rank 0, of who has the folder to itself.
+        trainer: as it begins to train; on rank 0.
         config_hash: of this run; None where nothing is known of it.
 
     Raises:
-        ConfigurationError: something else is in the place of one of the run's files.
         OSError: the folder cannot be written to.
     """
     folder = Path(trainer.default_root_dir)
-    check_places(folder)
-    clear(folder, (*RECORDS, LAST, PREVIOUS))
     if not goes_on(trainer, folder) and (done := put_aside(folder, config_hash)):
         log.warning(done)
 

@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from fl_lightning.callbacks.digests import compare, config_sha256, experiment, weights_sha256
-from fl_lightning.callbacks.earlier import make_room
+from fl_lightning.callbacks.earlier import make_room, prepare
 from fl_lightning.callbacks.ending import RUNNING, Ending, broken_off, ending, renew_time
 from fl_lightning.callbacks.history import History
 from fl_lightning.callbacks.hyperparameters import log_results, log_settings
@@ -86,6 +86,7 @@ class RunRecord(L.Callback):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = take_lock(folder / TRAINING_LOCK, patience=2.0)
+            prepare(folder)
             first = {
                 "config.yaml": with_digest(yaml.safe_dump(self.config, sort_keys=False)),
                 "run.json": text(self._record(trainer, federation, RUNNING)),
