@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from fl_lightning.errors import ConfigurationError
 
@@ -87,10 +87,17 @@ def held(part: Path) -> IO[bytes]:
         file = part.open("wb")
         with contextlib.suppress(OSError):  # a file system that knows no locks
             fcntl.flock(file, fcntl.LOCK_EX)
-        with contextlib.suppress(FileNotFoundError):  # `remove_parts` may have taken it for a stray before it was locked
-            if os.path.samestat(os.fstat(file.fileno()), part.stat()):
-                return file
+        if is_file_of(file, part):  # `remove_parts` may have taken it for a stray before it was locked
+            return file
         file.close()
+
+
+def is_file_of(file: IO[Any], path: Path) -> bool:
+    """Whether an open file still has its name, which another may have by now, or none."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager

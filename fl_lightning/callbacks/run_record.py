@@ -21,7 +21,7 @@ from fl_lightning.callbacks.trial import is_trial
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.federation import Federation
 from fl_lightning.files import TRAINING_LOCK, LockedError, RoundLines, take_lock, write_whole, written_together
-from fl_lightning.replacing import StorageError
+from fl_lightning.replacing import StorageError, is_file_of
 from fl_lightning.sealed import sealed, with_digest
 
 log = logging.getLogger(__name__)
@@ -81,7 +81,8 @@ class RunRecord(L.Callback):
             self._write_first(trainer, federation)
         self._began = trainer.global_step  # from now on the record in the folder is this run's, and no earlier one's
 
-    def _write_first(self, trainer: L.Trainer, federation: Federation) -> None:
+    def _write_first(self, trainer: L.Trainer, federation: Federation, *, again: bool = False) -> None:
+        """Take the folder and write the record into it; `again` where somebody deleted what this run had there."""
         folder = Path(trainer.default_root_dir)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -93,7 +94,8 @@ class RunRecord(L.Callback):
                 "metrics.jsonl": self.history.text,
             }
             with written_together({folder / name: content for name, content in first.items()}):
-                make_room(trainer, self.config_hash)  # once there is room for a record of this run
+                if not again:
+                    make_room(trainer, self.config_hash)  # once there is room for a record of this run
             self.metrics = RoundLines(folder / "metrics.jsonl", afresh=False)
         except LockedError:
             raise ConfigurationError(
@@ -105,7 +107,16 @@ class RunRecord(L.Callback):
             raise ConfigurationError(
                 f"trainer.default_root_dir: {folder} cannot be written to: {error}; give a folder that can"
             ) from error
-        log_settings(trainer.loggers if self.config else [], self.config)
+        if not again:
+            log_settings(trainer.loggers if self.config else [], self.config)
+
+    def _keep_folder(self, trainer: L.Trainer, federation: Federation) -> None:
+        """Write the record anew where somebody deleted the folder: what was computed is not lost with it."""
+        if self._lock is None or is_file_of(self._lock, Path(trainer.default_root_dir) / TRAINING_LOCK):
+            return
+        log.warning("%s was deleted while a run trained there; its record is written anew", trainer.default_root_dir)
+        self._unlock()
+        self._write_first(trainer, federation, again=True)
 
     # ---- the rounds ------------------------------------------------------------------------------------------------------
 
@@ -121,6 +132,7 @@ class RunRecord(L.Callback):
         entry = self.history.add({"round": trainer.global_step, **measured})
         self.history.closing = trainer.global_step if pl_module.evaluations.closing else None
         if trainer.is_global_zero and not is_trial(trainer):
+            self._keep_folder(trainer, pl_module)
             self.metrics.add(entry)
 
     # ---- the end ---------------------------------------------------------------------------------------------------------
@@ -133,6 +145,7 @@ class RunRecord(L.Callback):
         peak = trainer.strategy.reduce(torch.tensor(peak_memory_bytes(device), device=device), reduce_op="max")
         if trainer.is_global_zero:
             assert self._began is not None
+            self._keep_folder(trainer, pl_module)
             digest = weights_sha256(pl_module.client)
             record = self._write(trainer, pl_module, ending(trainer, self._began), weights=digest, peak=int(peak))
             log_results(trainer.loggers if self.config else [], self.config, record)
