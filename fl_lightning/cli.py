@@ -82,6 +82,11 @@ def closest_to_user(frames: Sequence[traceback.FrameSummary]) -> traceback.Frame
     return (own or frames)[-1]
 
 
+def is_first() -> bool:
+    """Whether this process is the first of all ranks, as Lightning has told it or its launcher does."""
+    return not getattr(rank_zero_only, "rank", None)
+
+
 def find_own_modules() -> None:
     """Let classes of the current folder be named, as `python -m` does and a console script does not."""
     if not sys.flags.safe_path and not {"", os.getcwd()} & set(sys.path):
@@ -115,7 +120,7 @@ def main(args: Sequence[str] | None = None) -> None:
     except SIGTERMException:
         # What is not finished is no success. The first rank alone says so, which has the record to write: whoever started the
         # ranks kills those that are left when one of them fails.
-        sys.exit(128 + signal.SIGTERM if rank_zero_only.rank == 0 else 0)
+        sys.exit(128 + signal.SIGTERM if is_first() else 0)
     except Exception as error:
         if shown:
             traceback.print_exc()

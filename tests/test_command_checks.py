@@ -123,5 +123,7 @@ def test_settings_that_were_edited_are_taken_and_said_to_be(tmp_path, caplog):
     assert caplog.text == ""
     file.write_text(file.read_text().replace("3", "4", 1))
     check_seeds(["fit", "--config", str(file), "--model.seed", "4"])
-    assert caplog.text.count("is not as a run wrote it: edited, or damaged; it is taken as it stands. Delete its last line") == 1
+    assert (
+        caplog.text.count("is not as a run wrote it: edited, or damaged; it is taken as it stands. Delete its last line") == 1
+    )
     assert str(file) in caplog.text

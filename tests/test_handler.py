@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from fl_lightning import cli

@@ -68,13 +68,16 @@ def test_what_is_no_file_is_called_by_its_kind(tmp_path, kind, monkeypatch):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    "read", [read_json, read_lines, checkpoint_files.check, lambda path: take_lock(path, 0.0), lambda p: RoundLines(p, afresh=True)]
+    "read",
+    [read_json, read_lines, checkpoint_files.check, lambda path: take_lock(path, 0.0), lambda p: RoundLines(p, afresh=True)],
 )
 def test_nobody_waits_for_what_is_no_file(tmp_path, monkeypatch, kind, read):
     monkeypatch.chdir(tmp_path)
     error = in_time(read, make(Path("x"), kind))
     assert isinstance(error, ConfigurationError)
-    assert ("is a link to /dev/zero" if kind == "a device" else f"{kind} and no regular file") in str(error) or kind in str(error)
+    assert ("is a link to /dev/zero" if kind == "a device" else f"{kind} and no regular file") in str(error) or kind in str(
+        error
+    )
 
 
 def fit(folder: Path, ckpt_path: str | None = None, rounds: int = 2) -> None:
@@ -130,5 +133,7 @@ def test_a_job_does_not_wait(tmp_path, name, capfd):
 def test_an_index_that_is_no_file_is_named(tmp_path, capsys):
     index = make(tmp_path / "sweeps" / "x" / "sweep.json", "a pipe")
     assert "sweep.json is a pipe and no regular file" in str(in_time(read_results, index.parent, tmp_path))
-    assert in_time(main, ["report", str(index.parent)]).code == 2
+    left = in_time(main, ["report", str(index.parent)])
+    assert isinstance(left, SystemExit)
+    assert left.code == 2
     assert capsys.readouterr().err.count("\n") == 1

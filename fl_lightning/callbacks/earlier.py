@@ -25,7 +25,6 @@ CHECKPOINTS = ("last*.ckpt", "last*.ckpt.*", "previous.ckpt", "previous.ckpt.*",
 RECORDS = ("run.json", "metrics.jsonl", "config.yaml", FILE)
 
 
-
 def prepare(folder: Path) -> None:
     """See that a run can have its files in a folder that it has to itself, and delete what killed ones had not finished.
 
@@ -96,7 +95,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def check_places(folder: Path) -> None:
-    """Raise `ConfigurationError` where something else is in the place of a file of a run, or of the folder beside checkpoints."""
+    """Raise `ConfigurationError` where something else is in the place of a run's file, or of the folder beside checkpoints."""
     for name in (*RECORDS, LAST, PREVIOUS):
         check_regular(folder / name)
     beside = shards_of(folder / LAST)

@@ -69,7 +69,7 @@ class RunFolder:
 
     @property
     def damage(self) -> str:
-        """What is wrong with the record, and what to do; empty if nothing is. A number in it that has changed is not believed."""
+        """What is wrong with the record, and what to do; empty if nothing is: a number that has changed is not believed."""
         try:
             unsealed(own_file(self.path / "run.json"))
         except DamagedError as error:
@@ -160,7 +160,7 @@ class RunFolder:
         return f"as process {status.get('child', status.get('pid'))} on {status.get('host')}, last sign of life {when}"
 
     def check_config(self) -> None:
-        """Raise `ConfigurationError` where `config.yaml` is not what was written: nobody sees what a run says that starts by it."""
+        """Raise `ConfigurationError` where `config.yaml` is not what was written: nobody watches a run that starts by it."""
         check_regular(self.config)
         if altered(self.config):
             raise ConfigurationError(

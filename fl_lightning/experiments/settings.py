@@ -62,7 +62,7 @@ def check_ends(config: Mapping[str, Any]) -> None:
     trainer = config["trainer"]
     if trainer.get("fast_dev_run"):
         raise ConfigurationError(
-            f"trainer.fast_dev_run is {trainer['fast_dev_run']}: a trial writes nothing, so that no run of a sweep would ever be "
+            f"trainer.fast_dev_run is {trainer['fast_dev_run']}: a trial writes nothing, so no run of a sweep would ever be "
             "finished; leave it out, and give fewer trainer.max_epochs"
         )
     if config.get("ckpt_path") is not None:

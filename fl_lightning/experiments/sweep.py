@@ -217,13 +217,13 @@ def check_number(values: Mapping[str, Mapping[str, Any]], seeds: Sequence[int], 
     if number > MOST_RUNS:
         sizes = ", ".join(f"{axis} {len(labels):,}" for axis, labels in [*values.items(), ("seed", seeds)])
         raise ConfigurationError(
-            f"axes: {number:,} runs, and a sweep has at most {MOST_RUNS:,}; the axes have these sizes: {sizes}. Leave labels out, "
+            f"axes: {number:,} runs, and a sweep has at most {MOST_RUNS:,}; sizes of the axes: {sizes}. Leave labels out, "
             "vary one axis at a time by `center`, or make several sweeps"
         )
 
 
 def combinations(values: Mapping[str, Mapping[str, Any]], center: Mapping[str, str]) -> Iterator[dict[str, str]]:
-    """The labels of each cell, the last axis varying first; those that leave the center in more than one axis are never made."""
+    """The labels of each cell, the last axis varying first; those that are off the center in two axes are never made."""
 
     def further(axes: Sequence[str], off_center: bool) -> Iterator[tuple[str, ...]]:
         if not axes:

@@ -57,7 +57,9 @@ TEN = "{setting: model.a, values: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]}"
 
 def test_a_sweep_that_is_too_large_is_refused_at_once(tmp_path):
     axes = "\n".join(f"  a{i}: {TEN}" for i in range(9))
-    with pytest.raises(ConfigurationError, match=r"axes: 2,000,000,000 runs, .* at most 100,000; .*: a0 10, .*, a8 10, seed 2\."):
+    with pytest.raises(
+        ConfigurationError, match=r"axes: 2,000,000,000 runs, .* at most 100,000; sizes of the axes: a0 10, .*, a8 10, seed 2\."
+    ):
         read_sweep(write(tmp_path, f"axes:\n{axes}\n  seed: [0, 1]"))
     five = "\n".join(f"  a{i}: {TEN}" for i in range(5))
     assert len(read_sweep(write(tmp_path, f"axes:\n{five}")).cells) == 100_000
@@ -126,8 +128,14 @@ def test_the_papers_values_go_to_the_cells_that_they_name(tmp_path):
         ("axes: {rule: {Krum: null}}\nexclude: [{rule: Krumm}]", "axis rule has no Krumm; did you mean Krum"),
         ("axes: {rule: {Krum: null}}\nexclude: [{rules: Krum}]", "there is no axis rules; did you mean rule"),
         ("axes: {rule: {Krum: null}}\npaper: [{rule: Krum, acc: high}]", "acc must be a number, got 'high'"),
-        ("axes: {rule: {Krum: null}}\npaper: [{rule: Krum, acc: .nan}]", r"paper: acc is a share and lies in \[0, 1\], got nan"),
-        ("axes: {rule: {Krum: null}}\npaper: [{rule: Krum, asr: .inf}]", r"paper: asr is a share and lies in \[0, 1\], got inf"),
+        (
+            "axes: {rule: {Krum: null}}\npaper: [{rule: Krum, acc: .nan}]",
+            r"paper: acc is a share and lies in \[0, 1\], got nan",
+        ),
+        (
+            "axes: {rule: {Krum: null}}\npaper: [{rule: Krum, asr: .inf}]",
+            r"paper: asr is a share and lies in \[0, 1\], got inf",
+        ),
         ("axes: {rule: {Krum: null}}\npaper: [{rule: Krum, asr: 1.01}]", r"paper: asr is a share .*, got 1\.01"),
         ("axes: {rule: {Krum: null}}\npaper: [{rule: Krum, asr: -0.5}]", r"paper: asr is a share .*, got -0\.5"),
         ("axes: {rule: {Krum: null}}\nexclude: [{rule: Krum}]", "leaves no cell"),
