@@ -17,7 +17,8 @@
     attack_free: {rule: no attack}         # the ASR that there is without attack
 
 A cell is a combination of all axes but `seed`; a run is a cell with a seed. With `center: {alpha: 0.25, tau: 0.6}` one axis is
-varied at a time: only combinations that differ from the centre in at most one of the axes it names are run.
+varied at a time: only combinations that differ from the centre in at most one of the axes it names are run. A sweep has 100,000
+runs at most.
 """
 
 import math
