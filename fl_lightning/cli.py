@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from fl_lightning.configuration import FederatedCLI, configuration_error
 from fl_lightning.errors import ConfigurationError, folded, nearest, noted
@@ -81,6 +82,11 @@ def closest_to_user(frames: Sequence[traceback.FrameSummary]) -> traceback.Frame
     return (own or frames)[-1]
 
 
+def is_first() -> bool:
+    """Whether this process is the first of all ranks, as Lightning has told it or its launcher does."""
+    return not getattr(rank_zero_only, "rank", None)
+
+
 def find_own_modules() -> None:
     """Let classes of the current folder be named, as `python -m` does and a console script does not."""
     if not sys.flags.safe_path and not {"", os.getcwd()} & set(sys.path):
@@ -111,6 +117,10 @@ def main(args: Sequence[str] | None = None) -> None:
         run([word for i, word in enumerate(given) if i > end or word != TRACEBACK])
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
+    except SIGTERMException:
+        # What is not finished is no success. The first rank alone says so, which has the record to write: whoever started the
+        # ranks kills those that are left when one of them fails.
+        sys.exit(128 + signal.SIGTERM if is_first() else 0)
     except Exception as error:
         if shown:
             traceback.print_exc()

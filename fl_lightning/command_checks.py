@@ -1,12 +1,18 @@
 """What can be seen of a command's arguments before anything is made of them."""
 
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
 from fl_lightning.errors import ConfigurationError
+from fl_lightning.sealed import altered
 from fl_lightning.yaml_files import load_yaml
+
+log = logging.getLogger(__name__)
 
 SEEDED = (("model", "seed"), ("data", "init_args", "seed"))
 """What `seed_everything` sets."""
@@ -55,9 +61,21 @@ def read_layer(text: str) -> dict[str, Any]:
             f"has no settings but {shortened(repr(content))}" if there else f"{shortened(text)} is neither a file nor settings"
         )
         raise ConfigurationError(f"{name}: {what}; give a YAML file such as configs/quickstart.yaml")
+    if there and altered(Path(text)):
+        say_altered(text)
     if "config" in content:
         raise ConfigurationError(f"{name} has the key config, as a run.json has; the settings of a run are in its config.yaml")
     return content
+
+
+@rank_zero_only
+def say_altered(file: str) -> None:
+    """Settings may be edited by hand, so that they are taken as they are."""
+    log.warning(
+        "%s is not as a run wrote it: edited, or damaged; it is taken as it stands. Delete its last line, the digest, and "
+        "nothing is said.",
+        file,
+    )
 
 
 def is_file(text: str) -> bool:

@@ -312,6 +312,7 @@ class Federation(Loadable, WatchedNames):
         """Check everything that can be checked without training, and lay out vectors and evaluation sets."""
         data = self.data
         device = self.trainer.strategy.root_device
+        resuming.read_for(self.trainer.strategy.checkpoint_io, stage)
         if self._compiler_ctx is not None:
             raise ConfigurationError(
                 "the federation was compiled by torch.compile, which cannot follow a round; give it as it is, and compile "

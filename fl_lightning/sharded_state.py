@@ -21,8 +21,8 @@ from torch import Tensor
 
 from fl_lightning import checkpoint_files
 from fl_lightning.aggregators.base import Aggregator
-from fl_lightning.checkpoint_files import DamagedError
 from fl_lightning.replacing import PART
+from fl_lightning.sealed import DamagedError
 
 KEY = "sharded_state"
 """Entry of the checkpoint."""

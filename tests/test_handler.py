@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from fl_lightning import cli
 from fl_lightning.errors import ConfigurationError
@@ -165,3 +166,15 @@ def test_the_console_script_finds_modules_of_the_current_folder(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
     assert "146" in done.stdout  # 45 * 3 + 3 + 3 * 2 + 2
+
+
+@pytest.mark.parametrize(("rank", "status"), [(0, 143), (1, 0)])
+def test_a_run_that_sigterm_ended_is_no_success(monkeypatch, rank, status):
+    def terminated(args):
+        raise SIGTERMException
+
+    monkeypatch.setattr(cli, "run", terminated)
+    monkeypatch.setattr(cli.rank_zero_only, "rank", rank)
+    with pytest.raises(SystemExit) as left:
+        cli.main(["fit"])
+    assert left.value.code == status
