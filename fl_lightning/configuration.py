@@ -7,6 +7,7 @@ in a configuration is a `ConfigurationError` of one line.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -14,20 +15,23 @@ from typing import Any, TypeVar
 
 import lightning as L
 import yaml
-from jsonargparse import Namespace
+from jsonargparse import Namespace, namespace_to_dict
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.environments import ClusterEnvironment, LightningEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from rich.console import Console
 from rich.table import Table
 
 from fl_lightning import srun
 from fl_lightning.callbacks import LastCheckpoint
 from fl_lightning.class_settings import check_classes, named_classes, taken_out, with_settings
-from fl_lightning.command_checks import check_checkpoint, check_devices, check_folder, check_seeds
+from fl_lightning.command_checks import check_arguments, check_checkpoint, check_devices, check_dropped, check_folder
 from fl_lightning.data import FederatedDataModule
 from fl_lightning.errors import ConfigurationError, folded
 from fl_lightning.federation import Federation
+from fl_lightning.given_classes import check_read, refused_by_its_class
+from fl_lightning.layers import check_layer
 from fl_lightning.parser import Parser
 from fl_lightning.resuming import newest
 from fl_lightning.show_attack import show
@@ -124,19 +128,29 @@ class FederatedCLI(LightningCLI):
             "show-attack": {"model", "datamodule"},
         }
 
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Lightning's `--seed_everything` also takes true and false, by which a run could not be repeated."""
+        parser.add_argument(
+            "--seed_everything", type=int, default=self.seed_everything_default, help="All draws are made from it, in [0, 2**32)."
+        )
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(LastCheckpoint, "checkpoint")
-        parser.link_arguments("seed_everything", "model.seed", compute_fn=integer_seed)
-        parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=integer_seed)
+        parser.link_arguments("seed_everything", "model.seed", compute_fn=seed_in_range)
+        parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=seed_in_range)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         args, given = taken_out(args)
-        check_seeds(args)
+        check_arguments(args)
         self.config = parser.parse_args(args)
+        check_dropped(args, namespace_to_dict(self.config[self.config.subcommand]))
         if given:
             config = self.resolved_config()
             check_classes(given, set(named_classes(config)))
-            self.config = parser.parse_args([self.config.subcommand, "--config", as_argument(with_settings(config, given))])
+            config = with_settings(config, given)
+            check_layer(config, "")
+            self.config = parser.parse_args([self.config.subcommand, "--config", as_argument(config)])
+        check_read(namespace_to_dict(self.config[self.config.subcommand]))
 
     def _parse_ckpt_path(self) -> None:
         """Settings come from the configuration alone, never from a checkpoint, which would be read here a first time."""
@@ -157,6 +171,15 @@ class FederatedCLI(LightningCLI):
                 raise ConfigurationError(
                     f"ckpt_path: there is no last.ckpt in {folder}; give --trainer.default_root_dir of a run, or a checkpoint"
                 )
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except (MisconfigurationException, ValueError, TypeError) as error:
+            refused = None if configuration_error(error) else refused_by_its_class(error)
+            if refused is None:
+                raise
+            raise refused from error
 
     @property
     def made(self) -> Any:
@@ -187,12 +210,22 @@ class FederatedCLI(LightningCLI):
 
     def own_callbacks(self, options: Mapping[str, Any], given: Sequence[L.Callback]) -> Iterator[L.Callback]:
         """What a command has without being asked."""
+        keys = Counter(callback.state_key for callback in given if is_overridden("state_dict", callback, L.Callback))
         for callback in given:
+            if keys[callback.state_key] > 1:
+                name, number = type(callback).__name__, keys[callback.state_key]
+                raise ConfigurationError(f"trainer.callbacks: {name} is there {number} times, which a checkpoint cannot tell apart; name it once")
             if type(callback) in STANDARD:
                 name = type(callback).__name__
                 raise ConfigurationError(f"trainer.callbacks names {name}, which every command has by itself; leave it out")
+        every = self.made["checkpoint"].every_n_rounds
         if options["enable_checkpointing"] is not False:
             yield self.made["checkpoint"]
+        elif every != 1 and self.subcommand == "fit":
+            raise ConfigurationError(
+                f"checkpoint.every_n_rounds = {every}, but no checkpoint is written, as trainer.enable_checkpointing = false; "
+                "leave one of them out"
+            )
         yield from standard_callbacks(self.resolved_config(), options, given)
 
     def resolved_config(self) -> dict[str, Any]:
@@ -202,10 +235,8 @@ class FederatedCLI(LightningCLI):
         return yaml.safe_load(text)
 
 
-def integer_seed(seed: bool | int | None) -> int:
-    """`seed_everything` as the experiment's seed, which must be a number: it keys every draw and stands in the record."""
-    if isinstance(seed, bool) or seed is None:
-        raise ConfigurationError(f"seed_everything must be a whole number, got {seed}")
+def seed_in_range(seed: int) -> int:
+    """`seed_everything` as the experiment's seed: it keys every draw and stands in the record."""
     if not 0 <= seed < 2**32:
         raise ConfigurationError(f"seed_everything must lie in [0, 2**32), got {seed}")
     return seed

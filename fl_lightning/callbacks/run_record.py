@@ -8,7 +8,6 @@ from typing import IO, Any
 
 import lightning as L
 import torch
-import yaml
 
 from fl_lightning.callbacks.digests import compare, config_sha256, experiment, weights_sha256
 from fl_lightning.callbacks.earlier import make_room
@@ -21,6 +20,7 @@ from fl_lightning.callbacks.trial import is_trial
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.federation import Federation
 from fl_lightning.files import TRAINING_LOCK, LockedError, RoundLines, take_lock, write_whole
+from fl_lightning.yaml_files import write_yaml
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ class RunRecord(L.Callback):
             make_room(trainer, self.config_hash)
             write_whole(folder / "metrics.jsonl", self.history.text)
             self.metrics = RoundLines(folder / "metrics.jsonl", afresh=False)
-            write_whole(folder / "config.yaml", yaml.safe_dump(self.config, sort_keys=False))
+            write_whole(folder / "config.yaml", write_yaml(self.config))
             self._write(trainer, federation, RUNNING)
         except LockedError:
             raise ConfigurationError(

@@ -1,0 +1,62 @@
+"""Values that YAML 1.1 and YAML 1.2 read differently, which nobody can have meant both ways.
+
+Our reader is one of YAML 1.1, with numbers such as `1e-3` added to it; people, editors and other tools go by YAML 1.2. `0100`
+is 64 to the one and 100 to the other, `1:40` is 100 or a text, `no` is false or a text. To choose would change what somebody's
+file means without a word, so such a value is refused.
+"""
+
+import math
+import re
+from typing import Any
+
+import yaml
+from jsonargparse import get_loader
+
+WORDS = {word: word in ("yes", "on") for word in ("yes", "no", "on", "off")}
+"""Words that are true or false to YAML 1.1 alone, in lower case."""
+
+NUMBER = r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
+"""A decimal number of YAML 1.2, whole or not."""
+
+BASED = {"0o": 8, "0x": 16}
+"""How numbers of YAML 1.2 begin that are not decimal, and their base."""
+
+
+def check_versions(node: yaml.ScalarNode) -> str | None:
+    """What is wrong with a value that is not in quotes, None if both versions of YAML read it alike.
+
+    >>> check_versions(yaml.compose("0100"))
+    "0100 is 64 to YAML 1.1 and 100 to YAML 1.2; write the one that is meant, a text in quotes: '0100'"
+    """
+    text = node.value
+    if node.style is not None or not (text[:1] in "+-.0123456789" and text or text.lower() in WORDS):
+        return None
+    old, new = get_loader("yaml")(text), as_version_1_2(text)
+    if type(old) is type(new) and (old == new or (isinstance(old, float) and math.isnan(old) and math.isnan(new))):
+        return None
+    return f"{text} is {named(old)} to YAML 1.1 and {named(new)} to YAML 1.2; write the one that is meant, a text in quotes: '{text}'"
+
+
+def as_version_1_2(text: str) -> Any:
+    """A value that begins like a number, or is one of `WORDS`, as YAML 1.2 reads it.
+
+    >>> [as_version_1_2(text) for text in ("0100", "0o17", "1:40", "-.5", "no")]
+    [100, 15, '1:40', -0.5, 'no']
+    """
+    if re.fullmatch(r"[-+]?[0-9]+", text):
+        return int(text)
+    if re.fullmatch("0o[0-7]+|0x[0-9a-fA-F]+", text):
+        return int(text[2:], BASED[text[:2]])
+    if re.fullmatch(NUMBER, text):
+        return float(text)
+    if re.fullmatch(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", text):
+        return float(text.replace(".", ""))
+    return text
+
+
+def named(value: Any) -> str:
+    """
+    >>> named(True), named(100), named("1:40")
+    ('true', '100', 'a text')
+    """
+    return "a text" if isinstance(value, str) else str(value).lower()
