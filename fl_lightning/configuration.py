@@ -69,11 +69,11 @@ class FederatedTrainer(L.Trainer):
         table.add_row("trainable parameters", f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,}")
         Console().print(table)
 
-    def show_attack(self, model: Federation, datamodule: FederatedDataModule, output: str = "attack.png") -> None:
+    def show_attack(self, model: Federation, datamodule: FederatedDataModule, output: str | None = None) -> None:
         """Show what the attacks do to data, without training: pictures in a PNG file, tables and tweets as text.
 
         Args:
-            output: the PNG file to write, where the task is one of pictures.
+            output: the PNG file to write, attack.png if none is given; of a task of pictures alone.
         """
         fetch_and_check(model, datamodule)
         malicious = model.cohort.malicious_clients(model.seed, len(datamodule.clients)).tolist()
@@ -163,6 +163,8 @@ class FederatedCLI(LightningCLI):
             raise ConfigurationError(f"{self.subcommand} needs --ckpt_path: a checkpoint, such as the last.ckpt of a run")
         if self.subcommand == "fit":
             check_folder(config.trainer.default_root_dir or ".", "trainer.default_root_dir")
+        if self.subcommand == "show-attack" and config.output is not None:
+            check_folder(Path(config.output).parent, "the folder of output")
         if path is not None:
             check_checkpoint(str(path))
         if self.subcommand in ("validate", "test") and path == "last":
@@ -235,8 +237,10 @@ class FederatedCLI(LightningCLI):
         return yaml.safe_load(text)
 
 
-def seed_in_range(seed: int) -> int:
+def seed_in_range(seed: int | None) -> int:
     """`seed_everything` as the experiment's seed: it keys every draw and stands in the record."""
+    if seed is None:
+        raise ConfigurationError("seed_everything must be a whole number, got None")
     if not 0 <= seed < 2**32:
         raise ConfigurationError(f"seed_everything must lie in [0, 2**32), got {seed}")
     return seed

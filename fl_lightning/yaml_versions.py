@@ -29,7 +29,7 @@ def check_versions(node: yaml.ScalarNode) -> str | None:
     "0100 is 64 to YAML 1.1 and 100 to YAML 1.2; write the one that is meant, a text in quotes: '0100'"
     """
     text = node.value
-    if node.style is not None or not (text[:1] in "+-.0123456789" and text or text.lower() in WORDS):
+    if node.style or not (text[:1] in "+-.0123456789" and text or text.lower() in WORDS):
         return None
     old, new = get_loader("yaml")(text), as_version_1_2(text)
     if type(old) is type(new) and (old == new or (isinstance(old, float) and math.isnan(old) and math.isnan(new))):
