@@ -10,6 +10,7 @@ import yaml
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.layers import check_empty, check_layer, check_names, shortened, shown
 from fl_lightning.yaml_files import Refused, load_yaml, read_yaml
+from fl_lightning.yaml_versions import as_version_1_2, check_text
 
 SEEDED = (("model", "seed"), ("data", "init_args", "seed"))
 """What `seed_everything` sets."""
@@ -41,8 +42,8 @@ def check_arguments(args: Sequence[str]) -> None:
             check_layer(value, name.lstrip("-"))
 
 
-def check_dropped(args: Sequence[str], config: Mapping[str, Any]) -> None:
-    """Raise for what a parser has dropped of the files among a command's arguments without a word.
+def check_reading(args: Sequence[str], config: Mapping[str, Any]) -> None:
+    """Raise for arguments that a parser has dropped without a word, or read as YAML 1.1 has them and nobody means them.
 
     Args:
         args: the command's arguments.
@@ -51,6 +52,20 @@ def check_dropped(args: Sequence[str], config: Mapping[str, Any]) -> None:
     for name, text in options(args):
         if name in CONFIG:
             check_empty(read_layer(text), config, "")
+            continue
+        wrong, read = check_text(text), option_value(config, name.lstrip("-").split("."))
+        if wrong is not None and isinstance(read, (bool, int, float)) and read != as_version_1_2(text):
+            raise ConfigurationError(f"{name.lstrip('-')}: {wrong}")
+
+
+def option_value(config: Any, place: Sequence[str]) -> Any:
+    """What an option was read as; options leave out `init_args`, and mean the last one of a list."""
+    if isinstance(config, list):
+        return option_value(config[-1], place) if config else None
+    if not place or not isinstance(config, Mapping):
+        return None if place else config
+    below = config if place[0] in config else config.get("init_args")
+    return option_value(below[place[0]], place[1:]) if isinstance(below, Mapping) and place[0] in below else None
 
 
 def check_seeds(args: Sequence[str]) -> None:

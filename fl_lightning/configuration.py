@@ -26,7 +26,7 @@ from rich.table import Table
 from fl_lightning import srun
 from fl_lightning.callbacks import LastCheckpoint
 from fl_lightning.class_settings import check_classes, named_classes, taken_out, with_settings
-from fl_lightning.command_checks import check_arguments, check_checkpoint, check_devices, check_dropped, check_folder
+from fl_lightning.command_checks import check_arguments, check_checkpoint, check_devices, check_reading, check_folder
 from fl_lightning.data import FederatedDataModule
 from fl_lightning.errors import ConfigurationError, folded
 from fl_lightning.federation import Federation
@@ -143,7 +143,7 @@ class FederatedCLI(LightningCLI):
         args, given = taken_out(args)
         check_arguments(args)
         self.config = parser.parse_args(args)
-        check_dropped(args, namespace_to_dict(self.config[self.config.subcommand]))
+        check_reading(args, namespace_to_dict(self.config[self.config.subcommand]))
         if given:
             config = self.resolved_config()
             check_classes(given, set(named_classes(config)))

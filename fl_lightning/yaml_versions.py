@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from jsonargparse import get_loader
 
-WORDS = {word: word in ("yes", "on") for word in ("yes", "no", "on", "off")}
+WORDS = ("yes", "no", "on", "off")
 """Words that are true or false to YAML 1.1 alone, in lower case."""
 
 NUMBER = r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
@@ -28,8 +28,12 @@ def check_versions(node: yaml.ScalarNode) -> str | None:
     >>> check_versions(yaml.compose("0100"))
     "0100 is 64 to YAML 1.1 and 100 to YAML 1.2; write the one that is meant, a text in quotes: '0100'"
     """
-    text = node.value
-    if node.style or not (text[:1] in "+-.0123456789" and text or text.lower() in WORDS):
+    return None if node.style else check_text(node.value)
+
+
+def check_text(text: str) -> str | None:
+    """The same for a text out of which YAML would make a value."""
+    if not (text and text[0] in "+-.0123456789") and text.lower() not in WORDS:
         return None
     old, new = get_loader("yaml")(text), as_version_1_2(text)
     if type(old) is type(new) and (old == new or (isinstance(old, float) and math.isnan(old) and math.isnan(new))):
