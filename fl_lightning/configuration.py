@@ -26,7 +26,7 @@ from rich.table import Table
 from fl_lightning import srun
 from fl_lightning.callbacks import LastCheckpoint
 from fl_lightning.class_settings import check_classes, named_classes, taken_out, with_settings
-from fl_lightning.command_checks import check_arguments, check_checkpoint, check_devices, check_reading, check_folder
+from fl_lightning.command_checks import check_arguments, check_checkpoint, check_devices, check_folder, check_reading
 from fl_lightning.data import FederatedDataModule
 from fl_lightning.errors import ConfigurationError, folded
 from fl_lightning.federation import Federation
@@ -131,7 +131,10 @@ class FederatedCLI(LightningCLI):
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Lightning's `--seed_everything` also takes true and false, by which a run could not be repeated."""
         parser.add_argument(
-            "--seed_everything", type=int, default=self.seed_everything_default, help="All draws are made from it, in [0, 2**32)."
+            "--seed_everything",
+            type=int,
+            default=self.seed_everything_default,
+            help="All draws are made from it, in [0, 2**32).",
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -216,7 +219,9 @@ class FederatedCLI(LightningCLI):
         for callback in given:
             if keys[callback.state_key] > 1:
                 name, number = type(callback).__name__, keys[callback.state_key]
-                raise ConfigurationError(f"trainer.callbacks: {name} is there {number} times, which a checkpoint cannot tell apart; name it once")
+                raise ConfigurationError(
+                    f"trainer.callbacks: {name} is there {number} times, which a checkpoint cannot tell apart; name it once"
+                )
             if type(callback) in STANDARD:
                 name = type(callback).__name__
                 raise ConfigurationError(f"trainer.callbacks names {name}, which every command has by itself; leave it out")

@@ -87,7 +87,9 @@ def show(data: FederatedDataModule, attacks: Sequence[Attack], malicious: Sequen
         print(f"wrote {output}")
         return
     if output is not None:
-        raise ConfigurationError(f"output = {output}, but {type(data).__name__} has no pictures: what attacks do is printed; leave it out")
+        raise ConfigurationError(
+            f"output = {output}, but {type(data).__name__} has no pictures: what attacks do is printed; leave it out"
+        )
     for strip in strips:
         if strip.title != CLEAN or not test.inputs.is_floating_point():  # a table says itself what was there before
             Console(markup=False).print(as_table(strip, classes, test))  # tweets may hold brackets

@@ -134,7 +134,7 @@ def as_argument(config: Any) -> str:
 
 
 class Dumper(yaml.SafeDumper):
-    """Writes names of an enumeration, which are defaults in Lightning, as text, and puts text in quotes that is a number to anybody.
+    """Writes names of an enumeration, which are defaults in Lightning, as text; puts text in quotes that anybody reads as a number.
 
     >>> yaml.dump({"a": "1e3", "b": "0o17", "c": "no", "d": "089"}, Dumper=Dumper, default_flow_style=True)
     "{a: '1e3', b: '0o17', c: 'no', d: '089'}\n"
