@@ -139,8 +139,8 @@ class FederatedCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(LastCheckpoint, "checkpoint")
-        parser.link_arguments("seed_everything", "model.seed", compute_fn=seed_in_range)
-        parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=seed_in_range)
+        parser.link_arguments("seed_everything", "model.seed", compute_fn=integer_seed)
+        parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=integer_seed)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         args, given = taken_out(args)
@@ -242,10 +242,10 @@ class FederatedCLI(LightningCLI):
         return yaml.safe_load(text)
 
 
-def seed_in_range(seed: int | None) -> int:
-    """`seed_everything` as the experiment's seed: it keys every draw and stands in the record."""
-    if seed is None:
-        raise ConfigurationError("seed_everything must be a whole number, got None")
+def integer_seed(seed: bool | int | None) -> int:
+    """`seed_everything` as the experiment's seed, which must be a number: it keys every draw and stands in the record."""
+    if isinstance(seed, bool) or seed is None:
+        raise ConfigurationError(f"seed_everything must be a whole number, got {seed}")
     if not 0 <= seed < 2**32:
         raise ConfigurationError(f"seed_everything must lie in [0, 2**32), got {seed}")
     return seed

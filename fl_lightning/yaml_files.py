@@ -39,15 +39,15 @@ class Refused(yaml.YAMLError):
     """
 
     def __init__(self, message: str, where: yaml.Node | yaml.Event) -> None:
-        super().__init__(f"line {where.start_mark.line + 1}: {message}")
+        super().__init__(f"line {where.start_mark.line + 1}: {message}")  # pyrefly: ignore[missing-attribute]
 
 
 def read_yaml(text: str) -> Any:
     """What a text in YAML says; `1e-3` is a number, which it is not in YAML 1.1, and dates are text.
 
     Raises:
-        yaml.YAMLError: it is not YAML; `Refused` if it is, but has a key twice in one mapping, aliases that never end, or a value
-            that YAML 1.1 and 1.2 read differently.
+        yaml.YAMLError: it is not YAML; `Refused` if it is, but has a key twice in one mapping, aliases that never end, or a
+            value that YAML 1.1 and 1.2 read differently.
 
     Example:
         >>> read_yaml("lr: 1e-3")
@@ -134,7 +134,7 @@ def as_argument(config: Any) -> str:
 
 
 class Dumper(yaml.SafeDumper):
-    """Writes names of an enumeration, which are defaults in Lightning, as text; puts text in quotes that anybody reads as a number.
+    """Writes names of an enumeration, which are defaults in Lightning, as text; quotes text that anybody reads as a number.
 
     >>> yaml.dump({"a": "1e3", "b": "0o17", "c": "no", "d": "089"}, Dumper=Dumper, default_flow_style=True)
     "{a: '1e3', b: '0o17', c: 'no', d: '089'}\n"

@@ -38,7 +38,8 @@ def check_text(text: str) -> str | None:
     old, new = get_loader("yaml")(text), as_version_1_2(text)
     if type(old) is type(new) and (old == new or (isinstance(old, float) and math.isnan(old) and math.isnan(new))):
         return None
-    return f"{text} is {named(old)} to YAML 1.1 and {named(new)} to YAML 1.2; write the one that is meant, a text in quotes: '{text}'"
+    readings = f"{text} is {named(old)} to YAML 1.1 and {named(new)} to YAML 1.2"
+    return f"{readings}; write the one that is meant, a text in quotes: '{text}'"
 
 
 def as_version_1_2(text: str) -> Any:
