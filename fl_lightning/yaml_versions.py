@@ -15,6 +15,9 @@ from jsonargparse import get_loader
 WORDS = ("yes", "no", "on", "off")
 """Words that are true or false to YAML 1.1 alone, in lower case."""
 
+MAY_DIFFER = r"[-+]?[.0-9]([-+.:\w]*\w|\.?)"
+"""What begins like a number and is one word."""
+
 NUMBER = r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
 """A decimal number of YAML 1.2, whole or not."""
 
@@ -33,7 +36,7 @@ def check_versions(node: yaml.ScalarNode) -> str | None:
 
 def check_text(text: str) -> str | None:
     """The same for a text out of which YAML would make a value."""
-    if not (text and text[0] in "+-.0123456789") and text.lower() not in WORDS:
+    if not re.fullmatch(MAY_DIFFER, text) and text.lower() not in WORDS:
         return None
     old, new = get_loader("yaml")(text), as_version_1_2(text)
     if type(old) is type(new) and (old == new or (isinstance(old, float) and math.isnan(old) and math.isnan(new))):
