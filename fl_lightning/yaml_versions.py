@@ -15,7 +15,7 @@ from jsonargparse import get_loader
 WORDS = ("yes", "no", "on", "off")
 """Words that are true or false to YAML 1.1 alone, in lower case."""
 
-MAY_DIFFER = r"[-+]?[.0-9]([-+.:\w]*\w|\.?)"
+MAY_DIFFER = r"[-+]?[.0-9]([-+.:\w]*[.\w])?"
 """What begins like a number and is one word."""
 
 NUMBER = r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
