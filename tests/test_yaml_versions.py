@@ -37,9 +37,9 @@ def test_a_value_with_two_meanings_is_refused_by_name_and_line(text):
     with pytest.raises(Refused, match=r"^line 3: a\.b: ") as refused:
         read_yaml(f"x: 1\na:\n  b: {text}")
     assert text in str(refused.value)
-    with pytest.raises(Refused, match="^line 1: "):
+    with pytest.raises(Refused, match=r"^line 1: "):
         read_yaml(f"{text}: 1")
-    with pytest.raises(Refused, match="^line 2: a: "):
+    with pytest.raises(Refused, match=r"^line 2: a: "):
         read_yaml(f"a: [\n{text}]")
 
 
