@@ -40,6 +40,7 @@ class LastCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
             save_on_train_epoch_end=True,
         )
+        self.every_n_rounds = every_n_rounds
         self.pair: Pair | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

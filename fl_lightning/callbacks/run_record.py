@@ -8,7 +8,6 @@ from typing import IO, Any
 
 import lightning as L
 import torch
-import yaml
 
 from fl_lightning.callbacks.digests import compare, config_sha256, experiment, weights_sha256
 from fl_lightning.callbacks.earlier import make_room, prepare
@@ -23,6 +22,7 @@ from fl_lightning.federation import Federation
 from fl_lightning.files import TRAINING_LOCK, LockedError, RoundLines, take_lock, write_whole, written_together
 from fl_lightning.replacing import StorageError, is_file_of
 from fl_lightning.sealed import sealed, with_digest
+from fl_lightning.yaml_files import write_yaml
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ class RunRecord(L.Callback):
             self._lock = take_lock(folder / TRAINING_LOCK, patience=2.0)
             prepare(folder)
             first = {
-                "config.yaml": with_digest(yaml.safe_dump(self.config, sort_keys=False)),
+                "config.yaml": with_digest(write_yaml(self.config)),
                 "run.json": text(self._record(trainer, federation, RUNNING)),
                 "metrics.jsonl": self.history.text,
             }
