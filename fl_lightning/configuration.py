@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import lightning as L
 import yaml
-from jsonargparse import Namespace, namespace_to_dict
+from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.environments import ClusterEnvironment, LightningEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -147,14 +147,14 @@ class FederatedCLI(LightningCLI):
         args, given = taken_out(args)
         check_arguments(args)
         self.config = parser.parse_args(args)
-        check_reading(args, namespace_to_dict(self.config[self.config.subcommand]))
+        check_reading(args, self.config[self.config.subcommand].clone().as_dict())
         if given:
             config = self.resolved_config()
             check_classes(given, set(named_classes(config)))
             config = with_settings(config, given)
             check_layer(config, "")
             self.config = parser.parse_args([self.config.subcommand, "--config", as_argument(config)])
-        check_read(namespace_to_dict(self.config[self.config.subcommand]))
+        check_read(self.config[self.config.subcommand].clone().as_dict())
 
     def _parse_ckpt_path(self) -> None:
         """Settings come from the configuration alone, never from a checkpoint, which would be read here a first time."""
