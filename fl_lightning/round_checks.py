@@ -15,7 +15,8 @@ from fl_lightning.client_checks import check_client
 from fl_lightning.cohort import CohortSampler
 from fl_lightning.data.module import FederatedDataModule
 from fl_lightning.errors import ConfigurationError
-from fl_lightning.local_training import LocalTraining, read_optimizers
+from fl_lightning.local_optimizers import read_optimizers
+from fl_lightning.local_training import LocalTraining
 from fl_lightning.prediction import check_predictions
 from fl_lightning.server_optimizer import check_server_optimizer
 from fl_lightning.updates.layout import parameter_layout
