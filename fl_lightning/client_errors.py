@@ -34,10 +34,6 @@ class blamed:  # noqa: N801  used as a function; a generator would take longer t
 
     Raises:
         ConfigurationError: in place of an error that one of `MISTAKES` stands for.
-
-    Example:
-        >>> with blamed(trainer):
-        ...     loss.backward()
     """
 
     __slots__ = ("trainer",)
