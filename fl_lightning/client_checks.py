@@ -23,7 +23,9 @@ from fl_lightning.data.base import Samples
 from fl_lightning.errors import ConfigurationError, folded
 from fl_lightning.hooks import uncalled_hooks
 from fl_lightning.lightning_modules import ClientModule, overrides
-from fl_lightning.local_training import LocalScheduler, LocalTraining, configured, epoch_parts
+from fl_lightning.local_batches import epoch_parts
+from fl_lightning.local_optimizers import LocalScheduler, configured
+from fl_lightning.local_training import LocalTraining
 from fl_lightning.prediction import predict
 from fl_lightning.undisturbed import undisturbed
 

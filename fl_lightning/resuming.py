@@ -11,7 +11,7 @@ import logging
 import os
 import pickle
 import shlex
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,33 @@ def parts(entry: Any, path: Any, start: int, stop: int, rank: int, world: int) -
         return sharded_state.read(entry, path, start, stop, rank, world)
     except DamagedError as error:
         raise ConfigurationError(f"{error}; {advice(Path(path))}") from error
+
+
+def record_of(checkpoint: Mapping[str, Any], seed: int, rounds: int | None) -> dict[str, Any]:
+    """What a federation wrote into a checkpoint, if it can go on from there.
+
+    Args:
+        checkpoint: as it was loaded.
+        seed: the experiment's.
+        rounds: how many there are to be; None or a negative number for no end.
+
+    Raises:
+        ConfigurationError: it is no federation's, of another seed, or of a later round.
+    """
+    record = checkpoint.get("federation")
+    if record is None:
+        raise ConfigurationError("the checkpoint is not one of a federation; give the last.ckpt of a run")
+    if record["seed"] != seed:
+        raise ConfigurationError(
+            f"the checkpoint was written with seed {record['seed']}, this run has seed {seed}; resume with the same"
+        )
+    done = checkpoint["global_step"]
+    if rounds is not None and 0 <= rounds < done:
+        raise ConfigurationError(
+            f"trainer.max_epochs, the number of rounds, is {rounds}, and the checkpoint is of round {done}; give {done} or "
+            "more, or an earlier checkpoint"
+        )
+    return record
 
 
 def remote(path: Any) -> bool:
