@@ -6,6 +6,7 @@ import inspect
 import re
 from collections import Counter
 from dataclasses import dataclass, field
+from pkgutil import resolve_name
 from typing import Any
 
 import docstring_parser
@@ -79,16 +80,24 @@ class Entry:
         return list(dict.fromkeys(ADDRESS.findall(" ".join(self.papers))))
 
 
-def in_short(value: Any) -> str:
-    """A value as YAML has it on one line; of a class its name.
+def in_short(value: Any, whole: bool = False) -> str:
+    """A value as YAML has it on one line: of a class its name and settings, of other mappings no more than braces.
 
-    >>> in_short(None), in_short(True), in_short((1, 2)), in_short({"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}})
-    ('null', 'true', '[1, 2]', 'SGD(lr=0.1)')
+    Args:
+        value: plain data.
+        whole: whether mappings are shown too.
+
+    Example:
+        >>> in_short(None), in_short([1, 2]), in_short({"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}})
+        ('null', '[1, 2]', 'SGD(lr=0.1)')
+        >>> in_short({"a": 1}), in_short({"a": 1}, whole=True)
+        ('{...}', '{a: 1}')
     """
     if isinstance(value, dict) and "class_path" in value:
-        settings = ", ".join(f"{key}={in_short(each)}" for key, each in value.get("init_args", {}).items())
+        settings = ", ".join(f"{key}={in_short(each, whole)}" for key, each in value.get("init_args", {}).items())
         return f"{value['class_path'].rpartition('.')[2]}({settings})"
-    value = list(value) if isinstance(value, tuple) else value
+    if isinstance(value, dict) and not whole:
+        return "{...}"
     return yaml.safe_dump(value, default_flow_style=True, width=10**6, sort_keys=False).removesuffix("...\n").strip()
 
 
@@ -113,7 +122,7 @@ def entry(kind: Kind, cls: type, alone: bool = False) -> Entry:
     return Entry(
         kind=kind.one,
         name=cls.__name__,
-        about=first_sentence(of_file if alone else text).removeprefix(f"{cls.__name__}: "),
+        about=upper_first(first_sentence(of_file if alone else text).removeprefix(f"{cls.__name__}: ")),
         place=f"{cls.__module__}.{cls.__qualname__}",
         text=re.sub(r"\n{3,}", "\n\n", ARGUMENTS.sub("", text)).strip(),
         arguments=listed,
@@ -130,6 +139,14 @@ def first_sentence(text: str) -> str:
     return re.split(r"(?<=[a-z0-9)`]\.) (?=[A-Z])", folded(text.split("\n\n")[0]))[0]
 
 
+def upper_first(text: str) -> str:
+    """
+    >>> upper_first("the mean of CNNs")
+    'The mean of CNNs'
+    """
+    return text[:1].upper() + text[1:]
+
+
 def arguments(cls: type) -> list[Argument]:
     """The arguments of a class's constructor, as a configuration can give them."""
     parser = ArgumentParser(exit_on_error=False)
@@ -142,11 +159,29 @@ def arguments(cls: type) -> list[Argument]:
             name=name,
             type=type_name(parameter.annotation),
             required=parameter.default is parameter.empty,
-            default=defaults.get(name),
+            default=without_defaults(defaults.get(name)),
             about=said.get(name, ""),
         )
         for name, parameter in inspect.signature(cls, eval_str=True).parameters.items()
     ]
+
+
+def without_defaults(value: Any) -> Any:
+    """A class in a configuration without the settings that it has anyway, as the parser spells out all of them.
+
+    >>> without_defaults({"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1, "momentum": 0.9, "dampening": 0.0}})
+    {'class_path': 'torch.optim.SGD', 'init_args': {'lr': 0.1, 'momentum': 0.9}}
+    """
+    if not isinstance(value, dict) or "class_path" not in value:
+        return value
+    own = inspect.signature(resolve_name(value["class_path"])).parameters
+    changed = {name: each for name, each in value.get("init_args", {}).items() if each != as_read(own[name].default)}
+    return {"class_path": value["class_path"], **({"init_args": changed} if changed else {})}
+
+
+def as_read(value: Any) -> Any:
+    """A value as a file of settings has it."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def type_name(annotation: Any) -> str:

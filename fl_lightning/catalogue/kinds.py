@@ -32,7 +32,7 @@ class Kind:
         about: what it is for.
         package: what exports the classes.
         base: the class that they all are of, which is not listed itself.
-        place: from a class and its node to the part of a configuration that names it; None where nothing can.
+        place: from a class's node to the part of a configuration that names it; None where nothing can.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Kind:
     about: str
     package: ModuleType
     base: type
-    place: Callable[[type, Node], Node | None]
+    place: Callable[[Node], Node | None]
 
     def classes(self) -> list[type]:
         """All classes of this kind that its package exports, by name."""
@@ -49,14 +49,14 @@ class Kind:
         return sorted(found, key=lambda cls: cls.__name__.lower())
 
 
-def place_callback(cls: type, node: Node) -> Node | None:
+def place_callback(node: Node) -> Node | None:
     """Callbacks that every command has by itself are refused in a list; the one with settings has a key of its own."""
-    if cls is LastCheckpoint:
+    if node["class_path"] == LastCheckpoint.__name__:
         return {"checkpoint": node["init_args"]}
-    return None if cls in STANDARD else {"trainer": {"callbacks": [node]}}
+    return None if node["class_path"] in {cls.__name__ for cls in STANDARD} else {"trainer": {"callbacks": [node]}}
 
 
-def place_pool(cls: type, node: Node) -> Node:
+def place_pool(node: Node) -> Node:
     """Pools belong to the edge-case attack."""
     return {"model": {"attacks": [{"class_path": EdgeCase.__name__, "init_args": {"pool": node}}]}}
 
@@ -68,7 +68,7 @@ KINDS = (
         "how the server makes one update of the clients' (model.aggregator)",
         aggregators,
         Aggregator,
-        lambda cls, node: {"model": {"aggregator": node}},
+        lambda node: {"model": {"aggregator": node}},
     ),
     Kind(
         "attacks",
@@ -76,7 +76,7 @@ KINDS = (
         "what malicious clients do; several compose as a list (model.attacks)",
         attacks,
         Attack,
-        lambda cls, node: {"model": {"attacks": [node]}},
+        lambda node: {"model": {"attacks": [node]}},
     ),
     Kind("pools", "pool", "rare inputs for the attack EdgeCase (its pool)", data, EdgePool, place_pool),
     Kind(
@@ -85,7 +85,7 @@ KINDS = (
         "data sets with what they are evaluated on (data)",
         data,
         FederatedDataModule,
-        lambda cls, node: {"data": node},
+        lambda node: {"data": node},
     ),
     Kind(
         "partitions",
@@ -93,7 +93,7 @@ KINDS = (
         "how samples are dealt out to clients (data.init_args.partition)",
         data,
         Partition,
-        lambda cls, node: {"data": {"init_args": {"partition": node}}},
+        lambda node: {"data": {"init_args": {"partition": node}}},
     ),
     Kind(
         "models",
@@ -101,7 +101,7 @@ KINDS = (
         "networks of clients; any LightningModule of yours is one (model.client)",
         models,
         Classifier,
-        lambda cls, node: {"model": {"client": node}},
+        lambda node: {"model": {"client": node}},
     ),
     Kind(
         "callbacks",

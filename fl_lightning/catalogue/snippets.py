@@ -30,7 +30,7 @@ def snippet(kind: Kind, cls: type, defaults: Mapping[str, Any]) -> str:
     required = [name for name in inspect.signature(cls).parameters if name not in defaults]
     given = {name: value for name, value in example(cls, required).items() if name in required}
     settings = given | {name: value for name, value in defaults.items() if value is not None and name not in SET_ELSEWHERE}
-    placed = kind.place(cls, {"class_path": cls.__name__, **({"init_args": settings} if settings else {})})
+    placed = kind.place({"class_path": cls.__name__, **({"init_args": settings} if settings else {})})
     return "" if placed is None else yaml.safe_dump(placed, sort_keys=False, allow_unicode=True, width=100)
 
 

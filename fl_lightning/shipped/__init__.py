@@ -6,8 +6,8 @@ their place. Any module may import these paths; this file is all there is to rea
 
 from pathlib import Path
 
-CONFIGS = Path(__file__).parent / "configs"
+CONFIGS = (Path(__file__).parent / "configs").resolve()
 """The folder of configurations, with the sweeps in `sweeps/`."""
 
-LAUNCH = Path(__file__).parent / "launch"
+LAUNCH = (Path(__file__).parent / "launch").resolve()
 """The folder of scripts for torchrun and SLURM."""

@@ -24,7 +24,9 @@ AT_ONCE = 2**16
 def all_finite(*tensors: Tensor) -> bool:
     """Whether no entry is NaN or infinite. Both survive in a sum, so that one pass, and one look, is enough where none is."""
     sums = [tensor.sum() for tensor in tensors]
-    if sums and math.isfinite(sums[0].item() if len(sums) == 1 else torch.stack([total.float() for total in sums]).sum().item()):
+    if sums and math.isfinite(
+        sums[0].item() if len(sums) == 1 else torch.stack([total.float() for total in sums]).sum().item()
+    ):
         return True
     return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
