@@ -39,8 +39,8 @@ T = TypeVar("T")
 
 FURTHER = (
     "Further commands, each with a --help of its own: list, init, sweep, report, analyse. For all of them: --traceback shows "
-    "where an error came from. For these: --with CLASS.SETTING=VALUE is a setting of a class wherever a configuration names it, "
-    "such as --with CIFAR10.path=data/cifar10."
+    "where an error came from. For these: --with CLASS.SETTING=VALUE is a setting of a class wherever a configuration names "
+    "it, such as --with CIFAR10.path=data/cifar10."
 )
 
 
