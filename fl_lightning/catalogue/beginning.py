@@ -20,8 +20,7 @@ def init(args: Sequence[str]) -> None:
     Raises:
         ConfigurationError: there is something in the folder already, or it is a file.
 
-    Example:
-        >>> init(["demo"])
+    Example: `fl-lightning init demo`.
     """
     parser = Parser(
         prog="fl-lightning init",

@@ -31,8 +31,7 @@ def show(args: Sequence[str]) -> None:
     Raises:
         ConfigurationError: there is no such kind or name.
 
-    Example:
-        >>> show(["models"])
+    Example: `fl-lightning list`, `fl-lightning list rules`, `fl-lightning list rules Krum`, `fl-lightning list attacks --json`.
     """
     parser = Parser(
         prog="fl-lightning list",
