@@ -152,8 +152,10 @@ def arguments(cls: type) -> list[Argument]:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(cls)
     defaults = yaml.safe_load(parser.dump(parser.get_defaults(), skip_validation=True)) or {}
-    parsed = docstring_parser.parse(inspect.getdoc(cls) or "", DocstringStyle.GOOGLE)
-    said = {each.arg_name: folded(each.description) for each in parsed.params}
+    said: dict[str, str] = {}
+    for base in reversed(cls.__mro__):  # a class says of what it inherits only what differs
+        parsed = docstring_parser.parse(base.__doc__ or "", DocstringStyle.GOOGLE)
+        said |= {each.arg_name: folded(each.description) for each in parsed.params}
     return [
         Argument(
             name=name,
