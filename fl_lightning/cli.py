@@ -27,6 +27,7 @@ COMMANDS = {
     "analyse": "fl_lightning.analysis.command.analyse",
     "list": "fl_lightning.catalogue.command.show",
     "init": "fl_lightning.catalogue.beginning.init",
+    "completion": "fl_lightning.catalogue.completion.completion",
 }
 """Commands that are not Lightning's, with their functions, whose modules a run has no need to import."""
 

@@ -67,22 +67,23 @@ def test_a_snippet_parses(case):
     kind, found = case
     Path("snippet.yaml").write_text(found.yaml)
     config = resolve(["fit", "--config", str(CONFIGS / "quickstart.yaml"), "--config", "snippet.yaml"])
-    place = {
-        "rules": config["model"]["aggregator"],
-        "attacks": (config["model"]["attacks"] or [None])[0],
-        "pools": ((config["model"]["attacks"] or [{}])[0].get("init_args") or {}).get("pool"),
-        "tasks": config["data"],
-        "partitions": config["data"]["init_args"]["partition"],
-        "models": config["model"]["client"],
-        "callbacks": (config["trainer"]["callbacks"] or [None])[0],
-    }[kind]
     if found.name == "LastCheckpoint":
         assert config["checkpoint"] == {"every_n_rounds": 1}
         return
-    assert place["class_path"].rpartition(".")[2] == found.name
+    where = {
+        "rules": lambda: config["model"]["aggregator"],
+        "attacks": lambda: config["model"]["attacks"][0],
+        "pools": lambda: config["model"]["attacks"][0]["init_args"]["pool"],
+        "tasks": lambda: config["data"],
+        "partitions": lambda: config["data"]["init_args"]["partition"],
+        "models": lambda: config["model"]["client"],
+        "callbacks": lambda: config["trainer"]["callbacks"][0],
+    }
+    read = where[kind]()
+    assert read["class_path"].rpartition(".")[2] == found.name
     for each in found.arguments:
         if not each.required and each.name != "seed" and isinstance(each.default, (int, float, str)):
-            assert place["init_args"][each.name] == each.default
+            assert read["init_args"][each.name] == each.default
 
 
 def test_only_what_every_command_has_by_itself_has_no_snippet():
