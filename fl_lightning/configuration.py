@@ -38,7 +38,7 @@ from fl_lightning.yaml_files import MODE, as_argument
 T = TypeVar("T")
 
 FURTHER = (
-    "Further commands, each with a --help of its own: list, init, sweep, report, analyse, completion. For all of them: "
+    "Further commands, each with a --help of its own: sweep, report, analyse, list, init, completion. For all of them: "
     "--traceback shows where an error came from. For these: --with CLASS.SETTING=VALUE is a setting of a class wherever a "
     "configuration names it, such as --with CIFAR10.path=data/cifar10."
 )

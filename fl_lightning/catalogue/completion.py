@@ -5,6 +5,7 @@ does the work there too, is given a plain parser of the same names, in which cla
 """
 
 import argparse
+import importlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -53,7 +54,7 @@ def completion(args: Sequence[str]) -> None:
     parser.add_argument("shell", choices=SHELLS)
     shell = parser.parse_args(args).shell
     try:
-        import shtab
+        shtab = importlib.import_module("shtab")
     except ImportError as error:
         raise ConfigurationError("completion needs the package shtab: pip install shtab") from error
     print(shtab.complete(names(file=shtab.FILE, folder=shtab.DIRECTORY), shell))
