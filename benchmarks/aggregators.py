@@ -18,7 +18,7 @@ from benchmarks.common import alternate, emit, peak_bytes, significant, summary,
 from benchmarks.plain_loop import sorted_trimmed_mean
 from fl_lightning import aggregators
 from fl_lightning.aggregators import Aggregator, Bucketing, Invariant, MeanVarianceRatio, NearestNeighborMixing, TrimmedMean
-from fl_lightning.heap import keep_freed_memory
+from fl_lightning.machine.heap import keep_freed_memory
 from fl_lightning.updates import UpdateShard
 from fl_lightning.updates.trimming import COMPILED_ROWS
 

@@ -34,7 +34,7 @@ from fl_lightning import CohortSampler, FederatedDataModule, Federation, LocalTr
 from fl_lightning.aggregators import Invariant
 from fl_lightning.cli import quiet
 from fl_lightning.data import IID, TensorSamples
-from fl_lightning.footprint import Footprint, owned, readable
+from fl_lightning.machine.footprint import Footprint, owned, readable
 from fl_lightning.models import MLP, ResNet18
 from fl_lightning.updates import Exchange, UpdateShard
 from fl_lightning.updates.blocks import block_size

@@ -1,4 +1,4 @@
-"""Most memory that a rank holds in a round, against what `fl_lightning.footprint` says before it, and against law 3.
+"""Most memory that a rank holds in a round, against what `fl_lightning.machine.footprint` says before it, and against law 3.
 
     OMP_NUM_THREADS=1 torchrun --standalone --nproc-per-node 2 -m benchmarks.memory
     OMP_NUM_THREADS=1 python -m benchmarks.memory
@@ -28,7 +28,7 @@ from torch import Tensor
 from benchmarks.common import emit, significant, synchronize
 from fl_lightning.aggregators import Aggregator, Invariant, Krum
 from fl_lightning.errors import ConfigurationError
-from fl_lightning.footprint import MEBIBYTE, Footprint, available_bytes, check_fits
+from fl_lightning.machine.footprint import MEBIBYTE, Footprint, available_bytes, check_fits
 from fl_lightning.updates import Exchange
 from fl_lightning.updates.blocks import block_size
 from fl_lightning.updates.exchange import BUCKET_BYTES, LocalUpdates

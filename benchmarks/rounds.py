@@ -24,12 +24,13 @@ from torch import Tensor
 
 from benchmarks.common import alternate, emit, significant, summary, synchronize
 from benchmarks.plain_loop import flat, plain_rounds, sorted_invariant, weighted_mean
-from fl_lightning import CohortSampler, FederatedDataModule, Federation, LocalTraining, executors
+from fl_lightning import CohortSampler, FederatedDataModule, Federation, LocalTraining
 from fl_lightning.aggregators import FedAvg, Invariant
 from fl_lightning.cli import quiet
 from fl_lightning.data import IID, Dirichlet, Partition, Phishing, TensorSamples
 from fl_lightning.models import CNN, MLP, Classifier, ResNet18
 from fl_lightning.seeding import generator
+from fl_lightning.training import executor as executors
 from fl_lightning.updates import parameter_layout
 
 SEED = 0

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from fl_lightning.data import FederatedDataModule
     from fl_lightning.errors import ConfigurationError
     from fl_lightning.federation import Federation
-    from fl_lightning.local_training import LocalTraining
+    from fl_lightning.machine.strategy import FederatedStrategy
     from fl_lightning.simulation import Simulation
-    from fl_lightning.strategy import FederatedStrategy
+    from fl_lightning.training.local_training import LocalTraining
 
 __version__ = "0.2.0"  # the one place; pyproject.toml reads it from here
 
@@ -49,9 +49,9 @@ _HOMES = {
     "CohortSampler": "cohort",
     "ConfigurationError": "errors",
     "FederatedDataModule": "data",
-    "FederatedStrategy": "strategy",
+    "FederatedStrategy": "machine.strategy",
     "Federation": "federation",
-    "LocalTraining": "local_training",
+    "LocalTraining": "training.local_training",
     "Simulation": "simulation",
 }
 

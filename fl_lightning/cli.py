@@ -18,9 +18,9 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from fl_lightning.callbacks.standard import quiet
 from fl_lightning.configuration import FederatedCLI, configuration_error
 from fl_lightning.errors import ConfigurationError, folded, nearest, noted
-from fl_lightning.trainers import quiet
 
 COMMANDS = {
     "sweep": "fl_lightning.experiments.command.sweep",

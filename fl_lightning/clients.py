@@ -19,20 +19,20 @@ from torch import Tensor
 from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.aggregators.mixing import Mixing
 from fl_lightning.attacks.base import Attack, Attacker, Broadcast
-from fl_lightning.branched_training import Averages, BranchedTraining
-from fl_lightning.client_steps import is_recordable
 from fl_lightning.cohort import Cohort, assign_owners
-from fl_lightning.copying import copy_each
 from fl_lightning.data.base import Samples, TensorSamples
 from fl_lightning.data.module import FederatedDataModule
-from fl_lightning.executors import LocalExecutor, adds_in_any_order
-from fl_lightning.local_round import LocalRound, overrides
-from fl_lightning.local_training import LocalTraining, NotTogetherError
-from fl_lightning.own_sources import OwnSources
-from fl_lightning.recorded_steps import Held
+from fl_lightning.modules.structure import Structure
 from fl_lightning.seeding import derive_seed, generator, seed_global_generators
-from fl_lightning.stacked_training import StackedTraining
-from fl_lightning.structure import Structure
+from fl_lightning.training.branched_training import Averages, BranchedTraining
+from fl_lightning.training.client_steps import is_recordable
+from fl_lightning.training.executor import LocalExecutor, adds_in_any_order
+from fl_lightning.training.local_round import LocalRound, overrides
+from fl_lightning.training.local_training import LocalTraining, NotTogetherError
+from fl_lightning.training.own_sources import OwnSources
+from fl_lightning.training.recorded_steps import Held
+from fl_lightning.training.stacked_training import StackedTraining
+from fl_lightning.updates.copying import copy_each
 from fl_lightning.updates.exchange import Exchange, LocalUpdates
 from fl_lightning.updates.layout import Layout, Snapshot
 

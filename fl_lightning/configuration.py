@@ -23,22 +23,23 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from rich.console import Console
 from rich.table import Table
 
-from fl_lightning import __version__, srun
+from fl_lightning import __version__
+from fl_lightning.attacks.show_attack import show
 from fl_lightning.callbacks import LastCheckpoint
-from fl_lightning.class_settings import check_classes, named_classes, taken_out, with_settings
-from fl_lightning.command_checks import check_arguments, check_checkpoint, check_devices, check_folder, check_reading
+from fl_lightning.callbacks.standard import STANDARD, TRAINER_DEFAULTS, standard_callbacks, standard_loggers
+from fl_lightning.checkpoints.resuming import newest
 from fl_lightning.data import FederatedDataModule
 from fl_lightning.errors import ConfigurationError, folded
 from fl_lightning.federation import Federation
-from fl_lightning.given_classes import check_read, refused_by_its_class
-from fl_lightning.layers import check_layer
-from fl_lightning.parser import Parser
-from fl_lightning.resuming import newest
-from fl_lightning.show_attack import show
-from fl_lightning.srun import SrunEnvironment
-from fl_lightning.trainer_options import NEED_A_LOGGER, check_twice
-from fl_lightning.trainers import STANDARD, TRAINER_DEFAULTS, standard_callbacks, standard_loggers
-from fl_lightning.yaml_files import MODE, as_argument
+from fl_lightning.files.yaml_files import MODE, as_argument
+from fl_lightning.machine import srun
+from fl_lightning.machine.srun import SrunEnvironment
+from fl_lightning.options.class_settings import check_classes, named_classes, taken_out, with_settings
+from fl_lightning.options.command_checks import check_arguments, check_checkpoint, check_devices, check_folder, check_reading
+from fl_lightning.options.given_classes import check_read, refused_by_its_class
+from fl_lightning.options.layers import check_layer
+from fl_lightning.options.parser import Parser
+from fl_lightning.options.trainer_options import NEED_A_LOGGER, check_twice
 
 T = TypeVar("T")
 

@@ -22,34 +22,34 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fl_lightning import resuming, sharded_state
 from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.attacks.base import Attack, Broadcast, Knowledge, stamp_evaluation
 from fl_lightning.checked import made_of, maker, one_of, shown, whole
-from fl_lightning.client_checks import check_kind
-from fl_lightning.client_logs import average_logs
+from fl_lightning.checkpoints import resuming, sharded_state
+from fl_lightning.checkpoints.trained import Loadable, weights_for
 from fl_lightning.clients import Clients
 from fl_lightning.cohort import CohortSampler
 from fl_lightning.data.alike import to_be_alike
 from fl_lightning.data.module import FederatedDataModule
 from fl_lightning.errors import ConfigurationError
-from fl_lightning.exclusion import exclude_nonfinite
-from fl_lightning.fresh_memory import unfilled
-from fl_lightning.last_round import Evaluations
-from fl_lightning.lightning_modules import ClientModule, attach
-from fl_lightning.local_training import LocalTraining
-from fl_lightning.monitors import check_logged, check_monitors
-from fl_lightning.prediction import class_probabilities, predict, predicted_classes
-from fl_lightning.remarks import remark
+from fl_lightning.machine.fresh_memory import unfilled
+from fl_lightning.machine.strategy import FederatedStrategy
+from fl_lightning.modules.lightning_modules import ClientModule, attach
+from fl_lightning.modules.undisturbed import Undisturbed
+from fl_lightning.options.monitors import check_logged, check_monitors
+from fl_lightning.options.remarks import remark
+from fl_lightning.options.trainer_options import check_trainer, make_trial
 from fl_lightning.resources import Compile, compiling_pays, prepare_memory
-from fl_lightning.round_checks import check_evaluation, check_not_compiled, check_round
 from fl_lightning.seeding import drawn_by_chance, warn_of_chance
-from fl_lightning.server_step import take_step
-from fl_lightning.strategy import FederatedStrategy
-from fl_lightning.taken_names import WatchedNames
-from fl_lightning.trained import Loadable, weights_for
-from fl_lightning.trainer_options import check_trainer, make_trial
-from fl_lightning.undisturbed import Undisturbed
+from fl_lightning.server.exclusion import exclude_nonfinite
+from fl_lightning.server.last_round import Evaluations
+from fl_lightning.server.round_checks import check_evaluation, check_not_compiled, check_round
+from fl_lightning.server.step import take_step
+from fl_lightning.server.taken_names import WatchedNames
+from fl_lightning.training.client_checks import check_kind
+from fl_lightning.training.client_logs import average_logs
+from fl_lightning.training.local_training import LocalTraining
+from fl_lightning.training.prediction import class_probabilities, predict, predicted_classes
 from fl_lightning.updates.agreement import check_agreement, check_same_data
 from fl_lightning.updates.exchange import BUCKET_BYTES, Exchange
 from fl_lightning.updates.layout import buffer_layout, clamp_variances, named_state, parameter_layout

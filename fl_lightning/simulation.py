@@ -30,16 +30,16 @@ from torch.nn.parameter import is_lazy
 from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.attacks.base import Attack
 from fl_lightning.callbacks import LastCheckpoint
+from fl_lightning.callbacks.standard import TRAINER_DEFAULTS, quietly, standard_callbacks, standard_loggers
 from fl_lightning.checked import shown
 from fl_lightning.cohort import CohortSampler
 from fl_lightning.configuration import as_launched, integer_seed, plainly
 from fl_lightning.data.module import FederatedDataModule, Task
-from fl_lightning.described import describe, optimizer_of, path
 from fl_lightning.errors import ConfigurationError, folded, in_one_line, nearest
 from fl_lightning.federation import Federation
-from fl_lightning.files import read_json, read_lines
-from fl_lightning.trainer_options import check_twice
-from fl_lightning.trainers import TRAINER_DEFAULTS, quietly, standard_callbacks, standard_loggers
+from fl_lightning.files.run_files import read_json, read_lines
+from fl_lightning.options.described import describe, optimizer_of, path
+from fl_lightning.options.trainer_options import check_twice
 
 T = TypeVar("T")
 

@@ -8,7 +8,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, also 
 import pytest
 import torch
 
-import fl_lightning.strategy  # noqa: F401  registers strategy="federated"
+import fl_lightning.machine.strategy  # noqa: F401  registers strategy="federated"
 
 torch.set_num_threads(1)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fl_lightning import recordings
+from fl_lightning.training import recordings
 
 
 class Stream:

@@ -15,7 +15,7 @@ import yaml
 
 from fl_lightning.cli import main
 from fl_lightning.configuration import launched
-from fl_lightning.files import read_lines
+from fl_lightning.files.run_files import read_lines
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")

@@ -285,7 +285,7 @@ def test_rows_arrive_where_they_are_wanted(world):
 
 
 def test_a_checkpoint_that_goes_takes_its_parts_along(tmp_path):
-    from fl_lightning import sharded_state
+    from fl_lightning.checkpoints import sharded_state
 
     path = Path(tmp_path) / "a.ckpt"
     checkpoint = {"global_step": 7, sharded_state.KEY: {"start": 0, "coordinates": {}, "clients": {}}}

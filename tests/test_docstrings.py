@@ -21,7 +21,7 @@ WITH_FILES = {
     "fl_lightning.data.phishing_table.PhishingTable",
     "fl_lightning.data.twitter.Twitter",
     "fl_lightning.simulation.Simulation",  # trains, and prints more
-    "fl_lightning.trained.Loadable.load",  # of a run
+    "fl_lightning.checkpoints.trained.Loadable.load",  # of a run
 }
 
 

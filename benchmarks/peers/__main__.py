@@ -35,7 +35,7 @@ from benchmarks.rounds import BATCH_SIZE, SEED, Case
 from fl_lightning.aggregators import RFA, Aggregator, Invariant, Krum, Median, MultiKrum, TrimmedMean
 from fl_lightning.cli import quiet
 from fl_lightning.data import IID, FederatedDataModule, TensorSamples
-from fl_lightning.heap import keep_freed_memory
+from fl_lightning.machine.heap import keep_freed_memory
 from fl_lightning.models import CNN, MLP, Classifier
 from fl_lightning.seeding import generator
 from fl_lightning.updates import UpdateShard

@@ -1,4 +1,8 @@
-"""Server rules, one file each."""
+"""Server rules, one file each.
+
+A rule may import `updates`, `data`, `models`, `modules` and what lies below, never an attack, and knows neither clients nor
+ranks. Read `base.py` first, then `invariant.py`, the paper's.
+"""
 
 from fl_lightning.aggregators.and_mask import AndMask
 from fl_lightning.aggregators.base import Aggregator

@@ -22,7 +22,7 @@ from fl_lightning.aggregators.trigger_hardening import Hardening, TriggerMemory,
 from fl_lightning.aggregators.trigger_inversion import TriggerInversion, input_shape
 from fl_lightning.data.base import Samples
 from fl_lightning.errors import ConfigurationError
-from fl_lightning.outputs import class_logits
+from fl_lightning.modules.outputs import class_logits
 from fl_lightning.updates.shard import UpdateShard
 
 MOST_CLASSES = 100

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fl_lightning.errors import ConfigurationError
-from fl_lightning.outputs import class_logits
+from fl_lightning.modules.outputs import class_logits
 
 EDGE = 1e-4
 """How near to 0 and 1 a start may come: the tanh must not be so flat that a step goes nowhere."""

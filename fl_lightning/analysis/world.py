@@ -23,11 +23,11 @@ from fl_lightning.data.base import Samples
 from fl_lightning.data.joined import join
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.federation import Federation
-from fl_lightning.local_round import LocalRound
-from fl_lightning.outputs import is_one_logit
-from fl_lightning.prediction import predict
+from fl_lightning.files.yaml_files import write_yaml
+from fl_lightning.modules.outputs import is_one_logit
+from fl_lightning.training.local_round import LocalRound
+from fl_lightning.training.prediction import predict
 from fl_lightning.updates.layout import Snapshot
-from fl_lightning.yaml_files import write_yaml
 
 T = TypeVar("T")
 

@@ -1,4 +1,8 @@
-"""Attacks, one file each; they compose as a list."""
+"""Attacks, one file each; they compose as a list.
+
+An attack may import `updates`, `data`, `models`, `modules` and what lies below, never a rule: an adaptive attacker is handed
+the rule's mask. Read `base.py` first: its hooks say where an attacker may reach in.
+"""
 
 from fl_lightning.attacks.a3fl import A3FL
 from fl_lightning.attacks.adaptive import Adaptive

@@ -24,7 +24,7 @@ from fl_lightning.data.base import Samples, TensorSamples
 from fl_lightning.data.in_tensors import in_tensors
 from fl_lightning.data.joined import join
 from fl_lightning.errors import ConfigurationError
-from fl_lightning.outputs import class_logits
+from fl_lightning.modules.outputs import class_logits
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,8 @@
-"""Lightning callbacks: what a federation measures, records and shows."""
+"""Lightning callbacks: what a federation measures, records and shows.
+
+They may import the federation and everything below it, and are imported by the configuration, sweeps and analyses. Read
+`backdoor_metrics.py` first: Acc and ASR.
+"""
 
 from fl_lightning.callbacks.aggregation_diagnostics import AggregationDiagnostics
 from fl_lightning.callbacks.backdoor_metrics import BackdoorMetrics

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from fl_lightning.bits import as_bytes
+from fl_lightning.modules.bits import as_bytes
 
 LONGEST = 120
 """Letters of a setting's value in a message."""

@@ -8,11 +8,11 @@ from typing import Any
 import lightning as L
 
 from fl_lightning.callbacks.flip_rates import FILE
+from fl_lightning.checkpoints.resuming import LAST, PREVIOUS, clear
+from fl_lightning.checkpoints.sharded_state import shards_of
 from fl_lightning.errors import ConfigurationError
-from fl_lightning.regular_files import check_regular
-from fl_lightning.resuming import LAST, PREVIOUS, clear
-from fl_lightning.sealed import DamagedError, unsealed
-from fl_lightning.sharded_state import shards_of
+from fl_lightning.files.regular_files import check_regular
+from fl_lightning.files.sealed import DamagedError, unsealed
 
 log = logging.getLogger(__name__)
 

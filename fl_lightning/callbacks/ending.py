@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from fl_lightning.errors import folded, noted
-from fl_lightning.last_round import all_rounds_done
+from fl_lightning.server.last_round import all_rounds_done
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch import Tensor
 from fl_lightning.callbacks.trial import is_trial
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.federation import Federation
-from fl_lightning.files import RoundLines
+from fl_lightning.files.run_files import RoundLines
 from fl_lightning.updates.shard import UpdateShard
 
 FILE = "flip_rates.jsonl"

@@ -9,14 +9,14 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
-from fl_lightning import resuming
 from fl_lightning.callbacks.earlier import make_room, prepare
 from fl_lightning.callbacks.trial import is_trial
+from fl_lightning.checkpoints import resuming
+from fl_lightning.checkpoints.resuming import CheckpointFiles, Pair
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.federation import Federation
-from fl_lightning.last_round import is_last
-from fl_lightning.replacing import PART
-from fl_lightning.resuming import CheckpointFiles, Pair
+from fl_lightning.files.replacing import PART
+from fl_lightning.server.last_round import is_last
 
 log = logging.getLogger(__name__)
 

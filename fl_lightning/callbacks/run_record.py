@@ -19,10 +19,10 @@ from fl_lightning.callbacks.summary import show
 from fl_lightning.callbacks.trial import is_trial
 from fl_lightning.errors import SOME_LETTERS, ConfigurationError, enumerated
 from fl_lightning.federation import Federation
-from fl_lightning.files import TRAINING_LOCK, LockedError, RoundLines, take_lock, write_whole, written_together
-from fl_lightning.replacing import StorageError, is_file_of
-from fl_lightning.sealed import sealed, with_digest
-from fl_lightning.yaml_files import write_yaml
+from fl_lightning.files.replacing import StorageError, is_file_of
+from fl_lightning.files.run_files import TRAINING_LOCK, LockedError, RoundLines, take_lock, write_whole, written_together
+from fl_lightning.files.sealed import sealed, with_digest
+from fl_lightning.files.yaml_files import write_yaml
 
 log = logging.getLogger(__name__)
 

@@ -4,8 +4,8 @@ from itertools import takewhile
 from pathlib import Path
 
 from fl_lightning.catalogue.entries import Entry, first_sentence
+from fl_lightning.files.yaml_files import load_yaml
 from fl_lightning.shipped import CONFIGS
-from fl_lightning.yaml_files import load_yaml
 
 SWEEPS = CONFIGS / "sweeps"
 

@@ -14,9 +14,9 @@ from fl_lightning import aggregators, attacks, callbacks, data, models
 from fl_lightning.aggregators import Aggregator
 from fl_lightning.attacks import Attack, EdgeCase
 from fl_lightning.callbacks import LastCheckpoint
+from fl_lightning.callbacks.standard import STANDARD
 from fl_lightning.data import EdgePool, FederatedDataModule, Partition
 from fl_lightning.models import Classifier
-from fl_lightning.trainers import STANDARD
 
 Node = dict[str, Any]
 """A class in a configuration: `class_path` and `init_args`."""

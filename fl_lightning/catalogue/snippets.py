@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 
 from fl_lightning.catalogue.kinds import Kind, Node
+from fl_lightning.files.yaml_files import load_yaml
 from fl_lightning.shipped import CONFIGS
-from fl_lightning.yaml_files import load_yaml
 
 SET_ELSEWHERE = ("seed",)
 """Arguments that follow from `seed_everything`."""

@@ -1,4 +1,8 @@
-"""Tasks, one file each, and how their samples are dealt out to clients."""
+"""Tasks, one file each, and how their samples are dealt out to clients.
+
+It may import `modules`, `files`, `checked`, `seeding` and `errors`. Read `module.py` first: the data of a
+federation from a data set to index sets, then `partition.py`.
+"""
 
 from fl_lightning.data.base import Samples, TensorSamples
 from fl_lightning.data.cifar10 import CIFAR10

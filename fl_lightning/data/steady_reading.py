@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from fl_lightning.data.base import Samples, TensorSamples
-from fl_lightning.kept_python import SEARCHED_OF_DATA, KeptPython
+from fl_lightning.modules.kept_python import SEARCHED_OF_DATA, KeptPython
 from fl_lightning.seeding import bookmark, derive_seed, seed_global_generators, seed_source
 
 

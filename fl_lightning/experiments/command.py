@@ -11,8 +11,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fl_lightning.class_settings import class_setting
-from fl_lightning.command_checks import check_folder, most_processes
 from fl_lightning.errors import ConfigurationError, nearest
 from fl_lightning.experiments.arguments import Parser
 from fl_lightning.experiments.report import write_report
@@ -22,6 +20,8 @@ from fl_lightning.experiments.scheduler import run_all, write_config
 from fl_lightning.experiments.slurm import SlurmOptions, submit
 from fl_lightning.experiments.sweep import Run, check_name, read_sweep
 from fl_lightning.experiments.tables import table
+from fl_lightning.options.class_settings import class_setting
+from fl_lightning.options.command_checks import check_folder, most_processes
 
 ON_SCREEN = ("Acc", "ASR", "n", "paper Acc / ASR")
 """Columns of a table that fit a terminal beside the axes."""

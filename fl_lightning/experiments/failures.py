@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fl_lightning.lost_ranks import ENDED, LOST
-from fl_lightning.stopping import ENDED_BY_SIGTERM
+from fl_lightning.machine.lost_ranks import ENDED, LOST
+from fl_lightning.machine.stopping import ENDED_BY_SIGTERM
 
 ROOT_CAUSE = "Root Cause (first observed failure)"
 FAILED_RANK = re.compile(r"^\s*rank\s+: (\d+) \(local_rank: \d+\)\s*\n\s*exitcode\s+: (-?\d+) ", re.MULTILINE)

@@ -16,8 +16,8 @@ from pathlib import Path
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.experiments import failures
 from fl_lightning.experiments.run_folder import BEAT_SECONDS, RunFolder, State
-from fl_lightning.files import LockedError
-from fl_lightning.regular_files import check_regular
+from fl_lightning.files.regular_files import check_regular
+from fl_lightning.files.run_files import LockedError
 
 LOCKED = 75
 """Exit status where another process is at work in the folder: try again later."""
@@ -102,7 +102,7 @@ def set_aside_damage(folder: Path) -> list[str]:
     """Let a run that nobody watches go on from its previous checkpoint where the last one is damaged, and say so in a line."""
     if not (folder / "last.ckpt").exists():
         return []
-    from fl_lightning import resuming  # and with it torch, which only a run that goes on is worth
+    from fl_lightning.checkpoints import resuming  # and with it torch, which only a run that goes on is worth
 
     return [f"{said}\n" for said in resuming.set_aside(folder)]
 

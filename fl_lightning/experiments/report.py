@@ -13,8 +13,8 @@ from fl_lightning.experiments.plain_text import as_csv, markdown_cell
 from fl_lightning.experiments.results import Results, records
 from fl_lightning.experiments.run_folder import RunFolder, State
 from fl_lightning.experiments.tables import latex, markdown, table
-from fl_lightning.files import own_file, write_whole
-from fl_lightning.sealed import altered, without_digest
+from fl_lightning.files.run_files import own_file, write_whole
+from fl_lightning.files.sealed import altered, without_digest
 
 FILES = ("report.html", "table.md", "table.tex", "cells.csv", "runs.csv", "times.csv")
 """What a report consists of. All but `times.csv` depend on the runs' results alone, so the same results give the same bytes."""

@@ -15,8 +15,8 @@ from fl_lightning.callbacks.history import FEWEST, LAST
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.experiments.run_folder import RunFolder, State
 from fl_lightning.experiments.sweep import MEASURES, UNVARIED, Run, Sweep, read_sweep
-from fl_lightning.files import own_file, read_json, write_whole
-from fl_lightning.sealed import DamagedError, sealed, unsealed
+from fl_lightning.files.run_files import own_file, read_json, write_whole
+from fl_lightning.files.sealed import DamagedError, sealed, unsealed
 
 INDEX = "sweep.json"
 """The file in a sweep's folder that tells which runs belong to which cell."""

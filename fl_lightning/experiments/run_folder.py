@@ -12,9 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from fl_lightning.errors import ConfigurationError
-from fl_lightning.files import TRAINING_LOCK, LockedError, locked, own_file, read_json, read_lines, take_lock, write_whole
-from fl_lightning.regular_files import check_regular
-from fl_lightning.sealed import DamagedError, altered, unsealed
+from fl_lightning.files.regular_files import check_regular
+from fl_lightning.files.run_files import (
+    TRAINING_LOCK,
+    LockedError,
+    locked,
+    own_file,
+    read_json,
+    read_lines,
+    take_lock,
+    write_whole,
+)
+from fl_lightning.files.sealed import DamagedError, altered, unsealed
 
 BEAT_SECONDS = 15.0
 """Time between two signs of life of a run."""

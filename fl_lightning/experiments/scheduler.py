@@ -17,9 +17,9 @@ from fl_lightning.experiments import job
 from fl_lightning.experiments.progress import SweepProgress
 from fl_lightning.experiments.run_folder import RunFolder, State
 from fl_lightning.experiments.sweep import Run
-from fl_lightning.files import LockedError, write_whole
-from fl_lightning.sealed import with_digest
-from fl_lightning.yaml_files import write_yaml
+from fl_lightning.files.run_files import LockedError, write_whole
+from fl_lightning.files.sealed import with_digest
+from fl_lightning.files.yaml_files import write_yaml
 
 ELSEWHERE_SECONDS = 1.0
 """Time between two looks at a run that another process is at work on."""

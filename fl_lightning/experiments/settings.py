@@ -9,8 +9,8 @@ from fl_lightning.callbacks.ending import spent
 from fl_lightning.callbacks.run_record import experiment
 from fl_lightning.configuration import build
 from fl_lightning.errors import ConfigurationError
-from fl_lightning.trainer_options import refusals
-from fl_lightning.yaml_files import as_argument
+from fl_lightning.files.yaml_files import as_argument
+from fl_lightning.options.trainer_options import refusals
 
 INDECISIVE = (
     *(

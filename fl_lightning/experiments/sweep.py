@@ -28,12 +28,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fl_lightning.class_settings import check_classes, named_classes, with_settings
 from fl_lightning.configuration import resolve
 from fl_lightning.errors import ConfigurationError, nearest
 from fl_lightning.experiments.run_folder import RunFolder
 from fl_lightning.experiments.settings import Layer, arguments, build_once, check_ends, run_id, with_seed
-from fl_lightning.yaml_files import as_argument, load_yaml
+from fl_lightning.files.yaml_files import as_argument, load_yaml
+from fl_lightning.options.class_settings import check_classes, named_classes, with_settings
 
 KEYS = ("name", "title", "base", "axes", "exclude", "center", "paper", "baseline", "attack_free")
 MEASURES = ("acc", "asr")

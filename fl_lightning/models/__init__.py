@@ -1,4 +1,7 @@
-"""Client networks, one file each."""
+"""Client networks, one file each.
+
+It imports `errors` alone. Read `base.py` first: what all of them share is a loss and an optimizer.
+"""
 
 from fl_lightning.models.base import Classifier
 from fl_lightning.models.cnn import CNN

@@ -8,8 +8,8 @@ import hashlib
 import torch
 from torch import nn
 
-from fl_lightning.bits import as_bytes
 from fl_lightning.errors import ConfigurationError
+from fl_lightning.modules.bits import as_bytes
 from fl_lightning.updates.exchange import Exchange
 from fl_lightning.updates.gathering import gather_objects
 from fl_lightning.updates.layout import named_state

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fl_lightning.copying import copy_each
 from fl_lightning.errors import ConfigurationError
+from fl_lightning.updates.copying import copy_each
 
 
 class Layout:

@@ -7,10 +7,11 @@ import lightning as L
 import pytest
 from test_run_record import changed, run
 
-from fl_lightning import ConfigurationError, resuming
-from fl_lightning.files import TRAINING_LOCK, take_lock
-from fl_lightning.replacing import StorageError
-from fl_lightning.sealed import DamagedError, altered, unsealed
+from fl_lightning import ConfigurationError
+from fl_lightning.checkpoints import resuming
+from fl_lightning.files.replacing import StorageError
+from fl_lightning.files.run_files import TRAINING_LOCK, take_lock
+from fl_lightning.files.sealed import DamagedError, altered, unsealed
 
 
 def test_a_run_that_finds_no_room_for_its_record_leaves_what_is_there(tmp_path, monkeypatch):
@@ -20,7 +21,7 @@ def test_a_run_that_finds_no_room_for_its_record_leaves_what_is_there(tmp_path, 
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("fl_lightning.replacing.os.fsync", full)
+    monkeypatch.setattr("fl_lightning.files.replacing.os.fsync", full)
     for folder in (tmp_path, tmp_path / "new"):
         with pytest.raises(StorageError, match=r"^there is no room for .*: make room and start again") as raised:
             run(folder, changed(seed_everything=3), rounds=1)

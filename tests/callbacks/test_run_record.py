@@ -15,7 +15,7 @@ from tiny import fit, tiny_data, tiny_federation, tiny_trainer
 from fl_lightning import BackdoorMetrics, ConfigurationError, FlipRates, LastCheckpoint, RunRecord, __version__
 from fl_lightning.callbacks import machine
 from fl_lightning.callbacks.digests import weights_sha256
-from fl_lightning.files import locked, read_lines
+from fl_lightning.files.run_files import locked, read_lines
 
 
 def run(folder, config=CONFIG, rounds=4, ckpt_path=None, federation=None, callbacks=(), **kwargs):

@@ -7,7 +7,7 @@ import pytest
 from test_results import make
 
 from fl_lightning.cli import main
-from fl_lightning.sealed import sealed, with_digest
+from fl_lightning.files.sealed import sealed, with_digest
 
 
 def report(folder, capsys) -> tuple[Any, str]:

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from fl_lightning import checkpoint_files
+from fl_lightning.checkpoints import checkpoint_files
+from fl_lightning.checkpoints.resuming import newest
 from fl_lightning.experiments import job, run_folder
 from fl_lightning.experiments.run_folder import SILENT_SECONDS, RunFolder, State
-from fl_lightning.files import TRAINING_LOCK, LockedError, locked
-from fl_lightning.resuming import newest
-from fl_lightning.sealed import sealed, with_digest
+from fl_lightning.files.run_files import TRAINING_LOCK, LockedError, locked
+from fl_lightning.files.sealed import sealed, with_digest
 
 FINISH = "import json, os; open('run.json', 'w').write(json.dumps({'finished': True})); open('count', 'a').write('x')"
 

@@ -20,8 +20,8 @@ from fl_lightning.experiments.results import Results, read_results, write_index
 from fl_lightning.experiments.run_folder import RunFolder, State
 from fl_lightning.experiments.sweep import Cell, Run, Sweep
 from fl_lightning.experiments.tables import latex, markdown
-from fl_lightning.files import RoundLines
-from fl_lightning.sealed import sealed, unsealed
+from fl_lightning.files.run_files import RoundLines
+from fl_lightning.files.sealed import sealed, unsealed
 
 HOSTILE = [
     '=HYPERLINK("http://x","y")',

@@ -6,10 +6,10 @@ import pytest
 import yaml
 
 from fl_lightning import ConfigurationError
-from fl_lightning.class_settings import with_settings
 from fl_lightning.configuration import resolve
 from fl_lightning.experiments.settings import arguments, run_id, with_seed
 from fl_lightning.experiments.sweep import matches, read_sweep
+from fl_lightning.options.class_settings import with_settings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SWEEPS = sorted((CONFIGS / "sweeps").rglob("*.yaml"))

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fl_lightning.copying import copy_each
 from fl_lightning.errors import ConfigurationError
+from fl_lightning.updates.copying import copy_each
 from fl_lightning.updates.layout import (
     Layout,
     Snapshot,

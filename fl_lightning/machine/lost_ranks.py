@@ -1,0 +1,64 @@
+"""Ranks that others wait for in vain: stopped, killed, or ended by an error of their own.
+
+A collective says so in words of the library that waited. Whoever reads them asks which rank it was, for how long the others
+waited, and how the run goes on.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from fl_lightning.errors import ConfigurationError
+
+WAITED = re.compile(
+    r"[Tt]imed out (?:waiting|after) \d+ ?ms|[Ww]ait timeout after|collective operation timeout|Application timeout"
+)
+"""A rank is there, and has sent nothing for as long as the group allows."""
+
+ENDED = re.compile(
+    r"Connection closed by peer|Connection reset by peer|Broken pipe|Socket closed|remote process exited|Connection refused"
+)
+"""A rank's process is not there any more."""
+
+LOST = "another rank has ended"
+"""In the message where one has ended; it is never the reason why a run failed, only what the other ranks saw of it."""
+
+
+class LostRankError(ConfigurationError):
+    """This rank cannot go on, as another one does not."""
+
+
+@contextmanager
+def explained(timeout_seconds: float) -> Iterator[None]:
+    """Raise what a collective says of a rank that is lost as an error of one line.
+
+    Raises:
+        LostRankError: a rank did not answer for so long, or has ended.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        message = what_happened(error, timeout_seconds)
+        if message is None:
+            raise
+        raise LostRankError(message) from error
+
+
+def what_happened(error: BaseException | None, timeout_seconds: float) -> str | None:
+    """What an exception, or one that it was raised because of, says of another rank; None if nothing."""
+    while error is not None:
+        if isinstance(error, RuntimeError) and WAITED.search(str(error)):
+            return (
+                f"another rank has sent nothing for {timeout_seconds:g} s: it was stopped, hangs, or takes longer to start "
+                "or for its clients; how long to wait is set by --trainer.strategy fl_lightning.FederatedStrategy "
+                "--trainer.strategy.timeout_seconds SECONDS; go on with --ckpt_path last"
+            )
+        if isinstance(error, RuntimeError) and ENDED.search(str(error)):
+            return (
+                f"{LOST}: by an error, which it printed, or killed, as the system does where memory runs out; go on with "
+                "--ckpt_path last"
+            )
+        error = error.__cause__ or error.__context__
+    return None

@@ -1,0 +1,45 @@
+"""Where the package's files were before, as settings and programs of version 0.1 may name them."""
+
+MOVED = {
+    "branched_training": "training.branched_training",
+    "client_logs": "training.client_logs",
+    "copying": "updates.copying",
+    "cores": "machine.cores",
+    "executors": "training.executor",
+    "flat_state": "training.flat_state",
+    "footprint": "machine.footprint",
+    "fresh_memory": "machine.fresh_memory",
+    "heap": "machine.heap",
+    "local_training": "training.local_training",
+    "prediction": "training.prediction",
+    "recorded_sgd": "training.recorded_sgd",
+    "recorded_steps": "training.recorded_steps",
+    "recordings": "training.recordings",
+    "sharded_state": "checkpoints.sharded_state",
+    "show_attack": "attacks.show_attack",
+    "srun": "machine.srun",
+    "stacked_training": "training.stacked_training",
+    "strategy": "machine.strategy",
+    "traced_graphs": "training.traced_graphs",
+    "training_step": "training.training_step",
+    "withheld": "training.withheld",
+}
+"""Of files in `fl_lightning/`: where they are now."""
+
+PUBLIC = ("FederatedStrategy", "LocalTraining")
+"""Classes of these files that the package itself gives, under a name that will stay."""
+
+
+def new_name(path: str) -> str | None:
+    """The name of now for a dotted path of version 0.1; None where it is the same, or is none of the package's.
+
+    >>> new_name("fl_lightning.strategy.FederatedStrategy"), new_name("fl_lightning.executors")
+    ('fl_lightning.FederatedStrategy', 'fl_lightning.training.executor')
+    """
+    package, _, rest = path.partition(".")
+    module, _, name = rest.partition(".")
+    if package != "fl_lightning" or module not in MOVED:
+        return None
+    if name in PUBLIC:
+        return f"{package}.{name}"
+    return ".".join(filter(None, (package, MOVED[module], name)))

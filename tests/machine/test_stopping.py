@@ -1,0 +1,113 @@
+"""SIGTERM, to one rank or to a process that does not hear it."""
+
+import hashlib
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch.distributed as dist
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from ranks import CONTEXT, on_ranks
+from tiny import tiny_data, tiny_federation, tiny_trainer
+
+from fl_lightning import LastCheckpoint
+from fl_lightning.checkpoints.resuming import whole
+from fl_lightning.machine import stopping
+from fl_lightning.machine.stopping import Stopping
+
+
+class Terminated(L.Callback):
+    """SIGTERM comes to one rank within a round, and the others go on to the next collective."""
+
+    def __init__(self, rank: int, step: int) -> None:
+        self.rank, self.step = rank, step
+
+    def on_aggregate(self, federation, shard, aggregate) -> None:
+        if federation.global_step == self.step and federation.global_rank == self.rank:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.2)
+
+
+def terminated(folder: str, world: int, rank: int) -> tuple[int, Any]:
+    """Rounds that were done, and the handler of SIGTERM afterwards."""
+    callbacks = [Terminated(rank, 2), LastCheckpoint(every_n_rounds=50)]
+    trainer = tiny_trainer(9, devices=world, callbacks=callbacks, default_root_dir=folder, enable_checkpointing=True)
+    with pytest.raises(SIGTERMException):
+        trainer.fit(tiny_federation(), tiny_data())
+    return trainer.global_step, signal.getsignal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize(("world", "rank"), [(1, 0), (2, 1)])
+def test_all_ranks_end_after_the_round_with_a_checkpoint(tmp_path, world, rank):
+    assert on_ranks(world, terminated, str(tmp_path), world, rank) == [(3, signal.SIG_DFL)] * world
+    assert whole(tmp_path / "last.ckpt") == 3
+
+
+def deaf(folder: str) -> None:
+    """Hears nothing within a long call of a library."""
+    stopping.STOP_SECONDS = 0.1
+    Stopping(lambda number: Path(folder, str(int(number))).touch()).begin()
+    Path(folder, "begun").touch()
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+
+
+def test_a_process_that_hears_nothing_ends_all_the_same(tmp_path):
+    process = CONTEXT.Process(target=deaf, args=(str(tmp_path),), daemon=True)
+    process.start()
+    while not (tmp_path / "begun").exists():
+        time.sleep(0.01)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(20)
+    assert process.exitcode == 128 + signal.SIGTERM
+    assert {path.name for path in tmp_path.iterdir()} == {"begun", str(int(signal.SIGTERM)), str(int(signal.SIGKILL))}
+
+
+def test_whoever_heard_of_it_before_hears_of_it_still(monkeypatch):
+    heard = []
+    before = signal.getsignal(signal.SIGTERM)
+    one = Stopping(users=lambda number, frame: heard.append(number))
+    one.begin()
+    os.kill(os.getpid(), signal.SIGTERM)
+    deadline = time.monotonic() + 5
+    while not one.received and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert one.received
+    assert heard == [signal.SIGTERM]
+    one.end()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_it_leaves_no_thread_and_no_file_behind():
+    files = len(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        one = Stopping()
+        one.begin()
+        one.end()
+    deadline = time.monotonic() + 5
+    while [t for t in threading.enumerate() if t.name == "SIGTERM"] and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not [t for t in threading.enumerate() if t.name == "SIGTERM"]
+    assert len(os.listdir("/proc/self/fd")) == files
+
+
+def validated(folder: str) -> Any:
+    trainer = tiny_trainer(1, devices=2, default_root_dir=folder)
+    seen = []
+
+    class Seen(L.Callback):
+        def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    trainer.callbacks.append(Seen())  # pyrefly: ignore[missing-attribute]
+    trainer.validate(tiny_federation(), tiny_data(), verbose=False)
+    return seen, dist.get_world_size()
+
+
+def test_an_evaluation_has_nothing_to_save_and_ends_at_once(tmp_path):
+    assert on_ranks(2, validated, str(tmp_path)) == [([signal.SIG_DFL], 2)] * 2

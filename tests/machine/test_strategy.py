@@ -1,0 +1,33 @@
+"""What all ranks do where one of them cannot."""
+
+import resource
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+from ranks import on_ranks
+from tiny import tiny_data, tiny_federation, tiny_trainer
+
+from fl_lightning import LastCheckpoint
+from fl_lightning.checkpoints.resuming import whole
+from fl_lightning.files.replacing import StorageError
+
+
+def full(folder: str) -> str:
+    """What a rank says where rank 0 finds no room for a checkpoint."""
+    callbacks: list[Any] = [LastCheckpoint()]
+    trainer = tiny_trainer(2, devices=2, callbacks=callbacks, default_root_dir=folder, enable_checkpointing=True)
+    trainer.fit(tiny_federation(), tiny_data())
+    if dist.get_rank() == 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
+    with pytest.raises(StorageError) as raised:
+        trainer.save_checkpoint(f"{folder}/other.ckpt")
+    return str(raised.value)
+
+
+def test_all_ranks_say_that_there_is_no_room_and_what_was_there_stays(tmp_path):
+    said = on_ranks(2, full, str(tmp_path))
+    assert said[0] == said[1]
+    assert f"no room for {tmp_path / 'other.ckpt'}" in said[0]
+    assert not list(tmp_path.glob("*other*"))
+    assert (whole(tmp_path / "last.ckpt"), whole(tmp_path / "previous.ckpt")) == (2, 1)

@@ -1,0 +1,28 @@
+import pytest
+import torch
+
+from fl_lightning.modules.bits import as_bytes, same_bits
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        torch.tensor([1.0, -0.0, torch.nan]),
+        torch.tensor([1.0, 0.0, 2.0]),
+        torch.tensor([[1.0, 0.0, torch.nan]]),
+        torch.tensor([1.0, 0.0, torch.nan], dtype=torch.float64),
+    ],
+)
+def test_tensors_that_are_not_the_same(other):
+    one = torch.tensor([1.0, 0.0, torch.nan])
+    assert same_bits(one, one.clone())
+    assert not same_bits(one, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.bfloat16, torch.complex64, torch.complex128])
+def test_tensors_of_any_type_and_layout(dtype):
+    one = torch.arange(6).reshape(2, 3).to(dtype)
+    assert same_bits(one.T, one.T.contiguous())
+    assert same_bits(one.conj(), one.conj().clone())
+    assert same_bits(torch.tensor(1, dtype=dtype), one[0, 1])
+    assert as_bytes(one.T) == as_bytes(one.T.contiguous())
