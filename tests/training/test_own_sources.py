@@ -1,6 +1,7 @@
 """What clients and data keep or draw by themselves shows neither in the order of clients nor in the number of ranks."""
 
 import random
+import types
 from functools import lru_cache
 from typing import Any
 
@@ -215,7 +216,7 @@ def test_what_cannot_be_put_back_is_named(client, named, caplog):
 
 
 def test_generators_of_one_name_in_two_modules_are_both_found():
-    import test_kept_python as other
-
+    other = types.ModuleType("other")
+    vars(other)["OUTSIDE"] = np.random.default_rng(1)
     found = KeptPython({"a": lambda: OUTSIDE, "b": type(lambda: 0)((lambda: OUTSIDE).__code__, vars(other))}, values=False)
-    assert {id(of) for of in found.generators.values()} == {id(OUTSIDE), id(other.OUTSIDE)}
+    assert {id(of) for of in found.generators.values()} == {id(OUTSIDE), id(vars(other)["OUTSIDE"])}
