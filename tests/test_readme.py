@@ -22,9 +22,9 @@ def test_python_blocks_run(block, capsys):
 
 
 def test_the_page_about_python_runs_from_top_to_bottom(capsys):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), flags=re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "howto" / "python.md").read_text(), flags=re.DOTALL)
     for block in blocks:
-        exec(compile(block, "docs/python.md", "exec"), {"__name__": "page"})
+        exec(compile(block, "docs/howto/python.md", "exec"), {"__name__": "page"})
     shown = capsys.readouterr().out
     assert "Results: runs/pixels/run.json" in shown
     assert "torch.Size([1, 10])" in shown

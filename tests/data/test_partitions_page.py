@@ -1,4 +1,4 @@
-"""What docs/partitions.md shows must run as it stands there, and leave no partition out."""
+"""What docs/reference/dealing_out.md shows must run as it stands there, and leave no partition out."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ import yaml
 from fl_lightning import FederatedDataModule, data
 from fl_lightning.data import Partition
 
-PAGE = (Path(__file__).parents[2] / "docs" / "partitions.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "dealing_out.md").read_text()
 YAML = re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.DOTALL)
 PYTHON = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
 
