@@ -29,4 +29,4 @@ bench:
 
 docs: export OMP_NUM_THREADS ?= 1
 docs:
-	sphinx-build -W --keep-going -q -b html docs docs/_build/html
+	sphinx-build -W --keep-going -q -j 2 -b html docs docs/_build/html
