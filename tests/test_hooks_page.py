@@ -67,11 +67,6 @@ def test_every_hook_has_a_row_with_its_arguments(name: str) -> None:
         assert given == arguments, f"{name}.{hook}: docs/reference/hooks.md says {given}"
 
 
-def test_the_example_runs() -> None:
-    script = "\n".join(re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL))
-    exec(compile(script, "docs/reference/hooks.md", "exec"), {"__name__": "hooks"})
-
-
 NOT_SHOWN = ("By Lightning", "The same under", "By `on_load_checkpoint`")
 
 

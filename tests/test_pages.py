@@ -3,8 +3,10 @@
 A block is run as it stands there, unless a comment before it, or at the top of its page for all of them, says why it cannot be:
 
     <!-- not run: needs SLURM -->
+    <!-- not run or parsed: names classes that are to be written -->
 
-Python of such a block must compile, and its commands must still be ones that the program would take: options, classes and files.
+Python of such a block must compile, and commands of the first kind must be ones that the program would take: options, classes and
+files.
 Training is cut to one round, as what is shown may take minutes. Notebooks' cells are run by the build of the site.
 """
 
@@ -24,7 +26,7 @@ from fl_lightning.experiments.sweep import read_sweep
 
 ROOT = Path(__file__).parents[1]
 GENERATED = [line for line in (ROOT / ".gitignore").read_text().splitlines() if line.startswith("docs/")]
-NOT_RUN = r"<!-- not run: ([^>]+) -->\n"
+NOT_RUN = r"<!-- not (run(?: or parsed)?): [^>]+ -->\n"
 BLOCK = re.compile(rf"^(?:{NOT_RUN})?```(\w*)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
 PROGRAMS = ("fl-lightning", "torchrun", "python", "pip", "make", "sbatch", "srun", "NPROC=8", "OMP_NUM_THREADS=1", "pytest")
 STAND_INS = {  # files of a user's own, or of a run that was not run
@@ -41,8 +43,8 @@ class Block(NamedTuple):
     page: str
     language: str
     text: str
-    reason: str | None
-    """Why it is not run."""
+    left: str | None
+    """"run" or "run or parsed": what is not done with it, for a reason that the page says."""
 
 
 def pages() -> list[Path]:
@@ -55,8 +57,8 @@ def blocks() -> Iterator[Block]:
     for page in pages():
         text = page.read_text()
         whole = re.match(rf"# .*\n\n{NOT_RUN}\n", text)
-        for reason, language, inside in BLOCK.findall(text):
-            yield Block(page.relative_to(ROOT).as_posix(), language, inside, reason or (whole and whole[1]) or None)
+        for left, language, inside in BLOCK.findall(text):
+            yield Block(page.relative_to(ROOT).as_posix(), language, inside, left or (whole and whole[1]) or None)
 
 
 BLOCKS = list(blocks())
@@ -85,14 +87,23 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 PYTHON = {page: [b for b in BLOCKS if b.page == page and b.language == "python"] for page in dict.fromkeys(b.page for b in BLOCKS)}
 
 
+SHOWN = {
+    "README.md": r"^0\.[89]\d*$",
+    "docs/howto/python.md": r"Results: runs/pixels/run\.json(.|\n)*torch\.Size\(\[1, 10\]\)",
+    "docs/reference/dealing_out.md": r"tensor\(\[50, 50\]\)",
+}
+"""What pages must print, where a mistake could pass without."""
+
+
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize("page", [page for page, found in PYTHON.items() if found])
-def test_python_runs_from_top_to_bottom(page: str) -> None:
+def test_python_runs_from_top_to_bottom(page: str, capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, object] = {"__name__": "page"}
     for block in PYTHON[page]:
         code = compile(block.text if not block.text.startswith(" ") else f"class _:\n{block.text}", page, "exec")
-        if block.reason is None:
+        if block.left is None:
             exec(code, names)
+    assert re.search(SHOWN.get(page, ""), capsys.readouterr().out, flags=re.MULTILINE)
 
 
 # ---- commands --------------------------------------------------------------------------------------------------------
@@ -162,23 +173,23 @@ def test_commands_run_or_parse(page: str, folder: Path) -> None:
         for command in commands(block) if block.page == page else []:
             words = as_arguments(command)
             given = of_program(words)
-            if given is None or block.reason is not None:
+            if given is None or block.left is not None:
                 others(words)
-            if given is not None and block.reason is None:
+            if given is not None and block.left is None:
                 runs(given, folder)
-            elif given is not None:
+            elif given is not None and block.left == "run":
                 parses(given)
 
 
 def test_what_is_neither_ours_nor_a_launchers_is_marked() -> None:
-    unmarked = [c for b in COMMAND_BLOCKS if b.reason is None for c in commands(b) if not c.startswith("fl-lightning")]
+    unmarked = [c for b in COMMAND_BLOCKS if b.left is None for c in commands(b) if not c.startswith("fl-lightning")]
     assert unmarked == [], "say in a comment before the block why it is not run"
 
 
 # ---- YAML ------------------------------------------------------------------------------------------------------------
 
 
-YAML = [block for block in BLOCKS if block.language == "yaml" and block.reason is None]
+YAML = [block for block in BLOCKS if block.language == "yaml" and block.left is None]
 
 
 @pytest.mark.parametrize("block", YAML, ids=[f"{block.page}-{place}" for place, block in enumerate(YAML)])
