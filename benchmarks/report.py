@@ -271,7 +271,9 @@ def tables(rows: list[Row], level: str = "##") -> str:
 
 def figures() -> str:
     """A page of every row in benchmarks/results, by machine."""
-    parts = ["# Every figure\n\nMedians, in brackets the distance between the quartiles as a share of the median; see [](speed.md).\n"]
+    parts = [
+        "# Every figure\n\nMedians, in brackets the distance between the quartiles as a share of the median; see [](speed.md).\n"
+    ]
     for file in sorted(RESULTS.glob("*.jsonl")):
         parts.append(f"## {file.stem}\n\n{tables(read([file]), '###')}")
     return "\n".join(parts)

@@ -57,7 +57,14 @@ KINDS = [
         attacks.Attack,
         lambda given: {"model": {"attacks": [given]}},
     ),
-    Kind("tasks", "Tasks", "What clients learn, and what is measured.", data, data.FederatedDataModule, lambda given: {"data": given}),
+    Kind(
+        "tasks",
+        "Tasks",
+        "What clients learn, and what is measured.",
+        data,
+        data.FederatedDataModule,
+        lambda given: {"data": given},
+    ),
     Kind(
         "pools",
         "Edge-case pools",
@@ -261,7 +268,9 @@ def section(entry: Entry) -> str:
     parts = sections(inspect.cleandoc(entry.cls.__doc__ or ""))
     said = documented(entry)
     signature = ", ".join(
-        name if parameter.default is parameter.empty else f"{name}={default(parameter).strip('`').replace('of the class', '...')}"
+        name
+        if parameter.default is parameter.empty
+        else f"{name}={default(parameter).strip('`').replace('of the class', '...')}"
         for name, parameter in entry.arguments().items()
     )
     arguments = [

@@ -15,7 +15,9 @@ BENIGN, MALICIOUS, SERVER = "#2f6f9f", "#c0392b", "#3f7f4f"
 
 
 def box(axes: Any, x: float, y: float, width: float, height: float, label: str, colour: str) -> None:
-    shape = FancyBboxPatch((x, y), width, height, boxstyle="round,pad=0.02,rounding_size=0.06", facecolor=colour, edgecolor="none")
+    shape = FancyBboxPatch(
+        (x, y), width, height, boxstyle="round,pad=0.02,rounding_size=0.06", facecolor=colour, edgecolor="none"
+    )
     axes.add_patch(shape)
     axes.text(x + width / 2, y + height / 2, label, ha="center", va="center", fontsize=9, color="white")
 
