@@ -2,8 +2,9 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.cost_model [--write docs/explanation/cost_model.md]
 
-Symbols and formulas stand in docs/explanation/cost_model.md, whose numbers are what this script prints. It measures the constants of this
-machine's CPUs, predicts settings that no constant was fitted to, measures those too, and predicts GPUs from datasheets.
+Symbols and formulas stand in docs/explanation/cost_model.md, whose numbers are what this script prints. It measures the
+constants of this machine's CPUs, predicts settings that no constant was fitted to, measures those too, and predicts GPUs from
+datasheets.
 """
 
 from __future__ import annotations

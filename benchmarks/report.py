@@ -3,8 +3,8 @@
     python -m benchmarks.report                 # writes docs/performance.md and docs/performance.png from benchmarks/results
     python -m benchmarks.report rows.jsonl      # prints the tables of these rows
 
-`benchmarks/results/DATE-MACHINE.jsonl` holds rows as they were printed. On the page a machine's newer rows take the place of its
-older ones, which stay in their file.
+`benchmarks/results/DATE-MACHINE.jsonl` holds rows as they were printed. On the page a machine's newer rows take the place of
+its older ones, which stay in their file.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ OURS, COMPILED, READ = "fl_lightning", "fl_lightning, compiled", "one read"
 PAGE = """\
 # Performance
 
-What rules and rounds cost here, beside the fastest of the other packages and hand-written loops that were measured in the same turn. A
-*ratio* of 3 means that we take a third of their time. The *limit* is the time of one read of all updates, which no rule can beat,
-as a share of ours.
+What rules and rounds cost here, beside the fastest of the other packages and hand-written loops that were measured in the same
+turn. A *ratio* of 3 means that we take a third of their time. The *limit* is the time of one read of all updates, which no rule
+can beat, as a share of ours.
 
 ![Ratios of what others take to what we take](performance.png)
 
 {table}
 
-Medians; in brackets the distance between the quartiles as a share of the median. Seconds differ between hours of a machine by up to
-half, ratios much less. Peers: ByzFL, Flower, pfl-research and FedJAX, in the versions that stand in the rows.
+Medians; in brackets the distance between the quartiles as a share of the median. Seconds differ between hours of a machine by
+up to half, ratios much less. Peers: ByzFL, Flower, pfl-research and FedJAX, in the versions that stand in the rows.
 
 {machines}
 
-[Every figure](explanation/figures.md) is there as a table, and [what lies behind them](explanation/speed.md) in words. This page and
-its picture are written by `python -m benchmarks.report` from the lines in `benchmarks/results`.
+[Every figure](explanation/figures.md) is there as a table, and [what lies behind them](explanation/speed.md) in words. This
+page and its picture are written by `python -m benchmarks.report` from the lines in `benchmarks/results`.
 """
 
 
@@ -271,12 +271,9 @@ def tables(rows: list[Row], level: str = "##") -> str:
 
 def figures() -> str:
     """A page of every row in benchmarks/results, by machine."""
-    parts = [
-        "# Every figure\n\nMedians, in brackets the distance between the quartiles as a share of the median; see [](speed.md).\n"
-    ]
-    for file in sorted(RESULTS.glob("*.jsonl")):
-        parts.append(f"## {file.stem}\n\n{tables(read([file]), '###')}")
-    return "\n".join(parts)
+    head = "# Every figure\n\nMedians, in brackets the quartiles' distance as a share of the median; see [](speed.md).\n"
+    files = sorted(RESULTS.glob("*.jsonl"))
+    return "\n".join([head, *(f"## {file.stem}\n\n{tables(read([file]), '###')}" for file in files)])
 
 
 def main() -> None:

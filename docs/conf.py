@@ -9,9 +9,9 @@ from pathlib import Path
 DOCS = Path(__file__).parent
 sys.path[:0] = [str(DOCS), str(DOCS.parent)]
 
-import catalogue
+import catalogue  # noqa: E402
 
-from benchmarks import report
+from benchmarks import report  # noqa: E402
 
 # Written before every build, from docstrings and from measured figures; git ignores them.
 for page, text in {**catalogue.pages(), "explanation/figures.md": report.figures()}.items():

@@ -5,8 +5,8 @@ A block is run as it stands there, unless a comment before it, or at the top of 
     <!-- not run: needs SLURM -->
     <!-- not run or parsed: names classes that are to be written -->
 
-Python of such a block must compile, and commands of the first kind must be ones that the program would take: options, classes and
-files.
+Python of such a block must compile, and commands of the first kind must be ones that the program would take: options, classes
+and files.
 Training is cut to one round, as what is shown may take minutes. Notebooks' cells are run by the build of the site.
 """
 
@@ -14,6 +14,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -133,7 +134,7 @@ def parses(words: list[str]) -> None:
     elif verb == "report":
         assert words[1].startswith("runs/sweeps/") or Path(words[1]).exists(), words[1]
     elif verb in COMMANDS:  # analyses have parsers of their own, which compute as soon as they have parsed
-        assert all(Path(word).exists() for before, word in zip(words, words[1:], strict=False) if before == "--config")
+        assert all(Path(word).exists() for before, word in pairwise(words) if before == "--config")
     else:
         with pytest.raises(SystemExit) as ended:
             main([*words, "--print_config"])
@@ -160,10 +161,12 @@ def runs(words: list[str], folder: Path) -> None:
     brief = []
     if words[0] == "fit" and "--trainer.fast_dev_run" not in words:
         brief = ["--trainer.max_epochs", "1", "--trainer.default_root_dir", str(folder / "runs" / "page")]
+    status: object = 0
     try:
         main([*words, *brief])
     except SystemExit as ended:
-        assert not ended.code, words
+        status = ended.code
+    assert not status, words
 
 
 def once() -> dict[str, list[tuple[Block, str]]]:
