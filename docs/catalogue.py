@@ -43,8 +43,8 @@ KINDS = [
     Kind(
         "rules",
         "Rules",
-        "N clients report g_1 to g_N, with n_i samples each; f of them are malicious. A(G) is what the server steps by, A_k one "
-        "of its d coordinates. Rules of distances see all coordinates, the others each by itself.",
+        "N clients report g_1 to g_N, with n_i samples each; f of them are malicious. A(G) is what the server steps by, A_k "
+        "one of its d coordinates. Rules of distances see all coordinates, the others each by itself.",
         aggregators,
         aggregators.Aggregator,
         lambda given: {"model": {"aggregator": given}},

@@ -5,6 +5,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 DOCS = Path(__file__).parent
 sys.path[:0] = [str(DOCS), str(DOCS.parent)]
@@ -53,5 +54,5 @@ nitpicky = True
 nitpick_ignore_regex = [(r"py:.*", r"(torch|lightning|numpy|pandas|collections|os|pathlib|typing|nn|L|pd)\b.*")]
 
 
-def setup(app: object) -> None:
+def setup(app: Any) -> None:
     app.connect("build-finished", lambda *_: shutil.rmtree(home, ignore_errors=True))
