@@ -3,7 +3,7 @@
 #
 # What one would expect: each attempt has a store of its own, as the comment in torch/distributed/rendezvous.py says ("a new TCPStore
 # for every retry"), so that a process group is made as the first time.
-# What happens: with the c10d rendezvous (--standalone, the default) the agent's own store is handed to the workers of all attempts. Gloo
+# What happens: with the c10d rendezvous (--standalone, the default) the store of torchrun's own process is handed to the workers of all attempts. Gloo
 # writes its addresses there under the same names in each attempt, so a process may read the address of one that has died: now and
 # then the group is there, mostly it is "connectFullMesh failed ... Connection refused" until no restart is left.
 # With TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 each attempt gets a store of its own.

@@ -23,14 +23,9 @@ from fl_lightning.client_trainer import ClientTrainer
 from fl_lightning.data.base import Samples
 from fl_lightning.errors import cause
 from fl_lightning.flat_state import look
-from fl_lightning.local_training import (
-    LocalScheduler,
-    LocalTraining,
-    NotTogetherError,
-    configured,
-    epoch_batches,
-    resident,
-)
+from fl_lightning.local_batches import epoch_batches, resident
+from fl_lightning.local_optimizers import LocalScheduler, configured
+from fl_lightning.local_training import LocalTraining, NotTogetherError
 from fl_lightning.recorded_steps import Held, RecordedSteps, described
 from fl_lightning.recordings import NotRecordableError, kind_for
 from fl_lightning.seeding import global_draws

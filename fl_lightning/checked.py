@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from numbers import Real
 from operator import index
 from typing import Any, TypeVar
@@ -12,6 +13,7 @@ from torch.optim import Optimizer
 from fl_lightning.errors import ConfigurationError, folded
 
 Kind = TypeVar("Kind")
+Make = TypeVar("Make", bound=Callable[..., Any])
 
 
 def whole(name: str, value: Any, least: int | None = None) -> int:
@@ -70,6 +72,31 @@ def made_of(name: str, value: Any, kind: type[Kind], example: str) -> Kind:
         )
     if not isinstance(value, kind):
         raise ConfigurationError(f"{name} must be of type {kind.__name__}, such as {example}, got {shown(value)}")
+    return value
+
+
+def maker(name: str, value: Make) -> Make:
+    """A function, or a class, that makes what is wanted.
+
+    >>> maker("model.server_optimizer", 0.1)
+    Traceback (most recent call last):
+    fl_lightning.errors.ConfigurationError: model.server_optimizer must be a function that makes one, got 0.1 of type float; ...
+    """
+    if not callable(value):
+        raise ConfigurationError(f"{name} must be a function that makes one, got {shown(value)}; give a lambda")
+    return value
+
+
+def one_of(name: str, value: Kind, known: Sequence[Kind]) -> Kind:
+    """One of a few words.
+
+    >>> one_of("model.buffers", "men", ("trimmed", "mean", "keep"))
+    Traceback (most recent call last):
+    fl_lightning.errors.ConfigurationError: model.buffers must be trimmed, mean or keep, got 'men'
+    """
+    if value not in known:
+        words = f"{', '.join(map(str, known[:-1]))} or {known[-1]}"
+        raise ConfigurationError(f"{name} must be {words}, got {value!r}")
     return value
 
 

@@ -16,8 +16,9 @@ from typing import IO, Any
 
 import torch
 
-from fl_lightning.errors import ConfigurationError
+from fl_lightning.regular_files import irregular
 from fl_lightning.replacing import FULL, PART, StorageError, cannot_write, replacing, writing
+from fl_lightning.sealed import DamagedError
 
 COMMENT = "fl_lightning round {round:018d} sha256 "
 """What stands at the end of a file before the digest's 64 digits; of one length for all rounds, so that it is found."""
@@ -31,10 +32,6 @@ BARE = re.compile(rb"PK\x05\x06.{16}\0\0", re.DOTALL)
 
 PIECE = 1 << 20
 """Bytes that are read at a time."""
-
-
-class DamagedError(ConfigurationError):
-    """A file is not what was written, or is no checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +141,9 @@ def check(path: Path) -> Stamp | None:
     Raises:
         DamagedError: it is not what was written, cut off, not there, or no checkpoint.
     """
+    kind = irregular(path)
+    if kind is not None:
+        raise DamagedError(f"{path} cannot be read: it is {kind} and no regular file")
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from fl_lightning.errors import ConfigurationError, nearest
-from fl_lightning.yaml_files import read_yaml
+from fl_lightning.yaml_files import Refused, read_yaml
 
 FLAG = "--with"
 
@@ -22,6 +22,8 @@ def class_setting(text: str) -> tuple[str, Any]:
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form CLASS.SETTING=VALUE")
     try:
         return name, read_yaml(value)
+    except Refused as error:
+        raise argparse.ArgumentTypeError(f"{name}: {error}") from error
     except yaml.YAMLError as error:
         raise argparse.ArgumentTypeError(f"the value in {text!r} is not YAML") from error
 

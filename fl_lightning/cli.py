@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from fl_lightning.configuration import FederatedCLI, configuration_error
-from fl_lightning.errors import ConfigurationError, folded, nearest
+from fl_lightning.errors import ConfigurationError, folded, nearest, noted
 from fl_lightning.trainers import quiet
 
 COMMANDS = {
@@ -70,7 +71,7 @@ def explained(error: Exception) -> tuple[str, int]:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
         return f"not enough memory: {folded(error)}; ask for less data, clients, parameters, or smaller batches", FAULT
     frame = closest_to_user(traceback.extract_tb(error.__traceback__))
-    where = f"{frame.filename}, line {frame.lineno}"
+    where = ", ".join(filter(None, (frame.filename, f"line {frame.lineno}", noted(error))))
     return f"{type(error).__name__}: {folded(error)} ({where}); the same command with {TRACEBACK} shows all of it", FAULT
 
 
@@ -79,6 +80,11 @@ def closest_to_user(frames: Sequence[traceback.FrameSummary]) -> traceback.Frame
     libraries = tuple({str(Path(__file__).parent), *map(sysconfig.get_path, ("stdlib", "purelib", "platlib"))})
     own = [frame for frame in frames if not frame.filename.startswith((*libraries, "<"))]
     return (own or frames)[-1]
+
+
+def is_first() -> bool:
+    """Whether this process is the first of all ranks, as Lightning has told it or its launcher does."""
+    return not getattr(rank_zero_only, "rank", None)
 
 
 def find_own_modules() -> None:
@@ -111,6 +117,10 @@ def main(args: Sequence[str] | None = None) -> None:
         run([word for i, word in enumerate(given) if i > end or word != TRACEBACK])
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
+    except SIGTERMException:
+        # What is not finished is no success. The first rank alone says so, which has the record to write: whoever started the
+        # ranks kills those that are left when one of them fails.
+        sys.exit(128 + signal.SIGTERM if is_first() else 0)
     except Exception as error:
         if shown:
             traceback.print_exc()

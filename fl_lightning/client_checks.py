@@ -16,13 +16,16 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import UninitializedParameter, is_lazy
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import OneCycleLR
 
 from fl_lightning.checked import finite_settings
 from fl_lightning.data.base import Samples
 from fl_lightning.errors import ConfigurationError, folded
 from fl_lightning.hooks import uncalled_hooks
 from fl_lightning.lightning_modules import ClientModule, overrides
-from fl_lightning.local_training import LocalTraining, configured
+from fl_lightning.local_batches import epoch_parts
+from fl_lightning.local_optimizers import LocalScheduler, configured
+from fl_lightning.local_training import LocalTraining
 from fl_lightning.prediction import predict
 from fl_lightning.undisturbed import undisturbed
 
@@ -74,7 +77,7 @@ def check_client(client: L.LightningModule, sizes: Tensor, local: LocalTraining,
     check_steps(client, name)
     check_tensors(client, name)
     before = {place: parameter.detach().clone() for place, parameter in client.named_parameters()}
-    optimizer = make_optimizer(client, name)
+    optimizer, scheduler = make_optimizer(client, name)
     changed = [place for place, parameter in client.named_parameters() if differs(parameter, before.get(place))]
     if changed:
         raise ConfigurationError(
@@ -82,6 +85,7 @@ def check_client(client: L.LightningModule, sizes: Tensor, local: LocalTraining,
             "would start from that in place of the global weights; initialise in the constructor"
         )
     check_optimizer(client, optimizer, name)
+    check_scheduler(scheduler, int(sizes.max()), local, name)
     check_sparse_gradients(client, optimizer, local, name)
     check_batch_norm(client, sizes, local, samples)
     unused = uncalled_hooks(client)
@@ -149,10 +153,10 @@ def check_tensors(client: nn.Module, name: str) -> None:
             )
 
 
-def make_optimizer(client: L.LightningModule, name: str) -> Optimizer:
-    """The module's optimizer, as local training will make it for every client."""
+def make_optimizer(client: L.LightningModule, name: str) -> tuple[Optimizer, LocalScheduler]:
+    """The module's optimizer and scheduler, as local training will make them for every client."""
     try:
-        return configured(client)[0]
+        return configured(client)
     except ConfigurationError:
         raise
     except Exception as error:  # of the user's own
@@ -181,10 +185,25 @@ def check_optimizer(client: L.LightningModule, optimizer: Optimizer, name: str) 
         )
     finite_settings(optimizer, f"the optimizer {type(optimizer).__name__} of {name}")
     kept = any(value is optimizer for part in client.modules() for value in vars(part).values())
-    if kept and make_optimizer(client, name) is optimizer:
+    if kept and make_optimizer(client, name)[0] is optimizer:
         raise ConfigurationError(
             f"configure_optimizers of {name} returns one and the same optimizer every time, so that its momentum would pass "
             "from client to client; make a new one there"
+        )
+
+
+def check_scheduler(scheduler: LocalScheduler, n: int, local: LocalTraining, name: str) -> None:
+    """A OneCycleLR can take the steps of a client of n samples, the largest one."""
+    if not isinstance(scheduler.scheduler, OneCycleLR):
+        return
+    counts = [count for _, count in epoch_parts(n, local.epochs, local.batch_size)]
+    steps = sum(count // scheduler.frequency for count in counts)
+    steps = steps if scheduler.interval == "step" else len(counts) // scheduler.frequency
+    if steps > scheduler.scheduler.total_steps:
+        raise ConfigurationError(
+            f"the scheduler OneCycleLR of {name} is made for {scheduler.scheduler.total_steps} steps, but the largest client, "
+            f"of {n} samples, takes {steps} of them in a round; make it with "
+            "total_steps=self.trainer.estimated_stepping_batches"
         )
 
 

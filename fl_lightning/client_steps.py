@@ -196,5 +196,6 @@ def check_loss(loss: Tensor) -> None:
         raise ConfigurationError(f"training_step gives a loss of dtype {loss.dtype}; return a real number, such as loss.abs()")
     raise ConfigurationError(
         f"training_step gives a loss of dtype {loss.dtype} that no gradient can be taken of: it was detached (detach(), "
-        "item(), no_grad), or comes of nothing that is trained; return it as the module's layers and a loss function give it"
+        "item(), no_grad), or comes of nothing that is trained, as of layers frozen by now; return it as the module's "
+        "layers and a loss function give it"
     )

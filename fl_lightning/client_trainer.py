@@ -148,6 +148,11 @@ class ClientTrainer:
         return self._plan
 
     @property
+    def batches(self) -> int:
+        """Of the whole training, for those who do not ask on the client's behalf."""
+        return self._plan.steps
+
+    @property
     def estimated_stepping_batches(self) -> int:
         """Optimizer steps in all, as a scheduler wants to know them."""
         return self.plan.steps

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 
 import lightning as L
 import torch
@@ -26,12 +26,13 @@ from fl_lightning.copying import copy_each
 from fl_lightning.data.base import Samples, TensorSamples
 from fl_lightning.data.module import FederatedDataModule
 from fl_lightning.executors import LocalExecutor, adds_in_any_order
+from fl_lightning.local_round import LocalRound, overrides
 from fl_lightning.local_training import LocalTraining, NotTogetherError
 from fl_lightning.own_sources import OwnSources
 from fl_lightning.recorded_steps import Held
 from fl_lightning.seeding import derive_seed, generator, seed_global_generators
 from fl_lightning.stacked_training import StackedTraining
-from fl_lightning.undisturbed import undisturbed
+from fl_lightning.structure import Structure
 from fl_lightning.updates.exchange import Exchange, LocalUpdates
 from fl_lightning.updates.layout import Layout, Snapshot
 
@@ -64,65 +65,6 @@ class Trained:
     clients: Tensor
     rehearsed: list[int]
     logs: list[tuple[int, dict[str, float]]]
-
-
-@dataclass
-class LocalRound:
-    """Who trains on what in one round; the same on every rank, and poisoned data are made only where they are needed."""
-
-    cohort: Cohort
-    attackers: list[Attacker]
-    data: FederatedDataModule
-    attacks: Sequence[Attack]
-
-    @cached_property
-    def clients(self) -> list[int]:
-        """The cohort's numbers."""
-        return self.cohort.clients.tolist()
-
-    @cached_property
-    def malicious(self) -> list[bool]:
-        """Which of the cohort are."""
-        return self.cohort.malicious.tolist()
-
-    @cached_property
-    def clean(self) -> list[Samples]:
-        """The malicious clients' own data, in cohort order."""
-        return [self.data.client(attacker.client) for attacker in self.attackers]
-
-    @cached_property
-    def poisoned(self) -> dict[int, Samples]:
-        """The malicious clients' training data, by client number."""
-        datasets = self.clean
-        for i, attack in enumerate(self.attacks):
-            self.seed_for("conspire", i)
-            datasets = attack.conspire(datasets, self.attackers)
-        return {attacker.client: samples for attacker, samples in zip(self.attackers, datasets, strict=True)}
-
-    @cached_property
-    def rehearsals(self) -> list[list[Samples]]:
-        """What each attack wants to be trained beside the clients."""
-        if not self.attackers:
-            return [[] for _ in self.attacks]
-        asked: list[list[Samples]] = []
-        for i, attack in enumerate(self.attacks):
-            asked.append([])
-            if overrides(attack, "rehearse"):
-                self.seed_for("rehearse", i)
-                asked[i] = attack.rehearse(self.clean, self.attackers, len(self.cohort) - len(self.attackers))
-        return asked
-
-    def plan(self, module: L.LightningModule) -> None:
-        """Let attacks get ready, on every rank alike."""
-        for i, attack in enumerate(self.attacks if self.attackers else ()):
-            if overrides(attack, "plan"):
-                self.seed_for("plan", i)
-                with undisturbed(module):
-                    attack.plan(module, self.clean, self.attackers)
-
-    def seed_for(self, hook: str, number: int) -> None:
-        """Seed the global generators, from which an attack may draw, by (seed, hook, round, which attack)."""
-        seed_global_generators(derive_seed(self.attackers[0].seed, hook, self.attackers[0].round_number, number))
 
 
 class Clients:
@@ -165,6 +107,7 @@ class Clients:
         self.memory: dict[int, Tensor] = {}
         self.memory_size = rule.client_memory_size(data.train, self.num_classes)
         self.benign = benign
+        self.structure = Structure(list(module.modules()))
         self.executor = LocalExecutor(module, local)
         rules = [part for part in rule.modules() if isinstance(part, Aggregator) and not isinstance(part, Mixing)]
         self.own_way = any(type(part).train_benign is not Aggregator.train_benign for part in rules)
@@ -180,10 +123,16 @@ class Clients:
         # Nobody's own code takes part, or an order of sums that is the GPU's.
         self.proven = self.own_way or adds_in_any_order(self.exchange.device) or (is_recordable(module) and plain(data.train))
 
+    def check_module(self, t: int) -> None:
+        """Raise `ConfigurationError` if the module has other parameters in round t than the server's optimizer."""
+        self.structure.check(self.module, f"a callback, a hook or a client in or before round {t}", objects=True)
+
     def train(self, t: int, cohort: Cohort, broadcast: Broadcast) -> Trained:
         """Train this rank's share of round t."""
         with isolate_rng():
-            return self._train(t, cohort, broadcast)
+            trained = self._train(t, cohort, broadcast)
+        self.check_module(t)  # a client may have put another parameter of the same shape in a parameter's place
+        return trained
 
     def _train(self, t: int, cohort: Cohort, broadcast: Broadcast) -> Trained:
         rank, world = self.exchange.rank, self.exchange.world
@@ -221,6 +170,7 @@ class Clients:
                 self.executor.start_anew()
                 self.sources.put_back()
 
+        self.sources.put_back()  # as an evaluation may have changed global names
         if not self.proven:
             self.sources.remember()
         for position, logged, held in self.train_together(t, round_, mine):
@@ -337,7 +287,8 @@ class Clients:
 
             return self.executor.train(samples, draws, after_step if constraining else None)
         except Exception as error:
-            error.add_note(f"while training client {client} in round {t} on {len(samples)} samples")
+            kind = type(self.module).__name__
+            error.add_note(f"while client {client}, a {kind}, was trained in round {t} on {len(samples)} samples")
             raise
 
     def prove(self, train: Callable[[], dict[str, float]], round_: LocalRound, position: int) -> dict[str, float]:
@@ -405,8 +356,3 @@ def plain(samples: Samples) -> bool:
         return False
     readers = [of for of in (samples.augment, samples.prepare) if of is not None]
     return all((getattr(of, "__module__", None) or type(of).__module__).startswith("fl_lightning.") for of in readers)
-
-
-def overrides(attack: Attack, hook: str) -> bool:
-    """Whether the attack does something of its own there."""
-    return getattr(type(attack), hook) is not getattr(Attack, hook)

@@ -7,6 +7,7 @@ in a configuration is a `ConfigurationError` of one line.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -18,20 +19,24 @@ from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.environments import ClusterEnvironment, LightningEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from rich.console import Console
 from rich.table import Table
 
 from fl_lightning import srun
 from fl_lightning.callbacks import LastCheckpoint
 from fl_lightning.class_settings import check_classes, named_classes, taken_out, with_settings
-from fl_lightning.command_checks import check_checkpoint, check_devices, check_folder, check_seeds
+from fl_lightning.command_checks import check_arguments, check_checkpoint, check_devices, check_folder, check_reading
 from fl_lightning.data import FederatedDataModule
 from fl_lightning.errors import ConfigurationError, folded
 from fl_lightning.federation import Federation
+from fl_lightning.given_classes import check_read, refused_by_its_class
+from fl_lightning.layers import check_layer
 from fl_lightning.parser import Parser
 from fl_lightning.resuming import newest
 from fl_lightning.show_attack import show
 from fl_lightning.srun import SrunEnvironment
+from fl_lightning.trainer_options import NEED_A_LOGGER, check_twice
 from fl_lightning.trainers import STANDARD, TRAINER_DEFAULTS, standard_callbacks, standard_loggers
 from fl_lightning.yaml_files import MODE, as_argument
 
@@ -65,11 +70,11 @@ class FederatedTrainer(L.Trainer):
         table.add_row("trainable parameters", f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,}")
         Console().print(table)
 
-    def show_attack(self, model: Federation, datamodule: FederatedDataModule, output: str = "attack.png") -> None:
+    def show_attack(self, model: Federation, datamodule: FederatedDataModule, output: str | None = None) -> None:
         """Show what the attacks do to data, without training: pictures in a PNG file, tables and tweets as text.
 
         Args:
-            output: the PNG file to write, where the task is one of pictures.
+            output: the PNG file to write, attack.png if none is given; of a task of pictures alone.
         """
         fetch_and_check(model, datamodule)
         malicious = model.cohort.malicious_clients(model.seed, len(datamodule.clients)).tolist()
@@ -124,6 +129,15 @@ class FederatedCLI(LightningCLI):
             "show-attack": {"model", "datamodule"},
         }
 
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Lightning's `--seed_everything` also takes true and false, by which a run could not be repeated."""
+        parser.add_argument(
+            "--seed_everything",
+            type=int,
+            default=self.seed_everything_default,
+            help="All draws are made from it, in [0, 2**32).",
+        )
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(LastCheckpoint, "checkpoint")
         parser.link_arguments("seed_everything", "model.seed", compute_fn=integer_seed)
@@ -131,12 +145,16 @@ class FederatedCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         args, given = taken_out(args)
-        check_seeds(args)
+        check_arguments(args)
         self.config = parser.parse_args(args)
+        check_reading(args, self.config[self.config.subcommand].clone().as_dict())
         if given:
             config = self.resolved_config()
             check_classes(given, set(named_classes(config)))
-            self.config = parser.parse_args([self.config.subcommand, "--config", as_argument(with_settings(config, given))])
+            config = with_settings(config, given)
+            check_layer(config, "")
+            self.config = parser.parse_args([self.config.subcommand, "--config", as_argument(config)])
+        check_read(self.config[self.config.subcommand].clone().as_dict())
 
     def _parse_ckpt_path(self) -> None:
         """Settings come from the configuration alone, never from a checkpoint, which would be read here a first time."""
@@ -149,6 +167,8 @@ class FederatedCLI(LightningCLI):
             raise ConfigurationError(f"{self.subcommand} needs --ckpt_path: a checkpoint, such as the last.ckpt of a run")
         if self.subcommand == "fit":
             check_folder(config.trainer.default_root_dir or ".", "trainer.default_root_dir")
+        if self.subcommand == "show-attack" and config.output is not None:
+            check_folder(Path(config.output).parent, "the folder of output")
         if path is not None:
             check_checkpoint(str(path))
         if self.subcommand in ("validate", "test") and path == "last":
@@ -157,6 +177,15 @@ class FederatedCLI(LightningCLI):
                 raise ConfigurationError(
                     f"ckpt_path: there is no last.ckpt in {folder}; give --trainer.default_root_dir of a run, or a checkpoint"
                 )
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except (MisconfigurationException, ValueError, TypeError) as error:
+            refused = None if configuration_error(error) else refused_by_its_class(error)
+            if refused is None:
+                raise
+            raise refused from error
 
     @property
     def made(self) -> Any:
@@ -179,7 +208,10 @@ class FederatedCLI(LightningCLI):
             options["logger"] = standard_loggers(settings.default_root_dir or ".") if self.subcommand == "fit" else False
         given = settings.callbacks or []
         given = given if isinstance(given, list) else [given]
+        if self.subcommand != "fit" and not options["logger"]:  # a run's own settings may name what then has nothing to say
+            given = [callback for callback in given if not isinstance(callback, NEED_A_LOGGER)]
         options["callbacks"] = [*given, *self.own_callbacks(options, given)]
+        check_twice(options["callbacks"])
         try:
             return FederatedTrainer(**options)
         except (MisconfigurationException, ValueError, TypeError) as error:
@@ -187,12 +219,24 @@ class FederatedCLI(LightningCLI):
 
     def own_callbacks(self, options: Mapping[str, Any], given: Sequence[L.Callback]) -> Iterator[L.Callback]:
         """What a command has without being asked."""
+        keys = Counter(callback.state_key for callback in given if is_overridden("state_dict", callback, L.Callback))
         for callback in given:
+            if keys[callback.state_key] > 1:
+                name, number = type(callback).__name__, keys[callback.state_key]
+                raise ConfigurationError(
+                    f"trainer.callbacks: {name} is there {number} times, which a checkpoint cannot tell apart; name it once"
+                )
             if type(callback) in STANDARD:
                 name = type(callback).__name__
                 raise ConfigurationError(f"trainer.callbacks names {name}, which every command has by itself; leave it out")
+        every = self.made["checkpoint"].every_n_rounds
         if options["enable_checkpointing"] is not False:
             yield self.made["checkpoint"]
+        elif every != 1 and self.subcommand == "fit":
+            raise ConfigurationError(
+                f"checkpoint.every_n_rounds = {every}, but no checkpoint is written, as trainer.enable_checkpointing = false; "
+                "leave one of them out"
+            )
         yield from standard_callbacks(self.resolved_config(), options, given)
 
     def resolved_config(self) -> dict[str, Any]:

@@ -7,7 +7,12 @@ import functools
 import hashlib
 import inspect
 import os
+import re
 from collections.abc import Callable, Mapping
+from datetime import date, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -16,12 +21,19 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fl_lightning.bits import as_bytes
+from fl_lightning.function_settings import settings_of
 
 DEPTH = 8
 """How far objects are followed into what they hold, which may lead back to themselves."""
 
 MOST = 100
 """Entries of a list or mapping that are written down one by one."""
+
+FROM_AROUND = 2
+"""The same for what functions take from around them."""
+
+SAYS_ITSELF = (os.PathLike, torch.dtype, torch.device, complex, bytes, Decimal, Fraction, date, time, timedelta, re.Pattern)
+"""Values that are told by their text."""
 
 OF_EVERY_MODULE = {"training", "prepare_data_per_node", "allow_zero_length_dataloader_with_multiple_devices"}
 
@@ -33,18 +45,20 @@ def describe(value: Any, depth: int = DEPTH) -> Any:
 
     Of an object: its class, and those arguments of the constructor that it keeps, in itself or in one of its parts. Where some
     are not to be found, `holds` tells what it holds in their place. Tensors are told by a digest, data sets by their length
-    and their classes, functions by their names.
+    and their classes, functions by their names and what they take from around them; see `settings_of`.
 
     Example:
         >>> from fl_lightning.aggregators import Invariant
         >>> describe(Invariant(tau=0.5))["init_args"]["tau"]
         0.5
     """
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
+    if isinstance(value, Enum):
+        return f"{path(type(value))}.{value.name}"
     if isinstance(value, np.generic):
         return value.item()
-    if isinstance(value, (os.PathLike, torch.dtype, torch.device)):
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, SAYS_ITSELF):
         return str(value)
     if isinstance(value, (Tensor, np.ndarray)):
         return digest(torch.as_tensor(value))
@@ -54,15 +68,19 @@ def describe(value: Any, depth: int = DEPTH) -> Any:
         return {"class_path": path(type(value)), "items": len(value)} | of_plain(value)
     if isinstance(value, Mapping):
         return {str(key): describe(entry, depth - 1) for key, entry in value.items()}
-    if type(value) in (list, tuple, set, frozenset, range):
+    if isinstance(value, (set, frozenset)):  # in an order that is the same in every process
+        return sorted((describe(entry, depth - 1) for entry in value), key=repr)
+    if type(value) in (list, tuple, range):
         return [describe(entry, depth - 1) for entry in value]
     if isinstance(value, functools.partial):
-        given = describe(value.keywords, depth - 1)
-        return {"class_path": path(value.func), "init_args": given} | ({"args": describe(value.args)} if value.args else {})
+        made = {"class_path": path(value.func)} if isinstance(value.func, type) else describe(value.func, depth - 1)
+        given = {"init_args": describe(value.keywords, depth - 1)}
+        return made | given | ({"args": describe(value.args, depth - 1)} if value.args else {})
     if isinstance(value, type):
         return {"class_path": path(value)}
     if inspect.isroutine(value):
-        return {"function": path(value)} | ({"of": describe(value.__self__, depth - 1)} if inspect.ismethod(value) else {})
+        owner = {"of": describe(value.__self__, depth - 1)} if inspect.ismethod(value) else {}
+        return {"function": path(value)} | owner | settings_of(value, lambda used: describe(used, min(depth - 1, FROM_AROUND)))
     if isinstance(value, Optimizer):
         return {"class_path": path(type(value)), "init_args": describe(value.defaults, depth - 1)}
     if dataclasses.is_dataclass(value):
@@ -76,7 +94,7 @@ def of_object(value: Any, depth: int) -> dict[str, Any]:
     init_args = {name: describe(argument, depth - 1) for name, argument in found.items() if argument is not UNKNOWN}
     described: dict[str, Any] = {"class_path": path(type(value)), "init_args": init_args}
     is_data = hasattr(value, "__getitem__") and hasattr(value, "__len__") and not isinstance(value, nn.Module)
-    if len(init_args) < len(found) and not is_data:
+    if (len(init_args) < len(found) or takes_any(type(value))) and not is_data:
         others = attributes(value).keys() - found.keys() - OF_EVERY_MODULE
         shallow = min(depth - 1, 2)
         described["holds"] = {name: describe(attributes(value)[name], shallow) for name in sorted(others) if name[0] != "_"}
@@ -103,13 +121,21 @@ def parameters(cls: type) -> list[str]:
     return [p.name for p in found if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
 
 
+def takes_any(cls: type) -> bool:
+    """Whether a constructor takes arguments that its signature does not name."""
+    try:
+        return any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in inspect.signature(cls).parameters.values())
+    except (TypeError, ValueError):
+        return True
+
+
 def kept(value: Any, name: str) -> Any:
     """What an object keeps under a name: as a hyperparameter, in itself, or in one of its parts."""
     hyperparameters = getattr(value, "_hparams", None)
     if isinstance(hyperparameters, Mapping) and name in hyperparameters:
         return hyperparameters[name]
     places = [value, *(part for part in attributes(value).values() if hasattr(part, "__dict__"))]
-    wanted = [(attributes(place), called) for place in places for called in (name, f"_{name}")]
+    wanted = [(attributes(place) | buffers(place), called) for place in places for called in (name, f"_{name}")]
     return next((place[called] for place, called in wanted if called in place), UNKNOWN)
 
 
@@ -117,6 +143,11 @@ def attributes(value: Any) -> dict[str, Any]:
     """An object's own attributes, a module's parts among them."""
     found = dict(vars(value)) if hasattr(value, "__dict__") and not isinstance(value, type) else {}
     return {**found, **found.get("_modules", {})}
+
+
+def buffers(value: Any) -> dict[str, Any]:
+    """A module's own buffers, as which a loss keeps its weights."""
+    return dict(value._buffers) if isinstance(value, nn.Module) else {}
 
 
 def path(thing: Callable[..., Any]) -> str:

@@ -9,6 +9,12 @@ CLOSE = 0.6
 ABOUT_AS_CLOSE = 0.1
 """How much less alike than the best name another may be to be offered beside it."""
 
+FEW_LETTERS = 200
+"""The length that a list of names in a message may have: there may be thousands, and a message is a line."""
+
+SOME_LETTERS = 500
+"""The same for a list of differences, each of them a few words."""
+
 
 class ConfigurationError(ValueError):
     """A setting, path or piece of data that cannot work; the message names it, its value, the limit and the remedy.
@@ -45,6 +51,16 @@ def cause(error: Exception, *own: type[Exception]) -> str:
     return first_line(error) if alone else f"{type(error).__name__}: {first_line(error)}"
 
 
+def noted(error: BaseException) -> str:
+    """What has been noted of an error, as where it came up; empty if nothing has.
+
+    >>> error = KeyError("a")
+    >>> error.add_note("on batch 1"), error.add_note("of client 2"), noted(error)
+    (None, None, 'on batch 1 of client 2')
+    """
+    return folded(" ".join(getattr(error, "__notes__", ())))
+
+
 def in_one_line(error: Exception, length: int = 200) -> str:
     """What kind of error it is and what it says, cut to `length` characters of one line.
 
@@ -79,6 +95,28 @@ def nearest(name: str, known: Iterable[str]) -> str:
     ordered = by_likeness(name, known)
     best = likeness(name, ordered[0]) if ordered else 0.0
     if best < CLOSE:
-        return f"known: {', '.join(sorted(ordered))}"
+        all_fit = len(", ".join(ordered)) <= FEW_LETTERS
+        return f"known: {enumerated(sorted(ordered) if all_fit else ordered)}"
     close = [other for other in ordered if likeness(name, other) >= max(CLOSE, best - ABOUT_AS_CLOSE)]
-    return f"did you mean {' or '.join(close)}?"
+    return f"did you mean {enumerated(close, between=' or ')}?"
+
+
+def enumerated(names: Iterable[object], letters: int = FEW_LETTERS, between: str = ", ") -> str:
+    """Names on a line, as many as fit, and how many more there are.
+
+    Args:
+        names: those that say most first.
+        letters: the most that the names may take; a longer name is cut.
+        between: what stands between two of them.
+
+    >>> enumerated(["tau", "alpha"]), enumerated(range(1000), letters=9)
+    ('tau, alpha', '0, 1, 2 and 997 more')
+    """
+    texts, shown, length = [folded(name) for name in names], [], 0
+    for text in texts:
+        if shown and length + len(between) + len(text) > letters:
+            break
+        shown.append(text if len(text) <= letters else f"{text[:letters]}...")
+        length += len(between) * bool(length) + len(text)
+    more = len(texts) - len(shown)
+    return between.join(shown) + (f" and {more} more" if more else "")

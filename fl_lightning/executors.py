@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fl_lightning.client_steps import is_recordable
 from fl_lightning.data.base import Samples
-from fl_lightning.errors import cause
+from fl_lightning.errors import cause, enumerated
 from fl_lightning.kept_python import KeptPython
 from fl_lightning.local_training import LocalTraining
 from fl_lightning.recorded_steps import RecordedSteps, python_state
@@ -121,7 +121,7 @@ class LocalExecutor:
             log.warning(
                 "the client %s changes %s as it trains, which is put back after every client, as clients keep no state",
                 type(self.module).__name__,
-                ", ".join(new),
+                enumerated(new),
             )
 
     def train(

@@ -19,14 +19,14 @@ from typing import Any, Literal, Protocol, get_args, runtime_checkable
 import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
+from torch.optim import Optimizer
 
 from fl_lightning import resuming, sharded_state
 from fl_lightning.aggregators.base import Aggregator
-from fl_lightning.attacks.base import Attack, Broadcast, Knowledge, stamped_sets
-from fl_lightning.checked import made_of, shown, whole
-from fl_lightning.client_checks import check_client, check_kind
+from fl_lightning.attacks.base import Attack, Broadcast, Knowledge, stamp_evaluation
+from fl_lightning.checked import made_of, maker, one_of, shown, whole
+from fl_lightning.client_checks import check_kind
 from fl_lightning.client_logs import average_logs
 from fl_lightning.clients import Clients
 from fl_lightning.cohort import CohortSampler
@@ -37,17 +37,18 @@ from fl_lightning.exclusion import exclude_nonfinite
 from fl_lightning.fresh_memory import unfilled
 from fl_lightning.last_round import Evaluations
 from fl_lightning.lightning_modules import ClientModule, attach
-from fl_lightning.local_training import LocalTraining, read_optimizers
-from fl_lightning.prediction import check_predictions, class_probabilities, predict, predicted_classes
+from fl_lightning.local_training import LocalTraining
+from fl_lightning.monitors import check_logged, check_monitors
+from fl_lightning.prediction import class_probabilities, predict, predicted_classes
 from fl_lightning.remarks import remark
 from fl_lightning.resources import Compile, compiling_pays, prepare_memory
+from fl_lightning.round_checks import check_evaluation, check_not_compiled, check_round
 from fl_lightning.seeding import drawn_by_chance, warn_of_chance
-from fl_lightning.server_optimizer import check_server_optimizer
 from fl_lightning.server_step import take_step
-from fl_lightning.sharded_state import Part
 from fl_lightning.strategy import FederatedStrategy
-from fl_lightning.trained import Loadable
-from fl_lightning.trainer_options import check_monitors, check_trainer, make_trial
+from fl_lightning.taken_names import WatchedNames
+from fl_lightning.trained import Loadable, weights_for
+from fl_lightning.trainer_options import check_trainer, make_trial
 from fl_lightning.undisturbed import Undisturbed
 from fl_lightning.updates.agreement import check_agreement, check_same_data
 from fl_lightning.updates.exchange import BUCKET_BYTES, Exchange
@@ -55,6 +56,9 @@ from fl_lightning.updates.layout import buffer_layout, clamp_variances, named_st
 from fl_lightning.updates.shard import UpdateShard
 
 log = logging.getLogger(__name__)
+
+COUNTED = ("client_updates", "excluded_updates", "refused_rounds")
+"""What is counted over all rounds, also those before a resume."""
 
 
 @runtime_checkable
@@ -68,7 +72,7 @@ class RoundObserver(Protocol):
         """
 
 
-class Federation(Loadable, L.LightningModule):
+class Federation(Loadable, WatchedNames):
     """A server, its clients, and those among them that attack.
 
     Args:
@@ -116,15 +120,8 @@ class Federation(Loadable, L.LightningModule):
     ) -> None:
         super().__init__()
         check_kind(client)
-        if buffers not in ("trimmed", "mean", "keep"):
-            raise ConfigurationError(f"model.buffers must be trimmed, mean or keep, got {buffers!r}")
-        if compile_rules not in get_args(Compile):
-            raise ConfigurationError(f"model.compile_rules must be auto, always or never, got {compile_rules!r}")
         if isinstance(attacks, Attack) or not isinstance(attacks, Iterable):
             raise ConfigurationError(f"model.attacks must be a list of attacks, [] for none, got {shown(attacks)}; give [...]")
-        for name, made in (("server_optimizer", server_optimizer), ("server_scheduler", server_scheduler)):
-            if not callable(made) and (name, made) != ("server_scheduler", None):
-                raise ConfigurationError(f"model.{name} must be a function that makes one, got {shown(made)}; give a lambda")
         if not 0 <= (seed := whole("the seed", seed)) < 2**32:
             raise ConfigurationError(f"the seed must lie in [0, 2**32), got {seed}")
         self.automatic_optimization = False
@@ -133,12 +130,12 @@ class Federation(Loadable, L.LightningModule):
         self.attacks = [made_of("each of model.attacks", attack, Attack, "SignFlip()") for attack in attacks]
         self.cohort = made_of("model.cohort", cohort, CohortSampler, "CohortSampler()")
         self.local = made_of("model.local", local, LocalTraining, "LocalTraining()")
-        self.server_optimizer = server_optimizer
-        self.server_scheduler = server_scheduler
-        self.buffer_policy = buffers
+        self.server_optimizer = maker("model.server_optimizer", server_optimizer)
+        self.server_scheduler = None if server_scheduler is None else maker("model.server_scheduler", server_scheduler)
+        self.buffer_policy = one_of("model.buffers", buffers, ("trimmed", "mean", "keep"))
         self.seed = seed
         self.bucket_bytes = whole("model.bucket_bytes", bucket_bytes, 1)
-        self.compile_rules: Compile = compile_rules
+        self.compile_rules: Compile = one_of("model.compile_rules", compile_rules, get_args(Compile))
         self.last_step: Tensor | None
         self.register_buffer("last_step", None)  # (d,), old minus new, where an attack watches it
         self.seconds: dict[str, float] = defaultdict(float)
@@ -155,6 +152,7 @@ class Federation(Loadable, L.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Round t: local training, exchange, attack, aggregation, server step."""
         t = self.global_step
+        self.clients.check_module(t)
         cohort = self.cohort.draw(self.seed, t, self.data.sizes)  # N clients
         broadcast = Broadcast(self.parameters_layout.flatten(self.client), self.last_step, t)  # (d,)
 
@@ -201,7 +199,9 @@ class Federation(Loadable, L.LightningModule):
         self.refused_rounds += refused
         # Loggers take `step` as their x-axis: rounds done, the same for what is logged in training and in evaluation.
         logged = {"step": float(self.global_step), "round/excluded_updates": float(excluded), "round/refused": float(refused)}
-        self.log_dict(logged | average_logs(logs_of_ranks()), batch_size=1)
+        logged |= average_logs(logs_of_ranks())
+        self.log_dict(logged, batch_size=1)
+        check_logged(self.trainer, logged)
         if self.trainer._detect_anomaly:
             check_agreement(self.client, self.exchange, f"after round {t}")
 
@@ -245,7 +245,8 @@ class Federation(Loadable, L.LightningModule):
         """Predict a batch of an evaluation set; None where this rank has none left.
 
         Returns:
-            `hits` (b,) bool, whether the prediction is the label and the rule lets it stand; `targets` (b,) int64, the labels.
+            `hits` (b,) bool, whether the prediction is the label and the rule lets it stand; `undefined` (b,) bool, whether a
+            logit is NaN, so that there is none; `targets` (b,) int64, the labels.
         """
         if batch is None:
             return None
@@ -253,7 +254,8 @@ class Federation(Loadable, L.LightningModule):
         with self.undisturbed.batch(self.client, self._trainer, batch_idx, dataloader_idx):
             logits = self.predict(inputs)
         accepted = self.aggregator.accepts(class_probabilities(logits))
-        return {"hits": (predicted_classes(logits) == targets) & accepted, "targets": targets}
+        classes = predicted_classes(logits)
+        return {"hits": (classes == targets) & accepted, "targets": targets, "undefined": classes < 0}
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor] | None:
         return self.validation_step(batch, batch_idx, dataloader_idx)
@@ -303,24 +305,16 @@ class Federation(Loadable, L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Check everything that can be checked without training, and lay out vectors and evaluation sets."""
-        data = self.data
-        device = self.trainer.strategy.root_device
-        if self._compiler_ctx is not None:
-            raise ConfigurationError(
-                "the federation was compiled by torch.compile, which cannot follow a round; give it as it is, and compile "
-                "layers in the client's constructor if at all"
-            )
-        attach(self.client, self.trainer, device)
-        if stage == "fit" and self.trainer.world_size > 1:
+        data, trainer = self.data, self.trainer
+        device = trainer.strategy.root_device
+        resuming.read_for(trainer.strategy.checkpoint_io, stage)
+        check_not_compiled(self)
+        attach(self.client, trainer, device)
+        if stage == "fit" and trainer.world_size > 1:
             check_same_data(to_be_alike(data), device)
-        self.check(data)
+        server_optimizer = self.check(data)
         self.local.warn_of_slow_precision(device)
-        self.parameters_layout = parameter_layout(self.client)
-        self.buffers_layout = buffer_layout(self.client, nothing=self.buffer_policy == "keep")
-        coordinates = self.parameters_layout.num_coordinates / self.trainer.world_size
-        compiled = compiling_pays(self.compile_rules, coordinates, (self.trainer.max_epochs, self.trainer.max_steps), device)
-        self.exchange = Exchange(self.parameters_layout.sizes, device, bucket_bytes=self.bucket_bytes, compiled=compiled)
-        self.buffer_exchange = Exchange(self.buffers_layout.sizes, device, bucket_bytes=self.bucket_bytes)
+        self.lay_out(device)
         malicious = set(self.cohort.malicious_clients(self.seed, len(data.clients)).tolist())
         self.clients = Clients(
             self.client,
@@ -333,48 +327,30 @@ class Federation(Loadable, L.LightningModule):
             self.seed,
             benign=[client for client in range(len(data.clients)) if client not in malicious],
         )
-        ranks_on_node = self.trainer.world_size // self.trainer.num_nodes
         if stage == "fit":
-            server, _ = read_optimizers(self.configure_optimizers(), "the server")
-            prepare_memory(self.clients, self.cohort, self.aggregator, server, self.attacks, ranks_on_node)
+            ranks_on_node = trainer.world_size // trainer.num_nodes
+            prepare_memory(self.clients, self.cohort, self.aggregator, server_optimizer, self.attacks, ranks_on_node)
         data.to(device)
         if any(attack.watches_steps for attack in self.attacks):
             self.last_step = torch.zeros(self.exchange.num_coordinates, device=device)
-        # Stamped sets that are there belong to another federation over the same data.
-        kept = {name: samples for name, samples in data.evaluation.items() if not name.startswith("stamped")}
-        stamped = stamped_sets(self.attacks, data.task.test)  # pyrefly: ignore[missing-attribute]
-        data.evaluation = kept | {name: samples.to(device) for name, samples in stamped.items()}
+        stamp_evaluation(data, self.attacks, device)
         if stage == "fit":
-            check_monitors(self.trainer, self)
-            remark(self.trainer, self.cohort, self.attacks, self.aggregator, data)
-            with isolate_rng():
-                task = data.task
-                assert task is not None, "check() has seen it"
-                check_predictions(self.client.to(device), data.train, task.num_classes, task.test)
+            check_monitors(trainer, self)
+            remark(trainer, self.cohort, self.attacks, self.aggregator, data)
+            check_evaluation(self.client.to(device), data)
 
-    def check(self, data: FederatedDataModule) -> None:
-        """Raise `ConfigurationError` if cohort, rule, client or attacks do not fit the data that were dealt out."""
-        assert data.task is not None, "setup() of the data module has not run"
-        self.cohort.check(len(data.clients))
-        self.aggregator.expect(self.cohort.malicious_per_round)
-        self.aggregator.check(self.cohort.clients_per_round)
-        if self.aggregator.needs_root and data.root_samples is None:
-            raise ConfigurationError(
-                f"{type(self.aggregator).__name__} needs clean samples of the server's own; set data.root, for example "
-                "{samples: 100}, to keep some training samples from the clients"
-            )
-        with self.local.seen_by(self.client, int(data.sizes.max())):
-            check_client(self.client, data.sizes, self.local, data.train)
-        self.aggregator.check_model(parameter_layout(self.client).sizes)
-        try:
-            server, scheduler = read_optimizers(self.configure_optimizers(), "the server")
-        except (TypeError, ValueError) as error:
-            if isinstance(error, ConfigurationError):
-                raise
-            raise ConfigurationError(f"model.server_optimizer or its scheduler cannot be made: {error}") from error
-        check_server_optimizer(server, scheduler.scheduler, self.client.parameters())
-        for attack in self.attacks:
-            attack.validate(data.task.num_classes)
+    def check(self, data: FederatedDataModule) -> Optimizer:
+        """Raise `ConfigurationError` if cohort, rule, client or attacks do not fit the data; gives the server's optimizer."""
+        return check_round(self.client, data, self.cohort, self.aggregator, self.attacks, self.local, self.configure_optimizers)
+
+    def lay_out(self, device: torch.device) -> None:
+        """Say where parameters and buffers stand in vectors, and which coordinates are this rank's."""
+        self.parameters_layout = parameter_layout(self.client)
+        self.buffers_layout = buffer_layout(self.client, nothing=self.buffer_policy == "keep")
+        coordinates = self.parameters_layout.num_coordinates / self.trainer.world_size
+        compiled = compiling_pays(self.compile_rules, coordinates, (self.trainer.max_epochs, self.trainer.max_steps), device)
+        self.exchange = Exchange(self.parameters_layout.sizes, device, bucket_bytes=self.bucket_bytes, compiled=compiled)
+        self.buffer_exchange = Exchange(self.buffers_layout.sizes, device, bucket_bytes=self.bucket_bytes)
 
     def prepare_data(self) -> None:
         """Fetch what attacks need, on one process per node."""
@@ -398,53 +374,32 @@ class Federation(Loadable, L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if not hasattr(self, "clients"):  # somebody saves what was refused before its setup
             return
-        # Rank 0's parameters are everyone's; what rules remember is every rank's own.
-        remembered = sharded_state.remembered(self.aggregator)
-        if remembered or self.clients.memory_size:
-            checkpoint[sharded_state.KEY] = sharded_state.as_entry(Part(self.exchange.start, remembered, self.clients.memory))
+        # Rank 0's parameters are everyone's; what rules and clients remember is every rank's own.
+        kept = sharded_state.entry(self.aggregator, self.exchange.start, self.clients.memory, self.clients.memory_size)
+        if kept is not None:
+            checkpoint[sharded_state.KEY] = kept
         checkpoint["federation"] = {
             "attacks": [attack.state_dict() for attack in self.attacks],
             "seed": self.seed,
             "seconds": dict(self.seconds),
-            "client_updates": self.client_updates,
-            "excluded_updates": self.excluded_updates,
             "evaluated": self.evaluations.round,
-            "refused_rounds": self.refused_rounds,
+            **{name: getattr(self, name) for name in COUNTED},
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        record = checkpoint.get("federation")
-        if record is None:
-            raise ConfigurationError("the checkpoint is not one of a federation; give the last.ckpt of a run")
-        if record["seed"] != self.seed:
-            raise ConfigurationError(
-                f"the checkpoint was written with seed {record['seed']}, this run has seed {self.seed}; resume with the same"
-            )
-        rounds, done = self.trainer.max_epochs, checkpoint["global_step"]
-        if self.trainer.state.fn == "fit" and rounds is not None and 0 <= rounds < done:
-            raise ConfigurationError(
-                f"trainer.max_epochs is {rounds}, and the checkpoint is of round {done}; raise it, or give an earlier one"
-            )
+        rounds, path = self.trainer.max_epochs, self.trainer.ckpt_path
+        record = resuming.record_of(checkpoint, self.seed, rounds if self.trainer.state.fn == "fit" else None)
+        weights_for(self.client, checkpoint, path, "give the model that it was trained with, or start afresh")
         for attack, state in zip(self.attacks, record["attacks"], strict=True):
             attack.load_state_dict(state)
-        if sharded_state.KEY in checkpoint and self.trainer.ckpt_path is not None:
-            self.load_sharded_state(checkpoint[sharded_state.KEY], self.trainer.ckpt_path)
+        if sharded_state.KEY in checkpoint and path is not None:
+            own = self.exchange  # of however many ranks wrote it, this one's part
+            part = resuming.parts(checkpoint[sharded_state.KEY], path, own.start, own.stop, own.rank, own.world)
+            self.clients.memory = sharded_state.recall(part, self.aggregator, own.device)
         self.seconds = defaultdict(float, record["seconds"])
-        self.client_updates = record["client_updates"]
-        self.excluded_updates = record["excluded_updates"]
         self.evaluations.round = record.get("evaluated", -1)
-        self.refused_rounds = record.get("refused_rounds", 0)
-
-    def load_sharded_state(self, entry: Any, path: Any) -> None:
-        """Take this rank's part of what rules and clients remember, of however many ranks wrote it."""
-        exchange = self.exchange
-        part = resuming.parts(entry, path, exchange.start, exchange.stop, exchange.rank, exchange.world)
-        for name, kept in part.coordinates.items():
-            prefix, _, key = name.rpartition(":")
-            rule = self.aggregator.get_submodule(prefix)
-            assert isinstance(rule, Aggregator)
-            rule.memory[key] = kept.to(exchange.device)
-        self.clients.memory = {client: row.to(exchange.device) for client, row in part.clients.items()}
+        for name in COUNTED:
+            setattr(self, name, record.get(name, 0))
 
     # ---- small things ------------------------------------------------------------------------------------------------
 

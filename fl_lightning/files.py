@@ -7,12 +7,14 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from fl_lightning.errors import ConfigurationError
-from fl_lightning.replacing import explained, replacing
+from fl_lightning.regular_files import check_regular
+from fl_lightning.replacing import explained, part_of, replacing, take_name, writing
+from fl_lightning.sealed import DamagedError, unsealed
 
 TRAINING_LOCK = "training.lock"
 """In a run's folder; held by rank 0 of whatever trains there."""
@@ -28,14 +30,13 @@ def own_file(path: Path) -> Path:
     By a link a report would show what lies elsewhere, and a run would write there; a pipe would be waited for.
 
     Raises:
-        ConfigurationError: it is a link, or no file.
+        ConfigurationError: it is a link, or no regular file.
     """
     if path.is_symlink():
         raise ConfigurationError(
             f"{path} is a link to {os.readlink(path)}; a run's files lie in its folder: put the file there"
         )
-    if path.exists() and not path.is_file():
-        raise ConfigurationError(f"{path} is no file; a run keeps a file by that name there: move what is in its place")
+    check_regular(path)
     return path
 
 
@@ -103,7 +104,12 @@ def check_beginning(path: Path, kept: Mapping[str, Any]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The entries of such a file, also while it is written; none if there is no file."""
+    """The entries of such a file, also while it is written; none if there is no file.
+
+    Raises:
+        ConfigurationError: it is no regular file.
+    """
+    check_regular(path)
     return _read(path)[0] if path.exists() else []
 
 
@@ -123,12 +129,15 @@ def _read(path: Path) -> tuple[list[dict[str, Any]], int]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; empty if there is no such file or it is not one."""
+    """A JSON object from a file; empty if there is no such file, or it is damaged.
+
+    Raises:
+        ConfigurationError: something else than a file is there.
+    """
     try:
-        found = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
+        return unsealed(path)
+    except DamagedError:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -142,6 +151,29 @@ def write_whole(path: Path, text: str) -> None:
         file.write(content)
 
 
+@contextmanager
+def written_together(texts: Mapping[Path, str]) -> Iterator[None]:
+    """Write several files, which take their names after the block: where one finds no room, none is there, and nothing is done.
+
+    Raises:
+        StorageError: one cannot be written; the old ones are still there.
+    """
+    parts = {path: part_of(path) for path in texts}
+    try:
+        for path, part in parts.items():
+            content = texts[path].encode()
+            with writing(part, path, len(content)) as file:
+                file.write(content)
+        yield
+        for path, part in parts.items():
+            take_name(part, path)
+    except BaseException:
+        for part in parts.values():
+            with suppress(OSError):
+                part.unlink()
+        raise
+
+
 def take_lock(path: Path, patience: float) -> IO[str]:
     """Hold a lock as long as the file that is returned is open, in this process or a child that inherits it.
 
@@ -153,8 +185,10 @@ def take_lock(path: Path, patience: float) -> IO[str]:
         patience: seconds to try for: who only asks whether it is locked holds it for a moment too.
 
     Raises:
+        ConfigurationError: something else than a file is there.
         LockedError: another process holds it.
     """
+    check_regular(path)
     deadline = time.monotonic() + patience
     file = path.open("a")
     while True:

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import io
 import random
-import sys
 import types
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -20,28 +19,14 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+from torch import nn
 from torchmetrics import Metric
 
-from fl_lightning.bits import same_bits
+from fl_lightning.kept_values import can_be_kept, is_whole, keep_whole, same
+from fl_lightning.own_code import ATOMS, CLOSED, Cached, Globals, closed, is_users, names_in, slots_of
 
 EVERY_MODULES = vars(L.LightningModule()).keys()
 """Attributes that are PyTorch's and Lightning's own."""
-
-CLOSED = frozenset(sys.stdlib_module_names - {"argparse", "types", "collections", "functools", "__main__"}) | {
-    *("torch", "lightning", "pytorch_lightning", "torchmetrics", "numpy", "fl_lightning")
-}
-"""Packages whose objects keep nothing of a client's, and are not searched through."""
-
-OPEN = ("torch.utils.data", "torch.nn", "fl_lightning.data", "lightning.fabric.utilities.data")
-"""Their parts that hold others' objects."""
-
-ATOMS = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device, slice, range)
-"""Values that never change."""
-
-NUMBERS = (float, complex, np.inexact)
-"""Those that may be NaN."""
 
 Generators = (np.random.Generator, np.random.RandomState, random.Random, torch.Generator)
 """What random numbers are drawn from."""
@@ -49,14 +34,11 @@ Generators = (np.random.Generator, np.random.RandomState, random.Random, torch.G
 GLOBAL = (np.random.mtrand._rand, random._inst, torch.default_generator)  # pyrefly: ignore[missing-attribute]
 """Those that are seeded for every client in any case."""
 
-SEARCHED = 1000
-"""Entries of a container that are searched for what may change in itself."""
+SEARCHED, SEARCHED_OF_DATA = 10_000, 1000
+"""Entries of a container that are searched for what may change in itself, in a module and in data, which hold more of them."""
 
 MOST = 100_000
 """Objects that are looked at."""
-
-LARGEST_BYTES = 2**24
-"""Of a tensor or array that is kept, as all of it is read whenever something may have changed."""
 
 
 class KeptPython:
@@ -68,10 +50,15 @@ class KeptPython:
         metrics: whether torchmetrics objects among a module's parts are kept, too; local training resets them.
         caches: whether dicts may gain entries, and lists get some in place of None, without counting as changed: what is read
             once and remembered need not be read again.
+        searched: entries of a container that are searched.
+        follow: whether global names are searched, too, that the user's own functions use.
+        but: objects that are left out.
 
     Attributes:
         generators: sources of random numbers, by path.
         iterators: what goes on by itself and cannot be put back, by path.
+        unkept: what else cannot be put back, by path: too large, more entries than are searched, or nobody knows what it holds.
+        globals: by module, what `follow` has found; roots for another search.
 
     Example:
         >>> holder = types.SimpleNamespace(n=1, seen=[])
@@ -81,12 +68,24 @@ class KeptPython:
         (['client.n', 'client.seen'], namespace(n=1, seen=[]))
     """
 
-    def __init__(self, roots: Mapping[str, Any], *, values: bool = True, metrics: bool = False, caches: bool = False) -> None:
+    def __init__(
+        self,
+        roots: Mapping[str, Any],
+        *,
+        values: bool = True,
+        metrics: bool = False,
+        caches: bool = False,
+        searched: int = SEARCHED,
+        follow: bool = False,
+        but: Iterable[Any] = (),
+    ) -> None:
         self.generators: dict[str, Any] = {}
         self.iterators: dict[str, Any] = {}
-        self.values, self.metrics, self.caches = values, metrics, caches
+        self.unkept: dict[str, Any] = {}
+        self.globals: dict[str, Globals] = {}
+        self.values, self.metrics, self.caches, self.searched, self.follow = values, metrics, caches, searched, follow
         self._kept: list[_Kept] = []
-        self._seen = set(map(id, GLOBAL))
+        self._seen = set(map(id, (*GLOBAL, *but)))
         self._alive: list[Any] = []  # what has been seen, so that no other object gets its identity
         for name, root in roots.items():
             for part in root.modules() if isinstance(root, nn.Module) else ():
@@ -124,16 +123,18 @@ class KeptPython:
             self.generators[path] = value
         elif isinstance(value, nn.Module):
             self._module(path, value)
-        elif isinstance(value, Tensor):
-            if self.values and can_be_kept(value):
-                tensor = _Tensor(value)
-                self._keep(path, value, tensor, tensor.put)
-        elif isinstance(value, np.ndarray):
-            if self.values and value.dtype != object and value.nbytes <= LARGEST_BYTES:
-                self._keep(path, value, _Array(value), _put_array)
+        elif is_whole(value):
+            if not can_be_kept(value):
+                self.unkept[path] = value
+            elif self.values:
+                whole = keep_whole(value)
+                self._keep(path, value, whole, whole.put)
         elif isinstance(value, dict):
-            for key, part in islice(self._keep(path, value, dict, _put_dict).items(), SEARCHED):
-                self._visit(f"{path}[{key!r}]", part)
+            if len(value) > self.searched:
+                self.unkept[path] = value
+            for key, part in islice(self._keep(path, value, dict, _put_dict).items(), self.searched):
+                if not isinstance(part, ATOMS):
+                    self._visit(f"{path}[{key!r}]", part)
         elif isinstance(value, (list, deque)):
             self._each(path, self._keep(path, value, list, _put_list))
         elif isinstance(value, set):
@@ -143,8 +144,10 @@ class KeptPython:
         else:
             self._other(path, value)
 
-    def _each(self, path: str, values: Iterable[Any]) -> None:
-        for i, part in enumerate(islice(values, SEARCHED)):
+    def _each(self, path: str, values: Sequence[Any]) -> None:
+        if len(values) > self.searched:
+            self.unkept[path] = values
+        for i, part in enumerate(islice(values, self.searched)):
             if not isinstance(part, ATOMS):  # which most are
                 self._visit(f"{path}[{i}]", part)
 
@@ -182,13 +185,28 @@ class KeptPython:
             self._visit(path, value.__self__)
         elif isinstance(value, types.FunctionType):
             self._function(path, value)
-        elif isinstance(value, (type, types.ModuleType, types.BuiltinFunctionType, property, io.IOBase)):
+        elif isinstance(value, Globals):
+            for name, part in self._keep(path, value.holder, value.now, value.put).items():
+                self._of_globals(f"{path}.{name}", part)
+        elif isinstance(value, (type, types.ModuleType, types.BuiltinFunctionType, property)):
             return
+        elif isinstance(value, (Cached, io.IOBase)):
+            self.unkept[path] = value
+            self._visit(path, getattr(value, "__wrapped__", None))
         elif isinstance(value, Iterator):
             self.iterators[path] = value
-        elif not closed(type(value)) and hasattr(value, "__dict__"):
+        elif closed(type(value)):
+            self.unkept[path] = value
+        elif slots := slots_of(type(value)):
+            now = partial(_of_slots, slots)
+            for name, part in self._keep(path, value, now, partial(_put_slots, now)).items():
+                self._visit(f"{path}.{name}", part)
+            self._class(path, type(value))
+        elif hasattr(value, "__dict__"):
             self._attributes(path, value, _of_object)
             self._class(path, type(value))
+        else:
+            self.unkept[path] = value
 
     def _function(self, path: str, function: Any) -> None:
         """What a function holds among its defaults and in its closure, and generators among the global names that it uses."""
@@ -198,12 +216,40 @@ class KeptPython:
         defaults, cells = function.__defaults__ or (), function.__closure__ or ()
         held = dict(zip(code.co_varnames[code.co_argcount - len(defaults) :], defaults, strict=False))
         held |= function.__kwdefaults__ or {}
-        held |= {name: of.cell_contents for name, of in zip(code.co_freevars, cells, strict=True) if of != types.CellType()}
+        for name, cell in zip(code.co_freevars, cells, strict=True):
+            if cell == types.CellType():
+                continue
+            held[name] = cell.cell_contents
+            if isinstance(held[name], ATOMS) and id(cell) not in self._seen:  # `nonlocal` gives it another one
+                self._seen.add(id(cell))
+                self._alive.append(cell)
+                self._keep(f"{place}.{name}", cell, _of_cell, _put_cell)
         for name, part in held.items():
             self._visit(f"{place}.{name}", part)
-        for name in names_in(function.__code__):
-            if isinstance(found := function.__globals__.get(name), Generators):
-                self._visit(name, found)
+        names = set(names_in(code))
+        for name in sorted(names & function.__globals__.keys()):
+            if isinstance(found := function.__globals__[name], Generators):
+                free = self.generators.get(name, found) is found
+                self._visit(name if free else f"{function.__module__}.{name}", found)
+        if self.follow and is_users(function.__module__):
+            self._follow(function.__module__, function.__globals__, names)
+
+    def _follow(self, module: str, holder: dict[str, Any], names: set[str]) -> None:
+        """What stands under these names in a module of the user's, where a function uses them."""
+        known = self.globals.setdefault(module, Globals(holder)).names
+        for name in sorted(names & holder.keys() - known):
+            known.add(name)
+            value = holder[name]
+            if isinstance(value, types.ModuleType) and is_users(value.__name__):
+                self._follow(value.__name__, vars(value), names)
+            self._of_globals(f"{module}.{name}", value)
+
+    def _of_globals(self, path: str, value: Any) -> None:
+        """Search a global value, but for modules that the client is a part of, as a federation."""
+        if isinstance(value, type) and is_users(value.__module__):
+            self._class(path, value)
+        elif not (isinstance(value, nn.Module) and any(id(part) in self._seen for part in value.modules())):
+            self._visit(path, value)
 
 
 class _Kept:
@@ -236,33 +282,15 @@ class _Kept:
                 return []
         except Exception:  # tensors and arrays do not like to be compared
             pass
-        if isinstance(before, list) and _same(before, after):
+        if isinstance(before, list) and same(before, after):
             return []
         if self.may_fill and filled(before, after):
             return []
         if isinstance(before, dict) and isinstance(after, dict):
             missing = object()
-            names = (name for name in {**before, **after} if not _same(before.get(name, missing), after.get(name, missing)))
+            names = (name for name in {**before, **after} if not same(before.get(name, missing), after.get(name, missing)))
             return [f"{self.path}.{name}".lstrip(".") for name in names]
         return [self.path]
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Whether one stands for the other: the same object, or of one type and equal, NaN to NaN."""
-    if one is other:
-        return True
-    if type(one) is not type(other):
-        return False
-    try:
-        if isinstance(one, Tensor):
-            return same_bits(one, other)
-        if isinstance(one, np.ndarray):
-            return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
-        if isinstance(one, (list, tuple)):
-            return len(one) == len(other) and all(map(_same, one, other))
-        return bool(one == other) or (isinstance(one, NUMBERS) and bool(one != one and other != other))
-    except Exception:
-        return False
 
 
 def filled(before: Any, after: Any) -> bool:
@@ -272,32 +300,31 @@ def filled(before: Any, after: Any) -> bool:
     return len(before) == len(after) and all(a is None or a is b for a, b in zip(before, after, strict=True))
 
 
-def can_be_kept(tensor: Tensor) -> bool:
-    """Whether a copy of it can be made and compared at little cost."""
-    odd = is_lazy(tensor) or tensor.is_nested or tensor.is_quantized or tensor.is_meta
-    return not odd and tensor.layout == torch.strided and tensor.nbytes <= LARGEST_BYTES
-
-
-def closed(of: Any) -> bool:
-    """Whether a class or function belongs to a package that is not searched."""
-    module = getattr(of, "__module__", None) or "builtins"
-    return module.partition(".")[0] in CLOSED and not module.startswith(OPEN)
-
-
-def names_in(code: types.CodeType) -> Iterator[str]:
-    """The names that a function uses, and functions inside it."""
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from names_in(constant)
-
-
 def _of_module(module: nn.Module) -> dict[str, Any]:
     return {name: value for name, value in vars(module).items() if name not in EVERY_MODULES}
 
 
 def _of_object(value: Any) -> dict[str, Any]:
     return dict(vars(value))
+
+
+def _of_slots(slots: Sequence[str], value: Any) -> dict[str, Any]:
+    return {name: getattr(value, name) for name in slots if hasattr(value, name)} | getattr(value, "__dict__", {})
+
+
+def _put_slots(now: Callable[[Any], dict[str, Any]], holder: Any, content: dict[str, Any]) -> None:
+    for name in now(holder).keys() - content.keys():
+        object.__delattr__(holder, name)  # also of what is frozen
+    for name, value in content.items():
+        object.__setattr__(holder, name, value)
+
+
+def _of_cell(cell: types.CellType) -> Any:
+    return cell.cell_contents
+
+
+def _put_cell(cell: types.CellType, content: Any) -> None:
+    cell.cell_contents = content
 
 
 def _of_class(kind: type) -> dict[str, Any]:
@@ -331,34 +358,3 @@ def _put_list(holder: Any, content: list[Any]) -> None:
 def _put_set(holder: set[Any], content: frozenset[Any]) -> None:
     holder.clear()
     holder.update(content)
-
-
-class _Tensor:
-    """A tensor's values, the same copy for as long as they do not change, else None."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.memory = tensor.data  # where they lie: `tensor.data = other` leads elsewhere
-        self.values = tensor.detach().clone()
-
-    def __call__(self, tensor: Tensor) -> Tensor | None:  # its count of changes does not know those of `tensor.data`
-        return self.values if same_bits(tensor, self.values) else None
-
-    def put(self, holder: Tensor, content: Tensor) -> None:
-        if holder.data_ptr() != self.memory.data_ptr() or holder.shape != self.memory.shape:
-            holder.data = self.memory
-        with torch.no_grad():
-            holder.copy_(content)
-
-
-class _Array:
-    """The same of an array, whose values are kept as bytes."""
-
-    def __init__(self, array: np.ndarray) -> None:
-        self.values = array.tobytes()
-
-    def __call__(self, array: np.ndarray) -> bytes | None:
-        return self.values if array.tobytes() == self.values else None
-
-
-def _put_array(holder: np.ndarray, content: bytes) -> None:
-    holder[...] = np.frombuffer(content, dtype=holder.dtype).reshape(holder.shape)

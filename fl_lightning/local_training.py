@@ -9,33 +9,31 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, Protocol
 
 import lightning as L
 import torch
-from lightning.fabric.utilities import move_data_to_device
-from lightning.pytorch.utilities.types import LRSchedulerConfig
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import Metric
 
 from fl_lightning.checked import real, whole
+from fl_lightning.client_errors import blamed
 from fl_lightning.client_logs import LogCollector, collected_logs
 from fl_lightning.client_steps import ClientSteps
 from fl_lightning.client_trainer import ClientTrainer, LocalPlan, passes
 from fl_lightning.data.base import Samples
-from fl_lightning.errors import ConfigurationError, nearest
-from fl_lightning.hooks import called_hooks, transferred
+from fl_lightning.errors import ConfigurationError
+from fl_lightning.hooks import transferred
+from fl_lightning.local_batches import LEAST_EPOCHS, epoch_batches, epoch_parts, resident
+from fl_lightning.local_optimizers import configured
 from fl_lightning.structure import Structure
 
 log = logging.getLogger(__name__)
-
-LEAST_EPOCHS = 1e-6
 
 REALS, WHOLES = ("epochs", "gradient_clip_norm"), ("batch_size", "branches")
 """What kind of number settings are."""
@@ -147,7 +145,7 @@ class LocalTraining:
         epochs, steps = self.epochs if steps is None else math.inf, plan.steps
         trainer = ClientTrainer(module, device, plan, self.gradient_clip_norm)
         step = 0
-        with trainer.seen_by(parts), collected_logs(module, parts) as logs:
+        with blamed(trainer), trainer.seen_by(parts), collected_logs(module, parts) as logs:
             optimizer, scheduler = configured(module)
             trainer.use(optimizer, scheduler.configs, logs)
             client = ClientSteps(module, trainer, parameters, optimizer, partial(self.autocast, device))
@@ -227,163 +225,6 @@ class LocalTraining:
     def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         """The context that `training_step` runs in."""
         return torch.autocast(device.type, dtype=torch.bfloat16) if self.precision == "bf16" else nullcontext()
-
-
-def epoch_parts(n: int, epochs: float, batch_size: int) -> Iterator[tuple[list[int], int]]:
-    """The sizes of an epoch's batches and how many of them are taken, for each local epoch; nothing without samples."""
-    sizes = [batch_size] * (n // batch_size) + ([n % batch_size] if n % batch_size else [])
-    if batch_size > 1 and len(sizes) > 1 and sizes[-1] == 1:
-        sizes[-2:] = [batch_size + 1]
-    left = epochs if n else 0.0
-    while left > LEAST_EPOCHS / 2:  # what rounding leaves of a whole number is no part of an epoch
-        part = min(left, 1.0)
-        yield sizes, min(len(sizes), max(1, math.ceil(part * n / batch_size - 1e-9)))
-        left -= part
-
-
-def epoch_batches(
-    n: int, epochs: float, batch_size: int, generator: torch.Generator, device: torch.device
-) -> Iterator[tuple[Tensor, list[int]]]:
-    """The batches of each local epoch, the last of which may be a part of one.
-
-    Args:
-        n: samples of the client.
-        epochs: passes over them.
-        batch_size: B.
-        generator: CPU generator that the shuffles are drawn from.
-        device: where the indices are wanted.
-
-    Yields:
-        Of one epoch: all samples' indices ((n,) int64) in the order in which they are taken, and the sizes of the batches.
-    """
-    for sizes, count in epoch_parts(n, epochs, batch_size):  # a GPU with steps to do need not be waited for
-        yield torch.randperm(n, generator=generator).to(device, non_blocking=True), sizes[:count]
-
-
-def resident(batch: Any, device: torch.device) -> Any:
-    """The batch on `device`; pairs of tensors that are there already, as of `TensorSamples`, are not searched through."""
-    if type(batch) is tuple and {*map(type, batch)} == {Tensor} and {part.device for part in batch} == {device}:
-        return batch
-    return move_data_to_device(batch, device)
-
-
-@dataclass(frozen=True)
-class LocalScheduler:
-    """A learning-rate scheduler inside one client's training; does nothing without one.
-
-    Attributes:
-        scheduler: steps after every batch or every epoch whose number, counted from 1, is a multiple of the frequency; batches
-            are counted anew in every epoch, as Lightning does it.
-        step: how it does, where the module has its own `lr_scheduler_step`.
-    """
-
-    scheduler: Any = None
-    interval: Literal["step", "epoch"] = "epoch"
-    frequency: int = 1
-    step: Callable[[], None] | None = None
-
-    def after_step(self, step: int) -> None:
-        if self.scheduler is not None and self.interval == "step" and step % self.frequency == 0:
-            (self.step or self.scheduler.step)()
-
-    def after_epoch(self, epoch: int) -> None:
-        if self.scheduler is not None and self.interval == "epoch" and epoch % self.frequency == 0:
-            (self.step or self.scheduler.step)()
-
-    @property
-    def configs(self) -> list[LRSchedulerConfig]:
-        """As a Trainer shows it to its module."""
-        if self.scheduler is None:
-            return []
-        return [LRSchedulerConfig(self.scheduler, interval=self.interval, frequency=self.frequency)]
-
-
-def configured(module: L.LightningModule) -> tuple[Optimizer, LocalScheduler]:
-    """A fresh optimizer of the module's, and its scheduler, which steps as the module says."""
-    optimizer, scheduler = read_optimizers(module.configure_optimizers())
-    if scheduler.scheduler is None:
-        return optimizer, scheduler
-    if "lr_scheduler_step" in called_hooks(module):
-        return optimizer, replace(scheduler, step=partial(module.lr_scheduler_step, scheduler.scheduler, None))
-    if not isinstance(scheduler.scheduler, LRScheduler):
-        raise ConfigurationError(
-            f"the scheduler {type(scheduler.scheduler).__name__} of the client {type(module).__name__} is not one of PyTorch's "
-            "kind (torch.optim.lr_scheduler.LRScheduler); say how it steps in lr_scheduler_step(self, scheduler, metric)"
-        )
-    return optimizer, scheduler
-
-
-OPTIMIZER_KEYS = ("optimizer", "lr_scheduler", "monitor")
-SCHEDULER_KEYS = tuple(field.name for field in fields(LRSchedulerConfig))
-"""What dictionaries that `configure_optimizers` returns may hold: Lightning's names."""
-
-
-def read_optimizers(configured: Any, whose: str = "a client") -> tuple[Optimizer, LocalScheduler]:
-    """The one optimizer, and the scheduler if any, in what a module's `configure_optimizers` returns.
-
-    Args:
-        configured: in any of Lightning's forms.
-        whose: a word for messages.
-
-    Raises:
-        ConfigurationError: for no or several optimizers, several schedulers, one that waits for a metric or belongs to another
-            optimizer, and names that Lightning does not know.
-    """
-    optimizers: Any
-    schedulers: Any = []
-    if isinstance(configured, Mapping):
-        check_keys(configured, OPTIMIZER_KEYS, "optimizer")
-        optimizers, schedulers = configured["optimizer"], configured.get("lr_scheduler", [])
-    elif isinstance(configured, (tuple, list)) and len(configured) == 2 and isinstance(configured[0], (tuple, list)):
-        optimizers, schedulers = configured
-    elif isinstance(configured, (tuple, list)) and len(configured) == 1 and isinstance(configured[0], Mapping):
-        return read_optimizers(configured[0], whose)
-    else:
-        optimizers = configured
-    optimizers = list(optimizers) if isinstance(optimizers, (tuple, list)) else [optimizers]
-    schedulers = list(schedulers) if isinstance(schedulers, (tuple, list)) else [schedulers]
-    if len(optimizers) != 1 or not isinstance(optimizers[0], Optimizer):
-        names = [type(optimizer).__name__ for optimizer in optimizers]
-        raise ConfigurationError(
-            f"{whose} needs exactly one optimizer, but its configure_optimizers gives {len(names)}: {names}; several "
-            "optimizers need manual optimization, which is not done here"
-        )
-    if len(schedulers) > 1:
-        raise ConfigurationError(f"{whose} may have one learning-rate scheduler, got {len(schedulers)}")
-    if not schedulers:
-        return optimizers[0], LocalScheduler()
-    given = dict(schedulers[0]) if isinstance(schedulers[0], Mapping) else {"scheduler": schedulers[0]}
-    check_keys(given, SCHEDULER_KEYS, "scheduler")
-    scheduler, interval, frequency = given["scheduler"], given.get("interval", "epoch"), given.get("frequency", 1)
-    if isinstance(scheduler, ReduceLROnPlateau) or given.get("reduce_on_plateau"):
-        raise ConfigurationError(f"ReduceLROnPlateau waits for a metric, which {whose} does not have; use another scheduler")
-    if interval not in ("step", "epoch") or not isinstance(frequency, int) or frequency < 1:
-        raise ConfigurationError(
-            f"a scheduler's interval must be step or epoch and its frequency at least 1, got {interval!r} and {frequency}"
-        )
-    if isinstance(scheduler, Optimizer) or not callable(getattr(scheduler, "step", None)):
-        raise ConfigurationError(
-            f"configure_optimizers gives {type(scheduler).__name__} as a learning-rate scheduler, which cannot step; return "
-            "the optimizer alone, or a scheduler of torch.optim.lr_scheduler"
-        )
-    if getattr(scheduler, "optimizer", optimizers[0]) is not optimizers[0]:
-        raise ConfigurationError(
-            f"the scheduler {type(scheduler).__name__} was made for another optimizer than configure_optimizers returns; make "
-            "it for that one"
-        )
-    return optimizers[0], LocalScheduler(scheduler, interval, frequency)
-
-
-def check_keys(given: Mapping[str, Any], known: tuple[str, ...], what: str) -> None:
-    """Refuse names in a dictionary of `configure_optimizers` that Lightning does not know, and one without `what`."""
-    unknown = [key for key in given if key not in known]
-    if unknown:
-        raise ConfigurationError(
-            f"configure_optimizers gives a dict for the {what} with the key {unknown[0]!r}, which would do nothing; "
-            f"{nearest(str(unknown[0]), known)}"
-        )
-    if what not in given:
-        raise ConfigurationError(f"configure_optimizers gives a dict with {sorted(given)}, which lacks the key {what!r}")
 
 
 def reset_metrics(parts: list[nn.Module]) -> None:

@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fl_lightning.errors import ConfigurationError
+from fl_lightning.errors import ConfigurationError, enumerated
 
 REMEDY = "give the module a predict_step(batch, batch_idx) that returns logits (b, C) and nothing else"
 
@@ -44,7 +45,7 @@ def read_logits(output: Any, of: str) -> Tensor:
         tensors = flat if len(flat) == 1 else tensors
     if len(tensors) == 1:
         return _floating(next(iter(tensors.values())), of)
-    found = ", ".join(f"{name}: {_describe(value)}" for name, value in fields.items())
+    found = enumerated(f"{name}: {_describe(value)}" for name, value in fields.items())
     what = f"a {type(output).__name__}" + (f" of {found}" if found else "")
     which = "in which any of several tensors could be the logits" if tensors else "in which there are no logits"
     raise ConfigurationError(f"{of} returns {what}, {which}; {REMEDY}")
@@ -86,6 +87,9 @@ def _fields(output: Any) -> dict[str, Any]:
 
 
 def _floating(tensor: Tensor, of: str) -> Tensor:
+    if tensor.layout != torch.strided or tensor.is_nested:
+        kind = "nested" if tensor.is_nested else f"sparse ({tensor.layout})"
+        raise ConfigurationError(f"{of} gives a tensor that is {kind}; return dense logits (b, C), as .to_dense() gives them")
     if not tensor.is_floating_point():
         raise ConfigurationError(
             f"{of} gives a tensor of {tensor.dtype}, which are classes or flags rather than logits; return the logits that "

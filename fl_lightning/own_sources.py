@@ -1,7 +1,9 @@
 """What clients and their data draw from beside the global generators, so that no client's draws depend on who came before.
 
 Generators that they hold themselves (`self.rng = np.random.default_rng(0)`) are found and seeded for every client, as the
-global ones are. What cannot be found shows itself: the first client is trained twice, from the same weights and draws.
+global ones are. What cannot be found shows itself: the first client is trained twice, from the same weights and draws. Where it
+ends otherwise the second time, the data and the global names that the user's functions use are put back after every client from
+then on, and what cannot be put back is named.
 """
 
 from __future__ import annotations
@@ -15,14 +17,16 @@ from torch import Tensor
 
 from fl_lightning.bits import same_bits
 from fl_lightning.data.module import FederatedDataModule
-from fl_lightning.kept_python import KeptPython
+from fl_lightning.errors import enumerated
+from fl_lightning.fingerprints import described, fingerprint
+from fl_lightning.kept_python import SEARCHED_OF_DATA, KeptPython
 from fl_lightning.seeding import derive_seed, seed_source
 
 log = logging.getLogger(__name__)
 
 
 class OwnSources:
-    """Random generators that belong to a client's module or to its data, and other state of the data.
+    """Random generators that belong to a client's module or to its data, and other state of the data and of global names.
 
     Args:
         module: the client.
@@ -35,22 +39,25 @@ class OwnSources:
     def __init__(self, module: L.LightningModule, data: FederatedDataModule) -> None:
         self.module, self.data = module, data
         self.generators: dict[str, Any] = {}
+        self.iterators: set[str] = set()
+        self.found: KeptPython | None = None
         self.kept: KeptPython | None = None
         self.start: KeptPython | None = None
         self.search()
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies: what is kept belongs to the very objects."""
-        return {**vars(self), "kept": None, "start": None}
+        return {**vars(self), "found": None, "kept": None, "start": None}
 
     def search(self) -> bool:
         """Look for generators; whether there are new ones, as some are made at their first use."""
         roots = {"client": self.module, "data": self.data.train, "data.root": self.data.root_samples}
-        found = KeptPython(roots, values=False)
-        for path in found.iterators:
+        self.found = KeptPython(roots, values=False, searched=SEARCHED_OF_DATA, follow=True)
+        for path in self.found.iterators.keys() - self.iterators:
             log.warning("%s is an iterator, which goes on from client to client; make one where it is used", path)
-        new = found.generators.keys() - self.generators.keys()
-        self.generators = found.generators
+        self.iterators.update(self.found.iterators)
+        new = self.found.generators.keys() - self.generators.keys()
+        self.generators = self.found.generators
         return bool(new)
 
     def seed(self, seed: int, purpose: str, *keys: int) -> None:
@@ -59,12 +66,17 @@ class OwnSources:
             seed_source(source, derive_seed(seed, f"{purpose} {path}", *keys))
 
     def remember(self) -> None:
-        """Keep what the data are like before any client has read them, as they are then alike on all ranks."""
+        """Keep what data and global names are like before any client has trained, as they are then alike on all ranks."""
         if self.start is None:
-            self.start = KeptPython({"data": self.data.train})
+            if self.found is None:
+                self.search()
+            assert self.found is not None, "search() has run"
+            roots = {"data": self.data.train, **self.found.globals}
+            own = [of for part in self.module.modules() for of in (part, *part._parameters.values(), *part._buffers.values())]
+            self.start = KeptPython(roots, searched=SEARCHED_OF_DATA, but=own)
 
     def put_back(self) -> None:
-        """Undo what reading the data has changed in them, where that has been seen to matter."""
+        """Undo what training has changed in data and global names, where that has been seen to matter."""
         if self.kept is not None:
             self.kept.restore()
 
@@ -90,6 +102,8 @@ class OwnSources:
             return once()
 
         self.remember()
+        assert self.found is not None, "search() has run"
+        unkept = {path: (value, fingerprint(value)) for path, value in self.found.unkept.items()}
         start, self.start = self.start, None
         _, before = once()
         if self.search():
@@ -100,17 +114,29 @@ class OwnSources:
         assert start is not None
         changed = list(start.changes())
         self.kept = start
+        start_anew()
+        self.put_back()
+        moved = [described(path, value) for path, (value, was) in unkept.items() if fingerprint(value) != was]
         _, before = again()
         result, after = again()
-        if equal(before, after):
-            log.warning("%s of the clients' data changes as they are read; it is put back after every client", changed)
+        if equal(before, after) and changed:
+            log.warning(
+                "training a client changes %s, and what the next one comes to depends on it; it is put back after every "
+                "client%s",
+                enumerated(changed),
+                f". {enumerated(moved)} changes, too, and cannot be put back" if moved else "",
+            )
             return result
         self.kept = None
         log.warning(
-            "a client that is trained twice from the same weights and draws ends with other weights%s, so that results depend "
-            "on the number of ranks: it or its data draw from what cannot be seeded. Draw from the global generators of torch, "
-            "numpy or random, or keep the generator as an attribute",
-            f", and {', '.join(changed)} changes as its data are read" if changed else "",
+            "a client that is trained twice from the same weights and draws ends with other weights, so that results depend on "
+            "the number of ranks: %s",
+            f"{enumerated(moved)} changes as it trains, and cannot be put back; do without, or keep what it holds in "
+            "attributes of the client"
+            if moved
+            else "it or its data draw from what cannot be seeded"
+            + (f", and {enumerated(changed)} changes as it trains" if changed else "")
+            + ". Draw from the global generators of torch, numpy or random, or keep the generator as an attribute",
         )
         return result
 

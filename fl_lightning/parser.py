@@ -7,10 +7,11 @@ the settings of a class is met by that class's parser, which alone knows what th
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn, get_args, get_origin
 
 import lightning as L
+from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 from torch.optim import Optimizer
@@ -18,7 +19,7 @@ from torch.optim import Optimizer
 from fl_lightning.aggregators import Aggregator
 from fl_lightning.attacks import Attack
 from fl_lightning.data import EdgePool, FederatedDataModule, Partition
-from fl_lightning.errors import ConfigurationError, by_likeness, folded, likeness, nearest
+from fl_lightning.errors import ConfigurationError, by_likeness, enumerated, folded, likeness, nearest
 from fl_lightning.models import Classifier
 
 PARTS = (
@@ -39,6 +40,22 @@ FOUND = "\x00"
 """Stands around what an inner parser has found, so that the outer ones take that and none of what they would add."""
 
 NULL = "must not be null; leave it out for its default"
+
+SEVERAL = "must be a mapping of settings"
+
+RAW = {
+    r"Not a valid subclass of (\w+)\. Got value: (.*?)( Subclass types expect one of: .*)?$": (
+        r"must be a class of the kind \1, given by class_path, got \2"
+    ),
+    r"Type typing\.Callable\[.*?, (?:\w+\.)*(\w+)\] expects a function .* Got value: (.*)$": (
+        r"must be a class of the kind \1, given by class_path, got \2"
+    ),
+    r"import path string: ([-+]?(?:nan|inf))\b": r"must be a finite number, got \1",
+    r"Key must be a string, got: (.*)\.$": r"a setting has a name, got \1",
+    r"Empty nested key": r"a setting has a name, got ''",
+    r"Unable to load config '(.*?)'": rf"{SEVERAL}, or a file with one, got \1",
+}
+"""What the libraries' messages say, and how it is said here; `\\1` is what their first brackets found."""
 
 CLASS_KEYS = ("class_path", "init_args")
 
@@ -63,11 +80,19 @@ class Parser(LightningArgumentParser):
         return super().add_class_arguments(theclass, nested_key, *args, **kwargs)
 
     def validate(self, namespace: Any, *args: Any, **kwargs: Any) -> None:
+        self.check_groups(namespace)
         super().validate(namespace, *args, **kwargs)
         # To the parser itself a null in a file is a setting that was left out, whatever its default is.
         for action in self._actions:
             if action.dest in namespace and namespace[action.dest] is None and needs_value(action):
                 raise TypeError(f'Parser key "{action.dest}": {NULL}')
+
+    def check_groups(self, namespace: Any) -> None:
+        """Raise for a value in place of several settings."""
+        for action in self._actions:
+            value = namespace.get(action.dest)
+            if is_group(action) and value is not None and not isinstance(value, (Mapping, Namespace)):
+                raise TypeError(f'Parser key "{action.dest}": {SEVERAL}, got {value!r}')
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         cause = None if ex is None else ex.__cause__
@@ -83,7 +108,12 @@ def needs_value(action: Any) -> bool:
     """Whether a setting may be left out but not be null: it has a default and a type without null, or stands for several."""
     hint = getattr(action, "_typehint", action.type)
     valued = action.default is not None and hint is not None and hint is not Any and type(None) not in get_args(hint)
-    return getattr(action, "basetype", None) is not None or (bool(action.option_strings) and valued)
+    return is_group(action) or (bool(action.option_strings) and valued)
+
+
+def is_group(action: Any) -> bool:
+    """Whether a setting stands for several, as `model.local` does."""
+    return getattr(action, "basetype", None) is not None
 
 
 # ---- what a message says ---------------------------------------------------------------------------------------------
@@ -99,13 +129,16 @@ def explain(message: str, parser: Parser) -> tuple[str, str]:
     message = folded(message)
     if message.endswith(NULL):
         return ".".join(keys), NULL
+    if "arguments are required: " in message:
+        return ".".join(keys), missing(message, parser)
     for noise in (
         r"- Expected a path but .*? either not accessible or invalid (- )?",
         r'(- )?Parser key "[^"]+":( -)?( element \d+:)? ',
         r"Call to compute_fn of link .*? failed: ",
     ):
         message = re.sub(noise, "", message)
-    text = unknown_setting(message, parser) or unknown_class(message, parser, keys[:1]) or wrong_type(message)
+    text = in_our_terms(message) or unknown_setting(message, parser)
+    text = text or unknown_class(message, parser, keys[:1]) or wrong_type(message)
     if text is not None:
         return ".".join(keys), text
     if "No module named" in message:
@@ -113,14 +146,32 @@ def explain(message: str, parser: Parser) -> tuple[str, str]:
     return ".".join(keys), message
 
 
+def missing(message: str, parser: Parser) -> str:
+    """For settings that have no default; the command's own parser puts the command before their names."""
+    commands = [command for action in parser._actions if isinstance(action.choices, dict) for command in action.choices]
+    names = message.partition("required: ")[2].split(", ")
+    for command in commands:
+        names = [name.removeprefix(f"{command}.") for name in names]
+    return f"{' and '.join(names)} must be given"
+
+
+def in_our_terms(message: str) -> str | None:
+    """For what a library says in its own terms alone."""
+    for pattern, text in RAW.items():
+        found = re.search(pattern, message)
+        if found is not None:
+            return found.expand(text)
+    return None
+
+
 def unknown_setting(message: str, parser: Parser) -> str | None:
     """For a setting that is not there: those that are, the nearest first."""
-    wrong = re.search(r"[Oo]ption '([^']+)'|unrecognized arguments: (.*)", message)
+    wrong = re.search(r"(?:Group '([^']+)' does not accept )?[Oo]ption '([^']+)'|unrecognized arguments: (.*)", message)
     if wrong is None:
         return None
-    name = wrong[1] or wrong[2].split("=")[0].split(" ")[0]
-    if not wrong[1] and not name.startswith("--"):
-        return f"{wrong[2]!r} stands alone; a setting is given as --NAME VALUE"
+    name = ".".join(part for part in (wrong[1], wrong[2]) if part) or wrong[3].split("=")[0].split(" ")[0]
+    if not wrong[2] and not name.startswith("--"):
+        return f"{wrong[3]!r} stands alone; a setting is given as --NAME VALUE"
     name = name.removeprefix("--")
     within, known = "", names(parser)
     for word in name.split("."):
@@ -132,7 +183,7 @@ def unknown_setting(message: str, parser: Parser) -> str | None:
     if parser.described and max(likeness(word, other) for other in CLASS_KEYS) > ALMOST:
         return f"a class is given by class_path, and what stands beside that in init_args, got {word} beside it"
     owner = parser.described or within.rstrip(".") or "the command"
-    listed = enumerated(by_likeness(word, known))
+    listed = enumerated(by_likeness(word, known), MOST_LETTERS)
     hint = nearest(word, known)
     hint = f"{hint} It has: {listed}" if hint.startswith("did") else f"it has: {listed}"
     return f"{owner} has no setting {word}; {hint}" if known else f"{owner} has no settings, got {word}"
@@ -147,7 +198,8 @@ def unknown_class(message: str, parser: Parser, keys: list[str]) -> str | None:
     bases = [base for action in parser._actions if action.dest in keys for base in classes(getattr(action, "_typehint", None))]
     known = {cls.__name__ for base in bases or PARTS for cls in subclasses(base)}
     hint = nearest(name, known)
-    hint = hint if hint.startswith("did") else f"known: {enumerated(sorted(known))}; one of yours goes by its import path"
+    if not hint.startswith("did"):
+        hint = f"known: {enumerated(sorted(known), MOST_LETTERS)}; one of yours goes by its import path"
     return f"there is no class {name}; {hint}"
 
 
@@ -209,12 +261,3 @@ def subclasses(base: type) -> list[type]:
         found += [] if cls.__name__.startswith("_") else [cls]
         found += subclasses(cls)
     return found
-
-
-def enumerated(words: Iterable[str]) -> str:
-    """The words, as many as a screen takes."""
-    text = ""
-    remaining = list(words)
-    while remaining and len(text) + len(remaining[0]) < MOST_LETTERS:
-        text += (", " if text else "") + remaining.pop(0)
-    return f"{text} and {len(remaining)} more" if remaining else text

@@ -6,6 +6,7 @@ folder for temporary files. What a kill leaves are parts, which the next run in 
 
 import contextlib
 import errno
+import fcntl
 import os
 import re
 import shutil
@@ -13,7 +14,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from fl_lightning.errors import ConfigurationError
 
@@ -43,24 +44,34 @@ def replacing(path: Path, wanted: int | None = None) -> Iterator[IO[bytes]]:
         >>> with replacing(Path("run.json")) as file:
         ...     _ = file.write(b"{}")
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}{PART}")
+    part = part_of(path)
     try:
         with writing(part, path, wanted) as file:
             yield file
-        with explained(path, wanted):
-            part.replace(path)
-            sync(path.parent)
+        take_name(part, path)
     except BaseException:
         with contextlib.suppress(OSError):
             part.unlink()
         raise
 
 
+def part_of(path: Path) -> Path:
+    """Where this thread writes what is to be `path`."""
+    return path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}{PART}")
+
+
+def take_name(part: Path, path: Path) -> None:
+    """Make a file that is whole `path`, whatever there was."""
+    with explained(path):
+        part.replace(path)
+        sync(path.parent)
+
+
 @contextmanager
 def writing(part: Path, path: Path, wanted: int | None = None) -> Iterator[IO[bytes]]:
     """Write a file down to the disk, which is gone after an error; `path` is what messages call it."""
     try:
-        with explained(path, wanted), part.open("wb") as file:
+        with explained(path, wanted), held(part) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -68,6 +79,25 @@ def writing(part: Path, path: Path, wanted: int | None = None) -> Iterator[IO[by
         with contextlib.suppress(OSError):
             part.unlink()
         raise
+
+
+def held(part: Path) -> IO[bytes]:
+    """A file to write to, locked while it is open: the system frees it when its process ends, wherever that is."""
+    while True:
+        file = part.open("wb")
+        with contextlib.suppress(OSError):  # a file system that knows no locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if is_file_of(file, part):  # `remove_parts` may have taken it for a stray before it was locked
+            return file
+        file.close()
+
+
+def is_file_of(file: IO[Any], path: Path) -> bool:
+    """Whether an open file still has its name, which another may have by now, or none."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager
@@ -111,11 +141,18 @@ def sync(folder: Path) -> None:
 
 
 def remove_parts(folder: Path) -> None:
-    """Delete what killed processes left of files that they had not finished; those of living ones stay."""
+    """Delete what killed processes left of files that they had not finished; those of living ones, which hold them, stay."""
     for part in folder.glob(f".*{PART}"):
         owner = re.search(r"\.(\d+)\.\d+\.part$", part.name)
-        if owner and not lives(int(owner[1])):
-            with contextlib.suppress(OSError):
+        if owner and part.is_file():
+            with contextlib.suppress(OSError), part.open("r+b") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue
+                except OSError:  # no locks here: the process's number is left, which another one may have by now
+                    if lives(int(owner[1])):
+                        continue
                 part.unlink()
 
 

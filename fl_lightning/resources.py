@@ -17,7 +17,7 @@ from fl_lightning.clients import Clients
 from fl_lightning.cohort import CohortSampler, assign_owners
 from fl_lightning.footprint import Footprint, available_bytes, check_fits, module_bytes, state_copies, tensor_bytes
 from fl_lightning.heap import give_freed_memory_back, keep_freed_memory
-from fl_lightning.local_training import configured
+from fl_lightning.local_optimizers import configured
 
 Compile = Literal["auto", "always", "never"]
 

@@ -11,7 +11,7 @@ import logging
 import os
 import pickle
 import shlex
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
 from fl_lightning import checkpoint_files, sharded_state
-from fl_lightning.checkpoint_files import DamagedError, Stamp
+from fl_lightning.checkpoint_files import Stamp
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.replacing import PART, explained, remove_parts, sync
+from fl_lightning.sealed import DamagedError
 from fl_lightning.sharded_state import Part
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,9 @@ LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 DAMAGED = "damaged.ckpt"
 """What a last one is called that is damaged and was set aside."""
 
+COMMANDS = ("fit", "validate", "test")
+"""Those that read checkpoints."""
+
 UNREADABLE = (EOFError, OSError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError)
 """What torch raises on a file that is no checkpoint."""
 
@@ -39,7 +43,12 @@ class CheckpointFiles(TorchCheckpointIO):
     """Lightning's way to checkpoints on disk: written in one step with a digest, which is seen to fit when they are read.
 
     Checkpoints at addresses (`s3://...`) are Lightning's own, which have none.
+
+    Attributes:
+        verb: the command that reads checkpoints, for what is advised where one is damaged.
     """
+
+    verb = "fit"
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         if remote(path) or storage_options is not None:
@@ -56,11 +65,18 @@ class CheckpointFiles(TorchCheckpointIO):
                 log.warning("%s has no digest, as an earlier version or another program wrote it: damage is not noticed", path)
             return super().load_checkpoint(path, map_location, weights_only)
         except DamagedError as error:
-            raise ConfigurationError(f"{error}; {advice(Path(path))}") from error
+            raise ConfigurationError(f"{error}; {advice(Path(path), self.verb)}") from error
         except UNREADABLE as error:
             raise ConfigurationError(
-                f"the checkpoint {path} cannot be read ({type(error).__name__}: {first_line(error)}); {advice(Path(path))}"
+                f"the checkpoint {path} cannot be read ({type(error).__name__}: {first_line(error)}); "
+                f"{advice(Path(path), self.verb)}"
             ) from error
+
+
+def read_for(checkpoint_io: Any, verb: str) -> None:
+    """Tell what reads checkpoints which command it reads them for: a method of Trainer, by its name."""
+    if isinstance(checkpoint_io, CheckpointFiles):
+        checkpoint_io.verb = verb
 
 
 def parts(entry: Any, path: Any, start: int, stop: int, rank: int, world: int) -> Part:
@@ -73,6 +89,33 @@ def parts(entry: Any, path: Any, start: int, stop: int, rank: int, world: int) -
         return sharded_state.read(entry, path, start, stop, rank, world)
     except DamagedError as error:
         raise ConfigurationError(f"{error}; {advice(Path(path))}") from error
+
+
+def record_of(checkpoint: Mapping[str, Any], seed: int, rounds: int | None) -> dict[str, Any]:
+    """What a federation wrote into a checkpoint, if it can go on from there.
+
+    Args:
+        checkpoint: as it was loaded.
+        seed: the experiment's.
+        rounds: how many there are to be; None or a negative number for no end.
+
+    Raises:
+        ConfigurationError: it is no federation's, of another seed, or of a later round.
+    """
+    record = checkpoint.get("federation")
+    if record is None:
+        raise ConfigurationError("the checkpoint is not one of a federation; give the last.ckpt of a run")
+    if record["seed"] != seed:
+        raise ConfigurationError(
+            f"the checkpoint was written with seed {record['seed']}, this run has seed {seed}; resume with the same"
+        )
+    done = checkpoint["global_step"]
+    if rounds is not None and 0 <= rounds < done:
+        raise ConfigurationError(
+            f"trainer.max_epochs, the number of rounds, is {rounds}, and the checkpoint is of round {done}; give {done} or "
+            "more, or an earlier checkpoint"
+        )
+    return record
 
 
 def remote(path: Any) -> bool:
@@ -135,21 +178,30 @@ def set_aside(folder: Path) -> Iterator[str]:
             yield f"{error}; it is kept as {DAMAGED}, and the run goes on from {previous}, of round {done}"
 
 
-def advice(path: Path) -> str:
-    """What to do where a checkpoint cannot be used: the last good one beside it, and the command that goes on from that."""
+def advice(path: Path, verb: str = "fit") -> str:
+    """What to do where a checkpoint cannot be used: the last good one beside it, and the command that takes that.
+
+    Args:
+        path: the checkpoint.
+        verb: what it was read for.
+    """
     for other in (path.with_name(LAST), path.with_name(PREVIOUS)):
         if other.exists() and not (path.exists() and other.samefile(path)):
             done = whole(other)
             if done is not None:
-                return f"the last good one is {other}, of round {done}; go on from it: {command(other)}"
-    return "there is no good one beside it: give another one, or start afresh without --ckpt_path"
+                do = "go on from it" if verb == "fit" else "take that"
+                return f"the last good one is {other}, of round {done}; {do}: {command(other, verb)}"
+    afresh = ", or start afresh without --ckpt_path" if verb == "fit" else ""
+    return f"there is no good one beside it: give another one{afresh}"
 
 
-def command(path: Path) -> str:
-    """The command that goes on from a checkpoint of a run's folder."""
+def command(path: Path, verb: str = "fit") -> str:
+    """The command, or what is to be given to a Trainer's method that is none, that takes a checkpoint of a run's folder."""
+    if verb not in COMMANDS:
+        return f"ckpt_path={str(path)!r}"
     config = path.with_name("config.yaml")
     named = ["--config", str(config)] if config.exists() else []
-    return shlex.join(["fl-lightning", "fit", *named, "--ckpt_path", str(path)])
+    return shlex.join(["fl-lightning", verb, *named, "--ckpt_path", str(path)])
 
 
 class Pair:
@@ -190,7 +242,7 @@ class Pair:
         link = self.previous.with_name(f".{PREVIOUS}{PART}")
         try:
             link.unlink(missing_ok=True)
-            os.link(self.last, link)
+            os.link(self.last.resolve(), link)  # it may be a link to another run's, which that one replaces
             link.replace(self.previous)
         except OSError:  # a file system without links, or somebody deleted it
             with contextlib.suppress(FileNotFoundError):
@@ -198,10 +250,16 @@ class Pair:
         self.steps[self.previous] = self.steps[self.last]
 
 
-def clear(folder: Path) -> None:
-    """Delete what killed runs left of files that were not finished; called by who has the folder to itself."""
+def clear(folder: Path, names: Collection[str]) -> None:
+    """Delete what killed runs left of files that were not finished; called by who has the folder to itself.
+
+    Args:
+        folder: the run's.
+        names: of the files that nobody but the run writes.
+    """
     remove_parts(folder)
-    for name in (LAST, f".{PREVIOUS}"):
-        (folder / f"{name}{PART}").unlink(missing_ok=True)
+    for name in names:
+        for part in (f"{name}{PART}", f".{name}{PART}"):
+            (folder / part).unlink(missing_ok=True)
     for shards in sharded_state.shards_of(folder / LAST).glob("round-*"):
         remove_parts(shards)

@@ -51,8 +51,8 @@ def drawn_by_chance() -> bool:
 def warn_of_chance(seed: int) -> None:
     """Say that the initial weights were drawn by chance."""
     log.warning(
-        "torch was not seeded before the client was made: unless its weights were loaded, the next run starts from others, "
-        "whatever Federation(seed=%d) says; call L.seed_everything(%d) first",
+        "torch was not seeded before the client was made: unless its weights were loaded, or drawn from a seed of its own, the "
+        "next run starts from others, whatever Federation(seed=%d) says; call L.seed_everything(%d) first",
         seed,
         seed,
     )

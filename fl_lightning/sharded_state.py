@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,8 @@ from torch import Tensor
 
 from fl_lightning import checkpoint_files
 from fl_lightning.aggregators.base import Aggregator
-from fl_lightning.checkpoint_files import DamagedError
 from fl_lightning.replacing import PART
+from fl_lightning.sealed import DamagedError
 
 KEY = "sharded_state"
 """Entry of the checkpoint."""
@@ -123,13 +123,33 @@ def read_files(entry: dict[str, Any], beside: Path) -> list[dict[str, Any]]:
     return parts
 
 
-def as_entry(part: Part) -> dict[str, Any]:
-    """What goes into a checkpoint for this part."""
+def entry(rule: Aggregator, start: int, clients: Mapping[int, Tensor], memory_size: int) -> dict[str, Any] | None:
+    """What goes into a checkpoint for a rank's part; None, on all ranks alike, where neither rule nor clients remember.
+
+    Args:
+        rule: the server's, with its shard of what it keeps.
+        start: the first coordinate on this rank.
+        clients: (P,) what clients keep, by client number.
+        memory_size: P.
+    """
+    kept = remembered(rule)
+    if not kept and not memory_size:
+        return None
     return {
-        "start": part.start,
-        "coordinates": {name: kept.cpu() for name, kept in part.coordinates.items()},
-        "clients": {client: row.cpu() for client, row in part.clients.items()},
+        "start": start,
+        "coordinates": {name: tensor.cpu() for name, tensor in kept.items()},
+        "clients": {client: row.cpu() for client, row in clients.items()},
     }
+
+
+def recall(part: Part, rule: Aggregator, device: torch.device) -> dict[int, Tensor]:
+    """Hand a rule, and rules inside it, what they keep. Returns what clients do."""
+    for name, kept in part.coordinates.items():
+        place, _, key = name.rpartition(":")
+        inner = rule.get_submodule(place)
+        assert isinstance(inner, Aggregator)
+        inner.memory[key] = kept.to(device)
+    return {client: row.to(device) for client, row in part.clients.items()}
 
 
 def shards_of(path: str | os.PathLike[str]) -> Path:

@@ -60,8 +60,8 @@ class Strip:
     examples: list[Example]
 
 
-def show(data: FederatedDataModule, attacks: Sequence[Attack], malicious: Sequence[int], seed: int, output: str) -> None:
-    """Write a contact sheet to `output` (PNG) if the task is one of pictures; else print tables.
+def show(data: FederatedDataModule, attacks: Sequence[Attack], malicious: Sequence[int], seed: int, output: str | None) -> None:
+    """Write a contact sheet to `output` (PNG), or attack.png, if the task is one of pictures; else print tables.
 
     Args:
         data: after its setup.
@@ -70,7 +70,7 @@ def show(data: FederatedDataModule, attacks: Sequence[Attack], malicious: Sequen
         seed: the experiment's seed.
 
     Raises:
-        ConfigurationError: if no attack changes data, they cannot be shown, or the file cannot be written.
+        ConfigurationError: if no attack changes data, they cannot be shown, the file cannot be written, or there would be none.
     """
     assert data.task is not None
     test = held(data.task.test)
@@ -82,9 +82,14 @@ def show(data: FederatedDataModule, attacks: Sequence[Attack], malicious: Sequen
         )
     classes = getattr(data, "class_names", None) or [str(label) for label in range(data.task.num_classes)]
     if test.inputs.ndim == 4:
+        output = "attack.png" if output is None else output
         write_sheet(strips, classes, test.inputs, Path(output))
         print(f"wrote {output}")
         return
+    if output is not None:
+        raise ConfigurationError(
+            f"output = {output}, but {type(data).__name__} has no pictures: what attacks do is printed; leave it out"
+        )
     for strip in strips:
         if strip.title != CLEAN or not test.inputs.is_floating_point():  # a table says itself what was there before
             Console(markup=False).print(as_table(strip, classes, test))  # tweets may hold brackets

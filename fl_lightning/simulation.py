@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import math
 import os
 import random
 from collections.abc import Callable, Sequence
@@ -24,17 +25,20 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.attacks.base import Attack
 from fl_lightning.callbacks import LastCheckpoint
+from fl_lightning.checked import shown
 from fl_lightning.cohort import CohortSampler
 from fl_lightning.configuration import as_launched, integer_seed, plainly
 from fl_lightning.data.module import FederatedDataModule, Task
 from fl_lightning.described import describe, optimizer_of, path
-from fl_lightning.errors import ConfigurationError, nearest
+from fl_lightning.errors import ConfigurationError, folded, in_one_line, nearest
 from fl_lightning.federation import Federation
 from fl_lightning.files import read_json, read_lines
+from fl_lightning.trainer_options import check_twice
 from fl_lightning.trainers import TRAINER_DEFAULTS, quietly, standard_callbacks, standard_loggers
 
 T = TypeVar("T")
@@ -126,13 +130,16 @@ class Simulation:
             )
         for name, value, kind, example in (
             ("aggregator", [aggregator], Aggregator, "a rule, such as TrimmedMean(alpha=0.25)"),
-            ("attacks", attacks, Attack, "a list of attacks, such as [PixelTrigger(target_label=7)]"),
+            ("attacks", attacks, Attack, "a list of attacks, such as [PixelTrigger(target_label=7)], [] for none"),
             ("cohort", [cohort], CohortSampler, "a CohortSampler, such as CohortSampler(clients_per_round=10)"),
-            ("callbacks", callbacks, L.Callback, "a list of callbacks, such as [FlipRates()]"),
+            ("callbacks", callbacks, L.Callback, "a list of callbacks, such as [FlipRates()], [] for none"),
             ("folder", [folder], (str, os.PathLike), 'a path, such as "runs/mine"'),
         ):
-            if not isinstance(value, Sequence) or not all(isinstance(part, kind) for part in value):
-                raise ConfigurationError(f"{name} must be {example}, got {value!r}")
+            if not isinstance(value, Sequence):
+                raise ConfigurationError(f"{name} must be {example}, got {shown(value)}")
+            for wrong in (part for part in value if not isinstance(part, kind)):
+                remedy = f"; give an object made of it: {wrong.__name__}(...)" if isinstance(wrong, type) else ""
+                raise ConfigurationError(f"{name} must be {example}, got {shown(wrong)}{remedy}")
         self.rounds, self.seed = whole("rounds", rounds), integer_seed(whole("seed", seed, least=0))
         if data.seed not in (0, self.seed):
             raise ConfigurationError(
@@ -141,6 +148,7 @@ class Simulation:
         self.client, self.aggregator, self.attacks, self.cohort = client, aggregator, list(attacks), cohort
         self.data, self.folder, self.devices, self.callbacks = data, Path(folder), devices, list(callbacks)
         self.federation_options, self.trainer_options = sort_options(options)
+        self._norms: set[str] = set()  # of the first weights, each time that they were made
 
     def run(self, *, resume: bool = False) -> Result:
         """Train, in this process or in those that a launcher starts, and read what came of it.
@@ -158,8 +166,13 @@ class Simulation:
 
     def federation(self) -> Federation:
         """The federation as a run begins with it."""
-        given = isinstance(self.client, nn.Module)
-        client: Any = copied("client", self.client) if given else made_under(self.seed, self.client)
+        if isinstance(self.client, nn.Module):
+            return self._federation(copied("client", self.client))
+        federation = made_under(self.seed, lambda: self._federation(made_by(self.client)))
+        self._norms.add(norm_of(federation.client))
+        return federation
+
+    def _federation(self, client: Any) -> Federation:
         return Federation(
             client,
             copied("aggregator", self.aggregator),
@@ -182,15 +195,19 @@ class Simulation:
             if options.get("logger") in (None, True):
                 options["logger"] = standard_loggers(self.folder)
         options |= as_launched(options["devices"], options.get("plugins"))
+        check_twice(options["callbacks"])
         try:
             return L.Trainer(**options | {"max_epochs": self.rounds, "default_root_dir": self.folder})
         except (MisconfigurationException, TypeError, ValueError) as error:
-            raise ConfigurationError(f"trainer: {error}") from error
+            raise ConfigurationError(f"trainer: {folded(error)}") from error
 
     def config(self) -> dict[str, Any]:
         """What the run's record says of its settings, in the form of a configuration; see `describe`."""
         given = isinstance(self.client, nn.Module)
         client = describe(self.client)
+        if not given and ("function" in client or not isinstance(self.client, (type, functools.partial))):
+            client = client if "function" in client else {"function": path(self.client), "of": client}
+            client |= {"makes": self._made()}  # its name says little
         options = {name: describe(value) for name, value in self.federation_options.items()}
         if "server_optimizer" in options:
             options["server_optimizer"] = optimizer_of(self.federation_options["server_optimizer"])
@@ -205,13 +222,22 @@ class Simulation:
         config = {"seed_everything": self.seed, "trainer": trainer, "model": model, "data": data}
         return config | {"initial_weights": "of a module that was made before, not by the seed"} if given else config
 
+    def _made(self) -> dict[str, Any]:
+        """What the module says of itself that a function makes, and of its first weights if they are the same every time."""
+        client = made_under(self.seed, lambda: made_by(self.client))
+        self._norms.add(norm_of(client))
+        size = {"parameters": sum(parameter.numel() for parameter in client.parameters() if not is_lazy(parameter))}
+        return describe(client) | size | ({"norm": self._norms.copy().pop()} if len(self._norms) == 1 else {})
+
 
 def check_client(client: Any) -> None:
     """Raise `ConfigurationError` unless it is a module, or can be called for one."""
     if isinstance(client, nn.Module) and hasattr(client, "training_step"):
         return
     if not callable(client) or isinstance(client, nn.Module):
-        raise ConfigurationError(f"client must be a LightningModule, or a class or function that makes one, got {client!r}")
+        raise ConfigurationError(
+            f"client must be a LightningModule, or a class or function that makes one, got {shown(client)}"
+        )
     name = path(client.func) if isinstance(client, functools.partial) else path(client)
     try:
         inspect.signature(client).bind()
@@ -252,6 +278,30 @@ def copied(name: str, value: T) -> T:
     except Exception as error:  # whatever a user's object may hold
         remedy = "give a function that makes it" if name == "client" else "leave out what cannot be copied"
         raise ConfigurationError(f"{name} cannot be copied for the run ({type(error).__name__}: {error}); {remedy}") from error
+
+
+def made_by(make: Callable[[], Any]) -> Any:
+    """The client module that a class or function makes."""
+    called = path(make.func) if isinstance(make, functools.partial) else path(make)
+    try:
+        client = make()
+    except ConfigurationError:
+        raise
+    except Exception as error:  # whatever a user's code may raise
+        raise ConfigurationError(
+            f"client: {called} makes no module, as it raises {in_one_line(error)}; give a function that returns one"
+        ) from error
+    if not isinstance(client, nn.Module) or not hasattr(client, "training_step"):
+        raise ConfigurationError(
+            f"client: {called} returns {shown(client)}, which is no LightningModule; have it return one, as lambda: Net() does"
+        )
+    return client
+
+
+def norm_of(client: nn.Module) -> str:
+    """The Euclidean norm of all parameters to four digits, which are the same on all machines."""
+    squares = sum(float(p.detach().double().square().sum()) for p in client.parameters() if not is_lazy(p) and not p.is_meta)
+    return f"{math.sqrt(squares):.4g}"
 
 
 def made_under(seed: int, make: Callable[[], T]) -> T:

@@ -9,7 +9,6 @@ Letters: K clients in the stack, those that train longest first; h have not fini
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -21,8 +20,8 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.optim import SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.optim import SGD, Optimizer
+from torch.utils._pytree import tree_unflatten
 from torchmetrics import Metric
 
 from fl_lightning.client_logs import collected_logs
@@ -31,25 +30,18 @@ from fl_lightning.data.base import Samples
 from fl_lightning.errors import cause, first_line
 from fl_lightning.hooks import hooks_in_steps
 from fl_lightning.kept_python import KeptPython
-from fl_lightning.local_training import (
-    LocalScheduler,
-    LocalTraining,
-    NotTogetherError,
-    configured,
-    epoch_batches,
-    resident,
-)
+from fl_lightning.local_batches import epoch_batches, resident
+from fl_lightning.local_optimizers import LocalScheduler, configured
+from fl_lightning.local_training import LocalTraining
 from fl_lightning.recorded_sgd import hyperparameters, sgd_step
 from fl_lightning.recorded_steps import described, python_state
 from fl_lightning.recordings import NotRecordableError, Recordings
 from fl_lightning.seeding import global_draws
+from fl_lightning.stack import NotStackableError, Stack, clipped, stacked
 from fl_lightning.training_step import TrainingStep, aliases, named_tensors
 from fl_lightning.withheld import Unknown, without_trainer
 
 log = logging.getLogger(__name__)
-
-ELEMENTWISE = (SGD, Adam, AdamW, NAdam, RAdam, RMSprop, Adagrad, Adadelta, Adamax)  # a stack is one more parameter to them
-
 
 _Batch = tuple[int, int, Any]
 """How many samples it has, its number in its epoch, and itself."""
@@ -57,10 +49,6 @@ _Batch = tuple[int, int, Any]
 
 class Different(Unknown):
     """Stands for what is not the same for all clients of a stack."""
-
-
-class NotStackableError(NotTogetherError):
-    """Why a module or its data cannot be trained in a stack."""
 
 
 class StackedTraining:
@@ -114,7 +102,7 @@ class StackedTraining:
             raise NotStackableError(f"{type(self.module).__name__} cannot be trained in a stack: {_reason(error)}") from error
         return self._hand_out(stack)
 
-    def _hand_out(self, stack: _Stack) -> Iterator[tuple[int, dict[str, float]]]:
+    def _hand_out(self, stack: Stack) -> Iterator[tuple[int, dict[str, float]]]:
         own = dict((*self._client.named_parameters(), *self._client.named_buffers()))
         logs = {name: of_name.tolist() for name, of_name in stack.logs.items()}
         for i, row in enumerate(sorted(range(len(stack.order)), key=stack.order.__getitem__)):
@@ -122,7 +110,7 @@ class StackedTraining:
                 own[name].detach().copy_(trained[row])
             yield i, {name: of_name[row][0] / of_name[row][1] for name, of_name in logs.items() if of_name[row][1]}
 
-    def _train(self, clients: Sequence[tuple[Samples, torch.Generator]], before: dict[nn.Module, dict[str, Any]]) -> _Stack:
+    def _train(self, clients: Sequence[tuple[Samples, torch.Generator]], before: dict[nn.Module, dict[str, Any]]) -> Stack:
         """The trained stack; `before` are the attributes of the module's parts."""
         if any(isinstance(part, Metric) for part in self.module.modules()):
             raise NotStackableError("it holds torchmetrics objects, which keep one state for all clients")
@@ -135,7 +123,7 @@ class StackedTraining:
             optimizer, scheduler = configured(self.module)
         if trainer.asked and len({self.local.plan(n) for n in sizes}) > 1:
             raise NotStackableError("its configure_optimizers asks how long it trains, which is not the same for all clients")
-        stack = _Stack(self._client, order, optimizer, *self._rows(len(order), optimizer))
+        stack = Stack(self._client, order, optimizer, *self._rows(len(order), optimizer))
         epoch_steps = {replace(self.local, epochs=1.0).num_steps(n) for n in sizes if n}
         waits = scheduler.scheduler is not None and (scheduler.interval == "epoch" or scheduler.frequency > 1)
         if len(epoch_steps) > 1 and self.local.epochs > 1 and waits:
@@ -150,7 +138,7 @@ class StackedTraining:
 
     def _take_steps(
         self,
-        stack: _Stack,
+        stack: Stack,
         streams: list[Iterator[_Batch]],
         optimizer: Optimizer,
         scheduler: LocalScheduler,
@@ -198,12 +186,12 @@ class StackedTraining:
             for i, (size, batch) in enumerate(zip(sizes, samples.batches(order, sizes, generator), strict=True)):
                 yield size, i, resident(batch, device)
 
-    def _step(self, stack: _Stack, batches: list[_Batch], step: int) -> None:
+    def _step(self, stack: Stack, batches: list[_Batch], step: int) -> None:
         """One step of the h clients; those with batches of one size are one call."""
         groups: dict[int, list[int]] = defaultdict(list)
         for row, (size, _, _) in enumerate(batches):
             groups[size].append(row)
-        joined = {size: _stacked([batches[row][2] for row in members]) for size, members in groups.items()}
+        joined = {size: stacked([batches[row][2] for row in members]) for size, members in groups.items()}
         numbers = {number for _, number, _ in batches}
         number = Different("batch_idx") if len(numbers) > 1 else numbers.pop()
         if len(groups) == 1 and self._replay(stack, *joined.values()):
@@ -221,12 +209,12 @@ class StackedTraining:
             for name, gradient in of_group.items():
                 gradients.setdefault(name, torch.empty_like(stack.parameters[name]))[rows] = gradient
         if self.local.gradient_clip_norm:
-            gradients = torch.vmap(_clipped, in_dims=(0, None))(gradients, self.local.gradient_clip_norm)
+            gradients = torch.vmap(clipped, in_dims=(0, None))(gradients, self.local.gradient_clip_norm)
         for name, parameter in stack.parameters.items():
             parameter.grad = gradients.get(name)  # without one the optimizer passes the parameter over
         stack.optimizer.step()
 
-    def _replay(self, stack: _Stack, batch: Any) -> bool:
+    def _replay(self, stack: Stack, batch: Any) -> bool:
         """Take a step of all h clients by a recording, where there is or can be one."""
         if not self._recordable or type(stack.optimizer) is not SGD:
             return False
@@ -244,7 +232,7 @@ class StackedTraining:
         recording.replay([stack.state], [[leaves]], [stack])
         return True
 
-    def _function(self, stack: _Stack, structure: Any, groups: list[dict[str, Any]]) -> Callable[..., Any]:
+    def _function(self, stack: Stack, structure: Any, groups: list[dict[str, Any]]) -> Callable[..., Any]:
         """A step as a function of nothing but tensors, which it writes into, to what the clients log, (h, 2) each."""
         names, others = list(stack.parameters), list(stack.buffers)
 
@@ -261,7 +249,7 @@ class StackedTraining:
             for name, buffer in zip(others, buffers, strict=True):
                 buffer.copy_(after[name])
             if self.local.gradient_clip_norm:
-                gradients = torch.vmap(_clipped, in_dims=(0, None))(gradients, self.local.gradient_clip_norm)
+                gradients = torch.vmap(clipped, in_dims=(0, None))(gradients, self.local.gradient_clip_norm)
             for group in groups:
                 used = [i for i in group["places"] if names[i] in gradients]
                 if used:
@@ -272,7 +260,7 @@ class StackedTraining:
         return step
 
     def _gradients(
-        self, stack: _Stack, rows: slice | Tensor, batch: Any, number: int | Unknown, *, first: bool
+        self, stack: Stack, rows: slice | Tensor, batch: Any, number: int | Unknown, *, first: bool
     ) -> dict[str, Tensor]:
         """The gradients of a group of clients, (g, ...) each; their buffers and logs are brought up to date."""
         parameters = {name: stacked[rows].detach().requires_grad_() for name, stacked in stack.parameters.items()}
@@ -309,99 +297,6 @@ class StackedTraining:
         values = {name: torch.stack([total, torch.full_like(total, logs.counts[name])]) for name, total in sums.items()}
         # Where the module put another tensor in the place of a buffer, `functional_call` has put it into `state`.
         return loss.reshape(()), values, {name: state[name].detach() for name in buffers}
-
-
-class _Stack:
-    """K copies of a client's trainable parameters and of its buffers, and an optimizer of the same kind as its own.
-
-    `trained` holds them by name, (K, ...) each, of client order[r] in row r; `parameters` and `buffers` are its first h rows.
-
-    Args:
-        client: the module.
-        order: clients, those that train longest first.
-        optimizer: the client's own.
-        trained: K times what the module holds.
-        zeros: like the parameters, for SGD's momentum if it has one.
-    """
-
-    def __init__(
-        self, client: nn.Module, order: list[int], optimizer: Optimizer, trained: dict[str, Tensor], zeros: dict[str, Tensor]
-    ) -> None:
-        named = {name: parameter for name, parameter in client.named_parameters() if parameter.requires_grad}
-        self.own = list(named.values())
-        self.device = self.own[0].device
-        self.order, self.height = order, len(order)
-        self.trained = trained
-        self.parameters = {name: self.trained[name] for name in named}
-        self.buffers = {name: tensor for name, tensor in self.trained.items() if name not in named}
-        self.logs: dict[str, Tensor] = {}  # by name (K, 2) float32: sum and number of the values logged
-        kind = type(optimizer)
-        if kind not in ELEMENTWISE:
-            raise NotStackableError(f"its optimizer {kind.__name__} is not known to treat each number by itself")
-        hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
-        if any(hooks) or any(parameter._backward_hooks for parameter in self.own):
-            raise NotStackableError("its optimizer or its parameters have hooks")
-        stacked = dict(zip(self.own, self.parameters.values(), strict=True))
-        momenta = {parameter: zeros[name] for name, parameter in self.parameters.items() if zeros}
-        if any(p.requires_grad and p not in stacked for group in optimizer.param_groups for p in group["params"]):
-            raise NotStackableError("its optimizer holds tensors that are no parameters of the module")
-        # Parameters that require no gradient, which no optimizer moves, are left out.
-        groups = [{**of, "params": [stacked[p] for p in of["params"] if p in stacked]} for of in optimizer.param_groups]
-        options = {name: value for name, value in optimizer.defaults.items() if name in inspect.signature(kind).parameters}
-        self.optimizer = kind(groups, **options)
-        if kind is SGD:
-            for group in self.optimizer.param_groups:
-                if group["momentum"] and not group["dampening"]:  # zero is what it is before the first step
-                    self.optimizer.state.update({p: {"momentum_buffer": momenta[p]} for p in group["params"]})
-
-    @property
-    def state(self) -> list[Tensor]:
-        """What SGD's steps change: parameters, buffers, and of each parameter the momentum, empty where there is none."""
-        of = [self.optimizer.state.get(parameter, {}) for parameter in self.parameters.values()]
-        momenta = [kept["momentum_buffer"] if kept else self.own[0].detach().new_empty(0) for kept in of]
-        return [*self.parameters.values(), *self.buffers.values(), *momenta]
-
-    def log_steps(self, name: str, values: list[Tensor]) -> None:
-        """What clients logged in one step after the other."""
-        for value in values:
-            self.log(name, value)
-
-    def log(self, name: str, value: Tensor, rows: slice | Tensor | None = None) -> None:
-        """Add what clients logged, (g, 2) float32, by default those of the first h rows."""
-        room = self.logs.setdefault(name, torch.zeros(len(self.order), 2, device=self.device))
-        room[slice(self.height) if rows is None else rows] += value
-
-    def shrink(self, height: int) -> None:
-        """Leave the first rows alone to the optimizer, with their part of its state."""
-        self.height = height
-        narrowed = {old: old[:height] for old in self.parameters.values()}
-        self.parameters = {name: narrowed[old] for name, old in self.parameters.items()}
-        self.buffers = {name: old[:height] for name, old in self.buffers.items()}
-        for group in self.optimizer.param_groups:
-            group["params"] = [narrowed[old] for old in group["params"]]
-        for old, new in narrowed.items():
-            # What has another shape than the parameter, like the count of steps, is one for all clients.
-            self.optimizer.state[new] = {
-                name: value[:height] if isinstance(value, Tensor) and value.shape == old.shape else value
-                for name, value in self.optimizer.state.pop(old, {}).items()
-            }
-
-
-def _stacked(batches: list[Any]) -> Any:
-    """Batches of b samples as one: tensors (g, b, ...), and tuples, lists and dicts of them."""
-    leaves, structures = zip(*(tree_flatten(batch) for batch in batches), strict=True)
-    kinds = [[(leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else None for leaf in batch] for batch in leaves]
-    if None in kinds[0]:
-        raise NotStackableError("its batches hold something else than tensors")
-    if any(kind != kinds[0] for kind in kinds) or any(structure != structures[0] for structure in structures):
-        raise NotStackableError("clients' batches of one number of samples have different shapes, types or names")
-    return tree_unflatten([torch.stack(parts) for parts in zip(*leaves, strict=True)], structures[0])
-
-
-def _clipped(gradients: dict[str, Tensor], limit: float) -> dict[str, Tensor]:
-    """One client's gradients, clipped as `nn.utils.clip_grad_norm_` does it."""
-    norm = torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients.values()]).norm()
-    return {name: gradient * (limit / (norm + 1e-6)).clamp(max=1.0) for name, gradient in gradients.items()}
 
 
 def _check_untouched(before: dict[nn.Module, dict[str, Any]], kept: KeptPython, drawn: bytes) -> None:

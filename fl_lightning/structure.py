@@ -52,22 +52,26 @@ class Structure:
             and self.shapes == [[(name, None if b is None else b.shape) for name, b in own.items()] for own in self.buffers]
         )
 
-    def check(self, module: nn.Module) -> None:
+    def check(self, module: nn.Module, by: str = "training", *, objects: bool = False) -> None:
         """Raise `ConfigurationError` if the module has other parameters than before, or buffers that checkpoints would miss.
 
-        Parts without parameters and buffers that are not persistent may come and go, and a parameter may be replaced by one of
-        the same shape.
+        Parts without parameters and buffers that are not persistent may come and go.
+
+        Args:
+            module: whose parts these are.
+            by: who may have changed it, for messages.
+            objects: whether a parameter may not be replaced by one of the same shape either.
         """
         if self.same():
             return
-        change = self._change_of_parameters(module) or self._change_of_buffers()
+        change = self._change_of_parameters(module, objects=objects) or self._change_of_buffers()
         if change is not None:
             raise ConfigurationError(
-                f"training changes what the client {type(module).__name__} is made of: {change}, but all clients' updates must "
+                f"{by} changes what the client {type(module).__name__} is made of: {change}, but all clients' updates must "
                 "mean the same tensors; freeze, unfreeze and make layers and buffers in the constructor"
             )
 
-    def _change_of_parameters(self, module: nn.Module) -> str | None:
+    def _change_of_parameters(self, module: nn.Module, *, objects: bool) -> str | None:
         flat = iter(zip(self.parameters, self.trained, strict=True))
         before = {id(own): {key: next(flat) for key in keys} for own, keys in zip(self.own, self.keys, strict=True)}
         for place, part in module.named_modules():
@@ -82,6 +86,8 @@ class Structure:
                         )
                 elif parameter.requires_grad != trained:
                     return f"requires_grad of {prefix}{key} becomes {parameter.requires_grad}"
+                elif objects and parameter is not was:
+                    return f"its parameter {prefix}{key} is another object than the server's optimizer has"
             if known:
                 return f"its parameter {prefix}{next(iter(known))} is gone"
         gone = [p for left in before.values() for p, _ in left.values() if p is not None]

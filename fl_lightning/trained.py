@@ -16,12 +16,10 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from fl_lightning import checkpoint_files, resuming
-from fl_lightning.errors import ConfigurationError, in_one_line
+from fl_lightning.checked import shown
+from fl_lightning.errors import SOME_LETTERS, ConfigurationError, enumerated, in_one_line
 from fl_lightning.resuming import LAST
 from fl_lightning.yaml_files import load_yaml
-
-SHOWN = 5
-"""Differences between models that a message names."""
 
 
 class Loadable:
@@ -42,8 +40,12 @@ class Loadable:
             >>> Federation.load("runs/quickstart")(torch.zeros(1, 45)).shape
             torch.Size([1, 2])
         """
+        if not isinstance(path, (str, os.PathLike)):
+            raise ConfigurationError(f"path must be that of a run's folder or of a checkpoint, got {shown(path)}; give runs/x")
         if client is not None and not isinstance(client, nn.Module):
-            raise ConfigurationError(f"client must be a module, such as Net(), whose weights are then replaced; got {client!r}")
+            raise ConfigurationError(
+                f"client must be a module, such as Net(), whose weights are then replaced; got {shown(client)}"
+            )
         file = checkpoint_of(Path(path))
         checkpoint = read_checkpoint(file)
         if client is None:
@@ -62,16 +64,20 @@ class Loadable:
 
 def load_weights(client: nn.Module, checkpoint: Mapping[str, Any], file: Path) -> None:
     """Put the global model of a checkpoint into a module, in which every tensor must have its place."""
+    client.load_state_dict(weights_for(client, checkpoint, file, "give client= as it was trained"))
+
+
+def weights_for(client: nn.Module, checkpoint: Mapping[str, Any], file: Any, remedy: str) -> dict[str, Any]:
+    """The global model of a checkpoint, after seeing that every tensor has its place in the module."""
     prefix = "client."
     weights = {name.removeprefix(prefix): w for name, w in checkpoint["state_dict"].items() if name.startswith(prefix)}
     different = list(differences(client.state_dict(), weights))
     if different:
-        more = f" and {len(different) - SHOWN} more" if len(different) > SHOWN else ""
         raise ConfigurationError(
-            f"the checkpoint {file} is of another model than {type(client).__name__}: {'; '.join(different[:SHOWN])}{more}; "
-            "give client= as it was trained"
+            f"the checkpoint {file} is of another model than {type(client).__name__}: "
+            f"{enumerated(different, SOME_LETTERS, '; ')}; {remedy}"
         )
-    client.load_state_dict(weights)
+    return weights
 
 
 def checkpoint_of(path: Path) -> Path:

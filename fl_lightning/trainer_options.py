@@ -6,17 +6,19 @@ to act on. docs/reference/trainer.md lists all of them.
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import lightning as L
 from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from fl_lightning.errors import ConfigurationError, nearest
+from fl_lightning.errors import ConfigurationError
+from fl_lightning.monitors import TrainerOfAnyKind, known
 from fl_lightning.strategy import FederatedStrategy
 
 log = logging.getLogger(__name__)
@@ -24,16 +26,10 @@ log = logging.getLogger(__name__)
 OWN_FILES = ("last", "previous", "damaged")
 """Names of a run's own checkpoints."""
 
-TrainerOfAnyKind = Any
-"""A `Trainer`: most of its options are attributes that it sets where type checkers do not see it."""
-
 MOST_ROUNDS = 10_000_000
 """More would take a year at three rounds a second."""
 
 TWO_MODELS = "the weights that are measured, saved and left at the end would not be the same; average checkpoints after the run"
-
-IN_A_ROUND = ("client/", "round/", "diagnostics/")
-"""How the names of metrics begin that a round logs."""
 
 REFUSED_CALLBACKS: dict[type[L.Callback], str] = {
     lightning_callbacks.StochasticWeightAveraging: TWO_MODELS,
@@ -47,13 +43,8 @@ REFUSED_CALLBACKS: dict[type[L.Callback], str] = {
 }
 """Lightning's callbacks that cannot work in a federation, with why, and what does."""
 
-
-@runtime_checkable
-class Measuring(Protocol):
-    """A callback that can tell what evaluation will make it log, once the evaluation sets are there."""
-
-    def measured(self, federation: L.LightningModule) -> list[str]:
-        """Names such as `val/acc`."""
+NEED_A_LOGGER = (lightning_callbacks.LearningRateMonitor, lightning_callbacks.DeviceStatsMonitor)
+"""Lightning's callbacks whose figures go to loggers alone."""
 
 
 def check_trainer(trainer: TrainerOfAnyKind) -> None:
@@ -165,7 +156,7 @@ def evaluation_times(trainer: TrainerOfAnyKind) -> Iterator[tuple[str, Any, str]
 
 
 def check_callbacks(trainer: TrainerOfAnyKind) -> None:
-    """Raise for callbacks that cannot work, and for those of this package that are there twice."""
+    """Raise for callbacks that cannot work, and for those that are there twice."""
     for callback in trainer.callbacks:
         for refused, why in REFUSED_CALLBACKS.items():
             if isinstance(callback, refused):
@@ -175,16 +166,43 @@ def check_callbacks(trainer: TrainerOfAnyKind) -> None:
                 f"trainer.callbacks: {type(callback).__name__}(train_time_interval=...) is never looked at in a federation; "
                 "use every_n_epochs, a number of rounds"
             )
+        if isinstance(callback, NEED_A_LOGGER) and trainer.state.fn == TrainerFn.FITTING and not trainer.loggers:
+            raise ConfigurationError(
+                f"trainer.callbacks: {type(callback).__name__} has no logger to give its figures to, as trainer.logger is "
+                "False; leave the callback out, or give a logger, such as CSVLogger"
+            )
         check_file(trainer, callback)
-    kinds = Counter(type(callback) for callback in trainer.callbacks if type(callback).__module__.startswith("fl_lightning."))
-    for cls, number in kinds.items():
+    check_twice(trainer.callbacks)
+
+
+def check_twice(callbacks: Sequence[L.Callback]) -> None:
+    """Raise for a callback that is there twice: the same object, the same class of this package, or a state of one name.
+
+    >>> check_twice([lightning_callbacks.EarlyStopping("val/acc"), lightning_callbacks.EarlyStopping("val/acc")])
+    Traceback (most recent call last):
+    fl_lightning.errors.ConfigurationError: trainer.callbacks: EarlyStopping is there 2 times; name it once
+    """
+    found = [(type(callback), identity(callback)) for callback in callbacks]
+    for (cls, _), number in Counter(found).items():
         if number > 1:
             raise ConfigurationError(f"trainer.callbacks: {cls.__name__} is there {number} times; name it once")
 
 
+def identity(callback: L.Callback) -> Any:
+    """What two callbacks of a class may not have in common."""
+    if own(callback):
+        return None
+    return callback.state_key if is_overridden("state_dict", callback, parent=L.Callback) else id(callback)
+
+
+def own(callback: L.Callback) -> bool:
+    """Whether it is this package's."""
+    return type(callback).__module__.startswith("fl_lightning.")
+
+
 def check_file(trainer: TrainerOfAnyKind, callback: L.Callback) -> None:
     """Raise for one of Lightning's checkpoints that would be written where a run has its own."""
-    if type(callback).__module__.startswith("fl_lightning.") or not isinstance(
+    if own(callback) or not isinstance(
         callback, (lightning_callbacks.ModelCheckpoint, lightning_callbacks.OnExceptionCheckpoint)
     ):
         return
@@ -195,40 +213,6 @@ def check_file(trainer: TrainerOfAnyKind, callback: L.Callback) -> None:
             f"trainer.callbacks: {type(callback).__name__} would write {name}.ckpt into {folder}, where the run keeps its own "
             "checkpoint by that name; give it another filename or dirpath"
         )
-
-
-def check_monitors(trainer: TrainerOfAnyKind, federation: L.LightningModule) -> None:
-    """Raise where one of Lightning's callbacks waits for a metric that nobody logs.
-
-    What clients log is known after the first round alone, and what callbacks of the user's own log is theirs.
-    """
-    if any(not known(callback) for callback in trainer.callbacks):
-        return
-    measured = [name for other in trainer.callbacks if isinstance(other, Measuring) for name in other.measured(federation)]
-    measured = measured if trainer.limit_val_batches else []
-    for callback in trainer.callbacks:
-        monitor = getattr(callback, "monitor", None)
-        if isinstance(monitor, str) and not monitor.startswith(IN_A_ROUND) and monitor not in measured:
-            there = (
-                f"{meant(monitor, measured)}logged are {', '.join(measured)}, "
-                if measured
-                else "BackdoorMetrics logs val/acc, "
-            )
-            raise ConfigurationError(
-                f"trainer.callbacks: {type(callback).__name__} monitors {monitor}, which nobody logs; {there}and client/NAME "
-                "for what clients log as NAME"
-            )
-
-
-def meant(name: str, names: list[str]) -> str:
-    """What may have been meant by a name, empty if it is like none."""
-    found = nearest(name, names)
-    return f"{found} " if found.startswith("did") else ""
-
-
-def known(callback: L.Callback) -> bool:
-    """Whether it is Lightning's or this package's, of which it is known what they do."""
-    return type(callback).__module__.startswith(("lightning.", "fl_lightning."))
 
 
 def remarks(trainer: TrainerOfAnyKind) -> Iterator[str]:

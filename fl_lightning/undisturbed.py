@@ -19,6 +19,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from fl_lightning.bits import as_integers
+from fl_lightning.errors import enumerated
 from fl_lightning.kept_python import KeptPython
 from fl_lightning.seeding import bookmark, derive_seed, seed_global_generators, seed_source
 
@@ -174,11 +175,10 @@ class Undisturbed:
         found = self._keepsake.put_back(thoroughly=at_an_end or bool(self._named))
         if new := [name for name in found if name not in self._named]:
             self._named.update(new)
-            names = ", ".join(new[:5]) + (f" and {len(new) - 5} more" if len(new) > 5 else "")
             log.warning(
                 "evaluation changes %s of %s; that is put back after every batch, so that neither the model nor Acc depends on "
                 "who evaluates what; to change it for good do so in training_step",
-                names,
+                enumerated(new),
                 type(module).__name__,
             )
 

@@ -1,7 +1,8 @@
 """The one reader of YAML: files of settings, of sweeps, and values given on a command line.
 
 YAML itself is generous: of a key that stands twice the first is lost, a value may contain itself, and a few lines of aliases
-stand for more than fits into memory. None of that is meant by whoever writes it.
+stand for more than fits into memory. None of that is meant by whoever writes it, and neither is what two versions of YAML read
+differently.
 """
 
 import math
@@ -14,6 +15,7 @@ import yaml
 from jsonargparse import get_loader, set_dumper, set_loader
 
 from fl_lightning.errors import ConfigurationError, folded
+from fl_lightning.yaml_versions import NUMBER, check_versions
 
 MODE = "yaml_without_surprises"
 """A parser's `parser_mode` by which it reads everything as `read_yaml` does."""
@@ -29,11 +31,23 @@ FAST = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 MERGE = "tag:yaml.org,2002:merge"
 
 
+class Refused(yaml.YAMLError):
+    """YAML that nobody can mean.
+
+    >>> Refused("the key a stands twice", yaml.compose("a: 1"))
+    Refused('line 1: the key a stands twice')
+    """
+
+    def __init__(self, message: str, where: yaml.Node | yaml.Event) -> None:
+        super().__init__(f"line {where.start_mark.line + 1}: {message}")  # pyrefly: ignore[missing-attribute]
+
+
 def read_yaml(text: str) -> Any:
     """What a text in YAML says; `1e-3` is a number, which it is not in YAML 1.1, and dates are text.
 
     Raises:
-        yaml.YAMLError: it is not YAML, has a key twice in one mapping, or aliases that never end.
+        yaml.YAMLError: it is not YAML; `Refused` if it is, but has a key twice in one mapping, aliases that never end, or a
+            value that YAML 1.1 and 1.2 read differently.
 
     Example:
         >>> read_yaml("lr: 1e-3")
@@ -43,10 +57,10 @@ def read_yaml(text: str) -> Any:
     for event in yaml.parse(text, Loader=FAST):  # before nodes are made, which recurses
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > DEEPEST:
-            raise refusal(f"it is nested more than {DEEPEST} deep", event)
+            raise Refused(f"it is nested more than {DEEPEST} deep", event)
     node = yaml.compose(text, Loader=FAST)
-    if node is not None and count(node, {}, frozenset()) > MOST_VALUES:
-        raise refusal(f"its aliases stand for more than {MOST_VALUES:,} values; write out what is meant", node)
+    if node is not None and count(node, {}, frozenset(), "") > MOST_VALUES:
+        raise Refused(f"its aliases stand for more than {MOST_VALUES:,} values; write out what is meant", node)
     return get_loader("yaml")(text)
 
 
@@ -66,33 +80,52 @@ def load_yaml(source: Path | str, name: str) -> Any:
         raise ConfigurationError(f"{name} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"{name} is not text in UTF-8") from error
+    except Refused as error:
+        raise ConfigurationError(f"{name}, {error}") from error
     except yaml.YAMLError as error:
         raise ConfigurationError(f"{name} is not YAML: {folded(error)}") from error
 
 
-def count(node: yaml.Node, sizes: dict[int, int], around: frozenset[int]) -> int:
-    """The values that a node stands for, after seeing that no key in it stands twice.
+def count(node: yaml.Node, sizes: dict[int, int], around: frozenset[int], place: str) -> int:
+    """The values that a node stands for, after seeing that each of them can be meant.
 
     Args:
         node: of a tree in which aliases are further references.
         sizes: what nodes that were met before stand for.
         around: the nodes that this one lies in.
+        place: the node's dotted name, for messages.
     """
     if id(node) in around:
-        raise refusal("it contains itself by its alias; write out what is meant", node)
-    if id(node) not in sizes:
-        around |= {id(node)}
-        children = node.value if isinstance(node, yaml.CollectionNode) else []
-        if isinstance(node, yaml.MappingNode):
-            seen = set()
-            for key, _ in children:
-                name = (key.tag, key.value) if isinstance(key, yaml.ScalarNode) and key.tag != MERGE else id(key)
-                if name in seen:
-                    raise refusal(f"the key {key.value} stands twice; the first would be lost, so leave one of them out", key)
-                seen.add(name)
-            children = [part for pair in children for part in pair]
-        sizes[id(node)] = 1 + sum(count(child, sizes, around) for child in children)
-    return sizes[id(node)]
+        raise Refused("it contains itself by its alias; write out what is meant", node)
+    if id(node) in sizes:
+        return sizes[id(node)]
+    around |= {id(node)}
+    size = 1
+    if isinstance(node, yaml.ScalarNode):
+        wrong = check_versions(node)
+        if wrong is not None:
+            raise Refused(f"{place}: {wrong}" if place else wrong, node)
+    elif isinstance(node, yaml.MappingNode):
+        check_keys(node, place)
+        for key, value in node.value:
+            below = f"{place}.{key.value}" if place else key.value
+            size += count(key, sizes, around, place) + count(value, sizes, around, below)
+    else:
+        size += sum(count(child, sizes, around, place) for child in node.value)
+    sizes[id(node)] = size
+    return size
+
+
+def check_keys(node: yaml.MappingNode, place: str) -> None:
+    """Raise for a key that stands twice, and for one that is no name."""
+    seen = set()
+    for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise Refused(f"{place or 'it'} has a list or a mapping for a key; a key is a name", key)
+        name = (key.tag, key.value) if key.tag != MERGE else id(key)
+        if name in seen:
+            raise Refused(f"the key {key.value} stands twice; the first would be lost, so leave one of them out", key)
+        seen.add(name)
 
 
 def as_argument(config: Any) -> str:
@@ -100,16 +133,15 @@ def as_argument(config: Any) -> str:
     return yaml.dump(config, Dumper=Dumper, default_flow_style=True, width=math.inf, sort_keys=False)
 
 
-def refusal(message: str, where: Any) -> yaml.YAMLError:
-    """What is raised at a node or an event."""
-    return yaml.constructor.ConstructorError(None, None, message, where.start_mark)
-
-
 class Dumper(yaml.SafeDumper):
-    """Writes names of an enumeration, which are defaults in Lightning, as text, and puts text such as `1e3` in quotes."""
+    """Writes names of an enumeration, which are defaults in Lightning, as text; quotes text that anybody reads as a number.
+
+    >>> print(yaml.dump({"a": "1e3", "b": "0o17", "c": "no"}, Dumper=Dumper, default_flow_style=True).strip())
+    {a: '1e3', b: '0o17', c: 'no'}
+    """
 
 
-Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$"), list("-+0123456789"))
+Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"({NUMBER}|0o[0-7]+)$"), list("-+.0123456789"))
 Dumper.add_multi_representer(Enum, lambda dumper, name: dumper.represent_str(name.value))
 
 

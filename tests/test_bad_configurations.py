@@ -258,6 +258,94 @@ ARGUMENTS = r"""
 --with Invarient.tau=0.3 | --with, Invarient, Invariant
 --with Invariant.tau=[ | --with, Invariant.tau
 --with tau | --with, tau
+--config 'model: 3' | model, mapping, 3
+--config 'model: {local: [1, 2]}' | model.local, mapping, [1, 2]
+--config 'model: {local: {3: 4}}' | model.local, 3, name
+--config 'model: {cohort: 3}' | model.cohort, mapping, 3
+--config 'model: {local: {"": 4}}' | model.local, ''
+--config 'model: {local: {[1]: 4}}' | model.local, key, line 1
+--config 'trainer: 3' | trainer, mapping, 3
+--config 'trainer: {max_epoch: {}}' | trainer, max_epoch, max_epochs
+--config 'checkpoint: [3]' | checkpoint, mapping, [3]
+--config '3: 4' | 3, name
+--config 'null: 4' | null, name
+--config 'modle: {}' | modle, model
+--config 'modle: {local: {}}' | modle, model
+--config 'modle: []' | modle, model
+--config 'modle: null' | modle, model
+--config 'model: {locl: {}}' | model, locl, local
+--config 'model: {local: {epoch: {}}}' | model.local, epoch, epochs
+--config 'model: {aggregator: {class_path: Invariant, init_args: {tua: {}}}}' | model.aggregator, tua, tau
+--config 'model: {aggregator: {class_path: Invariant, init_args: {3: 4}}}' | name, 3
+--config 'model: {aggregator: {Median: {}}}' | model.aggregator, Median
+--config 'model: {aggregator: {Median: {a: 1}}}' | model.aggregator, Median
+--config 'model: {aggregator: 3}' | model.aggregator, Aggregator, class_path, 3
+--config 'model: {aggregator: [Median]}' | model.aggregator, Aggregator, Median
+--config 'model: {aggregator: {class_path: 7}}' | model.aggregator.class_path, 7
+--config 'model: {aggregator: {class_path: null}}' | model.aggregator.class_path, null
+--config 'model: {aggregator: {class_path: Invariant, init_arg: {}}}' | model.aggregator, init_args, init_arg
+--config 'model: {aggregator: {class_path: Invariant, init_args: [100]}}' | model.aggregator.init_args, [100]
+--config 'model: {aggregator: {class_path: Invariant, dict_kwargs: {a: 3}}}' | model.aggregator.dict_kwargs, a, tau
+--config 'model: {attacks: [null]}' | model.attacks, None, class_path
+--config 'model: {attacks: [{}]}' | model.attacks, empty
+--config 'model: {attacks: {class_path: ValueTrigger}}' | model.attacks, list
+--config 'model: {attacks: [{class_path: ValueTrigger, init_args: {colum: {}}}]}' | model.attacks, colum, column
+--config 'model: {client: {class_path: MLP, init_args: {optimizer: 3}}}' | model.client.optimizer, Optimizer, 3
+--config 'model: {client: {class_path: MLP, init_args: {optimizer: {class_path: SGD, init_args: 3}}}}' | optimizer.init_args, 3
+--config 'model: {client: null}' | model.client, given
+--config 'data: {class_path: Phishing, init_args: null}' | data.init_args, null
+--config 'data: {class_path: Phishing, init_args: [100]}' | data.init_args, [100]
+--config 'data: {class_path: Phishing, dict_kwargs: {a: 3}}' | data.dict_kwargs, a, num_train
+--config 'data: {class_path: 7}' | data.class_path, 7
+--config 'data: [1]' | data, [1]
+--config 'data: null' | data, given
+--model.aggregator '{class_path: 7}' | model.aggregator.class_path, 7
+--model.local 3 | model.local, 3
+--model.attacks '[3]' | model.attacks, 3
+--model.aggregator fl_lightning.aggregators.base.Aggregator | model.aggregator, Aggregator, Median
+--model.attacks+ Attack | model.attacks, Attack, ValueTrigger
+--data FederatedDataModule | data, FederatedDataModule, Phishing
+--data.init_args.partition Partition | data.partition, Partition
+--model.client lightning.LightningModule | model.client, LightningModule, MLP
+--model.server_optimizer SGD --model.server_optimizer.lr 1 --model.server_scheduler LRScheduler | server_scheduler, StepLR
+--trainer.callbacks+ Callback | trainer.callbacks, Callback, EarlyStopping
+--trainer.callbacks '[{class_path: FlipRates}, {class_path: FlipRates}]' | trainer.callbacks, FlipRates, 2 times
+--trainer.callbacks ModelCheckpoint --trainer.callbacks.save_top_k -2 | ModelCheckpoint, save_top_k, -2
+--trainer.callbacks EarlyStopping --trainer.callbacks.monitor val/acc --trainer.callbacks.mode up | EarlyStopping, mode, up
+--trainer.callbacks Timer --trainer.callbacks.duration soon | Timer, duration, soon
+--trainer.callbacks '[null]' | trainer.callbacks, Callback, None
+--trainer.logger '[3]' | trainer.logger, Logger, 3
+--config 'model: {local: {batch_size: 0100}}' | line 1, model.local.batch_size, 0100, 64, 100
+--config 'model: {local: {batch_size: 1:40}}' | line 1, model.local.batch_size, 1:40, 100
+--config 'model: {local: {batch_size: 1_0}}' | line 1, model.local.batch_size, 1_0
+--config 'model: {local: {batch_size: 0o17}}' | line 1, model.local.batch_size, 0o17, 15
+--config 'model: {local: {batch_size: 0b11}}' | line 1, model.local.batch_size, 0b11, 3
+--config 'model: {local: {epochs: +.5}}' | line 1, model.local.epochs, +.5
+--config 'trainer:\n  logger: off' | line 2, trainer.logger, off, false
+--config 'trainer: {default_root_dir: on}' | line 1, trainer.default_root_dir, on
+--model.local.batch_size 1:40 | model.local.batch_size, 1:40, 100
+--model.local.batch_size 1_0 | model.local.batch_size, 1_0
+--model.client.sizes '[055,8,2]' | model.client.sizes, 055, 45, 55
+--trainer.logger no | trainer.logger, no
+--with Phishing.num_train=0100 | --with, Phishing.num_train, 0100, 64
+--with Invariant.tau=yes | --with, Invariant.tau, yes
+--checkpoint.every_n_rounds 5 --trainer.enable_checkpointing false | checkpoint.every_n_rounds, 5, enable_checkpointing
+--seed_everything 1.5 | seed_everything, whole number, 1.5
+--seed_everything 18446744073709551616 | seed_everything, 2**32, 18446744073709551616
+--seed_everything 3 --model.seed 3 | model.seed, 3, seed_everything
+--seed_everything 3 --config 'model: {seed: 4}' | model.seed, 4, seed_everything, which is 3
+--config 'model.seed: 4' | model.seed, 4, seed_everything
+--model.client.optimizer SGD --model.client.optimizer.lr .nan | model.client.optimizer.lr, nan
+--model.client.optimizer SGD --model.client.optimizer.lr -1 | learning rate, -1
+--model.client.optimizer SGD --model.client.optimizer.weight_decay .inf | model.client.optimizer.weight_decay, inf
+--model.client.optimizer Adam --model.client.optimizer.betas [.nan,0.9] | model.client.optimizer.betas, nan
+--model.server_optimizer SGD --model.server_optimizer.lr .inf | model.server_optimizer.lr, inf
+--trainer.callbacks EarlyStopping --trainer.callbacks.monitor val/acc --trainer.callbacks.min_delta .nan | min_delta, nan
+--trainer.callbacks EarlyStopping --trainer.callbacks.monito val/acc | trainer.callbacks, did you mean monitor
+--trainer.logger CSVLogger --trainer.logger.save_di x | trainer.logger, did you mean save_dir
+--trainer.profiler SimpleProfiler --trainer.profiler.dirpat y | trainer.profiler, did you mean dirpath
+--trainer.plugins MixedPrecision --trainer.plugins.devic y | trainer.plugins, did you mean device
+--trainer.strategy FederatedStrategy --trainer.strategy.timeout_second 3 | trainer.strategy, did you mean timeout_seconds
 extra | extra
 --model | model
 --no_such 3 | no_such

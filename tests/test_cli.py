@@ -105,7 +105,7 @@ def test_print_config_is_a_configuration(capsys):
         (["--model.aggregator.init_args.alpha", "0.5"], ["alpha must lie in [0, .5), got 0.5"]),
         (["--model.cohort.clients_per_round", "200"], ["clients_per_round = 200", "100 clients"]),
         (["--model.cohort.clients_per_round", "many"], ["many"]),
-        (["--seed_everything", "true"], ["seed_everything must be a whole number"]),
+        (["--seed_everything", "true"], ["seed_everything: must be a whole number, got True"]),
         (["--seed_everything", "-3"], ["seed_everything must lie in [0, 2**32), got -3"]),
         (["--data.init_args.partition.init_args.num_clients", "0"], ["num_clients must be at least 1, got 0"]),
         (["--data.init_args.separation", ".nan"], ["separation must be finite"]),

@@ -396,7 +396,7 @@ class MakesLayersWithTheOptimizer(Client):
     ],
 )
 def test_a_client_that_changes_what_it_is_made_of_is_refused(client, message):
-    with pytest.raises(ConfigurationError, match=f"training changes what the client .* is made of: {message}"):
+    with pytest.raises(ConfigurationError, match=f"changes what the client .* is made of: {message}"):
         fit(tiny_federation(client=client()))
 
 

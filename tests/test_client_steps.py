@@ -12,7 +12,8 @@ from fl_lightning.errors import ConfigurationError
 from fl_lightning.executors import LocalExecutor
 from fl_lightning.hooks import CALLED, hooks_of, uncalled_hooks
 from fl_lightning.local_training import LocalTraining
-from fl_lightning.stacked_training import NotStackableError, StackedTraining
+from fl_lightning.stack import NotStackableError
+from fl_lightning.stacked_training import StackedTraining
 from fl_lightning.updates.layout import Snapshot
 
 N, BATCH, EPOCHS = 20, 8, 2

@@ -7,6 +7,7 @@ import yaml
 
 from fl_lightning.command_checks import check_checkpoint, check_devices, check_folder, check_seeds
 from fl_lightning.errors import ConfigurationError
+from fl_lightning.sealed import with_digest
 
 
 @pytest.fixture
@@ -113,3 +114,16 @@ def test_a_damaged_file_is_named(tmp_path, content, message):
     (tmp_path / "config.yaml").write_bytes(content)
     with pytest.raises(ConfigurationError, match=f"the file config.yaml.*{message}"):
         check_seeds(["fit", "--config", "config.yaml"])
+
+
+def test_settings_that_were_edited_are_taken_and_said_to_be(tmp_path, caplog):
+    file = tmp_path / "config.yaml"
+    file.write_text(with_digest("seed_everything: 3\n"))
+    check_seeds(["fit", "--config", str(file)])
+    assert caplog.text == ""
+    file.write_text(file.read_text().replace("3", "4", 1))
+    check_seeds(["fit", "--config", str(file), "--model.seed", "4"])
+    assert (
+        caplog.text.count("is not as a run wrote it: edited, or damaged; it is taken as it stands. Delete its last line") == 1
+    )
+    assert str(file) in caplog.text

@@ -1,6 +1,6 @@
 import pytest
 
-from fl_lightning.errors import ConfigurationError, cause, first_line, nearest
+from fl_lightning.errors import FEW_LETTERS, ConfigurationError, cause, enumerated, first_line, nearest
 
 NAMES = ["Invariant", "Median", "TrimmedMean", "tau", "alpha"]
 
@@ -29,3 +29,19 @@ def test_what_says_nothing_is_told_by_its_kind(said):
 
 def test_mistakes_can_be_caught_as_value_errors():
     assert issubclass(ConfigurationError, ValueError)
+
+
+def test_a_list_of_names_ends():
+    text = enumerated(f"name_{i}" for i in range(1000))
+    assert len(text) <= FEW_LETTERS + len(" and 1000 more")
+    assert text.startswith("name_0, name_1, ")
+    assert text.endswith(" more")
+    assert enumerated(["a", "b"]) == "a, b"
+    assert enumerated(["x" * 5000, "b"]) == "x" * FEW_LETTERS + "... and 1 more"
+    assert enumerated([]) == ""
+
+
+def test_of_very_many_names_those_that_are_most_alike_are_offered():
+    columns = [f"feature_{i:04}" for i in range(5000)]
+    assert nearest("fdatum", columns).startswith("known: feature_00")
+    assert len(nearest("zzz", columns)) < 2 * FEW_LETTERS

@@ -1,11 +1,14 @@
 import json
 import math
+import resource
+import signal
 import threading
 
 import pytest
 
 from fl_lightning.errors import ConfigurationError
-from fl_lightning.files import LockedError, RoundLines, locked, read_lines, take_lock, write_whole
+from fl_lightning.files import LockedError, RoundLines, locked, read_lines, take_lock, write_whole, written_together
+from fl_lightning.replacing import StorageError
 
 
 def test_each_round_has_one_line_in_the_order_of_arrival(tmp_path):
@@ -88,6 +91,27 @@ def test_several_writers_leave_one_whole_file(tmp_path):
         if (tmp_path / "file").exists():
             assert (tmp_path / "file").read_text() in texts
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_files_that_are_written_together_are_all_there_or_none(tmp_path):
+    write_whole(tmp_path / "a", "old")
+    done = []
+    texts = {tmp_path / "a": "new", tmp_path / "b": "x" * 2000}
+    with written_together(texts):
+        assert (tmp_path / "a").read_text() == "old"
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "new", "b": "x" * 2000}
+    (tmp_path / "b").unlink()
+    before, limit = resource.getrlimit(resource.RLIMIT_FSIZE), 1000
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(StorageError, match=r"no room for .*b \(File too large\): 2,000 bytes"), written_together(texts):
+            done.append("something that only a run that begins does")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert done == []
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "new"}
 
 
 def test_a_lock_is_held_by_one(tmp_path):

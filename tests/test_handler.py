@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from fl_lightning import cli
 from fl_lightning.errors import ConfigurationError
@@ -88,6 +89,16 @@ def test_an_exception_is_a_line(raising, capsys, error, status, said):
     assert ("--traceback" in shown) == (status == 1 and "memory" not in said)
 
 
+def test_a_line_says_what_was_noted(raising, capsys):
+    error = ZeroDivisionError("zero")
+    error.add_note("on batch 1 of 2")
+    error.add_note("while client 3 was trained")
+    raising(error)
+    _, shown = leave(["fit"], capsys)
+    assert ", on batch 1 of 2 while client 3 was trained); the same command with --traceback" in shown
+    assert shown.count("\n") == 1
+
+
 def test_a_mistake_that_a_library_wrapped_is_said_alone(raising, capsys):
     error = RuntimeError("Call to something failed")
     error.__cause__ = ConfigurationError("tau must not be 3")
@@ -155,3 +166,15 @@ def test_the_console_script_finds_modules_of_the_current_folder(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
     assert "146" in done.stdout  # 45 * 3 + 3 + 3 * 2 + 2
+
+
+@pytest.mark.parametrize(("rank", "status"), [(0, 143), (1, 0)])
+def test_a_run_that_sigterm_ended_is_no_success(monkeypatch, rank, status):
+    def terminated(args):
+        raise SIGTERMException
+
+    monkeypatch.setattr(cli, "run", terminated)
+    monkeypatch.setattr(cli.rank_zero_only, "rank", rank)
+    with pytest.raises(SystemExit) as left:
+        cli.main(["fit"])
+    assert left.value.code == status

@@ -67,6 +67,42 @@ def test_every_hook_has_a_row_with_its_arguments(name: str) -> None:
         assert given == arguments, f"{name}.{hook}: docs/reference/hooks.md says {given}"
 
 
+def test_the_example_does_what_the_page_says() -> None:
+    setting, *sections = re.split(r"^## ", PAGE, flags=re.MULTILINE)
+    names: dict[str, Any] = {"__name__": "hooks"}
+    run_example(setting, names)
+    fit_of_the_page, trainers = names["fit"], []
+
+    def fit_and_note(*args: Any, **kwargs: Any) -> L.Trainer:
+        trainers.append(fit_of_the_page(*args, **kwargs))
+        return trainers[-1]
+
+    names["fit"], seen = fit_and_note, {}
+    for section in sections:
+        run_example(section, names)
+        seen[section.split()[0]] = trainers.pop()
+        assert not trainers, "one federation is trained per class"
+    assert {trainer.global_step for trainer in seen.values()} == {2}
+    assert isinstance(names["Loudest"](), RoundObserver)
+    assert seen["RoundObserver"].callback_metrics["loudest"] > 0
+    assert "client/rounds" in seen["Aggregator"].callback_metrics
+    assert names["rule"].memory["momentum"].tolist() == [2.0, 5.0], "`forget` makes it as before the first round"
+    assert "val/asr_first_ten" in seen["Attack"].callback_metrics
+    assert names["attack"].called.count("plan") == names["attack"].resumed_after == 2
+    assert seen["FederatedDataModule"].datamodule.class_names == ("left", "right")
+    assert [of.tolist() for of in seen["Partition"].datamodule.clients] == [list(range(i, 200, 8)) for i in range(8)]
+    assert type(seen["Samples"].datamodule.train) is names["Line"]
+    assert seen["Federation"].lightning_module is names["careful"]
+    assert names["careful"].called.count("server_step") == 2
+    assert set(seen) == set(CLASSES)
+
+
+def run_example(text: str, names: dict[str, Any]) -> None:
+    """Run the Python in a part of the page."""
+    (script,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    exec(compile(script, "docs/reference/hooks.md", "exec"), names)
+
+
 NOT_SHOWN = ("By Lightning", "The same under", "By `on_load_checkpoint`")
 
 

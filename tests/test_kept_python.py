@@ -1,11 +1,14 @@
 import random
+from array import array
 from collections import defaultdict, deque
-from functools import partial
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -14,6 +17,47 @@ from torchmetrics import SumMetric
 from fl_lightning.kept_python import KeptPython
 
 OUTSIDE = np.random.default_rng(0)
+
+
+COUNT = 0
+LINES: list[int] = []
+
+
+@lru_cache
+def cached(n: int) -> int:
+    return n
+
+
+def helper() -> None:
+    global COUNT
+    COUNT += 1
+    LINES.append(cached(COUNT))
+
+
+class Slotted:
+    __slots__ = ("n", "seen", "unset")
+
+    def __init__(self) -> None:
+        self.n, self.seen = 0, [1]
+
+
+class Both(Slotted):
+    """Has a `__dict__`, too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    n: int
+
+
+def counter() -> Any:
+    n = 0
+
+    def count() -> None:
+        nonlocal n
+        n += 1
+
+    return count
 
 
 class Holder(L.LightningModule):
@@ -38,6 +82,11 @@ class Holder(L.LightningModule):
         self.nan = torch.tensor([torch.nan, 1.0])
         self.results = [float("nan"), torch.tensor([1.0, torch.nan])]
         self.graph = torch.eye(3).to_sparse()
+        self.slotted, self.both, self.frozen, self.count = Slotted(), Both(), Frozen(1), counter()
+        self.table, self.column = pd.DataFrame({"a": [1.0, np.nan], "b": ["x", "y"]}), pd.Series([1, 2])
+        self.codes, self.bytes = array("d", [1.0, float("nan")]), bytearray(b"ab")
+        self.large = torch.zeros(2**22 + 1)
+        self.of_clients = {i: [i] for i in range(5000)}
 
 
 def changes(change) -> list[str]:
@@ -76,6 +125,25 @@ def changes(change) -> list[str]:
         (lambda h: setattr(h.moving, "data", torch.ones(2)), "moving"),
         (lambda h: h.moving.resize_(4), "moving"),
         (lambda h: setattr(h, "graph", 1), "graph"),
+        (lambda h: setattr(h.slotted, "n", 1), "slotted.n"),
+        (lambda h: setattr(h.slotted, "unset", 1), "slotted.unset"),
+        (lambda h: delattr(h.slotted, "n"), "slotted.n"),
+        (lambda h: h.slotted.seen.append(2), "slotted.seen"),
+        (lambda h: setattr(h.both, "n", 1), "both.n"),
+        (lambda h: setattr(h.both, "more", 1), "both.more"),
+        (lambda h: object.__setattr__(h.frozen, "n", 2), "frozen.n"),
+        (lambda h: h.count(), "count.count.n"),
+        (lambda h: h.table.__setitem__("a", 3.0), "table"),
+        (lambda h: h.table.loc.__setitem__((0, "a"), 3.0), "table"),
+        (lambda h: h.table.insert(0, "c", 1), "table"),
+        (lambda h: h.table.__setattr__("columns", ["a", "z"]), "table"),
+        (lambda h: h.column.__setitem__(0, 5), "column"),
+        (lambda h: h.codes.append(2.0), "codes"),
+        (lambda h: h.codes.__setitem__(0, 2.0), "codes"),
+        (lambda h: h.bytes.extend(b"c"), "bytes"),
+        (lambda h: h.large.add_(1), "large"),
+        (lambda h: setattr(h.large, "data", torch.ones(2**22 + 1)), "large"),
+        (lambda h: h.of_clients[4000].append(2), "of_clients[4000]"),
     ],
 )
 def test_what_changes_is_named_and_put_back(change, path):
@@ -93,6 +161,8 @@ def test_what_changes_is_named_and_put_back(change, path):
         lambda h: h.results.__setitem__(0, float("nan")),
         lambda h: h.results.__setitem__(1, torch.tensor([1.0, torch.nan])),
         lambda h: setattr(h, "recent", deque([1, 2], maxlen=3)),
+        lambda h: setattr(h, "table", h.table.copy()),
+        lambda h: h.large.copy_(torch.zeros(2**22 + 1)),
     ],
 )
 def test_what_is_made_anew_with_the_same_values_has_not_changed(change):
@@ -174,3 +244,35 @@ def test_caches_may_fill_but_not_change():
     holder.seen.append(1)
     assert len(kept.restore()) >= 3
     assert (holder.read[0], holder.rows[1], holder.seen) == ("a", 1, [])
+
+
+def test_tables_have_their_values_again():
+    holder = Holder()
+    kept, before = KeptPython({"": holder}), holder.table.copy()
+    for _ in range(2):
+        holder.table.loc[0, "a"] = 7.0
+        holder.table["new"] = 1
+        assert kept.restore() == ["table"]
+        pd.testing.assert_frame_equal(holder.table, before)
+
+
+def test_what_cannot_be_put_back_is_told():
+    class Opaque:
+        table = np.zeros(2**21 + 1)
+
+    holder = SimpleNamespace(of=Opaque(), cached=cached, sparse=torch.eye(2).to_sparse(), many=list(range(20_000)), n=1)
+    found = KeptPython({"h": holder}).unkept
+    assert set(found) == {"Opaque.table", "h.cached", "h.sparse", "h.many"}
+
+
+def test_global_names_are_followed_if_asked_for():
+    global COUNT
+    assert KeptPython({"f": helper}).globals == {}
+    found = KeptPython({"f": helper}, values=False, follow=True)
+    assert found.globals[__name__].names >= {"COUNT", "LINES", "cached"}
+    assert list(found.unkept) == [f"{__name__}.cached"]
+    kept, lines = KeptPython(found.globals), list(LINES)
+    count = COUNT
+    helper()
+    assert sorted(kept.restore()) == [f"{__name__}.COUNT", f"{__name__}.LINES"]
+    assert (count, lines) == (COUNT, LINES)

@@ -13,7 +13,9 @@ from torch import nn
 from fl_lightning.client_steps import read_loss
 from fl_lightning.data import MapSamples, TensorSamples
 from fl_lightning.errors import ConfigurationError
-from fl_lightning.local_training import LocalTraining, configured, epoch_batches, read_optimizers
+from fl_lightning.local_batches import epoch_batches
+from fl_lightning.local_optimizers import configured, read_optimizers
+from fl_lightning.local_training import LocalTraining
 
 CPU = torch.device("cpu")
 

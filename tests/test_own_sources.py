@@ -1,6 +1,7 @@
 """What clients and data keep or draw by themselves shows neither in the order of clients nor in the number of ranks."""
 
 import random
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from fl_lightning import CohortSampler, FederatedDataModule
 from fl_lightning.callbacks import LastCheckpoint
 from fl_lightning.callbacks.run_record import weights_sha256
 from fl_lightning.data import IID
+from fl_lightning.kept_python import KeptPython
 
 OUTSIDE = random.Random(0)
 
@@ -110,7 +112,7 @@ def test_what_is_put_back_is_named_once(caplog):
 
 def test_data_that_go_on_by_themselves_are_named(caplog):
     run(1, CountsReads)
-    assert "reads'] of the clients' data changes as they are read; it is put back" in caplog.text
+    assert "reads, and what the next one comes to depends on it; it is put back after every client" in caplog.text
 
 
 def test_what_cannot_be_seeded_is_warned_of(caplog):
@@ -124,3 +126,96 @@ def test_what_cannot_be_seeded_is_warned_of(caplog):
     caplog.clear()
     run(1, Noisy, rounds=1)
     assert "trained twice" not in caplog.text
+
+
+COUNT, LINES = 0, []
+
+
+class Slotted:
+    __slots__ = ("n",)
+    total = 0
+
+
+class Global(TinyClient):
+    """Trains by what it keeps in names of its module."""
+
+    def training_step(self, batch, batch_idx):
+        global COUNT
+        COUNT += 1
+        Slotted.total += 1
+        LINES.append(COUNT)
+        return super().training_step(batch, batch_idx) * (1 + 0.1 * COUNT + 0.1 * Slotted.total)
+
+
+class Writing(TinyClient):
+    """Only writes there."""
+
+    def training_step(self, batch, batch_idx):
+        LINES.append(batch_idx)
+        return super().training_step(batch, batch_idx)
+
+
+@lru_cache
+def drawn_once():
+    return float(torch.rand(()))
+
+
+class Caching(TinyClient):
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx) * (1 + drawn_once())
+
+
+class Large(TinyClient):
+    """Counts in an array that is too large to be kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights_of_samples = np.zeros(2**21 + 1)
+
+    def training_step(self, batch, batch_idx):
+        self.weights_of_samples += 1
+        return super().training_step(batch, batch_idx) * (1 + self.weights_of_samples[0])
+
+
+def train(client: Any, rounds: int = 1) -> str:
+    torch.manual_seed(0)
+    model = tiny_federation(client=client, attacks=[], cohort=CohortSampler(clients_per_round=5, malicious_fraction=0.0))
+    fit(model, data_of(Noisy), rounds=rounds)
+    return weights_sha256(model.client)
+
+
+def test_global_names_that_matter_are_put_back_and_named(caplog):
+    global COUNT
+    COUNT = Slotted.total = 0
+    LINES.clear()
+    train(Global())
+    (line,) = [record.message for record in caplog.records if "what the next one comes to depends on it" in record.message]
+    assert all(f"{name}," in line for name in (f"{__name__}.COUNT", f"{__name__}.LINES", "Slotted.total"))
+    assert COUNT == Slotted.total == len(LINES) == 0
+
+
+def test_global_names_that_do_not_matter_are_left_alone(caplog):
+    LINES.clear()
+    train(Writing())
+    assert len(LINES) > 5
+    assert "LINES" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("client", "named"),
+    [
+        (Caching, "test_own_sources.drawn_once (which keeps results by functools.lru_cache) changes as it trains, and cannot"),
+        (Large, "client.weights_of_samples (ndarray of 17 MB) changes as it trains, and cannot be put back"),
+    ],
+)
+def test_what_cannot_be_put_back_is_named(client, named, caplog):
+    drawn_once.cache_clear()
+    train(client())
+    assert named in caplog.text
+
+
+def test_generators_of_one_name_in_two_modules_are_both_found():
+    import test_kept_python as other
+
+    found = KeptPython({"a": lambda: OUTSIDE, "b": type(lambda: 0)((lambda: OUTSIDE).__code__, vars(other))}, values=False)
+    assert {id(of) for of in found.generators.values()} == {id(OUTSIDE), id(other.OUTSIDE)}

@@ -4,7 +4,7 @@ import pytest
 
 from fl_lightning.configuration import resolve
 from fl_lightning.errors import ConfigurationError
-from fl_lightning.parser import MOST_LETTERS, enumerated, readable
+from fl_lightning.parser import readable
 
 BASE = [
     "--config",
@@ -72,14 +72,6 @@ def test_null_is_taken_where_it_is_a_value():
         ["fit", *BASE, "--config", "{trainer: {max_time: null}, data: {class_path: Phishing, init_args: {root: null}}}"]
     )
     assert config["data"]["init_args"]["root"] is None
-
-
-def test_a_list_of_names_ends():
-    text = enumerated(f"name_{i}" for i in range(1000))
-    assert len(text) < MOST_LETTERS + 50
-    assert text.startswith("name_0, name_1, ")
-    assert text.endswith(" more")
-    assert enumerated(["a", "b"]) == "a, b"
 
 
 @pytest.mark.parametrize(

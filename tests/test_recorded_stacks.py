@@ -15,7 +15,8 @@ from fl_lightning import recordings
 from fl_lightning.data import TensorSamples
 from fl_lightning.local_training import LocalTraining
 from fl_lightning.models import MLP, Classifier
-from fl_lightning.stacked_training import NotStackableError, StackedTraining
+from fl_lightning.stack import NotStackableError
+from fl_lightning.stacked_training import StackedTraining
 from fl_lightning.updates.layout import Snapshot, named_state
 
 RAGGED = (40, 8, 43, 0, 40, 24, 17)

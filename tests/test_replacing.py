@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -75,7 +76,43 @@ def test_parts_of_processes_that_are_gone_are_removed(tmp_path):
     gone = subprocess.Popen([sys.executable, "-S", "-c", ""])
     gone.wait()
     (tmp_path / f".run.json.{gone.pid}.7.part").touch()
-    (tmp_path / f".run.json.{os.getpid()}.7.part").touch()
+    (tmp_path / f".run.json.{os.getpid()}.7.part").touch()  # the number is another process's by now, as in a container
     (tmp_path / "mine.part").touch()
+    with replacing(tmp_path / "run.json") as file:
+        file.write(b"{}")
+        remove_parts(tmp_path)
+        (living,) = tmp_path.glob(".run.json.*.part")
+        assert sorted(each.name for each in tmp_path.iterdir()) == [living.name, "mine.part"]
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["mine.part", "run.json"]
+
+
+def test_parts_where_there_are_no_locks_are_known_by_their_processes(tmp_path, monkeypatch):
+    def no_locks(file, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    gone = subprocess.Popen([sys.executable, "-S", "-c", ""])
+    gone.wait()
+    monkeypatch.setattr("fl_lightning.replacing.fcntl.flock", no_locks)
+    (tmp_path / f".run.json.{gone.pid}.7.part").touch()
+    (tmp_path / f".run.json.{os.getpid()}.7.part").touch()
     remove_parts(tmp_path)
-    assert sorted(each.name for each in tmp_path.iterdir()) == [f".run.json.{os.getpid()}.7.part", "mine.part"]
+    assert [each.name for each in tmp_path.iterdir()] == [f".run.json.{os.getpid()}.7.part"]
+    write_whole(tmp_path / "file", "text")
+    assert (tmp_path / "file").read_text() == "text"
+
+
+def test_a_part_that_is_taken_for_a_stray_is_made_again(tmp_path, monkeypatch):
+    calls = []
+    lock = fcntl.flock
+
+    def removed_before_it_is_locked(file, operation):
+        if not calls:
+            (part,) = tmp_path.glob(".*.part")
+            part.unlink()
+        calls.append(operation)
+        lock(file, operation)
+
+    monkeypatch.setattr("fl_lightning.replacing.fcntl.flock", removed_before_it_is_locked)
+    write_whole(tmp_path / "file", "text")
+    assert (tmp_path / "file").read_text() == "text"
+    assert len(calls) == 2

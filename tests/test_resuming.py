@@ -18,7 +18,7 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from tiny import tiny_data, tiny_federation, tiny_trainer
 
-from fl_lightning import ConfigurationError, LastCheckpoint, checkpoint_files, resuming, sharded_state
+from fl_lightning import ConfigurationError, LastCheckpoint, RunRecord, checkpoint_files, resuming, sharded_state
 from fl_lightning.callbacks.run_record import weights_sha256
 from fl_lightning.cli import main
 from fl_lightning.resuming import CheckpointFiles, Pair, advice, newest, whole
@@ -75,6 +75,64 @@ def test_a_damaged_checkpoint_never_takes_the_place_of_the_good_one(tmp_path):
     assert steps(tmp_path) == (None, 3)
     fit(tmp_path, 4, tmp_path / "previous.ckpt")  # one round, so one checkpoint
     assert steps(tmp_path) == (4, 3)
+
+
+@pytest.mark.parametrize("where", ["beside", "elsewhere"])
+@pytest.mark.parametrize("given", ["last", "link"])
+def test_a_last_checkpoint_that_is_a_link_is_gone_on_with(tmp_path, where, given):
+    _, undisturbed = fit(tmp_path / "undisturbed", 4)
+    folder = tmp_path / "run"
+    trainer = tiny_trainer(3, callbacks=[RunRecord({}), LastCheckpoint()], default_root_dir=folder, enable_checkpointing=True)
+    trainer.fit(tiny_federation(), tiny_data())
+    target = (folder if where == "beside" else tmp_path) / "kept.ckpt"
+    (folder / "last.ckpt").replace(target)
+    (folder / "last.ckpt").symlink_to(Path("..", target.name) if where == "elsewhere" else target.name)
+    ckpt_path = folder / "last.ckpt" if given == "link" else given
+    before, federation = target.read_bytes(), tiny_federation()
+    trainer = tiny_trainer(4, callbacks=[RunRecord({}), LastCheckpoint()], default_root_dir=folder, enable_checkpointing=True)
+    trainer.fit(federation, tiny_data(), ckpt_path=ckpt_path)
+    assert weights_sha256(federation.client) == undisturbed
+    assert not (folder / "earlier").exists()
+    assert steps(folder) == (4, 3)
+    assert target.read_bytes() == before
+    assert not [path for path in folder.iterdir() if path.is_symlink()]
+
+
+def test_a_link_that_is_put_aside_leads_where_it_led(tmp_path):
+    fit(tmp_path, 2)
+    (tmp_path / "last.ckpt").replace(tmp_path / "kept.ckpt")
+    (tmp_path / "last.ckpt").symlink_to("kept.ckpt")
+    fit(tmp_path, 1)
+    assert (whole(tmp_path / "last.ckpt"), whole(tmp_path / "earlier" / "1" / "last.ckpt")) == (1, 2)
+
+
+def test_going_on_with_an_earlier_run_puts_aside_the_one_that_is_there(tmp_path):
+    fit(tmp_path, 3)
+    fit(tmp_path, 1)
+    assert whole(tmp_path / "earlier" / "1" / "last.ckpt") == 3
+    fit(tmp_path, 4, tmp_path / "earlier" / "1" / "last.ckpt")
+    assert whole(tmp_path / "last.ckpt") == 4
+    assert whole(tmp_path / "earlier" / "2" / "last.ckpt") == 1
+
+
+@pytest.mark.parametrize(
+    ("verb", "advised"),
+    [
+        ("fit", r"go on from it: fl-lightning fit --ckpt_path .*previous\.ckpt$"),
+        ("validate", r"take that: fl-lightning validate --ckpt_path .*previous\.ckpt$"),
+        ("test", r"take that: fl-lightning test --ckpt_path .*previous\.ckpt$"),
+        ("predict", r"take that: ckpt_path='.*previous\.ckpt'$"),
+    ],
+)
+def test_what_is_advised_fits_what_was_asked_for(tmp_path, verb, advised):
+    fit(tmp_path, 2)
+    flip(tmp_path / "last.ckpt")
+    trainer = tiny_trainer(3, default_root_dir=str(tmp_path))
+    with pytest.raises(ConfigurationError, match=advised):
+        getattr(trainer, verb)(tiny_federation(), datamodule=tiny_data(), ckpt_path=tmp_path / "last.ckpt")
+    flip(tmp_path / "previous.ckpt")
+    with pytest.raises(ConfigurationError, match="give another one, or start afresh" if verb == "fit" else "give another one$"):
+        getattr(trainer, verb)(tiny_federation(), datamodule=tiny_data(), ckpt_path=tmp_path / "last.ckpt")
 
 
 def test_a_damaged_previous_one_is_refused_too(tmp_path):
@@ -233,7 +291,7 @@ def test_a_kill_at_any_moment_leaves_a_checkpoint_and_nothing_that_stays(tmp_pat
         part = save(folder, 3)
         killed = killed_at(monkeypatch, call, lambda pair=pair, part=part: pair.replace(part, 3))
         moments.append(steps(folder))
-        resuming.clear(folder)
+        resuming.clear(folder, ("last.ckpt", "previous.ckpt"))
         assert sorted(path.name for path in folder.iterdir()) == ["last.ckpt", "previous.ckpt"]
         assert newest(folder) == folder / "last.ckpt"
         if not killed:
@@ -265,10 +323,20 @@ def test_what_a_killed_run_left_goes_at_the_next_start(tmp_path):
     shards = tmp_path / "last.ckpt.shards" / "round-1"
     shards.mkdir(parents=True)
     left = [tmp_path / "last.ckpt.part", tmp_path / f".run.json.{gone.pid}.1.part", shards / f".x.pt.{gone.pid}.1.part"]
+    left += [tmp_path / name for name in (".last.ckpt.part", "run.json.part", f".metrics.jsonl.{os.getpid()}.1.part")]
+    left += [tmp_path / ".previous.ckpt.part", tmp_path / f".status.json.{gone.pid}.1.part"]
+    (tmp_path / "own.part").write_bytes(b"the user's")
     for path in left:
         path.write_bytes(b"half")
     fit(tmp_path, 1)
     assert not [path for path in left if path.exists()]
+    assert (tmp_path / "own.part").exists()
+
+
+def test_unfinished_files_go_without_checkpoints_too(tmp_path):
+    (tmp_path / f".run.json.{os.getpid()}.1.part").write_bytes(b"half")
+    tiny_trainer(1, callbacks=[RunRecord({})], default_root_dir=str(tmp_path)).fit(tiny_federation(), tiny_data())
+    assert not list(tmp_path.glob("*.part"))
 
 
 # ---- Lightning ---------------------------------------------------------------------------------------------------------

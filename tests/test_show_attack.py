@@ -160,7 +160,7 @@ def test_changed_features_of_a_table_are_printed(capsys):
     data = tiny_data()
     data.setup("fit")
     attack = ValueTrigger(column=5, value=4.0, source_label=1, target_label=0, poison_fraction=0.5)
-    show(data, [attack], MALICIOUS, 0, "never.png")
+    show(data, [attack], MALICIOUS, 0, None)
     shown = capsys.readouterr().out
     assert data.task is not None
     inputs = data.task.test.inputs[data.task.test.targets == 1]  # pyrefly: ignore[missing-attribute]
@@ -174,7 +174,7 @@ def test_features_go_by_their_names_and_every_part_is_shown(capsys):
     names = ["age", "income", "rate [%]"]
     table = TensorSamples(torch.arange(180.0).view(60, 3), torch.arange(60) % 2, feature_names=names)
     attack = TabularDBA(columns=["age", "rate [%]"], values=[-1.0, -2.0])
-    show(of(table, table), [attack], MALICIOUS, 0, "never.png")
+    show(of(table, table), [attack], MALICIOUS, 0, None)
     shown = capsys.readouterr().out
     assert "age: 3 -> -1" in shown
     assert "rate [%]: 5 -> -2" in shown
@@ -190,7 +190,7 @@ def test_rows_of_no_sample_of_the_task_are_called_that(capsys):
         test = train
 
     table = TensorSamples(torch.arange(180.0).view(60, 3), torch.arange(60) % 2)
-    show(of(table, table), [EdgeCase(pool=Rare(), target_label=1, num_edge=4, num_clean=3)], [0], 0, "never.png")
+    show(of(table, table), [EdgeCase(pool=Rare(), target_label=1, num_edge=4, num_clean=3)], [0], 0, None)
     assert "not made from a sample of the task" in capsys.readouterr().out
 
 
@@ -219,7 +219,7 @@ def test_texts_are_decoded_if_they_can_be(capsys, prepare):
 
     data = of(words, words)
     data.class_names = ("negative", "positive")  # pyrefly: ignore[missing-attribute]
-    show(data, [EdgeCase(pool=Praise(), target_label=0, num_edge=4, num_clean=3)], [0], 0, "never.png")
+    show(data, [EdgeCase(pool=Praise(), target_label=0, num_edge=4, num_clean=3)], [0], 0, None)
     shown = capsys.readouterr().out
     assert ("good [unknown] film" if prepare else "2 1 3 0") in shown
     assert "positive -> negative" in shown
@@ -248,7 +248,7 @@ def test_texts_are_decoded_if_they_can_be(capsys, prepare):
 )
 def test_what_cannot_be_shown_is_said(data, attacks, message):
     with pytest.raises(ConfigurationError, match=message):
-        show(data(), attacks, MALICIOUS, 0, "never.png")
+        show(data(), attacks, MALICIOUS, 0, None)
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path):

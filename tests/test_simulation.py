@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor, TQDMProgressBar
 from ranks import on_ranks
 from tiny import TinyClient, tiny_data
 
@@ -21,6 +21,7 @@ from fl_lightning import (
     CohortSampler,
     ConfigurationError,
     Federation,
+    FlipRates,
     LastCheckpoint,
     LocalTraining,
     Simulation,
@@ -33,6 +34,7 @@ from fl_lightning.data import IID, Digits, Dirichlet
 from fl_lightning.models import MLP
 
 ANY_CLASS: Any = TinyClient
+PLAIN = Callback()
 COHORT = CohortSampler(clients_per_round=5, malicious_fraction=0.2)
 
 
@@ -155,6 +157,102 @@ def test_it_goes_on_where_it_was(tmp_path):
         simulation("parts", rounds=5, aggregator=SparseFed(k=60), logger=False).run(resume=True)
 
 
+class Wide(TinyClient):
+    """Its width and first weights are settings."""
+
+    def __init__(self, width: int = 37, *, zeros: bool = False, lr: float = 0.1) -> None:
+        super().__init__(norm=False, lr=lr)
+        self.net[0], self.net[4] = torch.nn.Linear(6, width), torch.nn.Linear(width, 3)
+        if zeros:
+            torch.nn.init.zeros_(self.get_parameter("net.4.weight"))
+
+
+def wide(*args: Any, **kwargs: Any):
+    return lambda: Wide(*args, **kwargs)
+
+
+class Makes:
+    def __init__(self, lr: float) -> None:
+        self.lr = lr
+
+    def __call__(self):
+        return Wide(lr=self.lr)
+
+    def another(self):
+        return Wide(lr=self.lr)
+
+
+@pytest.mark.parametrize(
+    ("first", "other", "difference"),
+    [
+        (wide(64), wide(32), r"another model than Wide: net\.0\.weight is \(64, 6\) in the checkpoint and \(32, 6\) here"),
+        (Wide, wide(5), r"another model than Wide"),
+        (Wide(64), Wide(32), r"another model than Wide: net\.0\.weight is \(64, 6\)"),
+        (wide(lr=0.1), wide(lr=0.2), r"client\.makes\.init_args\.lr is 0\.1 there and 0\.2 here"),
+        (wide(), wide(zeros=True), r"client\.makes\.norm is"),
+        (Makes(0.1), Makes(0.2), r"client\.of\.init_args\.lr is 0\.1 there and 0\.2 here"),
+        (Makes(0.1).another, Makes(0.2).another, r"client\.makes\.init_args\.lr is 0\.1 there and 0\.2 here"),
+        (functools.partial(wide, 37)(), functools.partial(wide, 37, lr=0.3)(), r"lr is 0\.1 there and 0\.3 here"),
+    ],
+    ids=range(8),
+)
+def test_another_model_does_not_go_on(first, other, difference):
+    short = {"logger": False, "enable_progress_bar": False}
+    simulation("run", client=first, rounds=1, **short).run()
+    assert simulation("run", client=first, rounds=2, **short).run(resume=True).record["rounds"] == 2
+    with pytest.raises(ConfigurationError, match=difference) as caught:
+        simulation("run", client=other, rounds=3, **short).run(resume=True)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+def test_other_settings_of_functions_do_not_go_on():
+    def digest_with(rate, rounds, **kwargs):
+        halved = {"server_scheduler": lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1, rate)}
+        return digest("run", rounds=rounds, **halved, **kwargs)
+
+    digest_with(0.5, 1)
+    parts = {"logger": False, "server_scheduler": lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.9)}
+    with pytest.raises(ConfigurationError, match=r"server_scheduler.*optimizer, 1, rate\)' there and .*1, 0\.9\)' here"):
+        simulation("run", rounds=2, **parts).run(resume=True)
+
+
+def test_a_function_that_draws_from_elsewhere_goes_on():
+    draws = torch.Generator()
+
+    def makes():
+        draws.seed()
+        client = TinyClient()
+        client.get_parameter("net.0.weight").data.normal_(generator=draws)
+        return client
+
+    digest("run", client=makes, rounds=1)
+    assert "norm" not in written("run")["model"]["client"]["makes"]
+    assert simulation("run", client=makes, rounds=2, logger=False).run(resume=True).record["rounds"] == 2
+
+
+def test_rounds_that_are_done_already():
+    expected = digest("run", rounds=2)
+    again = simulation("run", rounds=2, logger=False).run(resume=True)
+    assert (again.record["weights_sha256"], again.record["finished"]) == (expected, True)
+    with pytest.raises(ConfigurationError, match=r"number of rounds, is 1, and the checkpoint is of round 2; give 2 or more"):
+        simulation("run", rounds=1, logger=False).run(resume=True)
+
+
+def test_a_module_that_is_made_by_the_seed_is_not_said_to_be_drawn_by_chance(caplog):
+    class Seeds(TinyClient):
+        def __init__(self) -> None:
+            torch.manual_seed(3)
+            super().__init__()
+
+    torch.seed()
+    for client in (TinyClient, Seeds):
+        digest("run", client=client, rounds=1)
+    assert "torch was not seeded" not in caplog.text
+    digest("run", client=TinyClient(), rounds=1)
+    assert "torch was not seeded" in caplog.text
+
+
 def on_two(folder):
     result = simulation(folder, logger=False, devices="auto").run()
     return result.record["weights_sha256"], result.record["world_size"], len(result.history)
@@ -206,6 +304,45 @@ def test_mistakes_are_refused_at_once(given, message):
     with pytest.raises(ConfigurationError, match=message) as caught:
         simulation("run", **given)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: {}["none"], r"<lambda> makes no module, as it raises KeyError: 'none'; give a function"),
+        (lambda: None, r"<lambda> returns None of type NoneType, which is no LightningModule; have it return one"),
+        (lambda: ANY_CLASS, r"<lambda> returns <class .*TinyClient'> of type type"),
+        (lambda: torch.nn.Linear(2, 2), r"returns Linear\(.* of type Linear, which is no LightningModule"),
+        (lambda: Wide(-1), r"makes no module, as it raises RuntimeError: .*negative"),
+    ],
+    ids=range(5),
+)
+def test_a_function_that_makes_no_module_is_refused_in_one_line(make, message, tmp_path):
+    for mistaken in (simulation("run", client=make).run, simulation("run", client=make).config):
+        with pytest.raises(ConfigurationError, match=message) as caught:
+            mistaken()
+        assert "\n" not in str(caught.value)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([FlipRates], r"got <class .*FlipRates'> of type type; give an object made of it: FlipRates\(\.\.\.\)"),
+        (None, r"\[\] for none, got None"),
+        ([None], r"callbacks must be a list of callbacks.*got None"),
+        ([FlipRates(), FlipRates()], r"FlipRates is there 2 times; name it once"),
+        ([EarlyStopping("val/acc"), EarlyStopping("val/acc", patience=9)], r"EarlyStopping is there 2 times"),
+        ([PLAIN, PLAIN], r"Callback is there 2 times"),
+        ([LearningRateMonitor()], r"LearningRateMonitor has no logger .* trainer\.logger is False; .* such as CSVLogger"),
+    ],
+    ids=range(7),
+)
+def test_callbacks_that_cannot_be_are_refused_in_one_line(given, message, tmp_path):
+    with pytest.raises(ConfigurationError, match=message) as caught:
+        simulation("run", callbacks=given, logger=False).run()
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
 
 
 def test_numbers_may_be_numpys():

@@ -18,7 +18,8 @@ from fl_lightning.data import MapSamples, TensorSamples
 from fl_lightning.data.base import Samples
 from fl_lightning.local_training import LocalTraining
 from fl_lightning.models import CNN, LSTM, MLP
-from fl_lightning.stacked_training import NotStackableError, StackedTraining
+from fl_lightning.stack import NotStackableError
+from fl_lightning.stacked_training import StackedTraining
 
 FEATURES, CLASSES = 6, 3
 RAGGED = [20, 0, 130, 5, 64, 66, 2, 64]

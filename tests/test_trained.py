@@ -96,6 +96,9 @@ def test_damage_anywhere_in_the_weights_is_found(folder, tmp_path):
 def test_what_is_no_run_is_refused(folder, tmp_path):
     with pytest.raises(ConfigurationError, match=r"there is no last\.ckpt in "):
         Federation.load(tmp_path, client=TinyClient())
+    for path in (None, 3, b"x"):
+        with pytest.raises(ConfigurationError, match=r"path must be that of a run's folder or of a checkpoint, got"):
+            Federation.load(path)  # pyrefly: ignore  no path
     with pytest.raises(ConfigurationError, match=r"there is no file .*nowhere"):
         Federation.load(tmp_path / "nowhere")
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")

@@ -21,6 +21,7 @@ from fl_lightning import (
     BackdoorMetrics,
     ConfigurationError,
     FederatedStrategy,
+    FlipRates,
     LastCheckpoint,
     RunRecord,
 )
@@ -248,12 +249,54 @@ def test_what_may_not_be_meant_is_said_on_one_line(options, said, caplog):
         (lambda: callbacks.ModelCheckpoint(monitor="loss"), "client/NAME for what clients log as NAME"),
         (lambda: callbacks.ModelCheckpoint(train_time_interval=timedelta(seconds=1)), "train_time_interval"),
         (AggregationDiagnostics, "AggregationDiagnostics is there 2 times"),
+        (callbacks.LearningRateMonitor, "LearningRateMonitor has no logger to give its figures to"),
+        (callbacks.DeviceStatsMonitor, "DeviceStatsMonitor has no logger to give its figures to"),
+        (lambda: callbacks.EarlyStopping("round/loss"), "monitors round/loss, which nobody logs"),
+        (lambda: callbacks.EarlyStopping("diagnostics/norm"), "did you mean diagnostics/norm_after or diagnostics/norm_before"),
     ],
 )
-def test_callbacks_that_would_wait_for_ever_are_refused(callback, message):
+def test_callbacks_that_cannot_work_as_they_are_given_are_refused(callback, message):
     given = [BackdoorMetrics(), callback(), AggregationDiagnostics()]
     with pytest.raises(ConfigurationError, match=message):
         fit(tiny_federation(), callbacks=given, enable_checkpointing=True)
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [
+        callbacks.EarlyStopping,
+        lambda monitor: callbacks.ModelCheckpoint("best", monitor=monitor),
+        lambda monitor: callbacks.ModelCheckpoint("best", monitor=monitor, every_n_train_steps=1),
+    ],
+    ids=range(3),
+)
+def test_a_metric_that_no_client_logs_is_named_after_the_first_round(callback, tmp_path):
+    given: dict[str, Any] = {"enable_checkpointing": True, "default_root_dir": tmp_path / "run"}
+    fit(tiny_federation(), rounds=1, callbacks=[LastCheckpoint()], **given)
+    before = (tmp_path / "run" / "last.ckpt").read_bytes()
+    message = r"monitors client/accuracy, which no client has logged in round 2; they log client/loss: .*self\.log\('accuracy'"
+    with pytest.raises(ConfigurationError, match=message) as caught:
+        fit(tiny_federation(), ckpt_path="last", callbacks=[LastCheckpoint(), callback("client/accuracy")], **given)
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / "run" / "last.ckpt").read_bytes() == before
+
+
+def test_what_need_not_be_there_may_be_waited_for():
+    stop = callbacks.EarlyStopping("client/accuracy", strict=False)
+    assert fit(tiny_federation(), rounds=2, callbacks=[stop]).global_step == 2
+
+
+@pytest.mark.parametrize("monitor", ["round/refused", "diagnostics/kept_fraction", "diagnostics/flip_rate", "client/loss"])
+def test_what_a_round_logs_may_be_waited_for(monitor):
+    own = [AggregationDiagnostics(), FlipRates()]
+    assert fit(tiny_federation(), rounds=2, callbacks=[*own, callbacks.EarlyStopping(monitor)]).global_step == 2
+
+
+def test_diagnostics_say_beforehand_what_they_log():
+    federation, diagnostics = tiny_federation(), AggregationDiagnostics()
+    trainer = fit(federation, rounds=2, callbacks=[diagnostics])
+    logged = {name for name in trainer.callback_metrics if name.startswith("diagnostics/")}
+    assert logged == set(diagnostics.measured(federation))
 
 
 def test_without_anybody_who_measures_no_evaluation_can_be_waited_for():

@@ -127,13 +127,16 @@ def test_most_changes_show_without_a_look_at_values() -> None:
             assert kept.put_back() == expected
 
 
-def test_what_is_large_is_left_alone() -> None:
+def test_what_is_large_is_looked_at_where_pytorch_counts_a_change() -> None:
     module = Rich()
     images = module.images = torch.zeros(2**22 + 1)
     kept = Keepsake(module)
-    images.add_(1)
+    images.data.add_(1)
     assert kept.put_back(thoroughly=True) == []
-    assert images.all()
+    images.add_(1)
+    assert kept.put_back() == ["images"]
+    assert not images.any()
+    assert kept.put_back() == []
 
 
 @pytest.mark.parametrize(

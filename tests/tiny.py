@@ -7,12 +7,25 @@ import torch
 from torch import Tensor, nn
 
 from fl_lightning import CohortSampler, FederatedDataModule, Federation, LocalTraining
-from fl_lightning.aggregators import Invariant
+from fl_lightning.aggregators import AndMask, FedAvg, Invariant, Median, TrimmedMean
 from fl_lightning.attacks import Attack, Attacker, Broadcast, Knowledge, ValueTrigger
 from fl_lightning.data import Dirichlet, Samples, TensorSamples
 from fl_lightning.updates import UpdateShard
 
 FEATURES, CLASSES, CLIENTS = 6, 3, 9
+
+RULES: dict[str, Any] = {
+    "fedavg": FedAvg,
+    "median": Median,
+    "trimmed": TrimmedMean,
+    "and_mask": AndMask,
+    "invariant": lambda: Invariant(tau=0.2, alpha=0.25),
+}
+
+
+def vector(module: nn.Module) -> Tensor:
+    """(d,), all parameters."""
+    return torch.cat([p.detach().reshape(-1) for p in module.parameters()])
 
 
 class TinyClient(L.LightningModule):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fl_lightning.analysis.output import Output
-from fl_lightning.errors import ConfigurationError
+from fl_lightning.errors import ConfigurationError, enumerated
 from fl_lightning.experiments.figures import draw_sensitivity, numeric_axes, same_bytes
 from fl_lightning.experiments.results import locate, read_results, records
 
@@ -21,7 +21,7 @@ def figure6(sweep: str, runs: str = "runs", output: str = "runs/analysis/figure6
     results = read_results(*locate(Path(sweep), Path(runs)))
     varied = numeric_axes(results)
     if not varied:
-        raise ConfigurationError(f"{sweep} varies no number over three values or more; its axes are {', '.join(results.axes)}")
+        raise ConfigurationError(f"{sweep} varies no number over three values or more; its axes are {enumerated(results.axes)}")
     out = Output(output)
     names = [*results.axes, "acc", "acc_sd", "asr", "asr_sd", "n"]
     out.table(results.title, [{name: cell[name] for name in names} for cell in records(results.cells)], "figure6")

@@ -11,23 +11,23 @@ from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
-import yaml
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from fl_lightning.attacks.base import Attacker, Broadcast
 from fl_lightning.callbacks import RunRecord
-from fl_lightning.clients import LocalRound
 from fl_lightning.cohort import Cohort
 from fl_lightning.configuration import build, resolve
 from fl_lightning.data.base import Samples
 from fl_lightning.data.joined import join
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.federation import Federation
+from fl_lightning.local_round import LocalRound
 from fl_lightning.outputs import is_one_logit
 from fl_lightning.prediction import predict
 from fl_lightning.updates.layout import Snapshot
+from fl_lightning.yaml_files import write_yaml
 
 T = TypeVar("T")
 
@@ -105,7 +105,7 @@ class WarmUp:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             written = folder / "settings.yaml"
-            written.write_text(yaml.safe_dump(config, sort_keys=False))
+            written.write_text(write_yaml(config))
         except OSError as error:
             raise ConfigurationError(f"output: cannot write into {folder}: {error}; give another folder") from error
         built = quietly(build, ["fit", "--config", str(written)])

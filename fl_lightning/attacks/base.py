@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fl_lightning.data.base import Samples
 from fl_lightning.data.joined import join
+from fl_lightning.data.module import FederatedDataModule
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.seeding import generator
 from fl_lightning.updates.shard import UpdateShard
@@ -198,6 +199,14 @@ def stamped_sets(attacks: Sequence[Attack], test: Samples) -> dict[str, Samples]
         for name, samples in named.items():
             parts.setdefault(name, []).append(samples)
     return {name: join(samples) for name, samples in parts.items()}
+
+
+def stamp_evaluation(data: FederatedDataModule, attacks: Sequence[Attack], device: torch.device) -> None:
+    """Have the data's evaluation sets be the clean one and those of these attacks; stamped ones of others go."""
+    assert data.task is not None, "setup() of the data module has not run"
+    kept = {name: samples for name, samples in data.evaluation.items() if not name.startswith("stamped")}
+    stamped = stamped_sets(attacks, data.task.test)
+    data.evaluation = kept | {name: samples.to(device) for name, samples in stamped.items()}
 
 
 def check_fraction(name: str, fraction: float, usual: float) -> None:

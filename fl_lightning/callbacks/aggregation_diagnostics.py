@@ -27,6 +27,14 @@ class AggregationDiagnostics(L.Callback):
     def __init__(self, *, per_layer: bool = True) -> None:
         self.per_layer = per_layer
 
+    def measured(self, federation: L.LightningModule) -> list[str]:
+        """What may be logged in training, by its full names."""
+        assert isinstance(federation, Federation)
+        figures = ["kept_fraction", "norm_before", "norm_after", "update_norm_benign"]
+        figures += ["update_norm_malicious", "malicious_direction"] if federation.cohort.malicious_per_round else []
+        figures += [f"kept_fraction/{name}" for name in federation.parameters_layout.names] if self.per_layer else []
+        return [f"diagnostics/{name}" for name in figures]
+
     def on_aggregate(self, federation: Federation, shard: UpdateShard, aggregate: Tensor) -> None:
         if shard.num_clients:
             mask = federation.aggregator.mask(shard) if shard.kept is None else shard.kept

@@ -1,5 +1,6 @@
 """Main-task accuracy (Acc) and attack success rate (ASR) of the global model."""
 
+import logging
 from typing import Any
 
 import lightning as L
@@ -9,6 +10,8 @@ from torchmetrics import MeanMetric
 
 from fl_lightning.callbacks.evaluation_table import show_evaluation
 from fl_lightning.federation import Federation
+
+log = logging.getLogger(__name__)
 
 
 class BackdoorMetrics(L.Callback):
@@ -21,11 +24,14 @@ class BackdoorMetrics(L.Callback):
     - `acc_source`: accuracy on the clean test samples of the class under attack, where the attack has one.
 
     Each rank counts its own batches and the counts are added, so every sample counts once. `validate` and `test` end with a
-    table of them, and loggers get them at the round of the checkpoint.
+    table of them, and loggers get them at the round of the checkpoint. Samples for which the model gives NaN count as
+    wrong, and as no success of the attack; that there are some is said once.
     """
 
     def __init__(self) -> None:
         self.metrics: dict[str, MeanMetric] = {}
+        self.undefined = torch.zeros(2, dtype=torch.int64)  # of this rank's samples: for how many a logit is NaN; all
+        self._told = False
         self._loaded: int | None = None  # the round of the checkpoint that `validate` or `test` was given
 
     def measured(self, federation: L.LightningModule) -> list[str]:
@@ -41,6 +47,7 @@ class BackdoorMetrics(L.Callback):
         names = self._names(pl_module)
         # Sums of zeros and ones in float64 are exact for any number of samples.
         self.metrics = {name: MeanMetric() for name in names}
+        self.undefined = torch.zeros(2, dtype=torch.int64, device=pl_module.device)
         for metric in self.metrics.values():
             metric.set_dtype(torch.float64).to(pl_module.device)
 
@@ -59,14 +66,30 @@ class BackdoorMetrics(L.Callback):
         hits: Tensor = outputs["hits"]
         name = metric_name(list(pl_module.data.evaluation)[dataloader_idx])
         self.metrics[name].update(hits)
+        self.undefined[0] += outputs["undefined"].sum()
+        self.undefined[1] += len(hits)
         if name == "acc" and "acc_source" in self.metrics:
             self.metrics["acc_source"].update(hits[outputs["targets"] == self._source(pl_module)])
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn == "fit" or trainer.loggers:
             pl_module.log("step", float(self._round(trainer)))  # the loggers' x-axis: rounds
+        self._tell_undefined(trainer)
         for name, metric in self.metrics.items():
             pl_module.log(f"{stage(trainer)}/{name}", metric.compute(), prog_bar=name in ("acc", "asr"))
+
+    def _tell_undefined(self, trainer: L.Trainer) -> None:
+        """Say once that the model gives NaN, on all ranks together."""
+        number, of = trainer.strategy.reduce(self.undefined, reduce_op="sum").tolist()
+        if number and not self._told:
+            self._told = True
+            log.warning(
+                "after round %d the model gives NaN for %d of %d evaluated samples; they count as wrong in Acc and as no "
+                "success in ASR, here and in later evaluations",
+                self._round(trainer),
+                number,
+                of,
+            )
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         loop = trainer.test_loop if trainer.testing else trainer.validate_loop
@@ -92,7 +115,7 @@ class BackdoorMetrics(L.Callback):
         self._loaded = None if trainer.state.fn == "fit" else int(checkpoint["global_step"])
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self._loaded = None
+        self._loaded, self._told = None, False
 
     def _round(self, trainer: L.Trainer) -> int:
         return trainer.global_step if self._loaded is None else self._loaded

@@ -9,6 +9,9 @@ from torch import nn
 
 from fl_lightning.bits import as_bytes
 
+LONGEST = 120
+"""Letters of a setting's value in a message."""
+
 
 def weights_sha256(module: nn.Module) -> str:
     """SHA-256 over names, types, shapes and bytes of a module's parameters and buffers."""
@@ -66,4 +69,4 @@ def compare(there: Any, here: Any, name: str = "") -> Iterator[str]:
         for i, (one, other) in enumerate(zip(there, here, strict=True)):
             yield from compare(one, other, f"{name}[{i}]")
     elif there != here:
-        yield f"{name} is {there!r} there and {here!r} here"
+        yield f"{name} is {there!r:.{LONGEST}} there and {here!r:.{LONGEST}} here"

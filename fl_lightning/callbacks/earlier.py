@@ -1,6 +1,5 @@
 """A run that starts in the folder of another puts aside what that one left, all of it."""
 
-import json
 import logging
 from itertools import count
 from pathlib import Path
@@ -9,6 +8,11 @@ from typing import Any
 import lightning as L
 
 from fl_lightning.callbacks.flip_rates import FILE
+from fl_lightning.errors import ConfigurationError
+from fl_lightning.regular_files import check_regular
+from fl_lightning.resuming import LAST, PREVIOUS, clear
+from fl_lightning.sealed import DamagedError, unsealed
+from fl_lightning.sharded_state import shards_of
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +23,16 @@ CHECKPOINTS = ("last*.ckpt", "last*.ckpt.*", "previous.ckpt", "previous.ckpt.*",
 """Checkpoints and what lies beside them; other files of that kind are the user's."""
 
 RECORDS = ("run.json", "metrics.jsonl", "config.yaml", FILE)
+
+
+def prepare(folder: Path) -> None:
+    """See that a run can have its files in a folder that it has to itself, and delete what killed ones had not finished.
+
+    Raises:
+        ConfigurationError: something else is in the place of one of them.
+    """
+    check_places(folder)
+    clear(folder, (*RECORDS, LAST, PREVIOUS))
 
 
 def make_room(trainer: L.Trainer, config_hash: str | None) -> None:
@@ -38,10 +52,14 @@ def make_room(trainer: L.Trainer, config_hash: str | None) -> None:
 
 def goes_on(trainer: L.Trainer, folder: Path) -> bool:
     """Whether what is in the folder is of this very run: it began in this process, or its checkpoint lies there."""
-    path = trainer.ckpt_path
     if not trainer.global_step:
         return False
-    return path is None or Path(path).resolve().is_relative_to(folder.resolve())
+    if trainer.ckpt_path is None:
+        return True
+    # The folder's checkpoint may be a link to one elsewhere, and a link elsewhere be to this one.
+    path, own = Path(trainer.ckpt_path), folder.resolve()
+    places = (path.parent.resolve(), path.resolve().parent)
+    return any(place.is_relative_to(own) and not place.is_relative_to(own / EARLIER) for place in places)
 
 
 def put_aside(folder: Path, config_hash: str | None) -> str:
@@ -62,18 +80,33 @@ def put_aside(folder: Path, config_hash: str | None) -> str:
     into.mkdir(parents=True)
     for path in [*(folder / name for name in RECORDS), *checkpoints]:
         if path.exists():
-            path.replace(into / path.name)
+            move(path, into / path.name)
     what = f"{record.get('rounds', '?')} rounds, {record.get('state') or ('finished' if over else 'unfinished')}"
     instead = "; --ckpt_path last goes on with a run instead" if checkpoints else ""
     return f"What an earlier run left in {folder} ({what}) is kept in {into}{instead}."
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A run's record; of one that cannot be read nothing is known but that it is another's."""
+    """A run's record; of one that is damaged nothing is known but that it is another's."""
     try:
-        record = json.loads(path.read_text())
-        return record if isinstance(record, dict) else {"config_hash": None}
-    except FileNotFoundError:
-        return {}
-    except ValueError:
+        return unsealed(path)
+    except DamagedError:
         return {"config_hash": None}
+
+
+def check_places(folder: Path) -> None:
+    """Raise `ConfigurationError` where something else is in the place of a run's file, or of the folder beside checkpoints."""
+    for name in (*RECORDS, LAST, PREVIOUS):
+        check_regular(folder / name)
+    beside = shards_of(folder / LAST)
+    if beside.exists() and not beside.is_dir():
+        raise ConfigurationError(f"{beside} is no folder, and a run may make one of that name: move away what is in its place")
+
+
+def move(path: Path, to: Path) -> None:
+    """Give a file another place; a link still leads where it led."""
+    if path.is_symlink():
+        to.symlink_to(path.resolve())
+        path.unlink()
+    else:
+        path.replace(to)

@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from fl_lightning.errors import folded
+from fl_lightning.errors import folded, noted
 from fl_lightning.last_round import all_rounds_done
 
 
@@ -60,7 +60,8 @@ def broken_off(exception: BaseException, rounds: int) -> Ending:
     if isinstance(exception, (KeyboardInterrupt, SIGTERMException)):
         name = "Ctrl-C" if isinstance(exception, KeyboardInterrupt) else "SIGTERM"
         return Ending("interrupted", f"{name} after round {rounds}")
-    return Ending("failed", f"{type(exception).__name__} after round {rounds}: {folded(exception)}")
+    said = ", ".join(filter(None, (folded(exception), noted(exception))))
+    return Ending("failed", f"{type(exception).__name__} after round {rounds}: {said}")
 
 
 def spent(trainer: L.Trainer) -> list[Timer]:

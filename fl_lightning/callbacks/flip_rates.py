@@ -69,6 +69,10 @@ class FlipRates(L.Callback):
         self.lines: RoundLines | None = None
         self.kept: dict[str, Any] = {}  # the file as it was at the checkpoint that the run goes on from
 
+    def measured(self, federation: L.LightningModule) -> list[str]:
+        """What will be logged in training, by its full name."""
+        return ["diagnostics/flip_rate"]
+
     def state_dict(self) -> dict[str, Any]:
         return {} if self.lines is None else self.lines.state()
 

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
 from fl_lightning import resuming
-from fl_lightning.callbacks.earlier import make_room
+from fl_lightning.callbacks.earlier import make_room, prepare
 from fl_lightning.callbacks.trial import is_trial
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.federation import Federation
@@ -40,6 +40,7 @@ class LastCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
             save_on_train_epoch_end=True,
         )
+        self.every_n_rounds = every_n_rounds
         self.pair: Pair | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -63,8 +64,8 @@ class LastCheckpoint(ModelCheckpoint):
         super().on_train_start(trainer, pl_module)
         folder = Path(trainer.default_root_dir)
         if trainer.is_global_zero and not is_trial(trainer):
+            prepare(folder)  # by now the run record has seen that nobody else trains there
             make_room(trainer, None)
-            resuming.clear(folder)  # by now the run record has seen that nobody else trains there
         if self.pair is None or trainer.ckpt_path is not None or not trainer.global_step:
             resumed = None if trainer.ckpt_path is None else Path(trainer.ckpt_path)
             self.pair = Pair(folder, resumed, trainer.global_step)

@@ -8,19 +8,21 @@ from typing import IO, Any
 
 import lightning as L
 import torch
-import yaml
 
 from fl_lightning.callbacks.digests import compare, config_sha256, experiment, weights_sha256
-from fl_lightning.callbacks.earlier import make_room
+from fl_lightning.callbacks.earlier import make_room, prepare
 from fl_lightning.callbacks.ending import RUNNING, Ending, broken_off, ending, renew_time
 from fl_lightning.callbacks.history import History
 from fl_lightning.callbacks.hyperparameters import log_results, log_settings
 from fl_lightning.callbacks.machine import hardware, peak_memory_bytes, versions
 from fl_lightning.callbacks.summary import show
 from fl_lightning.callbacks.trial import is_trial
-from fl_lightning.errors import ConfigurationError
+from fl_lightning.errors import SOME_LETTERS, ConfigurationError, enumerated
 from fl_lightning.federation import Federation
-from fl_lightning.files import TRAINING_LOCK, LockedError, RoundLines, take_lock, write_whole
+from fl_lightning.files import TRAINING_LOCK, LockedError, RoundLines, take_lock, write_whole, written_together
+from fl_lightning.replacing import StorageError, is_file_of
+from fl_lightning.sealed import sealed, with_digest
+from fl_lightning.yaml_files import write_yaml
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +42,8 @@ class RunRecord(L.Callback):
     `executor` (how rank 0 took local steps in the end),
     `client_updates_per_second` (evaluation not counted),
     `peak_memory_bytes` (the largest of all ranks), `excluded_updates`, `refused_rounds`, `initial_weights_sha256` and
-    `weights_sha256` (of the global parameters and buffers before the first round and in the end).
+    `weights_sha256` (of the global parameters and buffers before the first round and in the end), `sha256` (of all the others,
+    by which damage is noticed; `config.yaml` has one in its last line).
 
     A run that does not go on with what is in the folder puts that aside, into `earlier/1`, `earlier/2` and so on. A resumed run
     refuses a checkpoint that was written under another configuration, and no two runs train in one folder at the same time:
@@ -78,25 +81,42 @@ class RunRecord(L.Callback):
             self._write_first(trainer, federation)
         self._began = trainer.global_step  # from now on the record in the folder is this run's, and no earlier one's
 
-    def _write_first(self, trainer: L.Trainer, federation: Federation) -> None:
+    def _write_first(self, trainer: L.Trainer, federation: Federation, *, again: bool = False) -> None:
+        """Take the folder and write the record into it; `again` where somebody deleted what this run had there."""
         folder = Path(trainer.default_root_dir)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = take_lock(folder / TRAINING_LOCK, patience=2.0)
-            make_room(trainer, self.config_hash)
-            write_whole(folder / "metrics.jsonl", self.history.text)
+            prepare(folder)
+            first = {
+                "config.yaml": with_digest(write_yaml(self.config)),
+                "run.json": text(self._record(trainer, federation, RUNNING)),
+                "metrics.jsonl": self.history.text,
+            }
+            with written_together({folder / name: content for name, content in first.items()}):
+                if not again:
+                    make_room(trainer, self.config_hash)  # once there is room for a record of this run
             self.metrics = RoundLines(folder / "metrics.jsonl", afresh=False)
-            write_whole(folder / "config.yaml", yaml.safe_dump(self.config, sort_keys=False))
-            self._write(trainer, federation, RUNNING)
         except LockedError:
             raise ConfigurationError(
                 f"another run is training in {folder}; wait for its end, or give another trainer.default_root_dir"
             ) from None
+        except StorageError:  # which says what to do
+            raise
         except OSError as error:
             raise ConfigurationError(
                 f"trainer.default_root_dir: {folder} cannot be written to: {error}; give a folder that can"
             ) from error
-        log_settings(trainer.loggers if self.config else [], self.config)
+        if not again:
+            log_settings(trainer.loggers if self.config else [], self.config)
+
+    def _keep_folder(self, trainer: L.Trainer, federation: Federation) -> None:
+        """Write the record anew where somebody deleted the folder: what was computed is not lost with it."""
+        if self._lock is None or is_file_of(self._lock, Path(trainer.default_root_dir) / TRAINING_LOCK):
+            return
+        log.warning("%s was deleted while a run trained there; its record is written anew", trainer.default_root_dir)
+        self._unlock()
+        self._write_first(trainer, federation, again=True)
 
     # ---- the rounds ------------------------------------------------------------------------------------------------------
 
@@ -112,6 +132,7 @@ class RunRecord(L.Callback):
         entry = self.history.add({"round": trainer.global_step, **measured})
         self.history.closing = trainer.global_step if pl_module.evaluations.closing else None
         if trainer.is_global_zero and not is_trial(trainer):
+            self._keep_folder(trainer, pl_module)
             self.metrics.add(entry)
 
     # ---- the end ---------------------------------------------------------------------------------------------------------
@@ -124,6 +145,7 @@ class RunRecord(L.Callback):
         peak = trainer.strategy.reduce(torch.tensor(peak_memory_bytes(device), device=device), reduce_op="max")
         if trainer.is_global_zero:
             assert self._began is not None
+            self._keep_folder(trainer, pl_module)
             digest = weights_sha256(pl_module.client)
             record = self._write(trainer, pl_module, ending(trainer, self._began), weights=digest, peak=int(peak))
             log_results(trainer.loggers if self.config else [], self.config, record)
@@ -155,9 +177,23 @@ class RunRecord(L.Callback):
         peak: int | None = None,
     ) -> dict[str, Any]:
         """Write `run.json`, but for a trial, and return what is in it; on rank 0."""
+        record = self._record(trainer, federation, ended, weights, peak)
+        if not is_trial(trainer):
+            write_whole(Path(trainer.default_root_dir) / "run.json", text(record))
+        return record
+
+    def _record(
+        self,
+        trainer: L.Trainer,
+        federation: Federation,
+        ended: Ending,
+        weights: str | None = None,
+        peak: int | None = None,
+    ) -> dict[str, Any]:
+        """What `run.json` says; on rank 0."""
         device, history = trainer.strategy.root_device, self.history
         busy = sum(seconds for phase, seconds in federation.seconds.items() if phase != "evaluation")
-        record = {
+        return {
             "state": ended.state,
             "reason": ended.reason,
             "finished": ended.state == "finished",
@@ -184,9 +220,6 @@ class RunRecord(L.Callback):
             "versions": versions(),
             "config": self.config,
         }
-        if not is_trial(trainer):
-            write_whole(Path(trainer.default_root_dir) / "run.json", json.dumps(record, indent=1, default=str) + "\n")
-        return record
 
     # ---- checkpoints carry evaluations and configuration -----------------------------------------------------------------
 
@@ -215,9 +248,14 @@ class RunRecord(L.Callback):
             if differences:
                 raise ConfigurationError(
                     "the checkpoint was written under another configuration: "
-                    + "; ".join(differences[:5])
-                    + ". Resume with the configuration in config.yaml beside it, or start afresh in another "
-                    "--trainer.default_root_dir"
+                    + enumerated(differences, SOME_LETTERS, "; ")
+                    + ". Resume with the configuration in config.yaml beside it, or start afresh in another folder "
+                    "(--trainer.default_root_dir)"
                 )
         if trainer.state.fn == "fit" and renew_time(trainer, checkpoint):
             log.warning("max_time was over when the checkpoint was written; this start has it anew")
+
+
+def text(record: dict[str, Any]) -> str:
+    """A record as it stands in its file."""
+    return json.dumps(sealed(record), indent=1) + "\n"

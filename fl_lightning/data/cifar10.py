@@ -23,7 +23,7 @@ from fl_lightning.data.module import FederatedDataModule, Task
 from fl_lightning.data.parquet import column_names, parquet_files, read_file
 from fl_lightning.data.partition import Partition
 from fl_lightning.data.root import RootSet
-from fl_lightning.errors import ConfigurationError, in_one_line
+from fl_lightning.errors import ConfigurationError, enumerated, in_one_line
 
 if TYPE_CHECKING:
     import pyarrow
@@ -153,7 +153,7 @@ def read_parquet(folder: str | Path, split: str) -> tuple[Tensor, Tensor]:
     for file in parquet_files(folder, split):
         names = column_names(file)
         if not {"img", "label"} <= set(names):
-            raise ConfigurationError(f"{file} has the columns {names}; it must have img and label, as on the Hub")
+            raise ConfigurationError(f"{file} has the columns {enumerated(names)}; it must have img and label, as on the Hub")
         parts.append(decode(read_file(file, ["img", "label"]), str(file)))  # one by one, as types may differ between files
     images, targets = zip(*parts, strict=True)
     return torch.cat(images), torch.cat(targets)

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from fl_lightning.data.partition import Partition
-from fl_lightning.errors import ConfigurationError, in_one_line
+from fl_lightning.errors import ConfigurationError, enumerated, in_one_line
 from fl_lightning.seeding import derive_seed, seed_global_generators
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def deal(partition: Any, targets: Tensor, generator: torch.Generator, keys: Tens
     if isinstance(dealt, Mapping):
         if sorted(dealt, key=str) != sorted(range(len(dealt)), key=str):
             raise ConfigurationError(
-                f"data.partition gives a mapping of the clients {sorted(map(str, dealt))[:5]}; they must be 0 to "
+                f"data.partition gives a mapping of the clients {enumerated(sorted(map(str, dealt)))}; they must be 0 to "
                 f"{len(dealt) - 1}"
             )
         dealt = [dealt[client] for client in range(len(dealt))]

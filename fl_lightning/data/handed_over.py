@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from fl_lightning.data.base import Samples
-from fl_lightning.errors import ConfigurationError, in_one_line
+from fl_lightning.errors import ConfigurationError, enumerated, in_one_line
 
 
 def check_map_style(dataset: Any, whose: str) -> None:
@@ -52,7 +52,7 @@ def _remedy(dataset: Any) -> str | None:
     ):
         return "give torch.utils.data.TensorDataset(inputs, classes), both as tensors"
     if isinstance(dataset, Mapping):
-        keys = ", ".join(sorted(map(str, dataset))[:5])
+        keys = enumerated(sorted(map(str, dataset)))
         return f"it has the entries {keys}; give one of them, such as its split for training, or a data set made from them"
     pandas = sys.modules.get("pandas")
     if pandas is not None and isinstance(dataset, (pandas.DataFrame, pandas.Series)):

@@ -21,7 +21,7 @@ from fl_lightning.data.partition import Partition
 from fl_lightning.data.phishing import Standardize
 from fl_lightning.data.root import RootSet
 from fl_lightning.data.table_file import is_gap, numbers, read_table
-from fl_lightning.errors import ConfigurationError, nearest
+from fl_lightning.errors import ConfigurationError, enumerated, nearest
 from fl_lightning.seeding import generator
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ class PhishingTable(FederatedDataModule):
         if alike:
             raise ConfigurationError(
                 f"data.phishing_value is {self.phishing_value!r}, but {self.label_column!r} of {self.path} also holds "
-                f"{', '.join(sorted(map(repr, alike))[:5])}, which would count as no phishing; write all of them alike"
+                f"{enumerated(sorted(map(repr, alike)))}, which would count as no phishing; write all of them alike"
             )
         targets = torch.tensor([label == self.phishing_value for label in labels], dtype=torch.int64)
         if not 0 < targets.sum() < len(targets):
@@ -158,7 +158,7 @@ class PhishingTable(FederatedDataModule):
             raise ConfigurationError(
                 f"data.phishing_value is {self.phishing_value!r}, which {'all' if targets.any() else 'none'} of the "
                 f"{len(table):,} rows of {self.path} have in {self.label_column!r}; choose a value that some rows have "
-                f"and others have not, there are {', '.join(found[:5])}{' and others' if len(found) > 5 else ''}"
+                f"and others have not, there are {enumerated(found)}"
             )
         return targets
 
@@ -194,7 +194,7 @@ class PhishingTable(FederatedDataModule):
                 len(dropped),
                 len(names),
                 f"{self.max_share:.4%}" if self.max_share < 1 else "all",
-                ", ".join(dropped),
+                enumerated(dropped),
             )
         return kept
 

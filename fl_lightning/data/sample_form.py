@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from fl_lightning.data.pictures import to_tensor
-from fl_lightning.errors import ConfigurationError
+from fl_lightning.errors import ConfigurationError, enumerated
 
 TARGET_KEYS = ("label", "labels", "target", "targets", "y")
 """Names under which a sample that is a mapping may carry its class."""
@@ -28,7 +28,7 @@ def class_entry(sample: Any, target_key: Key | None) -> Key:
     """
     if isinstance(sample, Mapping):
         found = [key for key in TARGET_KEYS if key in sample] if target_key is None else [target_key]
-        entries = sorted(map(str, sample))
+        entries = enumerated(sorted(map(str, sample)))
         if len(found) > 1:
             raise ConfigurationError(
                 f"samples have the entries {entries}, of which any of {', '.join(map(str, found))} may be the class; say "
@@ -46,7 +46,7 @@ def class_entry(sample: Any, target_key: Key | None) -> Key:
         )
     if target_key is None and len(sample) != 2:
         raise ConfigurationError(
-            f"samples have {len(sample)} parts ({', '.join(map(_kind, sample))}), not two; say which is the class with "
+            f"samples have {len(sample)} parts ({enumerated(map(_kind, sample))}), not two; say which is the class with "
             "target_key=, counted from 0, or wrap the data set in one that gives (input, class)"
         )
     place = 1 if target_key is None else target_key

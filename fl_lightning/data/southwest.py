@@ -17,7 +17,8 @@ import pickle
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -142,15 +143,8 @@ def _read(folder: Path) -> tuple[Tensor, Tensor]:
     npz = folder / "southwest.npz"
     pickles = [folder / name for name in PICKLES.values()]
     if npz.is_file():
-        try:
-            with np.load(npz, allow_pickle=False) as arrays:
-                train, test = (_checked(arrays[split], f"{npz}, array {split}") for split in PICKLES)
-        except ConfigurationError:
-            raise
-        except Exception as error:  # a damaged archive raises what it likes
-            raise ConfigurationError(
-                f"{npz} is not as it should be ({in_one_line(error)}); delete it or give another path"
-            ) from error
+        with _explained(f"{npz} is not as it should be", "delete it"), np.load(npz, allow_pickle=False) as arrays:
+            train, test = (_checked(arrays[split], f"{npz}, array {split}") for split in PICKLES)
     elif all(file.is_file() for file in pickles):
         train, test = (_unpickled(file.read_bytes(), str(file)) for file in pickles)
     else:
@@ -173,14 +167,19 @@ def _airplanes(folder: Path, split: str) -> Tensor:
 
 
 def _unpickled(data: bytes, name: str) -> np.ndarray:
-    try:
+    with _explained(f"{name} is not a pickled array of images", f"fetch it again from {URL}"):
         return _checked(load_array(data), name)
+
+
+@contextmanager
+def _explained(wrong: str, remedy: str) -> Iterator[None]:
+    """Say what is wrong with a file: damaged ones raise what they like."""
+    try:
+        yield
     except ConfigurationError:
         raise
-    except Exception as error:  # a damaged pickle raises what it likes
-        raise ConfigurationError(
-            f"{name} is not a pickled array of images ({in_one_line(error)}); fetch it again from {URL} or give another path"
-        ) from error
+    except Exception as error:
+        raise ConfigurationError(f"{wrong} ({in_one_line(error)}); {remedy} or give another path") from error
 
 
 def _checked(images: np.ndarray, name: str) -> np.ndarray:

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from fl_lightning.data.base import Samples, TensorSamples
-from fl_lightning.kept_python import KeptPython
+from fl_lightning.kept_python import SEARCHED_OF_DATA, KeptPython
 from fl_lightning.seeding import bookmark, derive_seed, seed_global_generators, seed_source
 
 
@@ -29,7 +29,7 @@ class SteadyReading:
 
     def __init__(self, samples: Samples, seed: int, which: int) -> None:
         self.samples, self.seed, self.which = samples, seed, which
-        self.kept = None if is_fixed(samples) else KeptPython({"data": samples}, caches=True)
+        self.kept = None if is_fixed(samples) else KeptPython({"data": samples}, caches=True, searched=SEARCHED_OF_DATA)
         sources = {} if self.kept is None else self.kept.generators
         self.sources = [(path, source, bookmark(source)) for path, source in sources.items()]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fl_lightning.data.parquet import read_file, readable
-from fl_lightning.errors import ConfigurationError
+from fl_lightning.errors import ConfigurationError, enumerated
 
 if TYPE_CHECKING:
     import pyarrow
@@ -35,7 +35,7 @@ def read_table(path: str | Path) -> pyarrow.Table:
         raise ConfigurationError(f"data.path {path} must end in .csv, .csv.gz or .parquet")
     names = table.column_names
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ConfigurationError(f"{path} has several columns of the name {', '.join(twice)}; rename them")
+        raise ConfigurationError(f"{path} has several columns of the name {enumerated(twice)}; rename them")
     if not len(table):
         raise ConfigurationError(f"{path} has columns but no row")
     return table

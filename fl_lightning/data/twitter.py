@@ -31,7 +31,7 @@ from fl_lightning.data.module import FederatedDataModule, Task
 from fl_lightning.data.parquet import parquet_files, read_file
 from fl_lightning.data.partition import Partition
 from fl_lightning.data.root import RootSet
-from fl_lightning.errors import ConfigurationError
+from fl_lightning.errors import ConfigurationError, enumerated
 from fl_lightning.seeding import generator
 
 if TYPE_CHECKING:
@@ -234,8 +234,8 @@ def checked(table: pyarrow.Table, name: str, columns: Sequence[str]) -> pyarrow.
     missing = [column for column in columns if column not in table.column_names]
     if missing:
         raise ConfigurationError(
-            f"{name} has the columns {table.column_names}, but not {' and '.join(missing)}; give files with the columns "
-            f"{', '.join(columns)}, as in {HUB_NAME} on the Hub"
+            f"{name} has the columns {enumerated(table.column_names)}, but not {' and '.join(missing)}; give files "
+            f"with the columns {', '.join(columns)}, as in {HUB_NAME} on the Hub"
         )
     table = table.select(list(columns))
     wanted = [(column, pyarrow.int64() if column == "sentiment" else pyarrow.string()) for column in columns]

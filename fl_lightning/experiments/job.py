@@ -13,9 +13,11 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from fl_lightning.errors import ConfigurationError
 from fl_lightning.experiments import failures
 from fl_lightning.experiments.run_folder import BEAT_SECONDS, RunFolder, State
 from fl_lightning.files import LockedError
+from fl_lightning.regular_files import check_regular
 
 LOCKED = 75
 """Exit status where another process is at work in the folder: try again later."""
@@ -48,6 +50,7 @@ def run(
         0 if the run is finished, else the command's exit status, minus the signal's number if a signal ended it.
 
     Raises:
+        ConfigurationError: the settings are not what was written, or something else is in the place of one of the run's files.
         LockedError: another process is at work in the folder.
     """
     stop = stop or threading.Event()
@@ -56,7 +59,13 @@ def run(
             return 0
         if folder.at_work_elsewhere:  # on a file system whose locks end at a machine
             raise LockedError(str(folder.path))
-        attempt = int(folder.status.get("attempt", 0)) + 1
+        attempt = folder.attempt + 1
+        check_regular(folder.log)
+        try:
+            folder.check_config()
+        except ConfigurationError as error:
+            folder.write_status(State.FAILED, attempt=attempt, message=str(error))
+            raise
         with folder.log.open("a") as output:
             began = output.tell()
             print(*set_aside_damage(folder.path), sep="\n", end="", file=output, flush=True)
@@ -169,6 +178,9 @@ def main(args: Sequence[str] | None = None) -> int:
     except LockedError:
         print(f"error: another process is at work in {path}", file=sys.stderr)
         return LOCKED
+    except ConfigurationError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

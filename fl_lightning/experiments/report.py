@@ -14,6 +14,7 @@ from fl_lightning.experiments.results import Results, records
 from fl_lightning.experiments.run_folder import RunFolder, State
 from fl_lightning.experiments.tables import latex, markdown, table
 from fl_lightning.files import own_file, write_whole
+from fl_lightning.sealed import altered, without_digest
 
 FILES = ("report.html", "table.md", "table.tex", "cells.csv", "runs.csv", "times.csv")
 """What a report consists of. All but `times.csv` depend on the runs' results alone, so the same results give the same bytes."""
@@ -82,7 +83,9 @@ def page(results: Results, shown: pd.DataFrame, cell_curves: list[str], sensitiv
 def configurations(folders: list[RunFolder]) -> Iterator[dict[str, str]]:
     """Folder, state, digest of the final weights and settings of each run."""
     for folder in folders:
-        config = own_file(folder.config).read_text(errors="replace") if folder.config.exists() else ""
+        config = without_digest(own_file(folder.config).read_text(errors="replace")) if folder.config.exists() else ""
+        if config and altered(folder.config):
+            config = f"# damaged or edited: this is not what was written, and what the run had is in its run.json\n{config}"
         digest = folder.record.get("weights_sha256") or ""
         yield {"id": folder.path.name, "state": str(folder.state), "digest": digest, "config": config}
 

@@ -14,8 +14,9 @@ import pandas as pd
 from fl_lightning.callbacks.history import FEWEST, LAST
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.experiments.run_folder import RunFolder, State
-from fl_lightning.experiments.sweep import MEASURES, Run, Sweep, read_sweep
-from fl_lightning.files import read_json, write_whole
+from fl_lightning.experiments.sweep import MEASURES, UNVARIED, Run, Sweep, read_sweep
+from fl_lightning.files import own_file, read_json, write_whole
+from fl_lightning.sealed import DamagedError, sealed, unsealed
 
 INDEX = "sweep.json"
 """The file in a sweep's folder that tells which runs belong to which cell."""
@@ -107,7 +108,7 @@ class Results:
 
     def label(self, cell: int) -> str:
         """A cell's name."""
-        return ", ".join(str(self.runs[axis].iloc[cell * len(self.seeds)]) for axis in self.axes)
+        return ", ".join(str(self.runs[axis].iloc[cell * len(self.seeds)]) for axis in self.axes) or UNVARIED
 
 
 def locate(sweep: Path, runs: Path) -> tuple[Path, Path]:
@@ -132,7 +133,7 @@ def write_index(folder: Path, sweep: Sweep, runs: Sequence[Run], given: Sequence
     Raises:
         ConfigurationError: the folder is that of the sweep with other settings on top.
     """
-    before = read_json(folder / INDEX)  # one that is damaged is written anew
+    before = read_json(own_file(folder / INDEX))  # one that is damaged is written anew
     if isinstance(before.get("given"), list) and before["given"] != list(given):
         raise ConfigurationError(
             f"{folder} is the folder of this sweep with {' '.join(map(str, before['given'])) or 'no settings on top'}, not "
@@ -153,7 +154,7 @@ def write_index(folder: Path, sweep: Sweep, runs: Sequence[Run], given: Sequence
         "cells": by_cell,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / INDEX, json.dumps(index, indent=1) + "\n")
+    write_whole(folder / INDEX, json.dumps(sealed(index), indent=1) + "\n")
 
 
 def read_results(folder: Path, pool: Path) -> Results:
@@ -191,9 +192,13 @@ def read_results(folder: Path, pool: Path) -> Results:
 def read_index(folder: Path) -> dict[str, Any]:
     """What `write_index` has written, after seeing that it is whole."""
     file = folder / INDEX
-    if not file.is_file():
+    if not own_file(file).exists():
         raise ConfigurationError(f"{folder} is not the folder of a sweep: there is no {INDEX} in it; start one with `sweep`")
-    index = read_json(file)
+    anew = "the sweep's own command writes it anew, and runs no finished run again"
+    try:
+        index = unsealed(file)
+    except DamagedError as error:
+        raise ConfigurationError(f"{error}; {anew}") from error
     kinds = {
         "name": str,
         "title": str,
@@ -206,7 +211,7 @@ def read_index(folder: Path) -> dict[str, Any]:
         parts = [cell.get(key) for key in ("labels", "paper", "runs")] if isinstance(cell, dict) else [None]
         whole = whole and all(isinstance(part, dict) for part in parts) and len(cell["runs"]) == len(index["seeds"])
     if not whole:
-        raise ConfigurationError(f"{file} is damaged; the sweep's own command writes it anew, and runs no finished run again")
+        raise ConfigurationError(f"{file} is damaged; {anew}")
     return index
 
 

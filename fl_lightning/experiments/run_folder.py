@@ -11,7 +11,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from fl_lightning.errors import ConfigurationError
 from fl_lightning.files import TRAINING_LOCK, LockedError, locked, own_file, read_json, read_lines, take_lock, write_whole
+from fl_lightning.regular_files import check_regular
+from fl_lightning.sealed import DamagedError, altered, unsealed
 
 BEAT_SECONDS = 15.0
 """Time between two signs of life of a run."""
@@ -61,8 +64,17 @@ class RunFolder:
 
     @property
     def record(self) -> dict[str, Any]:
-        """`run.json`, empty if there is none."""
+        """`run.json`, empty if there is none or it is damaged."""
         return read_json(own_file(self.path / "run.json"))
+
+    @property
+    def damage(self) -> str:
+        """What is wrong with the record, and what to do; empty if nothing is: a number that has changed is not believed."""
+        try:
+            unsealed(own_file(self.path / "run.json"))
+        except DamagedError as error:
+            return f"{error}; the sweep's own command goes on from the last checkpoint, and writes it anew"
+        return ""
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -71,7 +83,10 @@ class RunFolder:
 
     @property
     def status(self) -> dict[str, Any]:
-        """The last attempt; empty before the first."""
+        """The last attempt; empty before the first.
+
+        It decides nothing that a table says, so that it has no digest: what is wrong in it is over with the next attempt.
+        """
         return read_json(own_file(self.path / "status.json"))
 
     @property
@@ -87,6 +102,8 @@ class RunFolder:
             return State.FINISHED
         if self.locked or self.at_work_elsewhere:
             return State.RUNNING
+        if self.damage:
+            return State.FAILED
         record, attempt = self.record, self.status.get("state")
         state = record.get("state") if attempt is None else attempt
         if state in (State.FAILED, State.STOPPED):
@@ -96,7 +113,13 @@ class RunFolder:
     @property
     def message(self) -> str:
         """Why the last attempt failed or stopped, on one line."""
-        return self.status.get("message") or self.record.get("reason", "")
+        return self.damage or str(self.status.get("message") or self.record.get("reason", ""))
+
+    @property
+    def attempt(self) -> int:
+        """How often the run was started; 0 before the first."""
+        number = self.status.get("attempt")
+        return number if type(number) is int else 0
 
     @property
     def at_work_elsewhere(self) -> bool:
@@ -135,6 +158,15 @@ class RunFolder:
         silent = round(time.time() - (self.path / "status.json").stat().st_mtime)
         when = f"{silent} s ago" if silent >= 0 else f"{-silent} s ahead of this machine's clock"
         return f"as process {status.get('child', status.get('pid'))} on {status.get('host')}, last sign of life {when}"
+
+    def check_config(self) -> None:
+        """Raise `ConfigurationError` where `config.yaml` is not what was written: nobody watches a run that starts by it."""
+        check_regular(self.config)
+        if altered(self.config):
+            raise ConfigurationError(
+                f"{self.config} is not what was written there: it is damaged, or was edited; the sweep's own command writes it "
+                "anew, and where it was edited on purpose, delete its last line, the digest"
+            )
 
     # ---- for those at work in it -------------------------------------------------------------------------------------
 

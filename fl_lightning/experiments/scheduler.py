@@ -10,14 +10,16 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 
 import torch
-import yaml
 from rich.console import Console
 
+from fl_lightning.errors import ConfigurationError
 from fl_lightning.experiments import job
 from fl_lightning.experiments.progress import SweepProgress
 from fl_lightning.experiments.run_folder import RunFolder, State
 from fl_lightning.experiments.sweep import Run
 from fl_lightning.files import LockedError, write_whole
+from fl_lightning.sealed import with_digest
+from fl_lightning.yaml_files import write_yaml
 
 ELSEWHERE_SECONDS = 1.0
 """Time between two looks at a run that another process is at work on."""
@@ -34,7 +36,7 @@ def write_config(run: Run) -> None:
     """Put a run's settings into its folder, from which it is started."""
     run.folder.path.mkdir(parents=True, exist_ok=True)
     if not run.folder.finished:
-        write_whole(run.folder.config, yaml.safe_dump(run.config, sort_keys=False))
+        write_whole(run.folder.config, with_digest(write_yaml(run.config)))
 
 
 def fit_command(folder: RunFolder, ranks: int | None = None) -> list[str]:
@@ -83,7 +85,9 @@ def run_all(runs: Sequence[Run], *, jobs: int, ranks: int | None, console: Conso
                 waiting.append(run)
                 progress.put_back(run, run.folder.whereabouts)
                 stop.wait(ELSEWHERE_SECONDS)
-            except OSError as error:  # of this run's folder
+            except ConfigurationError as error:  # of this run's folder, as the next
+                progress.ended(run, str(error))
+            except OSError as error:
                 progress.ended(run, f"{run.folder.path}: {error}")
             else:
                 progress.ended(run)

@@ -5,8 +5,11 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from fl_lightning.callbacks.ending import spent
 from fl_lightning.callbacks.run_record import experiment
 from fl_lightning.configuration import build
+from fl_lightning.errors import ConfigurationError
+from fl_lightning.trainer_options import refusals
 from fl_lightning.yaml_files import as_argument
 
 INDECISIVE = (
@@ -54,8 +57,20 @@ def run_id(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def check_ends(config: Mapping[str, Any]) -> None:
+    """Raise for settings with which a run of a sweep would never be finished, or that the sweep would replace."""
+    trainer = config["trainer"]
+    if trainer.get("fast_dev_run"):
+        raise ConfigurationError(
+            f"trainer.fast_dev_run is {trainer['fast_dev_run']}: a trial writes nothing, so no run of a sweep would ever be "
+            "finished; leave it out, and give fewer trainer.max_epochs"
+        )
+    if config.get("ckpt_path") is not None:
+        raise ConfigurationError(f"ckpt_path is {config['ckpt_path']}, but a run of a sweep goes on from its own; leave it out")
+
+
 def build_once(config: Mapping[str, Any]) -> None:
-    """Make Trainer, model and data, so that values out of range are found before the first run; data are not read."""
+    """Make Trainer, model and data, so that what training would refuse is found before the first run; data are not read."""
     trainer = {
         **config["trainer"],
         "logger": False,
@@ -64,4 +79,11 @@ def build_once(config: Mapping[str, Any]) -> None:
         "devices": 1,
         "num_nodes": 1,
     }
-    build(["fit", "--config", as_argument({**config, "trainer": trainer})])
+    made = build(["fit", "--config", as_argument({**config, "trainer": trainer})]).trainer
+    for name, value, remedy in refusals(made):
+        raise ConfigurationError(f"trainer.{name} = {value!r} {remedy}")
+    for callback in spent(made):
+        raise ConfigurationError(
+            f"trainer: the time of {type(callback).__name__} is over before the first round, so that no run would ever be "
+            "finished; give a max_time that is enough for some rounds"
+        )

@@ -17,12 +17,13 @@
     attack_free: {rule: no attack}         # the ASR that there is without attack
 
 A cell is a combination of all axes but `seed`; a run is a cell with a seed. With `center: {alpha: 0.25, tau: 0.6}` one axis is
-varied at a time: only combinations that differ from the centre in at most one of the axes it names are run.
+varied at a time: only combinations that differ from the centre in at most one of the axes it names are run. A sweep has 100,000
+runs at most.
 """
 
-import itertools
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,18 @@ from fl_lightning.class_settings import check_classes, named_classes, with_setti
 from fl_lightning.configuration import resolve
 from fl_lightning.errors import ConfigurationError, nearest
 from fl_lightning.experiments.run_folder import RunFolder
-from fl_lightning.experiments.settings import Layer, arguments, build_once, run_id, with_seed
+from fl_lightning.experiments.settings import Layer, arguments, build_once, check_ends, run_id, with_seed
 from fl_lightning.yaml_files import as_argument, load_yaml
 
 KEYS = ("name", "title", "base", "axes", "exclude", "center", "paper", "baseline", "attack_free")
 MEASURES = ("acc", "asr")
 """What the paper's tables give for a cell."""
+
+MOST_RUNS = 100_000
+"""In a sweep, before `exclude`; their settings alone take hours to read."""
+
+UNVARIED = "base"
+"""What the only cell of a sweep is called whose seeds alone vary."""
 
 TAKEN = (
     *("seed", "id", "state", "rounds", "excluded_updates", "message", "n", "planned", *MEASURES),
@@ -61,7 +68,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        return ", ".join(self.labels.values())
+        return ", ".join(self.labels.values()) or UNVARIED
 
 
 @dataclass(frozen=True)
@@ -130,6 +137,7 @@ class Sweep:
                 config = resolve(["fit", *arguments(cell.layers), *overrides])
                 known |= set(named_classes(config))
                 config = resolve(["fit", "--config", as_argument(with_settings(config, given))]) if given else config
+                check_ends(config)
                 build_once(with_seed(config, self.seeds[0]))
             except ConfigurationError as error:
                 raise ConfigurationError(f"{cell.name}: {error}") from error
@@ -188,11 +196,10 @@ def parse_sweep(content: Any, path: Path) -> Sweep:
     (attack_free,) = conditions([content.get("attack_free", {})], "attack_free", values)
     paper = conditions(content.get("paper", []), "paper", values, MEASURES)
     base = parse_layers(content.get("base", []), "base", path.parent)
+    check_number(values, seeds, center)
     cells = []
-    for labels in itertools.product(*values.values()):
-        cell = dict(zip(values, labels, strict=True))
-        off_center = sum(cell[axis] != label for axis, label in center.items())
-        if off_center > 1 or any(matches(condition, cell) for condition in excluded):
+    for cell in combinations(values, center):
+        if any(matches(condition, cell) for condition in excluded):
             continue
         layers = [layer for name, label in cell.items() for layer in values[name][label]]
         printed = {m: v for condition in paper if matches(condition, cell) for m, v in condition.items() if m in MEASURES}
@@ -202,6 +209,33 @@ def parse_sweep(content: Any, path: Path) -> Sweep:
     name = str(content.get("name", path.stem))
     check_name(name)
     return Sweep(name, " ".join(str(content.get("title", name)).split()), cells, seeds, center, baseline, attack_free)
+
+
+def check_number(values: Mapping[str, Mapping[str, Any]], seeds: Sequence[int], center: Mapping[str, str]) -> None:
+    """Raise for a sweep of more runs than anybody can mean, before they are listed."""
+    off_center = 1 + sum(len(values[axis]) - 1 for axis in center)
+    number = off_center * math.prod(len(labels) for axis, labels in values.items() if axis not in center) * len(seeds)
+    if number > MOST_RUNS:
+        sizes = ", ".join(f"{axis} {len(labels):,}" for axis, labels in [*values.items(), ("seed", seeds)])
+        raise ConfigurationError(
+            f"axes: {number:,} runs, and a sweep has at most {MOST_RUNS:,}; sizes of the axes: {sizes}. Leave labels out, "
+            "vary one axis at a time by `center`, or make several sweeps"
+        )
+
+
+def combinations(values: Mapping[str, Mapping[str, Any]], center: Mapping[str, str]) -> Iterator[dict[str, str]]:
+    """The labels of each cell, the last axis varying first; those that are off the center in two axes are never made."""
+
+    def further(axes: Sequence[str], off_center: bool) -> Iterator[tuple[str, ...]]:
+        if not axes:
+            yield ()
+            return
+        for label in values[axes[0]]:
+            off = axes[0] in center and label != center[axes[0]]
+            if not (off and off_center):
+                yield from ((label, *rest) for rest in further(axes[1:], off or off_center))
+
+    return (dict(zip(values, labels, strict=True)) for labels in further(list(values), False))
 
 
 def parse_axis(name: str, axis: Any, folder: Path) -> dict[str, list[Layer]]:
@@ -267,6 +301,8 @@ def conditions(
             if key in measures:
                 if isinstance(value, bool) or not isinstance(value, (int, float)):
                     raise ConfigurationError(f"{name}: {key} must be a number, got {value!r}")
+                if not 0 <= value <= 1:
+                    raise ConfigurationError(f"{name}: {key} is a share and lies in [0, 1], got {value!r}")
                 condition[key] = float(value)
             elif key not in values:
                 raise ConfigurationError(f"{name}: there is no axis {key}; {nearest(str(key), [*values, *measures])}")

@@ -1,10 +1,12 @@
 import csv
+import logging
 
+import lightning as L
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 from ranks import on_ranks
-from tiny import TinyClient, tiny_data, tiny_federation, tiny_tensors, tiny_trainer
+from tiny import CLASSES, TinyClient, fit, tiny_data, tiny_federation, tiny_tensors, tiny_trainer
 from torch import nn
 
 from fl_lightning import BackdoorMetrics, CohortSampler
@@ -137,3 +139,42 @@ def test_python_gets_the_table_too_and_may_do_without(capsys):
     ]
     trainer.test(federation, data, verbose=False)
     assert "test/acc" not in capsys.readouterr().out
+
+
+class Overflowing(TinyClient):
+    """Gives NaN for some test samples, once it is said to."""
+
+    overflows = False
+
+    def forward(self, inputs):
+        logits = super().forward(inputs)
+        return torch.where((inputs[:, :1] > 0) & (torch.arange(CLASSES) == 1), torch.nan, logits) if self.overflows else logits
+
+
+class Overflow(L.Callback):
+    def on_validation_start(self, trainer, pl_module):
+        pl_module.client.overflows = True
+
+    def on_validation_end(self, trainer, pl_module):
+        pl_module.client.overflows = False
+
+
+def fit_overflowing(world: int) -> tuple[list[str], float]:
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logging.getLogger("fl_lightning.callbacks.backdoor_metrics").addHandler(handler)
+    federation = tiny_federation(client=Overflowing(), attacks=[])
+    trainer = fit(federation, rounds=2, devices=world, callbacks=[Overflow(), BackdoorMetrics()])
+    return [line for line in lines if "NaN" in line], float(trainer.callback_metrics["val/acc"])
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_predictions_that_are_nan_are_told_once(world):
+    bad = int((tiny_tensors(50, seed=1).inputs[:, 0] > 0).sum())
+    ranks = on_ranks(world, fit_overflowing, world)
+    lines = [line for of_rank, _ in ranks for line in of_rank]
+    for _, acc in ranks:
+        assert len(lines) == 1  # others than the first rank are silent
+        assert lines[0].startswith(f"after round 1 the model gives NaN for {bad} of 50 evaluated samples; they count as wrong")
+        assert acc <= 1 - bad / 50

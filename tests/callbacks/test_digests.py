@@ -1,20 +1,10 @@
 import hashlib
 
 import torch
+from small_config import CONFIG, changed
 from torch import nn
 
 from fl_lightning.callbacks.digests import compare, config_sha256, experiment, weights_sha256
-
-CONFIG = {
-    "seed_everything": 0,
-    "model": {"aggregator": {"class_path": "Invariant", "init_args": {"tau": 0.2}}, "attacks": [{"path": "/a"}]},
-    "data": {"path": "/here", "num": 1},
-    "trainer": {"max_epochs": 4, "devices": 2},
-}
-
-
-def changed(**parts):
-    return {**CONFIG, **parts}
 
 
 def test_hash_depends_on_the_experiment_alone():

@@ -9,23 +9,13 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from small_config import CONFIG, changed
 from tiny import fit, tiny_data, tiny_federation, tiny_trainer
 
 from fl_lightning import BackdoorMetrics, ConfigurationError, FlipRates, LastCheckpoint, RunRecord
 from fl_lightning.callbacks import machine
 from fl_lightning.callbacks.digests import weights_sha256
 from fl_lightning.files import locked, read_lines
-
-CONFIG = {
-    "seed_everything": 0,
-    "model": {"aggregator": {"class_path": "Invariant", "init_args": {"tau": 0.2}}, "attacks": [{"path": "/a"}]},
-    "data": {"path": "/here", "num": 1},
-    "trainer": {"max_epochs": 4, "devices": 2},
-}
-
-
-def changed(**parts):
-    return {**CONFIG, **parts}
 
 
 def run(folder, config=CONFIG, rounds=4, ckpt_path=None, federation=None, callbacks=(), **kwargs):
@@ -354,7 +344,7 @@ def test_what_cannot_begin_leaves_the_record_that_is_there(tmp_path, in_the_way)
 
 def test_a_checkpoint_of_more_rounds_than_are_wanted_is_refused(tmp_path):
     record, _ = run(tmp_path)
-    with pytest.raises(ConfigurationError, match=r"max_epochs is 2, and the checkpoint is of round 4; raise it"):
+    with pytest.raises(ConfigurationError, match=r"number of rounds, is 2, and the checkpoint is of round 4; give 4 or more"):
         run(tmp_path, rounds=2, ckpt_path="last")
     assert read(tmp_path) == record
 

@@ -7,6 +7,7 @@ import pytest
 from test_results import make
 
 from fl_lightning.cli import main
+from fl_lightning.sealed import sealed, with_digest
 
 
 def report(folder, capsys) -> tuple[Any, str]:
@@ -44,6 +45,46 @@ def test_an_index_that_is_damaged_is_named(tmp_path, capsys, damage):
     assert report(index.parent, capsys)[0] == 2
     index.unlink()
     assert "is not the folder of a sweep" in report(index.parent, capsys)[1]
+
+
+def test_a_digit_that_changed_in_an_index_is_not_shown(tmp_path, capsys):
+    index = make(tmp_path) / "sweep.json"
+    text = index.read_text()
+    assert text.count('"asr": 0.75') == 1
+    index.write_text(text.replace('"asr": 0.75', '"asr": 0.35'))
+    status, said = report(index.parent, capsys)
+    assert status == 2
+    assert f"error: {index} is damaged: what it says has another SHA-256 than the one in it; the sweep's own command" in said
+    without = json.loads(text)
+    del without["sha256"]
+    index.write_text(json.dumps(without))  # of an earlier version
+    assert report(index.parent, capsys)[0] == 0
+
+
+def test_a_digit_that_changed_in_a_record_is_not_shown(tmp_path, capsys):
+    folder = make(tmp_path)
+    record = tmp_path / "pool" / "00" / "run.json"
+    record.write_text(json.dumps(sealed(json.loads(record.read_text()))))
+    assert report(folder, capsys) == (0, "")
+    before = (folder / "runs.csv").read_text()
+    record.write_text(record.read_text().replace('"acc": 0.5', '"acc": 0.7'))
+    assert report(folder, capsys) == (0, "")
+    (line,) = [line for line in (folder / "runs.csv").read_text().splitlines() if line not in before]
+    assert "failed" in line
+    assert "0.7" not in line
+    assert f"{record} is damaged: what it says has another SHA-256 than the one in it; the sweep's own command goes on" in line
+    assert "failed" in (folder / "report.html").read_text()
+
+
+def test_settings_that_were_changed_are_shown_as_such(tmp_path, capsys):
+    folder, config = make(tmp_path), tmp_path / "pool" / "00" / "config.yaml"
+    config.write_text(with_digest("seed_everything: 0\n"))
+    assert report(folder, capsys) == (0, "")
+    assert "damaged or edited" not in (page := (folder / "report.html").read_text())
+    assert "sha256" not in page
+    config.write_text(config.read_text().replace("0\n", "8\n", 1))
+    assert report(folder, capsys) == (0, "")
+    assert (folder / "report.html").read_text().count("damaged or edited") == 1
 
 
 @pytest.mark.parametrize(

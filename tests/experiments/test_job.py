@@ -17,6 +17,7 @@ from fl_lightning.experiments import job, run_folder
 from fl_lightning.experiments.run_folder import SILENT_SECONDS, RunFolder, State
 from fl_lightning.files import TRAINING_LOCK, LockedError, locked
 from fl_lightning.resuming import newest
+from fl_lightning.sealed import sealed, with_digest
 
 FINISH = "import json, os; open('run.json', 'w').write(json.dumps({'finished': True})); open('count', 'a').write('x')"
 
@@ -297,6 +298,43 @@ def test_a_run_whose_state_cannot_be_written_does_not_go_on_unseen(tmp_path, mon
     with pytest.raises(OSError, match="full"):
         job.run(run, python(code, run))
     assert not (tmp_path / "pid").exists() or not job.alive(int((tmp_path / "pid").read_text()))
+
+
+def test_settings_that_are_not_what_was_written_start_nothing(tmp_path, capsys):
+    run = folder(tmp_path)
+    run.config.write_text(with_digest("seed_everything: 0\n"))
+    text = run.config.read_text()
+    run.config.write_text(text.replace("0", "8", 1))
+    assert job.main([str(tmp_path), "--", *python(FINISH, run)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert f"{run.config} is not what was written there: it is damaged, or was edited" in said
+    assert "delete its last line" in said
+    assert (run.state, run.finished) == (State.FAILED, False)
+    assert run.message in said
+    run.config.write_text("seed_everything: 8\n")  # on purpose
+    assert job.main([str(tmp_path), "--", *python(FINISH, run)]) == 0
+    assert run.status["attempt"] == 2
+
+
+def test_a_damaged_record_is_a_failure_that_the_next_attempt_mends(tmp_path):
+    run = folder(tmp_path)
+    assert job.run(run, python(FINISH, run)) == 0
+    (tmp_path / "run.json").write_text(json.dumps({**sealed(run.record), "acc": 0.9}))
+    assert (run.state, run.finished, run.record) == (State.FAILED, False, {})
+    assert "run.json is damaged" in run.message
+    assert job.run(run, python(FINISH, run)) == 0
+    assert run.state is State.FINISHED
+
+
+@pytest.mark.parametrize("status", [{"attempt": "x", "message": 3}, {"attempt": None, "state": []}, {"attempt": [1]}])
+def test_a_status_that_was_damaged_is_over_with_the_next_attempt(tmp_path, status):
+    run = folder(tmp_path)
+    (tmp_path / "status.json").write_text(json.dumps(status))
+    assert isinstance(run.message, str)
+    assert run.state in State
+    assert job.run(run, python(FINISH, run)) == 0
+    assert run.status["attempt"] == 1
 
 
 def test_the_command_line(tmp_path, capsys):

@@ -21,6 +21,7 @@ from fl_lightning.experiments.run_folder import RunFolder, State
 from fl_lightning.experiments.sweep import Cell, Run, Sweep
 from fl_lightning.experiments.tables import latex, markdown
 from fl_lightning.files import RoundLines
+from fl_lightning.sealed import sealed, unsealed
 
 HOSTILE = [
     '=HYPERLINK("http://x","y")',
@@ -136,9 +137,9 @@ def test_axes_of_infinity_get_no_picture(tmp_path):
 @pytest.mark.parametrize("run_id", ["../../etc", "..", "/etc", "a/b", "", "a\x00b", "a\n"])
 def test_runs_outside_the_pool_are_refused(tmp_path, run_id):
     results_of(tmp_path, ["a", "b"])
-    index = json.loads((tmp_path / "sweeps" / "some" / "sweep.json").read_text())
+    index = unsealed(tmp_path / "sweeps" / "some" / "sweep.json")
     index["cells"][1]["runs"]["0"] = run_id
-    (tmp_path / "sweeps" / "some" / "sweep.json").write_text(json.dumps(index))
+    (tmp_path / "sweeps" / "some" / "sweep.json").write_text(json.dumps(sealed(index)))
     with pytest.raises(ConfigurationError, match=r"sweep\.json calls a run .*, which a sweep does not") as caught:
         read(tmp_path)
     assert "\n" not in str(caught.value)
@@ -146,8 +147,9 @@ def test_runs_outside_the_pool_are_refused(tmp_path, run_id):
 
 def test_an_axis_that_would_be_a_path_is_refused(tmp_path):
     results_of(tmp_path, ["a", "b"])
-    text = (tmp_path / "sweeps" / "some" / "sweep.json").read_text()
-    (tmp_path / "sweeps" / "some" / "sweep.json").write_text(text.replace('"rule"', '"../../x"'))
+    index = unsealed(tmp_path / "sweeps" / "some" / "sweep.json")
+    text = json.dumps(index).replace('"rule"', '"../../x"')
+    (tmp_path / "sweeps" / "some" / "sweep.json").write_text(json.dumps(sealed(json.loads(text))))
     with pytest.raises(ConfigurationError, match=r"calls an axis '\.\./\.\./x'"):
         read(tmp_path)
 
@@ -164,7 +166,7 @@ def test_a_report_does_not_follow_links_out_of_a_run(tmp_path, name):
         write_report(read(tmp_path), tmp_path / "out")
     file.unlink()
     os.mkfifo(file)  # which a reader would wait for
-    with pytest.raises(ConfigurationError, match=rf"{re.escape(name)} is no file"):
+    with pytest.raises(ConfigurationError, match=rf"{re.escape(name)} is a pipe and no regular file"):
         write_report(read(tmp_path), tmp_path / "out")
 
 

@@ -52,6 +52,57 @@ def test_one_axis_at_a_time(tmp_path):
     assert cells(tmp_path, text) == [(a, b, rule) for a, b in expected for rule in "xy"]
 
 
+TEN = "{setting: model.a, values: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]}"
+
+
+def test_a_sweep_that_is_too_large_is_refused_at_once(tmp_path):
+    axes = "\n".join(f"  a{i}: {TEN}" for i in range(9))
+    with pytest.raises(
+        ConfigurationError, match=r"axes: 2,000,000,000 runs, .* at most 100,000; sizes of the axes: a0 10, .*, a8 10, seed 2\."
+    ):
+        read_sweep(write(tmp_path, f"axes:\n{axes}\n  seed: [0, 1]"))
+    five = "\n".join(f"  a{i}: {TEN}" for i in range(5))
+    assert len(read_sweep(write(tmp_path, f"axes:\n{five}")).cells) == 100_000
+
+
+def test_many_axes_are_varied_one_at_a_time_without_their_product(tmp_path):
+    axes = "\n".join(f"  a{i}: {TEN}" for i in range(12))
+    center = ", ".join(f"a{i}: {i % 10}" for i in range(12))
+    found = cells(tmp_path, f"axes:\n{axes}\ncenter: {{{center}}}")
+    assert len(found) == 1 + 12 * 9
+    middle = tuple(str(i % 10) for i in range(12))
+    assert all(sum(a != b for a, b in zip(labels, middle, strict=True)) <= 1 for labels in found)
+    assert found == sorted(set(found))  # in the order of the axes
+
+
+def test_a_sweep_of_seeds_alone_has_a_cell_with_a_name(tmp_path):
+    sweep = read_sweep(write(tmp_path, f"{{base: {BASE}, axes: {{seed: [0, 1]}}}}"))
+    runs = sweep.runs(tmp_path)
+    assert [run.name for run in runs] == ["base, seed 0", "base, seed 1"]
+    assert [run.id for run in runs] == [run_id(with_seed(resolve(["fit", "--config", BASE]), seed)) for seed in (0, 1)]
+    with pytest.raises(ConfigurationError, match=r"^base: "):
+        sweep.runs(tmp_path, {}, ["--trainer.max_epochs", "0"])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (["--trainer.fast_dev_run", "1"], r"fast_dev_run is 1: a trial writes nothing.*leave it out"),
+        (["--trainer.fast_dev_run", "true"], r"fast_dev_run is True"),
+        (["--ckpt_path", "some.ckpt"], r"ckpt_path is some\.ckpt, but a run of a sweep goes on from its own"),
+        (["--trainer.limit_train_batches", "0"], r"trainer\.limit_train_batches = 0 would leave no round"),
+        (["--trainer.max_epochs", "-1"], r"trainer\.max_epochs = -1 would never end"),
+        (["--trainer.max_time", "00:00:00:00"], r"time of Timer is over before the first round"),
+    ],
+)
+def test_options_by_which_no_run_would_finish_are_refused_before_the_first(tmp_path, override, message):
+    sweep = read_sweep(write(tmp_path, f"{{base: {BASE}, axes: {{rule: {{x: null}}}}}}"))
+    with pytest.raises(ConfigurationError, match=message):
+        sweep.runs(tmp_path, {}, override)
+    (run,) = sweep.runs(tmp_path, {}, ["--trainer.enable_checkpointing", "false", "--trainer.fast_dev_run", "false"])
+    assert run.name == "x, seed 0"
+
+
 def test_the_papers_values_go_to_the_cells_that_they_name(tmp_path):
     text = """
     axes: {rule: {x: null, y: null}, task: {s: null, t: null}}
@@ -77,6 +128,16 @@ def test_the_papers_values_go_to_the_cells_that_they_name(tmp_path):
         ("axes: {rule: {Krum: null}}\nexclude: [{rule: Krumm}]", "axis rule has no Krumm; did you mean Krum"),
         ("axes: {rule: {Krum: null}}\nexclude: [{rules: Krum}]", "there is no axis rules; did you mean rule"),
         ("axes: {rule: {Krum: null}}\npaper: [{rule: Krum, acc: high}]", "acc must be a number, got 'high'"),
+        (
+            "axes: {rule: {Krum: null}}\npaper: [{rule: Krum, acc: .nan}]",
+            r"paper: acc is a share and lies in \[0, 1\], got nan",
+        ),
+        (
+            "axes: {rule: {Krum: null}}\npaper: [{rule: Krum, asr: .inf}]",
+            r"paper: asr is a share and lies in \[0, 1\], got inf",
+        ),
+        ("axes: {rule: {Krum: null}}\npaper: [{rule: Krum, asr: 1.01}]", r"paper: asr is a share .*, got 1\.01"),
+        ("axes: {rule: {Krum: null}}\npaper: [{rule: Krum, asr: -0.5}]", r"paper: asr is a share .*, got -0\.5"),
         ("axes: {rule: {Krum: null}}\nexclude: [{rule: Krum}]", "leaves no cell"),
         ("axes: {rule: {Krum: null}}\nname: a/b", "name must consist of letters"),
         ("axes: {rule: {Krum: null}}\nname: ..", "name must consist of letters"),

@@ -223,12 +223,13 @@ def fingerprints() -> Any:
     return OneOfThree(num_categories=3)
 
 
+BERT = {"vocab_size": 20, "max_position_embeddings": 8, **TINY}
 VISION = {"image_size": 32, "patch_size": 8, **TINY, "num_labels": 10}
 RESNET = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic", "num_labels": 10}
 
 ZOO: dict[str, tuple[Callable[[], Any], str, str]] = {
     "transformers BertForSequenceClassification": (
-        transformers("BertForSequenceClassification", vocab_size=20, max_position_embeddings=8, **TINY),
+        transformers("BertForSequenceClassification", **BERT),
         "tokens",
         "works",
     ),
@@ -254,12 +255,12 @@ ZOO: dict[str, tuple[Callable[[], Any], str, str]] = {
     "transformers ViTForImageClassification": (transformers("ViTForImageClassification", **VISION), "pictures", "works"),
     "transformers ResNetForImageClassification": (transformers("ResNetForImageClassification", **RESNET), "pictures", "works"),
     "transformers BertModel": (
-        transformers("BertModel", vocab_size=20, max_position_embeddings=8, **TINY),
+        transformers("BertModel", **BERT),
         "tokens",
         r"last_hidden_state: shape \(2, 8, 8\), pooler_output: shape \(2, 8\), in which any of several tensors",
     ),
     "transformers BertForMaskedLM": (
-        transformers("BertForMaskedLM", vocab_size=20, max_position_embeddings=8, **TINY),
+        transformers("BertForMaskedLM", **BERT),
         "tokens",
         r"gives an output of shape \(2, 8, 20\) for 2 samples, but the task has 3 classes",
     ),

@@ -1,0 +1,61 @@
+"""What a client's own code raises while it trains: known mistakes become one line, and of all others it is said where.
+
+Other errors stay as they are, with a note that tracebacks show and the command line adds to its line.
+"""
+
+from __future__ import annotations
+
+import re
+
+from fl_lightning.client_trainer import ClientTrainer
+from fl_lightning.errors import ConfigurationError
+
+MISTAKES = {
+    r"to use manual_backward, please disable automatic": (
+        "calls manual_backward, but local training takes modules with automatic optimization, and calls backward itself; "
+        "return the loss from training_step instead"
+    ),
+    r"Tried to step \d+ times\. The specified number of total steps is (\d+)": (
+        r"has a scheduler for \1 steps, but this client takes more; make it with "
+        "total_steps=self.trainer.estimated_stepping_batches"
+    ),
+    r"Could not run 'aten::_?(\w+)[\w.]*' with arguments from the 'Sparse": (
+        r"gives a sparse tensor to \1, which takes dense ones alone; make it dense with .to_dense()"
+    ),
+}
+"""Patterns in what errors say, and what is wrong with the client then."""
+
+
+class blamed:  # noqa: N801  used as a function; a generator would take longer to enter
+    """Around a client's training.
+
+    Args:
+        trainer: what the client sees of it.
+
+    Raises:
+        ConfigurationError: in place of an error that one of `MISTAKES` stands for.
+    """
+
+    __slots__ = ("trainer",)
+
+    def __init__(self, trainer: ClientTrainer) -> None:
+        self.trainer = trainer
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, Exception) or isinstance(error, ConfigurationError):
+            return
+        for pattern, wrong in MISTAKES.items():
+            if found := re.search(pattern, str(error)):
+                raise ConfigurationError(f"the client {type(self.trainer.model).__name__} {found.expand(wrong)}") from error
+        error.add_note(where(self.trainer))
+
+
+def where(trainer: ClientTrainer) -> str:
+    """How far a client's training has come."""
+    taken, steps = trainer.global_step, trainer.batches
+    if not trainer.optimizers:
+        return "before its first batch"
+    return f"on batch {taken + 1} of {steps}" if taken < steps else f"after its {steps} batches"

@@ -1,0 +1,80 @@
+"""Who trains on what in a round, and what attacks want to be trained beside the clients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import lightning as L
+
+from fl_lightning.attacks.base import Attack, Attacker
+from fl_lightning.cohort import Cohort
+from fl_lightning.data.base import Samples
+from fl_lightning.data.module import FederatedDataModule
+from fl_lightning.seeding import derive_seed, seed_global_generators
+from fl_lightning.undisturbed import undisturbed
+
+
+@dataclass
+class LocalRound:
+    """Who trains on what in one round; the same on every rank, and poisoned data are made only where they are needed."""
+
+    cohort: Cohort
+    attackers: list[Attacker]
+    data: FederatedDataModule
+    attacks: Sequence[Attack]
+
+    @cached_property
+    def clients(self) -> list[int]:
+        """The cohort's numbers."""
+        return self.cohort.clients.tolist()
+
+    @cached_property
+    def malicious(self) -> list[bool]:
+        """Which of the cohort are."""
+        return self.cohort.malicious.tolist()
+
+    @cached_property
+    def clean(self) -> list[Samples]:
+        """The malicious clients' own data, in cohort order."""
+        return [self.data.client(attacker.client) for attacker in self.attackers]
+
+    @cached_property
+    def poisoned(self) -> dict[int, Samples]:
+        """The malicious clients' training data, by client number."""
+        datasets = self.clean
+        for i, attack in enumerate(self.attacks):
+            self.seed_for("conspire", i)
+            datasets = attack.conspire(datasets, self.attackers)
+        return {attacker.client: samples for attacker, samples in zip(self.attackers, datasets, strict=True)}
+
+    @cached_property
+    def rehearsals(self) -> list[list[Samples]]:
+        """What each attack wants to be trained beside the clients."""
+        if not self.attackers:
+            return [[] for _ in self.attacks]
+        asked: list[list[Samples]] = []
+        for i, attack in enumerate(self.attacks):
+            asked.append([])
+            if overrides(attack, "rehearse"):
+                self.seed_for("rehearse", i)
+                asked[i] = attack.rehearse(self.clean, self.attackers, len(self.cohort) - len(self.attackers))
+        return asked
+
+    def plan(self, module: L.LightningModule) -> None:
+        """Let attacks get ready, on every rank alike."""
+        for i, attack in enumerate(self.attacks if self.attackers else ()):
+            if overrides(attack, "plan"):
+                self.seed_for("plan", i)
+                with undisturbed(module):
+                    attack.plan(module, self.clean, self.attackers)
+
+    def seed_for(self, hook: str, number: int) -> None:
+        """Seed the global generators, from which an attack may draw, by (seed, hook, round, which attack)."""
+        seed_global_generators(derive_seed(self.attackers[0].seed, hook, self.attackers[0].round_number, number))
+
+
+def overrides(attack: Attack, hook: str) -> bool:
+    """Whether the attack does something of its own there."""
+    return getattr(type(attack), hook) is not getattr(Attack, hook)

@@ -1,0 +1,88 @@
+"""Whether cohort, rule, client, attacks and data fit together: all that can be seen without training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch.optim import Optimizer
+
+from fl_lightning.aggregators.base import Aggregator
+from fl_lightning.attacks.base import Attack
+from fl_lightning.client_checks import check_client
+from fl_lightning.cohort import CohortSampler
+from fl_lightning.data.module import FederatedDataModule
+from fl_lightning.errors import ConfigurationError
+from fl_lightning.local_optimizers import read_optimizers
+from fl_lightning.local_training import LocalTraining
+from fl_lightning.prediction import check_predictions
+from fl_lightning.server_optimizer import check_server_optimizer
+from fl_lightning.updates.layout import parameter_layout
+
+
+def check_round(
+    client: L.LightningModule,
+    data: FederatedDataModule,
+    cohort: CohortSampler,
+    rule: Aggregator,
+    attacks: Sequence[Attack],
+    local: LocalTraining,
+    configure_optimizers: Callable[[], Any],
+) -> Optimizer:
+    """See that a round can be trained.
+
+    Args:
+        client: the client's module.
+        data: after its setup.
+        cohort: who takes part.
+        rule: the server's.
+        attacks: of malicious clients.
+        local: how a client trains.
+        configure_optimizers: makes the server's optimizer, and its scheduler.
+
+    Returns:
+        An optimizer as the server's will be.
+
+    Raises:
+        ConfigurationError: for what does not fit, naming it.
+    """
+    assert data.task is not None, "setup() of the data module has not run"
+    cohort.check(len(data.clients))
+    rule.expect(cohort.malicious_per_round)
+    rule.check(cohort.clients_per_round)
+    if rule.needs_root and data.root_samples is None:
+        raise ConfigurationError(
+            f"{type(rule).__name__} needs clean samples of the server's own; set data.root, for example {{samples: 100}}, to "
+            "keep some training samples from the clients"
+        )
+    with local.seen_by(client, int(data.sizes.max())):
+        check_client(client, data.sizes, local, data.train)
+    rule.check_model(parameter_layout(client).sizes)
+    try:
+        server, scheduler = read_optimizers(configure_optimizers(), "the server")
+    except (TypeError, ValueError) as error:
+        if isinstance(error, ConfigurationError):
+            raise
+        raise ConfigurationError(f"model.server_optimizer or its scheduler cannot be made: {error}") from error
+    check_server_optimizer(server, scheduler.scheduler, client.parameters())
+    for attack in attacks:
+        attack.validate(data.task.num_classes)
+    return server
+
+
+def check_evaluation(client: L.LightningModule, data: FederatedDataModule) -> None:
+    """See that the client's predictions can be evaluated; random numbers are as before then."""
+    assert data.task is not None, "setup() of the data module has not run"
+    with isolate_rng():
+        check_predictions(client, data.train, data.task.num_classes, data.task.test)
+
+
+def check_not_compiled(federation: L.LightningModule) -> None:
+    """Refuse a federation that was given to `torch.compile`."""
+    if federation._compiler_ctx is not None:
+        raise ConfigurationError(
+            "the federation was compiled by torch.compile, which cannot follow a round; give it as it is, and compile layers "
+            "in the client's constructor if at all"
+        )

@@ -1,0 +1,73 @@
+"""Names of metrics that two would log, of which one would hide the other: such as a callback's own `val/acc`."""
+
+from __future__ import annotations
+
+import sys
+from types import FrameType
+from typing import Any, NamedTuple
+
+import lightning as L
+
+from fl_lightning.errors import ConfigurationError
+
+PASSED = ("lightning.", "pytorch_lightning.", "torch.", __name__)
+"""Modules through which a call of `log` comes."""
+
+
+class Source(NamedTuple):
+    """Who logs a metric.
+
+    Attributes:
+        ours: whether that is this package.
+        name: for messages.
+    """
+
+    ours: bool
+    name: str
+
+
+TAKEN = {"val/round": Source(ours=True, name="RunRecord (as the column `round` of metrics.jsonl)")}
+"""What stands in a run's record under such a name without being logged."""
+
+
+class WatchedNames(L.LightningModule):
+    """A module whose `log` refuses a name under which somebody else logs, where one of the two is this package."""
+
+    def log(self, name: str, *args: Any, **kwargs: Any) -> None:
+        """As a LightningModule's.
+
+        Raises:
+            ConfigurationError: the name is taken.
+        """
+        names = vars(self).setdefault("_sources", {})
+        if names.get("of") != id(self._trainer):  # another Trainer has other callbacks
+            names.clear()
+            names.update({"of": id(self._trainer), **TAKEN})
+        frame = caller(sys._getframe(1))
+        ours = frame.f_globals.get("__name__", "").startswith("fl_lightning.")
+        known = names.get(name)
+        if known is None:
+            names[name] = Source(ours, name_of(frame))
+        elif known.ours != ours:
+            users, own = (known.name, name_of(frame)) if ours else (name_of(frame), known.name)
+            raise ConfigurationError(
+                f"{users} logs {name}, which is taken: {own} has it too, and one would hide the other; log it under another "
+                "name"
+            )
+        super().log(name, *args, **kwargs)
+
+
+def caller(frame: FrameType) -> FrameType:
+    """Where a call comes from, past Lightning's own functions."""
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(PASSED):
+        frame = frame.f_back
+    return frame
+
+
+def name_of(frame: FrameType) -> str:
+    """The class of whose method this is, else the function."""
+    owner = frame.f_locals.get("self")
+    if owner is None:
+        return f"{frame.f_code.co_name} ({frame.f_code.co_filename}, line {frame.f_lineno})"
+    kind = type(owner).__name__
+    return f"the callback {kind}" if isinstance(owner, L.Callback) else kind

@@ -1,0 +1,87 @@
+"""No callback of the user's hides what the package logs, or is hidden."""
+
+from typing import Any
+
+import lightning as L
+import pytest
+from tiny import fit, tiny_data, tiny_federation, tiny_trainer
+
+from fl_lightning import BackdoorMetrics
+from fl_lightning.errors import ConfigurationError
+from fl_lightning.federation import Federation
+
+
+class Logging(L.Callback):
+    """Logs one name in one hook, in one of the ways that there are."""
+
+    def __init__(self, name: str, hook: str, way: str = "log") -> None:
+        def called(trainer: Any, pl_module: Any, *_: Any, **__: Any) -> None:
+            self.send(pl_module)
+
+        self.name, self.way = name, way
+        setattr(self, hook, called)
+
+    def send(self, module: L.LightningModule) -> None:
+        if self.way == "log_dict":
+            module.log_dict({self.name: 0.5})
+        elif self.way == "log":
+            module.log(self.name, 0.5)
+        else:  # which Lightning gives to callbacks
+            vars(self)["log"](self.name, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "hook", "way", "owner"),
+    [
+        ("val/acc", "on_validation_epoch_end", "log", "BackdoorMetrics"),
+        ("val/acc", "on_validation_batch_end", "log_dict", "BackdoorMetrics"),
+        ("val/asr", "on_validation_epoch_end", "own log", "BackdoorMetrics"),
+        ("val/acc_source", "on_validation_epoch_end", "log", "BackdoorMetrics"),
+        ("val/round", "on_validation_epoch_end", "log", "RunRecord"),
+        ("step", "on_validation_epoch_end", "log", "Federation"),
+        ("step", "on_train_batch_start", "log", "Federation"),
+        ("client/loss", "on_train_batch_end", "log", "Federation"),
+        ("round/refused", "on_train_epoch_end", "log", "Federation"),
+    ],
+)
+@pytest.mark.parametrize("first", [False, True])
+def test_a_name_that_is_taken_is_refused(name, hook, way, owner, first):
+    callbacks = [BackdoorMetrics(), Logging(name, hook, way)]
+    with pytest.raises(ConfigurationError) as caught:
+        fit(tiny_federation(), rounds=1, callbacks=callbacks[::-1] if first else callbacks)
+    said = str(caught.value)
+    assert said.startswith(f"the callback Logging logs {name}, which is taken: ")
+    assert owner in said
+    assert "\n" not in said
+
+
+def test_other_names_are_free():
+    callbacks = [Logging("val/mine", "on_validation_epoch_end"), Logging("mine", "on_train_batch_end"), BackdoorMetrics()]
+    logged = fit(tiny_federation(), rounds=2, callbacks=callbacks).callback_metrics
+    assert logged["val/mine"] == logged["mine"] == 0.5
+    assert logged["val/acc"] != 0.5
+
+
+def test_a_callback_in_place_of_ours_may_have_its_names():
+    class Own(BackdoorMetrics):
+        """Logs one more."""
+
+        def on_validation_epoch_end(self, trainer, pl_module):
+            super().on_validation_epoch_end(trainer, pl_module)
+            pl_module.log("val/more", 1.0)
+
+    federation = tiny_federation()
+    assert fit(federation, rounds=1, callbacks=[Own()]).callback_metrics["val/more"] == 1
+    trainer = tiny_trainer(1, callbacks=[Logging("val/acc", "on_validation_epoch_end")])
+    assert trainer.validate(federation, tiny_data(), verbose=False)[0]["val/acc"] == 0.5
+
+
+def test_a_federation_of_the_users_is_named():
+    class Mine(Federation):
+        def on_validation_epoch_end(self):
+            self.log("val/acc", 1.0)
+
+    made = tiny_federation()
+    made.__class__ = Mine
+    with pytest.raises(ConfigurationError, match="Mine logs val/acc, which is taken"):
+        fit(made, rounds=1, callbacks=[BackdoorMetrics()])
