@@ -15,6 +15,9 @@ ENV PIP_BREAK_SYSTEM_PACKAGES=1 \
 
 COPY pyproject.toml README.md LICENSE /src/
 COPY fl_lightning /src/fl_lightning
+# What the package's links point at: it ships them.
+COPY configs /src/configs
+COPY launch /src/launch
 # The image's torch is kept: pip stops if the package's range does not hold it.
 RUN python3 -c 'import torch; print(f"torch=={torch.__version__}")' > /tmp/torch.txt \
     && python3 -m pip install --no-cache-dir --constraint /tmp/torch.txt /src \

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from fl_lightning.simulation import Simulation
     from fl_lightning.strategy import FederatedStrategy
 
+__version__ = "0.2.0"  # the one place; pyproject.toml reads it from here
+
 __all__ = [
     "AggregationDiagnostics",
     "Aggregator",

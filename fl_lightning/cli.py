@@ -23,11 +23,14 @@ from fl_lightning.errors import ConfigurationError, folded, nearest, noted
 from fl_lightning.trainers import quiet
 
 COMMANDS = {
-    "sweep": "fl_lightning.experiments.command",
-    "report": "fl_lightning.experiments.command",
-    "analyse": "fl_lightning.analysis.command",
+    "sweep": "fl_lightning.experiments.command.sweep",
+    "report": "fl_lightning.experiments.command.report",
+    "analyse": "fl_lightning.analysis.command.analyse",
+    "list": "fl_lightning.catalogue.command.show",
+    "init": "fl_lightning.catalogue.beginning.init",
+    "completion": "fl_lightning.catalogue.completion.completion",
 }
-"""Commands that are not Lightning's, with the modules of their functions, which a run has no need to import."""
+"""Commands that are not Lightning's, with their functions, whose modules a run has no need to import."""
 
 TRACEBACK = "--traceback"
 
@@ -100,8 +103,8 @@ def run(args: Sequence[str]) -> None:
         found = nearest(args[0], known) if args else f"known: {', '.join(known)}"
         raise ConfigurationError(f"there is no command {args[0]}; {found}" if args else f"a command is missing; {found}")
     if args[0] in COMMANDS:
-        command = getattr(importlib.import_module(COMMANDS[args[0]]), args[0])
-        command(args[1:])
+        module, _, function = COMMANDS[args[0]].rpartition(".")
+        getattr(importlib.import_module(module), function)(args[1:])
     else:
         FederatedCLI(args)
 

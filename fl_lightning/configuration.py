@@ -23,7 +23,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from rich.console import Console
 from rich.table import Table
 
-from fl_lightning import srun
+from fl_lightning import __version__, srun
 from fl_lightning.callbacks import LastCheckpoint
 from fl_lightning.class_settings import check_classes, named_classes, taken_out, with_settings
 from fl_lightning.command_checks import check_arguments, check_checkpoint, check_devices, check_folder, check_reading
@@ -43,9 +43,9 @@ from fl_lightning.yaml_files import MODE, as_argument
 T = TypeVar("T")
 
 FURTHER = (
-    "Further commands, each with a --help of its own: sweep, report, analyse. For all of them: --traceback shows where an "
-    "error came from. For these: --with CLASS.SETTING=VALUE is a setting of a class wherever a configuration names it, such as "
-    "--with CIFAR10.path=data/cifar10."
+    "Further commands, each with a --help of its own: sweep, report, analyse, list, init, completion. For all of them: "
+    "--traceback shows where an error came from. For these: --with CLASS.SETTING=VALUE is a setting of a class wherever a "
+    "configuration names it, such as --with CIFAR10.path=data/cifar10."
 )
 
 
@@ -108,6 +108,8 @@ class FederatedCLI(LightningCLI):
             trainer_defaults=dict(TRAINER_DEFAULTS),
             seed_everything_default=0,
             parser_kwargs={
+                "prog": "fl-lightning",
+                "version": __version__,
                 "description": "Federated learning under backdoor attack.",
                 "epilog": FURTHER,
                 "parser_mode": MODE,

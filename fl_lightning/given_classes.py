@@ -29,7 +29,7 @@ def check_read(config: Any) -> None:
     """
     for place, cls, node in entries(config, ""):
         if cls in WITHOUT_WORK or abstract(cls):
-            known = sorted(other.__name__ for other in concrete(cls))
+            known = dict.fromkeys(other.__name__ for other in sorted(concrete(cls), key=own_first))
             raise ConfigurationError(
                 f"{place}: {cls.__name__} says what classes of its kind have in common, and none can be made of it; "
                 f"known: {enumerated(known)}"
@@ -86,9 +86,14 @@ def abstract(cls: type) -> bool:
 
 
 def concrete(base: type) -> set[type]:
-    """The public classes of this package, Lightning and torch that are loaded and of which one can be made."""
+    """The public classes that are loaded and of which one can be made."""
     below = {cls for child in base.__subclasses__() for cls in {child} | concrete(child)}
     return {cls for cls in below if not cls.__name__.startswith("_") and not abstract(cls)}
+
+
+def own_first(cls: type) -> tuple[bool, str]:
+    """For sorting: by name, this package's before all others."""
+    return not cls.__module__.startswith("fl_lightning."), cls.__name__
 
 
 def parameters(cls: type) -> list[inspect.Parameter]:

@@ -9,12 +9,15 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("fl_lightning", "torch", "lightning", "torchmetrics", "datasets", "numpy")
+from fl_lightning import __version__
+
+PACKAGES = ("torch", "lightning", "torchmetrics", "datasets", "numpy")
 
 
 def versions() -> dict[str, str | None]:
     """Of Python and of the packages that decide what a run computes."""
-    return {"python": platform.python_version(), **{name: installed(name) for name in PACKAGES}}
+    others = {name: installed(name) for name in PACKAGES}
+    return {"python": platform.python_version(), "fl_lightning": __version__, **others}
 
 
 def installed(package: str) -> str | None:

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.table import Table
@@ -15,6 +14,7 @@ from rich.text import Text
 from fl_lightning.class_settings import class_setting
 from fl_lightning.command_checks import check_folder, most_processes
 from fl_lightning.errors import ConfigurationError, nearest
+from fl_lightning.experiments.arguments import Parser
 from fl_lightning.experiments.report import write_report
 from fl_lightning.experiments.results import POOL, SWEEPS, locate, read_results, write_index
 from fl_lightning.experiments.run_folder import State
@@ -25,16 +25,6 @@ from fl_lightning.experiments.tables import table
 
 ON_SCREEN = ("Acc", "ASR", "n", "paper Acc / ASR")
 """Columns of a table that fit a terminal beside the axes."""
-
-
-class Parser(argparse.ArgumentParser):
-    """Reports a mistake as the other commands do, and takes no abbreviations."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(allow_abbrev=False, **kwargs)
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigurationError(f"{self.prog}: {message}; see {self.prog} --help")
 
 
 def sweep(args: Sequence[str]) -> None:

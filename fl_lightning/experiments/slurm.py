@@ -12,9 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fl_lightning.errors import ConfigurationError, folded
-
-LAUNCH = Path(__file__).parents[2] / "launch"
-"""Where the batch scripts lie in a checkout."""
+from fl_lightning.shipped import LAUNCH
 
 MINIMA = {"gpus_per_node": 0, "cpus_per_task": 1, "nodes": 1, "processes_per_node": 1, "array_limit": 1, "at_once": 1}
 """The least that settings may be."""
@@ -169,7 +167,7 @@ def launch_folder() -> Path:
     folder = Path(os.environ.get("FL_LIGHTNING_LAUNCH") or LAUNCH).absolute()
     if not (folder / "slurm_array.sbatch").exists():
         raise ConfigurationError(
-            f"there is no slurm_array.sbatch in {folder}; install from a checkout with `pip install -e .`, or set "
-            "FL_LIGHTNING_LAUNCH to the path of its folder launch/"
+            f"there is no slurm_array.sbatch in {folder}; set FL_LIGHTNING_LAUNCH to the folder launch/ that "
+            "`fl-lightning init` copies"
         )
     return folder

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from small_config import CONFIG, changed
 from tiny import fit, tiny_data, tiny_federation, tiny_trainer
 
-from fl_lightning import BackdoorMetrics, ConfigurationError, FlipRates, LastCheckpoint, RunRecord
+from fl_lightning import BackdoorMetrics, ConfigurationError, FlipRates, LastCheckpoint, RunRecord, __version__
 from fl_lightning.callbacks import machine
 from fl_lightning.callbacks.digests import weights_sha256
 from fl_lightning.files import locked, read_lines
@@ -39,16 +39,19 @@ def evaluations(folder):
     return read_lines(folder / "metrics.jsonl")
 
 
-def test_a_package_that_is_imported_from_a_folder_has_no_version(monkeypatch, tmp_path):
+def test_a_package_that_is_imported_from_a_folder_has_no_version_but_for_this_one(monkeypatch, tmp_path):
     def version(name):
-        if name == "fl_lightning":
+        if name == "numpy":
             raise PackageNotFoundError(name)
         return "1.0"
 
     monkeypatch.setattr(machine, "version", version)
     record, _ = run(tmp_path, rounds=1)
-    assert record["versions"] == {**dict.fromkeys(machine.PACKAGES, "1.0"), "fl_lightning": None} | {
-        "python": platform.python_version()
+    assert record["versions"] == {
+        **dict.fromkeys(machine.PACKAGES, "1.0"),
+        "numpy": None,
+        "fl_lightning": __version__,
+        "python": platform.python_version(),
     }
 
 

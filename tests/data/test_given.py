@@ -238,7 +238,7 @@ def test_functions_that_make_samples_of_a_table_are_called():
         (table(extra=[None] * 39 + [1]), "column 'extra' of the training data is empty in 39 of 40 rows, first in row 0"),
         (table(label=[None, *Y.tolist()[1:]]), "class of sample 0 in the training data is None"),
         (table(x=[[1.0] * (2 + i % 3) for i in range(N)]), r"samples 0 and 1 .* shapes \(2,\) and \(3,\), .* pass collate_fn="),
-        (datasets.Dataset.from_dict({"x": X.tolist(), "fine": Y.tolist()}), r"entries \['fine', 'x'\], none .* target_key="),
+        (datasets.Dataset.from_dict({"x": X.tolist(), "fine": Y.tolist()}), r"entries fine, x, none .* target_key="),
         (datasets.Dataset.from_dict({"x": [[0.0]], "label": [-1]}, features=classes(NAMES)), "-1, which stands for a class"),
     ],
 )

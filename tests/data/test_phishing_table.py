@@ -174,7 +174,7 @@ def test_a_trigger_goes_by_name_and_is_written_in_raw_scale(tmp_path):
         ({"label": [0] * 200}, r"phishing_value is 1, which none of the 200 rows .* there are 0$"),
         ({"label": [1] * 200}, r"phishing_value is 1, which all of the 200 rows"),
         ({"label": ["a", "b", "c", "d", "e"] * 40}, r"none of the 200 rows .* are 'a', 'b', 'c', 'd', 'e'$"),
-        ({"label": list(range(2, 202))}, r"none of the 200 rows .* and others$"),
+        ({"label": list(range(2, 202))}, r"none of the 200 rows .* and \d+ more$"),
     ],
 )
 @pytest.mark.parametrize("name", ["table.csv", "table.parquet"])
