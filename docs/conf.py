@@ -48,6 +48,7 @@ nb_merge_streams = True
 
 autodoc_typehints = "none"  # the signature has them
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True  # as the source has them, without addresses
 default_role = "code"  # docstrings put names in single backticks
 nitpicky = True
 # Other packages' objects: their inventories are on the network, and a build needs none.
