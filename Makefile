@@ -1,6 +1,6 @@
 # Development commands; tools are taken from PATH, so activate the virtual environment first.
 
-.PHONY: check format test bench zoo package newest
+.PHONY: check format test bench zoo docs package newest
 
 check:
 	ruff format --check
@@ -40,3 +40,7 @@ bench:
 	python -m benchmarks.aggregators
 	torchrun --standalone --nproc-per-node 2 -m benchmarks.exchange
 	python -m benchmarks.scaling
+
+docs: export OMP_NUM_THREADS ?= 1
+docs:
+	sphinx-build -W --keep-going -q -j 2 -b html docs docs/_build/html

@@ -1,9 +1,10 @@
 """Scaling on paper: the time and memory of a round from a dozen constants, held against measurements, and carried to GPUs.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.cost_model [--write docs/cost_model.md]
+    OMP_NUM_THREADS=1 python -m benchmarks.cost_model [--write docs/explanation/cost_model.md]
 
-Symbols and formulas stand in docs/cost_model.md, whose numbers are what this script prints. It measures the constants of this
-machine's CPUs, predicts settings that no constant was fitted to, measures those too, and predicts GPUs from datasheets.
+Symbols and formulas stand in docs/explanation/cost_model.md, whose numbers are what this script prints. It measures the
+constants of this machine's CPUs, predicts settings that no constant was fitted to, measures those too, and predicts GPUs from
+datasheets.
 """
 
 from __future__ import annotations
@@ -149,7 +150,7 @@ class Round:
 
 
 def predict(what: Round, on: Machine) -> dict[str, float]:
-    """Seconds of each phase; the formulas of docs/cost_model.md."""
+    """Seconds of each phase; the formulas of docs/explanation/cost_model.md."""
     d, peers = what.coordinates, what.ranks - 1
     step = on.step_seconds + BYTES * d * STEP_PASSES / on.vectors + what.batch * what.sample_flops / on.flops
     client = on.client_seconds + BYTES * d * CLIENT_PASSES / on.vectors + what.steps * step
@@ -610,7 +611,7 @@ def gpu_table(of: Workload, host: Machine) -> str:
 
 
 def document() -> str:
-    """Measure, fit, predict; the part of docs/cost_model.md that holds numbers."""
+    """Measure, fit, predict; the part of docs/explanation/cost_model.md that holds numbers."""
     began = time.perf_counter()
     memory = on_ranks(1, copy_bandwidth)["memory"]
     known, unknown = measure(FITTED), measure(HELD_OUT)

@@ -20,7 +20,6 @@ import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
-from torch.optim import Optimizer
 
 from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.attacks.base import Attack, Broadcast, Knowledge, stamp_evaluation
@@ -49,6 +48,7 @@ from fl_lightning.server.taken_names import WatchedNames
 from fl_lightning.training.client_checks import check_kind
 from fl_lightning.training.client_logs import average_logs
 from fl_lightning.training.local_training import LocalTraining
+from fl_lightning.training.optimizers import read_optimizers
 from fl_lightning.training.prediction import class_probabilities, predict, predicted_classes
 from fl_lightning.updates.agreement import check_agreement, check_same_data
 from fl_lightning.updates.exchange import BUCKET_BYTES, Exchange
@@ -312,7 +312,7 @@ class Federation(Loadable, WatchedNames):
         attach(self.client, trainer, device)
         if stage == "fit" and trainer.world_size > 1:
             check_same_data(to_be_alike(data), device)
-        server_optimizer = self.check(data)
+        self.check(data)
         self.local.warn_of_slow_precision(device)
         self.lay_out(device)
         malicious = set(self.cohort.malicious_clients(self.seed, len(data.clients)).tolist())
@@ -329,7 +329,8 @@ class Federation(Loadable, WatchedNames):
         )
         if stage == "fit":
             ranks_on_node = trainer.world_size // trainer.num_nodes
-            prepare_memory(self.clients, self.cohort, self.aggregator, server_optimizer, self.attacks, ranks_on_node)
+            server, _ = read_optimizers(self.configure_optimizers(), "the server")
+            prepare_memory(self.clients, self.cohort, self.aggregator, server, self.attacks, ranks_on_node)
         data.to(device)
         if any(attack.watches_steps for attack in self.attacks):
             self.last_step = torch.zeros(self.exchange.num_coordinates, device=device)
@@ -339,9 +340,9 @@ class Federation(Loadable, WatchedNames):
             remark(trainer, self.cohort, self.attacks, self.aggregator, data)
             check_evaluation(self.client.to(device), data)
 
-    def check(self, data: FederatedDataModule) -> Optimizer:
-        """Raise `ConfigurationError` if cohort, rule, client or attacks do not fit the data; gives the server's optimizer."""
-        return check_round(self.client, data, self.cohort, self.aggregator, self.attacks, self.local, self.configure_optimizers)
+    def check(self, data: FederatedDataModule) -> None:
+        """Raise `ConfigurationError` if cohort, rule, client or attacks do not fit the data that were dealt out."""
+        check_round(self.client, data, self.cohort, self.aggregator, self.attacks, self.local, self.configure_optimizers)
 
     def lay_out(self, device: torch.device) -> None:
         """Say where parameters and buffers stand in vectors, and which coordinates are this rank's."""

@@ -9,7 +9,7 @@ Usage: exec launch/requeue.sh COMMAND [ARGUMENT...]
 For the end of a batch script that was submitted with `--requeue --signal=B:USR1@SECONDS`. Runs COMMAND and exits with its
 status. On SIGUSR1, which SLURM sends SECONDS before the time limit, and at preemption where it is set up to, the job goes back
 into the queue, with its number, as `scontrol requeue` does: SLURM ends COMMAND and starts the script anew when there is room.
-A requeued run goes on after the round in which SIGTERM came to it, or the last checkpoint: see docs/interruptions.md.
+A requeued run goes on after the round in which SIGTERM came to it, or the last checkpoint: see docs/howto/resuming.md.
 TEXT
 }
 

@@ -17,7 +17,7 @@ from fl_lightning.data import Partition, Samples
 from fl_lightning.data.module import FederatedDataModule
 from fl_lightning.federation import Federation, RoundObserver
 
-PAGE = (Path(__file__).parents[1] / "docs" / "hooks.md").read_text()
+PAGE = (Path(__file__).parents[1] / "docs" / "reference" / "hooks.md").read_text()
 CLASSES = {
     kind.__name__: kind for kind in (RoundObserver, Aggregator, Attack, FederatedDataModule, Partition, Samples, Federation)
 }
@@ -59,12 +59,12 @@ def rows(section: str) -> dict[str, Row]:
 @pytest.mark.parametrize("name", CLASSES)
 def test_every_hook_has_a_row_with_its_arguments(name: str) -> None:
     expected, there = hooks(CLASSES[name]), {hook: row.arguments for hook, row in rows(name).items()}
-    assert sorted(there) == sorted(expected), "docs/hooks.md must have a row for each hook and no other"
+    assert sorted(there) == sorted(expected), "docs/reference/hooks.md must have a row for each hook and no other"
     for hook, arguments in expected.items():
         given = there[hook]
         if given and given[-1] == "...":
             given, arguments = given[:-1], (arguments or [])[: len(given) - 1]
-        assert given == arguments, f"{name}.{hook}: docs/hooks.md says {given}"
+        assert given == arguments, f"{name}.{hook}: docs/reference/hooks.md says {given}"
 
 
 def test_the_example_does_what_the_page_says() -> None:
@@ -100,7 +100,7 @@ def test_the_example_does_what_the_page_says() -> None:
 def run_example(text: str, names: dict[str, Any]) -> None:
     """Run the Python in a part of the page."""
     (script,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
-    exec(compile(script, "docs/hooks.md", "exec"), names)
+    exec(compile(script, "docs/reference/hooks.md", "exec"), names)
 
 
 NOT_SHOWN = ("By Lightning", "The same under", "By `on_load_checkpoint`")

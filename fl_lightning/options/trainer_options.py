@@ -1,7 +1,7 @@
 """What Trainer options and Lightning's callbacks mean for a federation; those that mean nothing or mislead are refused.
 
 A round is a training step and an epoch has one, and optimization is manual, so a good part of Lightning's options has nothing
-to act on. docs/trainer.md lists all of them.
+to act on. docs/reference/trainer.md lists all of them.
 """
 
 import logging

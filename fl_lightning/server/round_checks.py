@@ -7,7 +7,6 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch.optim import Optimizer
 
 from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.attacks.base import Attack
@@ -30,7 +29,7 @@ def check_round(
     attacks: Sequence[Attack],
     local: LocalTraining,
     configure_optimizers: Callable[[], Any],
-) -> Optimizer:
+) -> None:
     """See that a round can be trained.
 
     Args:
@@ -41,9 +40,6 @@ def check_round(
         attacks: of malicious clients.
         local: how a client trains.
         configure_optimizers: makes the server's optimizer, and its scheduler.
-
-    Returns:
-        An optimizer as the server's will be.
 
     Raises:
         ConfigurationError: for what does not fit, naming it.
@@ -69,7 +65,6 @@ def check_round(
     check_server_optimizer(server, scheduler.scheduler, client.parameters())
     for attack in attacks:
         attack.validate(data.task.num_classes)
-    return server
 
 
 def check_evaluation(client: L.LightningModule, data: FederatedDataModule) -> None:

@@ -1,4 +1,4 @@
-"""Every argument of the Trainer and every callback of Lightning works or is refused, as docs/trainer.md says."""
+"""Every argument of the Trainer and every callback of Lightning works or is refused, as docs/reference/trainer.md says."""
 
 import inspect
 import logging
@@ -26,7 +26,7 @@ from fl_lightning import (
     RunRecord,
 )
 
-PAGE = (Path(__file__).parents[1] / "docs" / "trainer.md").read_text()
+PAGE = (Path(__file__).parents[1] / "docs" / "reference" / "trainer.md").read_text()
 
 
 def table(heading: str) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """Networks and LightningModules of other packages as clients: each trains as a loop without a federation, or is refused.
 
-Run by `make zoo`. `docs/zoo.md` lists what came out.
+Run by `make zoo`. `docs/reference/zoo.md` lists what came out.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 pytestmark = [pytest.mark.zoo, pytest.mark.filterwarnings("ignore")]
 
-PAGE = Path(__file__).parents[2] / "docs" / "zoo.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "zoo.md"
 
 TINY = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "num_labels": 3}
 

@@ -1,6 +1,6 @@
 """Optimizers of other packages in a client: each ends where a loop without a federation does, or is refused.
 
-Run by `make zoo`. `docs/zoo.md` lists what came out.
+Run by `make zoo`. `docs/reference/zoo.md` lists what came out.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import nn
 
 pytestmark = [pytest.mark.zoo, pytest.mark.filterwarnings("ignore")]
 
-PAGE = Path(__file__).parents[2] / "docs" / "zoo.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "zoo.md"
 
 
 def network() -> nn.Sequential:
