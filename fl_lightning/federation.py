@@ -314,7 +314,7 @@ class Federation(Loadable, WatchedNames):
             check_same_data(to_be_alike(data), device)
         self.check(data)
         self.local.warn_of_slow_precision(device)
-        self.lay_out(device)
+        self._lay_out(device)
         malicious = set(self.cohort.malicious_clients(self.seed, len(data.clients)).tolist())
         self.clients = Clients(
             self.client,
@@ -344,7 +344,7 @@ class Federation(Loadable, WatchedNames):
         """Raise `ConfigurationError` if cohort, rule, client or attacks do not fit the data that were dealt out."""
         check_round(self.client, data, self.cohort, self.aggregator, self.attacks, self.local, self.configure_optimizers)
 
-    def lay_out(self, device: torch.device) -> None:
+    def _lay_out(self, device: torch.device) -> None:
         """Say where parameters and buffers stand in vectors, and which coordinates are this rank's."""
         self.parameters_layout = parameter_layout(self.client)
         self.buffers_layout = buffer_layout(self.client, nothing=self.buffer_policy == "keep")

@@ -308,7 +308,7 @@ ARGUMENTS = r"""
 --data.init_args.partition Partition | data.partition, Partition
 --model.client lightning.LightningModule | model.client, LightningModule, MLP
 --model.server_optimizer SGD --model.server_optimizer.lr 1 --model.server_scheduler LRScheduler | server_scheduler, StepLR
---trainer.callbacks+ Callback | trainer.callbacks, Callback, EarlyStopping
+--trainer.callbacks+ Callback | trainer.callbacks, Callback, FlipRates
 --trainer.callbacks '[{class_path: FlipRates}, {class_path: FlipRates}]' | trainer.callbacks, FlipRates, 2 times
 --trainer.callbacks ModelCheckpoint --trainer.callbacks.save_top_k -2 | ModelCheckpoint, save_top_k, -2
 --trainer.callbacks EarlyStopping --trainer.callbacks.monitor val/acc --trainer.callbacks.mode up | EarlyStopping, mode, up

@@ -108,7 +108,7 @@ def test_print_config_is_a_configuration(capsys):
         (["--seed_everything", "true"], ["seed_everything: must be a whole number, got True"]),
         (["--seed_everything", "-3"], ["seed_everything must lie in [0, 2**32), got -3"]),
         (["--data.init_args.partition.init_args.num_clients", "0"], ["num_clients must be at least 1, got 0"]),
-        (["--data.init_args.separation", ".nan"], ["separation must be finite"]),
+        (["--data.init_args.separation", ".nan"], ["data.separation must be a finite number, got nan"]),
         (["--checkpoint.every_n_rounds", "0"], ["every_n_rounds must be at least 1, got 0"]),
         (["--trainer.max_epochs", "-5"], ["max_epochs"]),
         (["--trainer.devices", "0"], ["trainer: "]),

@@ -145,7 +145,7 @@ def test_a_fault_in_the_users_code_names_its_line(tmp_path, capsys):
     (tmp_path / "own_faulty_net.py").write_text(OWN)
     status, shown = leave(["fit", "--config", SMALL.replace("NAME", "own_faulty_net.Faulty")], capsys)
     assert status == 1
-    assert f"({tmp_path / 'own_faulty_net.py'}, line 25)" in shown
+    assert f"({tmp_path / 'own_faulty_net.py'}, line 25, on batch 1 of " in shown
     assert "no such" in shown
 
 

@@ -26,7 +26,7 @@ from fl_lightning.callbacks.run_record import weights_sha256
 from fl_lightning.cli import main
 from fl_lightning.checkpoints.resuming import CheckpointFiles, Pair, advice, newest, whole
 
-QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
+QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 
 
 def fit(folder: Path, rounds: int, ckpt_path: Any = None, **kwargs: Any) -> tuple[L.Trainer, str]:

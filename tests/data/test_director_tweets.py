@@ -119,7 +119,7 @@ def test_files_of_another_kind_are_named(tmp_path: Path, vectors: GloVe) -> None
     with pytest.raises(ConfigurationError, match=r"train\.parquet cannot be read"):
         pool(tmp_path, vectors).train()
     pyarrow.parquet.write_table(pa.table({"tweet": ["x"]}), tmp_path / "train.parquet")
-    with pytest.raises(ConfigurationError, match=r"train\.parquet has the columns \['tweet'\], but not text and sentiment"):
+    with pytest.raises(ConfigurationError, match=r"train\.parquet has the columns tweet, but not text and sentiment"):
         pool(tmp_path, vectors).train()
 
 

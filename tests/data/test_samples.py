@@ -247,7 +247,7 @@ class TestMapSamples:
         ("dataset", "message"),
         [
             ([], "the given data set is empty"),
-            ([{"text": 1}], r"entries \['text'\], none of which is the class"),
+            ([{"text": 1}], r"entries text, none of which is the class"),
             ([(1, 2, 3)], r"samples have 3 parts \(int, int, int\), not two; say which is the class with target_key="),
             ([{"label": 1, "y": 2}], "of which any of label, y may be the class"),
             ([7], "got int"),

@@ -207,7 +207,7 @@ def test_a_folder_or_file_that_is_missing_is_named_before_training(folder: Path)
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"text": ["a"], "sentiment": [0]}, r"columns \['text', 'sentiment'\], but not user; .* text, user, sentiment"),
+        ({"text": ["a"], "sentiment": [0]}, r"columns text, sentiment, but not user; .* text, user, sentiment"),
         ({"tweet": ["a"], "user": ["u"], "label": [0]}, "but not text and sentiment"),
         ({"text": ["a"], "user": [7], "sentiment": [0]}, "the column user has type int64; it must be string"),
         ({"text": [b"a"], "user": ["u"], "sentiment": [0]}, "the column text has type binary; it must be string"),

@@ -9,7 +9,7 @@ from fl_lightning.errors import ConfigurationError
 from fl_lightning.machine.srun import SrunEnvironment
 from fl_lightning.machine.strategy import FederatedStrategy
 
-QUICKSTART = ["fit", "--config", str(Path(__file__).parents[1] / "configs" / "quickstart.yaml")]
+QUICKSTART = ["fit", "--config", str(Path(__file__).parents[2] / "configs" / "quickstart.yaml")]
 
 BATCH = {"SLURM_JOB_ID": "4021", "SLURM_JOB_NAME": "run", "SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_NODEID": "0"}
 """What SLURM tells a batch script."""

@@ -26,7 +26,7 @@ from fl_lightning import (
     RunRecord,
 )
 
-PAGE = (Path(__file__).parents[1] / "docs" / "reference" / "trainer.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "trainer.md").read_text()
 
 
 def table(heading: str) -> dict[str, str]:

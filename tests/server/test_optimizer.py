@@ -165,7 +165,7 @@ def test_several_optimizers_are_refused():
 
 
 def test_it_is_a_setting_and_changes_no_digest_where_it_is_left_out():
-    command = ["fit", "--config", str(Path(__file__).parents[1] / "configs/quickstart.yaml"), "--trainer.logger", "false"]
+    command = ["fit", "--config", str(Path(__file__).parents[2] / "configs/quickstart.yaml"), "--trainer.logger", "false"]
     plain = build(command)
     assert plain.model.server_scheduler is None
     scheduled = build([*command, "--model.server_scheduler", "StepLR", "--model.server_scheduler.step_size", "3"])
