@@ -23,13 +23,28 @@ class ConfigurationError(ValueError):
     """
 
 
+def said(thing: object) -> str:
+    """A text, or what an error says; that of a user's own class may fail at saying it.
+
+    >>> class Silent(Exception):
+    ...     def __str__(self):
+    ...         raise TypeError
+    >>> said(Silent())
+    '(a Silent that cannot say what it is)'
+    """
+    try:
+        return str(thing)
+    except Exception:
+        return f"(a {type(thing).__name__} that cannot say what it is)"
+
+
 def folded(text: object) -> str:
-    """A text, or what an error says, on one line.
+    """The same on one line.
 
     >>> folded("two\\n  lines")
     'two lines'
     """
-    return " ".join(str(text).split())
+    return " ".join(said(text).split())
 
 
 def first_line(error: BaseException) -> str:
@@ -38,7 +53,7 @@ def first_line(error: BaseException) -> str:
     >>> first_line(RuntimeError("no graph\\nat line 3")), first_line(AssertionError())
     ('no graph', 'AssertionError')
     """
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return next(iter(said(error).strip().splitlines()), type(error).__name__)
 
 
 def cause(error: Exception, *own: type[Exception]) -> str:
@@ -47,7 +62,7 @@ def cause(error: Exception, *own: type[Exception]) -> str:
     >>> cause(RuntimeError("no graph\\nat line 3")), cause(ConfigurationError("too few"), ConfigurationError)
     ('RuntimeError: no graph', 'too few')
     """
-    alone = isinstance(error, own) or not str(error).strip()
+    alone = isinstance(error, own) or not said(error).strip()
     return first_line(error) if alone else f"{type(error).__name__}: {first_line(error)}"
 
 

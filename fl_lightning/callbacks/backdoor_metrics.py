@@ -28,6 +28,8 @@ class BackdoorMetrics(L.Callback):
     wrong, and as no success of the attack; that there are some is said once.
     """
 
+    reserved = ("val/acc", "val/asr")  # also where no attack stamps samples, and there is no ASR
+
     def __init__(self) -> None:
         self.metrics: dict[str, MeanMetric] = {}
         self.undefined = torch.zeros(2, dtype=torch.int64)  # of this rank's samples: for how many a logit is NaN; all

@@ -53,6 +53,8 @@ class RunRecord(L.Callback):
         config: the resolved configuration. The command line fills it in; from Python, give any mapping that JSON can hold.
     """
 
+    reserved = ("val/round",)  # the column `round` of metrics.jsonl
+
     def __init__(self, config: dict[str, Any] | None = None) -> None:
         self.config = config or {}
         self.history = History()

@@ -18,13 +18,12 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
-from fl_lightning.checkpoints import checkpoint_files
-from fl_lightning.checkpoints import sharded_state
+from fl_lightning.checkpoints import checkpoint_files, sharded_state
 from fl_lightning.checkpoints.checkpoint_files import Stamp
+from fl_lightning.checkpoints.sharded_state import Part
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.files.replacing import PART, explained, remove_parts, sync
 from fl_lightning.files.sealed import DamagedError
-from fl_lightning.checkpoints.sharded_state import Part
 
 log = logging.getLogger(__name__)
 

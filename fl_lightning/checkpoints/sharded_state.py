@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fl_lightning.checkpoints import checkpoint_files
 from fl_lightning.aggregators.base import Aggregator
+from fl_lightning.checkpoints import checkpoint_files
 from fl_lightning.files.replacing import PART
 from fl_lightning.files.sealed import DamagedError
 

@@ -15,11 +15,10 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from fl_lightning.checkpoints import checkpoint_files
-from fl_lightning.checkpoints import resuming
 from fl_lightning.checked import shown
-from fl_lightning.errors import SOME_LETTERS, ConfigurationError, enumerated, in_one_line
+from fl_lightning.checkpoints import checkpoint_files, resuming
 from fl_lightning.checkpoints.resuming import LAST
+from fl_lightning.errors import SOME_LETTERS, ConfigurationError, enumerated, in_one_line
 from fl_lightning.files.yaml_files import load_yaml
 
 
@@ -83,9 +82,13 @@ def weights_for(client: nn.Module, checkpoint: Mapping[str, Any], file: Any, rem
 
 def checkpoint_of(path: Path) -> Path:
     """The checkpoint that a path stands for: itself, or the newest in the run's folder, which may be given by a file in it."""
-    folder = path if path.is_dir() else path.parent if path.name in ("config.yaml", "run.json") else None
-    file = path if folder is None else resuming.newest(folder)
-    if file is None or not file.is_file():
+    try:
+        folder = path if path.is_dir() else path.parent if path.name in ("config.yaml", "run.json") else None
+        file = path if folder is None else resuming.newest(folder)
+        there = file is not None and file.is_file()
+    except OSError as error:  # a name of thousands of letters
+        raise ConfigurationError(f"{str(path)[:60]}...: {error.strerror}; give the folder of a run, such as runs/x") from error
+    if file is None or not there:
         where = f"there is no {LAST} in {folder}" if folder is not None else f"there is no file {path}"
         raise ConfigurationError(f"{where}; give the folder of a run, or a checkpoint such as runs/x/{LAST}")
     return file

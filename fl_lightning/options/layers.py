@@ -28,7 +28,9 @@ def check_layer(node: Any, place: str) -> None:
         Traceback (most recent call last):
         fl_lightning.errors.ConfigurationError: model.aggregator.class_path must be the name of a class, got 7
     """
-    if isinstance(node, list):
+    if isinstance(node, str):
+        check_name(node, place)
+    elif isinstance(node, list):
         for part in node:
             check_layer(part, place)
     elif isinstance(node, Mapping):
@@ -44,7 +46,6 @@ def check_entry(node: Mapping[Any, Any], place: str) -> None:
     """Raise unless a class is given as it must be."""
     if not isinstance(node["class_path"], str):
         raise ConfigurationError(f"{inside(place, 'class_path')} must be the name of a class, got {shown(node['class_path'])}")
-    check_name(node["class_path"], inside(place, "class_path"))
     for key in node:
         if key not in ("class_path", *OF_A_CLASS):
             raise ConfigurationError(

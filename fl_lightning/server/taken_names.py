@@ -26,10 +26,6 @@ class Source(NamedTuple):
     name: str
 
 
-TAKEN = {"val/round": Source(ours=True, name="RunRecord (as the column `round` of metrics.jsonl)")}
-"""What stands in a run's record under such a name without being logged."""
-
-
 class WatchedNames(L.LightningModule):
     """A module whose `log` refuses a name under which somebody else logs, where one of the two is this package."""
 
@@ -42,7 +38,7 @@ class WatchedNames(L.LightningModule):
         names = vars(self).setdefault("_sources", {})
         if names.get("of") != id(self._trainer):  # another Trainer has other callbacks
             names.clear()
-            names.update({"of": id(self._trainer), **TAKEN})
+            names.update({"of": id(self._trainer), **reserved(self._trainer)})
         frame = caller(sys._getframe(1))
         ours = frame.f_globals.get("__name__", "").startswith("fl_lightning.")
         known = names.get(name)
@@ -55,6 +51,12 @@ class WatchedNames(L.LightningModule):
                 "name"
             )
         super().log(name, *args, **kwargs)
+
+
+def reserved(trainer: Any) -> dict[str, Source]:
+    """Names that a Trainer's callbacks of this package keep for themselves, logged or not."""
+    owners = [callback for callback in getattr(trainer, "callbacks", ()) if hasattr(callback, "reserved")]
+    return {name: Source(ours=True, name=type(owner).__name__) for owner in owners for name in owner.reserved}
 
 
 def caller(frame: FrameType) -> FrameType:

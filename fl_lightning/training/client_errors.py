@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from fl_lightning.errors import ConfigurationError
+from fl_lightning.errors import ConfigurationError, said
 from fl_lightning.training.client_trainer import ClientTrainer
 
 MISTAKES = {
@@ -34,6 +34,7 @@ class blamed:  # noqa: N801  used as a function; a generator would take longer t
 
     Raises:
         ConfigurationError: in place of an error that one of `MISTAKES` stands for.
+        RuntimeError: in place of what would end the run as if it were done.
     """
 
     __slots__ = ("trainer",)
@@ -45,12 +46,26 @@ class blamed:  # noqa: N801  used as a function; a generator would take longer t
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if not isinstance(error, Exception) or isinstance(error, ConfigurationError):
+        if error is None or isinstance(error, ConfigurationError):
+            return
+        name = type(self.trainer.model).__name__
+        if ends_quietly(error):
+            fault = RuntimeError(
+                f"the client {name} raises {type(error).__name__}, by which a run would end as if it were done"
+            )
+            fault.add_note(where(self.trainer))
+            raise fault from error
+        if not isinstance(error, Exception):
             return
         for pattern, wrong in MISTAKES.items():
-            if found := re.search(pattern, str(error)):
-                raise ConfigurationError(f"the client {type(self.trainer.model).__name__} {found.expand(wrong)}") from error
+            if found := re.search(pattern, said(error)):
+                raise ConfigurationError(f"the client {name} {found.expand(wrong)}") from error
         error.add_note(where(self.trainer))
+
+
+def ends_quietly(error: BaseException) -> bool:
+    """Whether loops and interpreters take it for an end that was wanted, as `next(...)` of an empty iterator."""
+    return isinstance(error, (StopIteration, GeneratorExit)) or (isinstance(error, SystemExit) and not error.code)
 
 
 def where(trainer: ClientTrainer) -> str:

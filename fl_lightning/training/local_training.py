@@ -94,7 +94,7 @@ class LocalTraining:
         vars(self).update(
             numbers | {name: whole(f"model.local.{name}", getattr(self, name)) for name in WHOLES}
         )  # frozen from here
-        if not (self.epochs >= LEAST_EPOCHS and math.isfinite(self.epochs)):
+        if not self.epochs >= LEAST_EPOCHS:  # NaN neither
             raise ConfigurationError(f"model.local.epochs must be at least {LEAST_EPOCHS}, got {self.epochs}")
         if self.epochs > MOST_EPOCHS:
             raise ConfigurationError(f"model.local.epochs must be at most {MOST_EPOCHS:,}, got {self.epochs}")

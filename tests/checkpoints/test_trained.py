@@ -99,6 +99,8 @@ def test_what_is_no_run_is_refused(folder, tmp_path):
     for path in (None, 3, b"x"):
         with pytest.raises(ConfigurationError, match=r"path must be that of a run's folder or of a checkpoint, got"):
             Federation.load(path)  # pyrefly: ignore  no path
+    with pytest.raises(ConfigurationError, match=r"aaa\.\.\.: File name too long; give the folder of a run"):
+        Federation.load("a" * 5000)
     with pytest.raises(ConfigurationError, match=r"there is no file .*nowhere"):
         Federation.load(tmp_path / "nowhere")
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")

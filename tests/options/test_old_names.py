@@ -37,9 +37,10 @@ def test_other_names_stay() -> None:
     assert new_name("fl_lightning.strategist") is None
 
 
-def test_an_old_class_path_is_refused_with_the_new_one() -> None:
-    with pytest.raises(ConfigurationError, match=r"trainer\.strategy\.class_path.*is fl_lightning\.FederatedStrategy now"):
-        check_layer({"trainer": {"strategy": {"class_path": "fl_lightning.strategy.FederatedStrategy"}}}, "")
+@pytest.mark.parametrize("by", [lambda name: name, lambda name: {"class_path": name}], ids=["name", "class_path"])
+def test_an_old_class_path_is_refused_with_the_new_one(by) -> None:
+    with pytest.raises(ConfigurationError, match=r"trainer\.strategy.*is fl_lightning\.FederatedStrategy now"):
+        check_layer({"trainer": {"strategy": by("fl_lightning.strategy.FederatedStrategy")}}, "")
 
 
 def test_an_old_name_on_the_command_line_is_refused_with_the_new_one(before: Path, capsys) -> None:

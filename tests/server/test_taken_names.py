@@ -6,7 +6,7 @@ import lightning as L
 import pytest
 from tiny import fit, tiny_data, tiny_federation, tiny_trainer
 
-from fl_lightning import BackdoorMetrics
+from fl_lightning import BackdoorMetrics, RunRecord
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.federation import Federation
 
@@ -45,14 +45,20 @@ class Logging(L.Callback):
     ],
 )
 @pytest.mark.parametrize("first", [False, True])
-def test_a_name_that_is_taken_is_refused(name, hook, way, owner, first):
-    callbacks = [BackdoorMetrics(), Logging(name, hook, way)]
+def test_a_name_that_is_taken_is_refused(name, hook, way, owner, first, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    callbacks = [BackdoorMetrics(), *([RunRecord()] if owner == "RunRecord" else []), Logging(name, hook, way)]
     with pytest.raises(ConfigurationError) as caught:
         fit(tiny_federation(), rounds=1, callbacks=callbacks[::-1] if first else callbacks)
     said = str(caught.value)
     assert said.startswith(f"the callback Logging logs {name}, which is taken: ")
     assert owner in said
     assert "\n" not in said
+
+
+def test_an_asr_that_is_not_measured_is_nobodys():
+    with pytest.raises(ConfigurationError, match=r"val/asr, which is taken: BackdoorMetrics"):
+        fit(tiny_federation(attacks=[]), rounds=1, callbacks=[BackdoorMetrics(), Logging("val/asr", "on_validation_epoch_end")])
 
 
 def test_other_names_are_free():

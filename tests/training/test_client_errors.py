@@ -177,3 +177,28 @@ class Meddling(L.Callback):
 def test_a_callback_that_changes_the_client_is_refused(change, said):
     with pytest.raises(ConfigurationError, match=f"in or before round 1 changes what .*{said}"):
         tiny_trainer(2, callbacks=[Meddling(change)]).fit(tiny_federation(), even_data())
+
+
+@pytest.mark.parametrize("end", [StopIteration(), GeneratorExit(), SystemExit(0)], ids=lambda end: type(end).__name__)
+def test_what_would_end_a_run_as_if_it_were_done_is_an_error(end):
+    class Ends(TinyClient):
+        def training_step(self, batch, batch_idx):
+            raise end
+
+    with pytest.raises(RuntimeError, match=f"the client Ends raises {type(end).__name__}") as caught:
+        fit(tiny_federation(client=Ends()))
+    assert noted(caught.value).startswith("on batch 1 of ")
+
+
+def test_an_error_that_cannot_say_what_it_is_keeps_its_class():
+    class SilentError(Exception):
+        def __str__(self):
+            raise TypeError("no words")
+
+    class Raises(TinyClient):
+        def training_step(self, batch, batch_idx):
+            raise SilentError
+
+    with pytest.raises(SilentError) as caught:
+        fit(tiny_federation(client=Raises()))
+    assert noted(caught.value).startswith("on batch 1 of ")
