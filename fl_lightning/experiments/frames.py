@@ -1,0 +1,93 @@
+"""Runs as data frames, of a sweep or not: a row per run, a row per evaluation, and the trained module.
+
+A number that was changed in a record after the run is not given out: such a run is `failed`, and its measures are NaN.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from torch import nn
+
+from fl_lightning.errors import ConfigurationError
+from fl_lightning.experiments.results import outcome
+from fl_lightning.experiments.run_folder import RunFolder
+from fl_lightning.federation import Federation
+from fl_lightning.files.yaml_files import load_yaml
+
+PARTS = {"rule": ("model", "aggregator"), "attacks": ("model", "attacks"), "model": ("model", "client"), "data": ("data",)}
+"""Columns that name classes, and where in a configuration they stand."""
+
+ROOM = ("earlier",)
+"""Folders inside a run's in which others were put aside."""
+
+
+def runs(folder: str | os.PathLike[str]) -> pd.DataFrame:
+    """A row per run in a folder, or in folders inside it at any depth, in the order of their names.
+
+    Args:
+        folder: of a run, of several, or the pool of a sweep. Runs that were put aside (`earlier/`) are left out.
+
+    Returns:
+        `run` (the folder, relative to the one given), `rule`, `attacks`, `model`, `data` (names of classes), `seed`, `state`,
+        `acc` and `asr` (in [0, 1]; NaN unless finished), their means over the last evaluations, `rounds`,
+        `excluded_updates`, `message`.
+
+    Raises:
+        ConfigurationError: there is no such folder, or no run in it.
+
+    Example:
+        >>> from fl_lightning.experiments.frames import runs
+        >>> runs("runs").groupby("rule")[["acc", "asr"]].mean()  # doctest: +SKIP
+    """
+    found = list(folders(Path(folder)))
+    rows = [{"run": name, **classes(run), "seed": run.record.get("seed"), **outcome(run)} for name, run in found]
+    return pd.DataFrame(rows)
+
+
+def curves(folder: str | os.PathLike[str]) -> pd.DataFrame:
+    """A row per evaluation of each of these runs: `run`, `round` and what was measured, such as `acc` and `asr`.
+
+    Raises:
+        ConfigurationError: as `runs`.
+    """
+    rows = [{"run": name, **entry} for name, run in folders(Path(folder)) for entry in run.metrics]
+    return pd.DataFrame(rows, columns=None if rows else ["run", "round", "acc", "asr"])
+
+
+def load_model(run: str | os.PathLike[str]) -> nn.Module:
+    """The trained client module of a run, on the CPU and in evaluation mode; as `Federation.load`."""
+    return Federation.load(run)
+
+
+def folders(folder: Path) -> Iterator[tuple[str, RunFolder]]:
+    """The runs in a folder, by their names relative to it."""
+    if not folder.is_dir():
+        raise ConfigurationError(f"there is no folder {folder}; give that of a run, or one with runs in it")
+    found = sorted(file.parent for file in folder.rglob("run.json") if not {*ROOM} & {*file.relative_to(folder).parts})
+    if not found:
+        raise ConfigurationError(f"there is no run in {folder}: no run.json there or in a folder inside it")
+    for path in found:
+        yield str(path.relative_to(folder)), RunFolder(path)
+
+
+def classes(run: RunFolder) -> dict[str, str]:
+    """The names of the classes that a run is made of; empty where its configuration cannot be read."""
+    try:
+        config = load_yaml(run.config, "the configuration") if run.config.is_file() else {}
+    except ConfigurationError:
+        config = {}
+    return {column: " + ".join(named(config, place)) for column, place in PARTS.items()}
+
+
+def named(config: Any, place: tuple[str, ...]) -> list[str]:
+    """The classes at a place of a configuration."""
+    for key in place:
+        config = config.get(key) if isinstance(config, Mapping) else None
+    entries = config if isinstance(config, list) else [config]
+    paths = [entry.get("class_path") if isinstance(entry, Mapping) else entry for entry in entries]
+    return [path.rpartition(".")[2] for path in paths if isinstance(path, str)]
