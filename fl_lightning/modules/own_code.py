@@ -49,12 +49,17 @@ def slots_of(kind: type) -> tuple[str, ...]:
     return tuple(name for of in slotted for name, at in of if isinstance(at, types.MemberDescriptorType) and name[:2] != "__")
 
 
-def names_in(code: types.CodeType) -> Iterator[str]:
-    """The names that a function uses, and functions inside it."""
-    yield from code.co_names
+def codes_in(code: types.CodeType) -> Iterator[types.CodeType]:
+    """A function's code, and that of functions inside it."""
+    yield code
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            yield from names_in(constant)
+            yield from codes_in(constant)
+
+
+def names_in(code: types.CodeType) -> Iterator[str]:
+    """The names that a function uses, and functions inside it."""
+    return (name for of in codes_in(code) for name in of.co_names)
 
 
 class Globals:

@@ -16,9 +16,14 @@ from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
+import fl_lightning
+from fl_lightning.modules.own_code import codes_in, names_in
+
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
 
-LIBRARIES = tuple({str(Path(__file__).parent), *map(sysconfig.get_path, ("stdlib", "purelib", "platlib")), "<frozen"})
+LIBRARIES = tuple(
+    {str(Path(fl_lightning.__file__).parent), *map(sysconfig.get_path, ("stdlib", "purelib", "platlib")), "<frozen"}
+)
 """Where the code is that users have not written, and whose functions are told by their names."""
 
 
@@ -37,7 +42,7 @@ def settings_of(function: Callable[..., Any], describe: Callable[[Any], Any]) ->
     code = getattr(function, "__code__", None)
     if not isinstance(function, FunctionType) or code is None or code.co_filename.startswith(LIBRARIES):
         return {}
-    names, constants = named_in(code)
+    names, constants = list(names_in(code)), constants_in(code)
     found = {}
     if function.__name__ == "<lambda>":
         found["text"] = lambda_text(code) or f"lambda of {names} and {constants}"
@@ -45,14 +50,9 @@ def settings_of(function: Callable[..., Any], describe: Callable[[Any], Any]) ->
     return found | ({"uses": uses} if uses else {})
 
 
-def named_in(code: CodeType) -> tuple[list[str], list[Any]]:
-    """The names of globals and attributes in a function's code, and its constants, those of functions within it too."""
-    names, constants = list(code.co_names), [value for value in code.co_consts if isinstance(value, PLAIN)]
-    for inner in code.co_consts:
-        if isinstance(inner, CodeType):
-            more = named_in(inner)
-            names, constants = names + more[0], constants + more[1]
-    return names, constants
+def constants_in(code: CodeType) -> list[Any]:
+    """The plain constants of a function's code, those of functions within it too."""
+    return [value for of in codes_in(code) for value in of.co_consts if isinstance(value, PLAIN)]
 
 
 def taken(function: FunctionType, names: list[str]) -> Iterator[tuple[str, Any]]:

@@ -2,6 +2,7 @@
 
 import enum
 import functools
+import inspect
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from fl_lightning import Federation
 from fl_lightning.options.described import describe
 from fl_lightning.options.function_settings import settings_of
 
@@ -87,3 +89,9 @@ def test_what_is_not_the_same_is_not_described_alike(one, other):
 
 def test_sets_are_in_one_order():
     assert describe({"b", "a", "c"}) == ["a", "b", "c"]
+
+
+def test_functions_of_the_package_are_told_by_their_names():
+    default = inspect.signature(Federation).parameters["server_optimizer"].default
+    assert default.__module__ == "fl_lightning.federation"
+    assert settings_of(default, str) == {}
