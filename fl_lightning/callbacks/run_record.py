@@ -149,7 +149,8 @@ class RunRecord(L.Callback):
             assert self._began is not None
             self._keep_folder(trainer, pl_module)
             digest = weights_sha256(pl_module.client)
-            record = self._write(trainer, pl_module, ending(trainer, self._began), weights=digest, peak=int(peak))
+            record = self._record(trainer, pl_module, ending(trainer, self._began), weights=digest, peak=int(peak))
+            self._write(trainer, record)
             log_results(trainer.loggers if self.config else [], self.config, record)
             show(record, None if is_trial(trainer) else Path(trainer.default_root_dir))
         self._began = None
@@ -158,7 +159,7 @@ class RunRecord(L.Callback):
         if self._began is not None and self._lock is not None:
             assert isinstance(pl_module, Federation)
             with suppress(OSError):  # which would hide what went wrong
-                self._write(trainer, pl_module, broken_off(exception, trainer.global_step))
+                self._write(trainer, self._record(trainer, pl_module, broken_off(exception, trainer.global_step)))
         self._began = None
         self._unlock()
 
@@ -170,19 +171,10 @@ class RunRecord(L.Callback):
             self._lock.close()
             self._lock = None
 
-    def _write(
-        self,
-        trainer: L.Trainer,
-        federation: Federation,
-        ended: Ending,
-        weights: str | None = None,
-        peak: int | None = None,
-    ) -> dict[str, Any]:
-        """Write `run.json`, but for a trial, and return what is in it; on rank 0."""
-        record = self._record(trainer, federation, ended, weights, peak)
+    def _write(self, trainer: L.Trainer, record: dict[str, Any]) -> None:
+        """Write `run.json`, but for a trial; on rank 0."""
         if not is_trial(trainer):
             write_whole(Path(trainer.default_root_dir) / "run.json", text(record))
-        return record
 
     def _record(
         self,

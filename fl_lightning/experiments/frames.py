@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 from torch import nn
 
+from fl_lightning.callbacks.earlier import EARLIER
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.experiments.results import outcome
 from fl_lightning.experiments.run_folder import RunFolder
@@ -21,9 +22,6 @@ from fl_lightning.files.yaml_files import load_yaml
 
 PARTS = {"rule": ("model", "aggregator"), "attacks": ("model", "attacks"), "model": ("model", "client"), "data": ("data",)}
 """Columns that name classes, and where in a configuration they stand."""
-
-ROOM = ("earlier",)
-"""Folders inside a run's in which others were put aside."""
 
 
 def runs(folder: str | os.PathLike[str]) -> pd.DataFrame:
@@ -68,7 +66,7 @@ def folders(folder: Path) -> Iterator[tuple[str, RunFolder]]:
     """The runs in a folder, by their names relative to it."""
     if not folder.is_dir():
         raise ConfigurationError(f"there is no folder {folder}; give that of a run, or one with runs in it")
-    found = sorted(file.parent for file in folder.rglob("run.json") if not {*ROOM} & {*file.relative_to(folder).parts})
+    found = sorted(file.parent for file in folder.rglob("run.json") if EARLIER not in file.relative_to(folder).parts)
     if not found:
         raise ConfigurationError(f"there is no run in {folder}: no run.json there or in a folder inside it")
     for path in found:

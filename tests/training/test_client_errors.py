@@ -115,7 +115,9 @@ def test_a_known_mistake_is_one_line(client, said):
 
 
 def test_a_scheduler_for_all_steps_is_taken():
-    fit(tiny_federation(client=OneCycle(6), attacks=[]), even_data(), rounds=1)
+    federation = tiny_federation(client=OneCycle(6), attacks=[])
+    assert fit(federation, even_data(), rounds=1).global_step == 1
+    assert federation.excluded_updates == 0
 
 
 @pytest.mark.parametrize(
