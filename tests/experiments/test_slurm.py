@@ -150,9 +150,14 @@ def test_a_task_whose_time_is_up_goes_back_into_the_queue_and_on(trained, alone)
     base, array = trained
     said = [(base / "lists" / f"slurm-{array}_{i}.log").read_text() for i in range(7)]
     assert [f"is about to end job {array}_{i};" in text for i, text in enumerate(said)] == [True] + [False] * 6
-    rounds = [int(found) for found in re.findall(rf"round (\d+)/{LONG}:", log(base / "run-0"))]
-    assert sorted(set(rounds)) == list(range(1, LONG + 1))
-    assert len(rounds) <= LONG + 1  # it went on: at most the round that was under way is there twice
+    measured = [json.loads(line)["round"] for line in (base / "run-0" / "metrics.jsonl").read_text().splitlines()]
+    assert measured == list(range(1, LONG + 1))
+    # It went on: at most the round that was under way is there twice. A line can be missing from the log, which srun passes on
+    # and which it drops when it is ended before the ranks are.
+    shown = [int(found) for found in re.findall(rf"round (\d+)/{LONG}:", log(base / "run-0"))]
+    assert shown[:2] == [1, 2]
+    assert shown.count(1) == 1
+    assert len(shown) <= LONG + 1
     interrupted, undisturbed = record(base / "run-0"), record(alone / "long")
     assert interrupted["weights_sha256"] == undisturbed["weights_sha256"]
     assert interrupted["acc_last10"] == undisturbed["acc_last10"]
