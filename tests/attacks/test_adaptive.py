@@ -7,41 +7,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from adaptive_oracle import LEVELS, RULE, TAU, by_hand, votes_by_hand
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rows import INF, NAN, Watch, attacked, bits, drawn, everything_passes, last
-from tiny import FEATURES, fit, tiny_federation
+from rows import INF, NAN, attacked, bits, drawn, everything_passes, last
 from torch import Tensor
 
-from fl_lightning import CohortSampler
 from fl_lightning.aggregators import AndMask, Bucketing, FedAvg, Invariant, MeanVarianceRatio
-from fl_lightning.attacks import Adaptive, Attack, Attacker, Collude, EdgeCase, Knowledge, ValueTrigger
-from fl_lightning.data import EdgePool, TensorSamples
+from fl_lightning.attacks import Adaptive, Attacker, Knowledge
+from fl_lightning.data import TensorSamples
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.updates import UpdateShard
 
-LEVELS: list[Any] = ["previous_round", "oracle", "shadow", "colluders"]
 OTHERS: list[Any] = ["keep", "zero", "benign"]
-TAU = 0.4
-RULE = Invariant(tau=TAU)
-
-
-def votes_by_hand(rows: Tensor) -> Tensor:
-    """Columns whose sum of signs exceeds tau times the number of rows."""
-    signs = np.sign(rows.numpy()).sum(0)
-    return torch.from_numpy(np.abs(signs) > TAU * len(rows))
-
-
-def by_hand(own: Tensor, passing: Tensor, elsewhere: Tensor | None = None, max_scale: float = 10.0) -> Tensor:
-    """One malicious row, coordinate by coordinate in float64; where nothing passes the others stay or become `elsewhere`."""
-    norm = math.sqrt(math.fsum(g * g for g in own.tolist()))
-    inside = math.sqrt(math.fsum(g * g for g, passes in zip(own.tolist(), passing.tolist(), strict=True) if passes))
-    scale = min(max_scale, norm / max(inside, 1e-12))
-    result = own.double() if elsewhere is None else elsewhere.double()
-    for k in range(len(own)):
-        if passing[k]:
-            result[k] = scale * float(own[k])
-    return result.float()
 
 
 def round_of(n: int = 9, f: int = 3, d: int = 300) -> tuple[Tensor, Tensor]:
@@ -303,109 +281,6 @@ def test_simulated_clients_differ_from_each_other_and_from_round_to_round_but_no
     assert rehearsed(Adaptive(knowledge="shadow"), [30, 30], 4) == first
     assert len({tuple(samples) for samples in first}) == 4
     assert rehearsed(attack, [30, 30], 4, round_number=1) != first
-
-
-# ---- in a federation -------------------------------------------------------------------------------------------------
-
-
-class Seeing(Adaptive):
-    """Keeps malicious rows as they were, and what the rehearsals gave."""
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
-        self.own: list[Tensor] = []
-        self.rehearsed: list[Tensor] = []
-
-    def corrupt(self, shard, knowledge) -> None:
-        self.own.append(shard.values[shard.malicious].clone())
-        if knowledge.rehearsed is not None:
-            self.rehearsed.append(knowledge.rehearsed.values.clone())
-        super().corrupt(shard, knowledge)
-
-
-TRIGGER: dict[str, Any] = {"column": 5, "value": 4.0, "source_label": 1, "target_label": 0, "poison_fraction": 0.5}
-
-
-def run(*attacks: Attack, rule: Any = RULE, rounds: int = 3, **settings: Any) -> Watch:
-    watch = Watch()
-    cohort = CohortSampler(clients_per_round=7, malicious_fraction=0.45)
-    fit(tiny_federation(aggregator=rule, attacks=attacks, cohort=cohort, **settings), rounds=rounds, callbacks=[watch])
-    return watch
-
-
-@pytest.mark.parametrize(
-    ("level", "others"),
-    [("previous_round", "keep"), ("previous_round", "zero"), ("oracle", "keep"), ("shadow", "benign"), ("colluders", "zero")],
-)
-def test_every_level_of_knowledge_under_the_invariant_rule(level, others):
-    attack = Seeing(knowledge=level, others=others)
-    watch = run(ValueTrigger(**TRIGGER), attack)
-    for t, (updates, malicious) in enumerate(zip(watch.updates, watch.malicious, strict=True)):
-        f, own = int(malicious.sum()), attack.own[t]
-        assert f >= 3
-        passing = torch.zeros(updates.shape[1], dtype=torch.bool)
-        if level == "previous_round" and t > 0:
-            passing = watch.aggregates[t - 1] != 0
-        elif level == "oracle":
-            passing = votes_by_hand(torch.cat([updates[~malicious], own]))
-        elif level == "shadow":
-            assert len(attack.rehearsed[t]) == 7
-            passing = votes_by_hand(torch.cat([attack.rehearsed[t][f:], own]))
-        elif level == "colluders":
-            assert len(attack.rehearsed[t]) == f
-            passing = votes_by_hand(attack.rehearsed[t])
-        assert 20 < passing.sum() < 420 or (level == "previous_round" and t == 0)
-        elsewhere = None if others == "keep" else torch.zeros(updates.shape[1])
-        if others == "benign":
-            elsewhere = attack.rehearsed[t][:f].double().mean(0)
-        for row, was in zip(updates[malicious], own, strict=True):
-            torch.testing.assert_close(row, by_hand(was, passing, elsewhere), rtol=1e-4, atol=1e-7)
-
-
-def test_a_server_without_mask_and_a_rule_of_the_attackers_own():
-    attack = Seeing(knowledge="oracle", rule=Invariant(tau=TAU))
-    watch = run(ValueTrigger(**TRIGGER), attack, rule=FedAvg(), rounds=1)
-    updates, malicious = watch.updates[0], watch.malicious[0]
-    passing = votes_by_hand(torch.cat([updates[~malicious], attack.own[0]]))
-    for row, was in zip(updates[malicious], attack.own[0], strict=True):
-        torch.testing.assert_close(row, by_hand(was, passing), rtol=1e-5, atol=1e-7)
-        assert (row.double() * passing).norm().item() == pytest.approx(was.double().norm().item(), rel=1e-6)
-
-
-class Halves(EdgePool):
-    """Inputs that no client holds, all of class 1."""
-
-    label = 1
-
-    def train(self) -> TensorSamples:
-        return TensorSamples(torch.full((30, FEATURES), -0.5), torch.ones(30))
-
-    def test(self) -> TensorSamples:
-        return self.train()
-
-
-@pytest.mark.parametrize(
-    "backdoor",
-    [ValueTrigger(**TRIGGER), EdgeCase(pool=Halves(), target_label=0, num_edge=10, num_clean=20)],
-    ids=lambda attack: type(attack).__name__,
-)
-@pytest.mark.parametrize("level", LEVELS)
-def test_colluders_adapt_together_behind_a_backdoor(backdoor, level):
-    attack = Seeing(knowledge=level, max_scale=3.0)
-    watch = run(backdoor, Collude(), attack, rounds=2)
-    for t, (updates, malicious) in enumerate(zip(watch.updates, watch.malicious, strict=True)):
-        own = attack.own[t]
-        assert all(bits(row) == bits(own[0]) for row in own)
-        after = updates[malicious]
-        assert all(bits(row) == bits(after[0]) for row in after)
-        assert torch.equal(after[0].sign(), own[0].sign())
-        grown = after[0] != own[0]
-        if level == "previous_round" and t == 0:
-            assert not grown.any()
-            continue
-        assert grown.any()
-        scale = min(3.0, float(own[0].double().norm() / (own[0].double() * grown).norm()))
-        torch.testing.assert_close(after[0][grown], scale * own[0][grown], rtol=1e-5, atol=1e-9)
 
 
 # ---- settings --------------------------------------------------------------------------------------------------------

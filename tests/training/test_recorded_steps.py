@@ -1,90 +1,23 @@
-"""Recorded steps: the same bits as plain ones, for whatever can be recorded; a reason for whatever cannot."""
+"""Recorded steps: the same bits as plain ones, for whatever can be recorded."""
 
 from types import SimpleNamespace
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
-import torchmetrics
+from recorded_clients import CLIENTS, Net, assert_same, samples, trained
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.optim import SGD, Adam
+from torch.optim import SGD
 
 from fl_lightning.data import TensorSamples
-from fl_lightning.models import CNN, LSTM, MLP, Classifier, ResNet18
-from fl_lightning.training import recorded_steps, recordings
+from fl_lightning.models import CNN, MLP, ResNet18
+from fl_lightning.training import recorded_steps
 from fl_lightning.training.local_training import LocalTraining
 from fl_lightning.training.recorded_steps import RecordedSteps
 from fl_lightning.training.recordings import RECORD_AFTER, NotRecordableError, ScriptRecording
-from fl_lightning.training.traced_graphs import factors_to_inputs, remove_detours, results_to_places, without_python
-from fl_lightning.updates.layout import Snapshot, named_state
-
-
-class Net(Classifier):
-    """Anything that may stand in a step: BatchNorm, dropout, a frozen and an unused parameter, logs."""
-
-    def __init__(self, configure: Any = None, **tweaks: Any) -> None:
-        super().__init__(optimizer=lambda parameters: SGD(parameters, lr=0.1, momentum=0.9))
-        self.net = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 3))
-        self.frozen = nn.Parameter(torch.ones(6), requires_grad=False)
-        self.unused = nn.Parameter(torch.ones(2))
-        self.configure, self.tweaks = configure, tweaks
-        self.also: list[Any] = []
-        self.body = self.net[0]  # a part that goes by two names
-        self.register_buffer("average", torch.zeros(()))
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self.net(inputs * self.frozen)
-
-    def training_step(self, batch: Any, batch_idx: int) -> Any:
-        loss = super().training_step(batch, batch_idx)
-        self.log("loss", loss)
-        self.log("twice", loss * 2)
-        self.log("twice", loss * 4)
-        for part in self.also:
-            part(self, batch_idx)
-        if self.tweaks.get("read_back") and loss.item() > 100:
-            return loss * 2
-        if self.tweaks.get("skip"):
-            return None
-        self.average = 0.5 * self.average + loss.detach()  # in place of the one that was there
-        return {"loss": loss} if self.tweaks.get("dict") else loss
-
-    def configure_optimizers(self) -> Any:
-        return super().configure_optimizers() if self.configure is None else self.configure(self)
-
-
-def samples(n: int, shape: tuple[int, ...] = (6,), seed: int = 0) -> TensorSamples:
-    draws = torch.Generator().manual_seed(seed)
-    return TensorSamples(torch.randn(n, *shape, generator=draws), torch.randint(3, (n,), generator=draws))
-
-
-def trained(
-    module: L.LightningModule, local: LocalTraining, clients: list[TensorSamples], stepper: RecordedSteps | None, **how: Any
-) -> list[tuple[list[Tensor], dict[str, float]]]:
-    """Everything that each client ends with, all from the same start."""
-    start, found = Snapshot(module), []
-    for i, data in enumerate(clients):
-        torch.manual_seed(i)
-        logs = local.train(module, data, torch.Generator().manual_seed(i), stepper=stepper, **how)
-        found.append(([tensor.clone() for _, tensor in named_state(module)], logs))
-        start.restore(module)
-    return found
-
-
-def assert_same(module: L.LightningModule, local: LocalTraining, clients: list[TensorSamples], **how: Any) -> RecordedSteps:
-    stepper, own = RecordedSteps(module, local), list(module.parameters())
-    expected = trained(module, local, clients, None, **how)
-    found = trained(module, local, clients, stepper, **how)
-    for (a, of_a), (b, of_b) in zip(expected, found, strict=True):
-        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
-        assert of_a == of_b
-    assert all(parameter is before for parameter, before in zip(module.parameters(), own, strict=True))
-    return stepper
-
-
-CLIENTS = [samples(n, seed=n) for n in (40, 41, 8, 3, 40, 33)]
+from fl_lightning.training.traced_graphs import without_python
+from fl_lightning.updates.layout import Snapshot
 
 OPTIMIZERS = {
     "plain": lambda m: SGD(m.parameters(), lr=0.1),
@@ -242,76 +175,6 @@ def test_a_replaced_buffer_is_found_again() -> None:
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-class Reads(MLP):
-    """Its batches are of another kind."""
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        return super().training_step((batch[0], batch[1]), batch_idx)
-
-
-class WithName(TensorSamples):
-    def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> Any:
-        return (*super().batch(indices, generator), "a name")
-
-
-class Counts(MLP):
-    def __init__(self) -> None:
-        super().__init__(sizes=(6, 3))
-        self.metric = torchmetrics.MeanMetric()
-
-
-@pytest.mark.parametrize(
-    ("module", "reason"),
-    [
-        (lambda: Net(lambda m: Adam(m.parameters())), "its optimizer is Adam"),
-        (lambda: Net(lambda m: SGD(m.parameters(), lr=0.1, momentum=0.9, dampening=0.5)), "dampening"),
-        (lambda: Net(lambda m: SGD(m.parameters(), lr=torch.tensor(0.1))), "learning rate is a tensor"),
-        (lambda: Net(read_back=True), "cannot be traced"),
-        (lambda: Net(skip=True), "skipped a batch"),
-        (Counts, "torchmetrics"),
-    ],
-)
-def test_what_cannot_be_recorded_is_refused_with_a_reason(module: Any, reason: str) -> None:
-    made, local = module(), LocalTraining(batch_size=8)
-    with pytest.raises(NotRecordableError, match=reason):
-        trained(made, local, CLIENTS, RecordedSteps(made, local))
-
-
-@pytest.mark.parametrize(
-    ("look", "reason"),
-    [
-        (lambda module, batch_idx: batch_idx == 0, "looks at batch_idx"),
-        (lambda module, batch_idx: f"{batch_idx}", "looks at batch_idx"),
-        (lambda module, batch_idx: batch_idx % 2 + 1, "looks at batch_idx"),
-        (lambda module, batch_idx: module.current_epoch, "looks at the Trainer"),
-        (lambda module, batch_idx: module.trainer.global_step, "looks at the Trainer"),
-        (lambda module, batch_idx: module.log("constant", 3.0), "logs numbers that are no tensors"),
-    ],
-)
-def test_what_changes_from_step_to_step_is_refused(look: Any, reason: str) -> None:
-    module, local = Net(), LocalTraining(batch_size=8)
-    module.also.append(look)
-    with pytest.raises(NotRecordableError, match=reason):
-        trained(module, local, CLIENTS, RecordedSteps(module, local))
-
-
-def test_hooks_are_refused() -> None:
-    local = LocalTraining(batch_size=8)
-    module: Any = Net()
-    module.net[0].weight.register_hook(lambda gradient: 2 * gradient)
-    with pytest.raises(NotRecordableError, match="its parameters have hooks"):
-        trained(module, local, CLIENTS, RecordedSteps(module, local))
-
-    def configure(module: Any) -> SGD:
-        optimizer = SGD(module.parameters(), lr=0.1)
-        optimizer.register_step_post_hook(lambda *_: None)
-        return optimizer
-
-    module = Net(configure)
-    with pytest.raises(NotRecordableError, match="its optimizer has hooks"):
-        trained(module, local, CLIENTS, RecordedSteps(module, local))
-
-
 def test_an_attribute_that_changed_ends_a_recording() -> None:
     torch.manual_seed(0)
     module: Any = Net()
@@ -399,83 +262,6 @@ def test_parameters_of_two_types_are_refused() -> None:
         trained(module, local, CLIENTS, RecordedSteps(module, local))
 
 
-def test_where_there_are_many_recordings_further_kinds_go_unrecorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recordings, "MOST_RECORDINGS", 1)
-    torch.manual_seed(0)
-    made = []
-    real = recordings.traced
-    monkeypatch.setattr(recordings, "traced", lambda *arguments: made.append(arguments) or real(*arguments))
-    assert len(assert_same(Net(), LocalTraining(batch_size=8), [samples(52)] * 8).recordings) == 1
-    assert len(made) == 1, "none is made twice"
-
-
-def test_a_recording_that_has_not_been_used_for_long_gives_its_place_to_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A learning rate of each round's own makes new kinds of steps for ever."""
-    monkeypatch.setattr(recordings, "MOST_RECORDINGS", 2)
-    monkeypatch.setattr(recordings, "STALE_AFTER", 30)
-    torch.manual_seed(0)
-    local, kinds = LocalTraining(batch_size=8), []
-    module: Any = Net()
-    stepper = RecordedSteps(module, local)
-    for t in range(12):
-        module.configure = lambda module, lr=0.1 * 0.9**t: SGD(module.parameters(), lr=lr, momentum=0.9)
-        ((expected, _),) = trained(module, local, [samples(80)], None)
-        ((found, _),) = trained(module, local, [samples(80)], stepper)
-        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-        kinds.append(set(stepper.recordings))
-        assert len(kinds[-1]) <= 2
-    assert len(set().union(*kinds)) > 4
-
-
-def test_what_lies_in_the_memory_of_another_is_not_kept_twice() -> None:
-    vector, other = torch.zeros(8), torch.zeros(3)
-    kept = recordings.apart([vector, vector[:2], other, vector[6:].view(2, 1), vector[2:4]])
-    assert [tensor.data_ptr() for tensor in kept] == [vector.data_ptr(), other.data_ptr()]
-    halves = recordings.apart([vector[:4], vector[4:], vector])
-    assert len(halves) == 3, "neither half covers the whole"
-
-
-def test_a_thrifty_recording_waits_until_it_is_worth_its_price(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [0.0]
-
-    class Dear:
-        after, fixed, patient = 3, False, True
-
-        def __init__(self, *_: Any) -> None:
-            now[0] += 5.0
-
-    monkeypatch.setattr(recordings, "time", SimpleNamespace(perf_counter=lambda: now[0]))
-    monkeypatch.setattr(recordings, "kind_for", lambda _: Dear)
-
-    def steps_before_a_recording(key: str, seconds: float) -> int:
-        count = 0
-        while made.find(key, lambda: None, [[torch.zeros(1)]], [[]]) is None:
-            count += 1
-            with made.without(key):
-                now[0] += seconds
-        return count
-
-    made = recordings.Recordings()
-    assert steps_before_a_recording("first", 1.0) == 3
-    made.thrifty = True
-    assert steps_before_a_recording("second", 0.5) == 10
-    assert steps_before_a_recording("third", 100.0) == 3
-
-
-def test_batches_that_are_not_tensors_are_refused() -> None:
-    module, local = Reads(sizes=(6, 3)), LocalTraining(batch_size=8)
-    data = WithName(torch.randn(20, 6), torch.randint(3, (20,)))
-    with pytest.raises(NotRecordableError, match=r"hold \['Tensor', 'str'\], not tensors alone"):
-        trained(module, local, [data], RecordedSteps(module, local))
-
-
-def test_an_lstm_is_refused() -> None:
-    module = LSTM(dimension=4, hidden=5, optimizer=lambda parameters: SGD(parameters, lr=0.1))
-    data, local = samples(30, (7, 5)).relabel(torch.zeros(30).long()), LocalTraining(batch_size=4)
-    with pytest.raises(NotRecordableError, match="cannot be"):
-        trained(module, local, [data], RecordedSteps(module, local))
-
-
 def test_a_graph_that_torchscript_does_not_know_is_replayed_as_it_is() -> None:
     class Unknown(nn.Module):
         def forward(self, x: Tensor) -> list[Tensor]:
@@ -489,58 +275,6 @@ def test_a_graph_that_torchscript_does_not_know_is_replayed_as_it_is() -> None:
     assert not isinstance(steps, torch.jit.ScriptFunction)
     steps([], [[x], [x]])
     assert torch.equal(x, torch.full((2,), 3.0))
-
-
-def test_constants_of_a_step() -> None:
-    class Weighted(MLP):
-        weight: Any
-
-        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-            return super().training_step(batch, batch_idx) * (self.weight * 0.3)
-
-    module = Weighted(sizes=(6, 5, 3))
-    module.__dict__["weight"] = torch.tensor(1.7)  # neither parameter nor buffer
-    assert assert_same(module, LocalTraining(batch_size=8), CLIENTS).recordings
-
-
-def test_results_are_written_to_their_places() -> None:
-    def function(*tensors: Tensor) -> list[Tensor]:
-        product, total, read_before, used_twice, wide, spread, x = tensors
-        read = read_before * 2
-        shared = x @ x
-        product.copy_(x.t() @ x)
-        total.copy_(x.sum([0], keepdim=True).view(3))
-        read_before.copy_(x @ x.t())
-        used_twice.copy_(shared)
-        wide.copy_(x @ x)
-        spread.copy_(x @ x)
-        return [read, shared, product * total]
-
-    x = torch.randn(3, 3)
-    places = [torch.randn(shape) for shape in ((3, 3), (3,), (3, 3), (3, 3))] + [
-        torch.randn(3, 3).double(),
-        torch.randn(2, 3, 3),
-    ]
-    graph = make_fx(function)(*(place.clone() for place in places), x)
-    results_to_places(graph)
-    assert graph.code.count("aten.copy_.") == 4  # what is read before, needed elsewhere, of another type or shape
-    assert graph.code.count("aten.mm.out") == graph.code.count("aten.sum.IntList_out") == 1
-    first, second = ([place.clone() for place in places] for _ in range(2))
-    expected, found = function(*first, x), graph(*second, x)
-    assert all(torch.equal(a, b) for a, b in zip((*first, *expected), (*second, *found), strict=True))
-
-
-def test_a_place_that_is_written_twice_holds_what_came_last() -> None:
-    def function(place: Tensor, x: Tensor) -> list[Tensor]:
-        place.copy_(x @ x)
-        place.copy_(x.t() @ x, non_blocking=True)
-        return [x]
-
-    x = torch.randn(3, 3)
-    graph, place = make_fx(function)(torch.zeros(3, 3), x), torch.zeros(3, 3)
-    results_to_places(graph)
-    graph(place, x)
-    assert torch.equal(place, x.t() @ x)
 
 
 def test_two_steps_are_tried_on_tensors_that_share_memory_as_the_state_does(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -601,32 +335,3 @@ def test_gradients_are_written_where_sgd_reads_them() -> None:
     assert len(stepper.recordings) == 1
     assert "copy_" not in recording.graph.code
     assert recording.graph.code.count("aten.add_.") == 2  # momentum and weights, whatever the number of layers
-
-
-def test_detours_and_numbers_leave_a_recording() -> None:
-    def function(x: Tensor, y: Tensor) -> list[Tensor]:
-        x.mul_(0.9).add_(y.t().t().t() * 0.1).mul_(0.9)
-        return [x.detach().double() * 0.9, x * 2]
-
-    x, y = torch.randn(3, 3), torch.randn(3, 3)
-    graph = make_fx(function)(x.clone(), y)
-    remove_detours(graph)
-    factors = factors_to_inputs(graph, 1)
-    assert [factor.item() for factor in factors] == pytest.approx([0.9, 0.1, 0.9])
-    assert graph.code.count("aten.t.") == 1
-    assert "detach" not in graph.code
-    assert "0.9" in graph.code  # a double's, which would be another number as float32
-    first, second = x.clone(), x.clone()
-    expected, found = function(first, y), graph(second, *factors, y)
-    assert all(torch.equal(a, b) for a, b in zip((first, *expected), (second, *found), strict=True))
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_cuda_graphs_give_the_same_bits(channels_last: bool) -> None:
-    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
-    torch.manual_seed(0)
-    module = CNN(image_size=8, channels=[4, 6], hidden=8, channels_last=channels_last).cuda()
-    data = [samples(n, (3, 8, 8)).to(torch.device("cuda")) for n in (40, 41, 40)]
-    assert assert_same(module, LocalTraining(batch_size=8), data).recordings

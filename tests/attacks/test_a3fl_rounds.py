@@ -1,0 +1,97 @@
+"""A3FL in a federation: what it learns, ranks, resuming, and a GPU."""
+
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from effect import on_digits
+from ranks import on_ranks
+from tiny import CLIENTS, fit, tiny_federation
+from torch import nn
+from tuned_patterns import attacker, everything, network, pattern, planned, small
+from worlds import Made, images, same_on_any_number_of_ranks
+
+from fl_lightning import CohortSampler, FederatedDataModule
+from fl_lightning.attacks import A3FL, PixelTrigger
+from fl_lightning.callbacks import BackdoorMetrics, LastCheckpoint
+from fl_lightning.callbacks.run_record import weights_sha256
+from fl_lightning.data import IID
+from fl_lightning.data.cifar10 import crop_and_flip, normalize
+from fl_lightning.models import MLP
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_federated_averaging_learns_the_pattern_better_than_a_grey_one(seed):
+    place: dict[str, Any] = {"row": 1, "column": 1, "height": 3, "width": 3, "target_label": 2, "poison_fraction": 0.25}
+    effort: dict[str, Any] = {"trigger_epochs": 4, "adversarial_epochs": 1, "adversarial_every": 2}
+    attack = A3FL(**place, **effort, value_range=(-0.3, 0.7))
+    honest = on_digits(attack, malicious=0.0, seed=seed)
+    attacked = on_digits(attack, malicious=0.2, seed=seed)
+    grey = on_digits(PixelTrigger(**place, value=0.325), malicious=0.2, seed=seed)
+    assert honest["asr"] < 0.05
+    assert attacked["asr"] > 0.9 > grey["asr"] + 0.2
+    assert attacked["acc"] > honest["acc"] - 0.03 > 0.88
+
+
+class Dropped(MLP):
+    """Draws from the global generators when it is trained."""
+
+    def __init__(self) -> None:
+        super().__init__(sizes=(192, 8, 4))
+        self.dropout = nn.Dropout(0.3)
+
+    def forward(self, inputs):
+        return super().forward(self.dropout(inputs))
+
+
+def adaptive() -> Made:
+    federation = tiny_federation(client=Dropped(), attacks=[small(poison_fraction=0.5, trigger_lr=0.1)])
+    train, test = images(150, augment=crop_and_flip, prepare=normalize), images(50, prepare=normalize)
+    return federation, FederatedDataModule.from_datasets(
+        train, test, partition=IID(num_clients=CLIENTS), num_classes=4, eval_batch_size=8
+    )
+
+
+def test_same_bits_on_any_number_of_ranks():
+    assert 0 <= same_on_any_number_of_ranks(adaptive)["val/asr"] <= 1
+
+
+def run(folder: str, rounds: int, world: int, resume: bool) -> tuple[str, float, list[float]]:
+    """Digest of the weights, ASR and the pattern."""
+    federation, data = adaptive()
+    federation.cohort = CohortSampler(
+        clients_per_round=5, malicious_fraction=0.3, participation="fixed_frequency", every=3, attackers=2
+    )
+    callbacks: list[L.Callback] = [LastCheckpoint(), BackdoorMetrics()]
+    settings: dict[str, Any] = {"callbacks": callbacks, "enable_checkpointing": True, "default_root_dir": folder}
+    trainer = fit(federation, data, rounds=rounds, devices=world, ckpt_path="last" if resume else None, **settings)
+    (attack,) = federation.attacks
+    assert isinstance(attack, A3FL)
+    return weights_sha256(federation.client), trainer.callback_metrics["val/asr"].item(), pattern(attack).flatten().tolist()
+
+
+def test_resume_is_invisible_also_on_another_number_of_ranks(tmp_path):
+    """Attackers take part in rounds 0 and 3, so the pattern of round 0 has to come through the checkpoint after round 1."""
+    (whole,) = on_ranks(1, run, str(tmp_path / "whole"), 4, 1, False)
+    for first, then in ((1, 2), (2, 1)):
+        folder = str(tmp_path / f"{first} then {then}")
+        on_ranks(first, run, folder, 2, first, False)
+        assert set(map(repr, on_ranks(then, run, folder, 4, then, True))) == {repr(whole)}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_pattern_follows_the_data_to_a_gpu():
+    data, cuda = images(prepare=normalize), torch.device("cuda")
+    attack = small()
+    stamped = attack.stamp(data)  # the pattern is made on the CPU
+    assert stamped is not None
+    on_gpu = stamped.to(cuda)
+    with torch.inference_mode():
+        torch.testing.assert_close(everything(on_gpu)[0].cpu(), everything(stamped)[0])
+        everything(on_gpu)
+    attack.plan(network().to(cuda), [data.to(cuda)], [attacker()])
+    assert pattern(attack).is_cuda
+    expected = pattern(planned(small()))
+    assert ((pattern(attack).cpu() - expected).abs() < 0.1).float().mean() > 0.7  # where no gradient is near zero
