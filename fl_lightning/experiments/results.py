@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from fl_lightning.callbacks.history import FEWEST, LAST
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.experiments.run_folder import RunFolder, State
 from fl_lightning.experiments.sweep import MEASURES, UNVARIED, Run, Sweep, read_sweep
+from fl_lightning.experiments.worst_case_plan import WorstCasePlan
 from fl_lightning.files.run_files import own_file, read_json, write_whole
 from fl_lightning.files.sealed import DamagedError, sealed, unsealed
 
@@ -47,6 +48,7 @@ class Results:
         center: axis -> label, where one axis is varied at a time.
         baseline: labels of the cell that ASR is compared with.
         attack_free: labels of the cell without attack.
+        worst_case: how settings are chosen by their worst attack, None if they are not.
         paper: the paper's values, one entry per cell, empty where it has none.
         folders: of all runs, cell by cell, in the order of `runs`.
         runs: one row per run: the axes, `seed`, `id`, `state`, `acc`, `asr`, `acc_last10`, `asr_last10`, `last10_evaluations`,
@@ -61,6 +63,7 @@ class Results:
     center: dict[str, str]
     baseline: dict[str, str]
     attack_free: dict[str, str]
+    worst_case: WorstCasePlan | None
     paper: list[dict[str, float]]
     folders: list[RunFolder]
     runs: pd.DataFrame
@@ -151,6 +154,7 @@ def write_index(folder: Path, sweep: Sweep, runs: Sequence[Run], given: Sequence
         "center": sweep.center,
         "baseline": sweep.baseline,
         "attack_free": sweep.attack_free,
+        "worst_case": None if sweep.worst_case is None else asdict(sweep.worst_case),
         "cells": by_cell,
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -183,6 +187,7 @@ def read_results(folder: Path, pool: Path) -> Results:
         center=index["center"],
         baseline=index["baseline"],
         attack_free=index["attack_free"],
+        worst_case=None if index.get("worst_case") is None else WorstCasePlan(**index["worst_case"]),
         paper=[cell["paper"] for cell in index["cells"]],
         folders=folders,
         runs=pd.DataFrame(rows),

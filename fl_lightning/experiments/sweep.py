@@ -15,6 +15,7 @@
       - {rule: Krum, acc: 0.999, asr: 0.999}
     baseline: {rule: FedAvg}               # what the report compares ASR with
     attack_free: {rule: no attack}         # the ASR that there is without attack
+    worst_case: {rule: rule, attack: attack, choose_on: [0]}    # settings by their worst attack: see `worst_attack.py`
 
 A cell is a combination of all axes but `seed`; a run is a cell with a seed. With `center: {alpha: 0.25, tau: 0.6}` one axis is
 varied at a time: only combinations that differ from the centre in at most one of the axes it names are run. A sweep has 100,000
@@ -32,10 +33,11 @@ from fl_lightning.configuration import resolve
 from fl_lightning.errors import ConfigurationError, nearest
 from fl_lightning.experiments.run_folder import RunFolder
 from fl_lightning.experiments.settings import Layer, arguments, build_once, check_ends, run_id, with_seed
+from fl_lightning.experiments.worst_case_plan import WorstCasePlan, read_plan
 from fl_lightning.files.yaml_files import as_argument, load_yaml
 from fl_lightning.options.class_settings import check_classes, named_classes, with_settings
 
-KEYS = ("name", "title", "base", "axes", "exclude", "center", "paper", "baseline", "attack_free")
+KEYS = ("name", "title", "base", "axes", "exclude", "center", "paper", "baseline", "attack_free", "worst_case")
 MEASURES = ("acc", "asr")
 """What the paper's tables give for a cell."""
 
@@ -108,6 +110,7 @@ class Sweep:
         center: axis -> label, where one axis is varied at a time.
         baseline: labels of the cell that ASR is compared with, empty if there is none.
         attack_free: labels of the cell without attack, empty if there is none.
+        worst_case: how settings are chosen by their worst attack, None if they are not.
     """
 
     name: str
@@ -117,6 +120,7 @@ class Sweep:
     center: dict[str, str] = field(default_factory=dict)
     baseline: dict[str, str] = field(default_factory=dict)
     attack_free: dict[str, str] = field(default_factory=dict)
+    worst_case: WorstCasePlan | None = None
 
     def runs(self, root: Path, given: Mapping[str, Any] | None = None, overrides: Sequence[str] = ()) -> list[Run]:
         """All runs, their settings read and checked, without touching a file.
@@ -208,7 +212,9 @@ def parse_sweep(content: Any, path: Path) -> Sweep:
         raise ConfigurationError("exclude leaves no cell of the sweep")
     name = str(content.get("name", path.stem))
     check_name(name)
-    return Sweep(name, " ".join(str(content.get("title", name)).split()), cells, seeds, center, baseline, attack_free)
+    title = " ".join(str(content.get("title", name)).split())
+    plan = read_plan(content["worst_case"], values, seeds) if "worst_case" in content else None
+    return Sweep(name, title, cells, seeds, center, baseline, attack_free, plan)
 
 
 def check_number(values: Mapping[str, Mapping[str, Any]], seeds: Sequence[int], center: Mapping[str, str]) -> None:

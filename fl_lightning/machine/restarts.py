@@ -1,7 +1,7 @@
 """Processes that torchrun starts again after one of them has failed (`--max-restarts`).
 
 They find the addresses of those before them in torchrun's store, where nobody listens any more. So they meet under keys of
-their own.
+their own. What puts a SLURM task back into its queue is `launch/requeue.sh`.
 """
 
 from __future__ import annotations
