@@ -13,6 +13,7 @@ from rich.text import Text
 
 from fl_lightning.errors import ConfigurationError, nearest
 from fl_lightning.experiments.arguments import Parser
+from fl_lightning.experiments.final import Final
 from fl_lightning.experiments.report import write_report
 from fl_lightning.experiments.results import POOL, SWEEPS, locate, read_results, write_index
 from fl_lightning.experiments.run_folder import State
@@ -66,23 +67,32 @@ def report(args: Sequence[str]) -> None:
     """`fl-lightning report SWEEP`: tables, curves and a page of a sweep as it stands."""
     parser = Parser(
         prog="fl-lightning report",
-        description="Write tables (Markdown, LaTeX, CSV), curves and report.html of a sweep, as far as it is.",
+        description="Write tables (Markdown, LaTeX, CSV), figures (PDF, SVG) and report.html of a sweep, as far as it is.",
     )
     parser.add_argument("sweep", type=Path, help="the sweep's file, or its folder (runs/sweeps/NAME)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
     parser.add_argument("--output", type=Path, help="where to write (default: the sweep's folder)")
+    parser.add_argument(
+        "--measure",
+        choices=[str(final) for final in Final],
+        default=str(Final.LAST),
+        help="Acc and ASR in table.tex, bars and heat maps: of the last round, or their means over a run's last evaluations, "
+        "ten at most (default: last)",
+    )
     options = parser.parse_args(args)
     folder, pool = locate(options.sweep, options.runs)
     results = read_results(folder, pool)
     output = options.output or folder
-    write_report(results, output)
+    written = write_report(results, output, Final(options.measure))
     shown = table(results)
     shown = shown[[name for name in shown if name in (*results.axes, *ON_SCREEN)]]
     printed = Table(*shown.columns, title=Text(results.title))
     for row in shown.to_numpy().tolist():
         printed.add_row(*map(Text, row))
     Console().print(printed)
+    pdfs = [path for path in written if path.suffix == ".pdf"]
     print(f"Report: {output / 'report.html'}")
+    print(f"For a paper: {output / 'table.tex'}, {output / 'figures.tex'} and {len(pdfs)} figures in {output / 'figures'}")
 
 
 def parse_sweep_command(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

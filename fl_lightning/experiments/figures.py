@@ -95,8 +95,12 @@ def finish(axes: Axes, title: str, label: str) -> None:
 
 @contextmanager
 def same_bytes() -> Iterator[None]:
-    """The same picture is the same text: no date, and names inside that do not depend on chance. Dollars are dollars."""
-    with mpl.rc_context({"svg.hashsalt": "fl_lightning", "svg.fonttype": "none", "font.size": 9, "text.parse_math": False}):
+    """The same picture is the same bytes: no date, and names inside that do not depend on chance.
+
+    Text is text in SVG and in PDF, there in TrueType fonts, as publishers refuse those of type 3. Dollars are dollars.
+    """
+    fonts = {"svg.fonttype": "none", "pdf.fonttype": 42, "font.size": 9, "text.parse_math": False}
+    with mpl.rc_context({"svg.hashsalt": "fl_lightning", **fonts}):
         yield
 
 

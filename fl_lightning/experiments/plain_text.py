@@ -5,6 +5,7 @@ line break ends a row.
 """
 
 import re
+import unicodedata
 from typing import Any
 
 import pandas as pd
@@ -21,6 +22,17 @@ LATEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
 }
+GREEK = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi chi psi omega"
+LATEX |= {unicodedata.lookup(f"GREEK SMALL LETTER {name.replace('lambda', 'lamda')}"): rf"$\{name}$" for name in GREEK.split()}
+LATEX |= {
+    "\u00b1": r"$\pm$",
+    "\u00d7": r"$\times$",
+    "\u2264": r"$\leq$",
+    "\u2265": r"$\geq$",
+    "\u2212": "$-$",
+    "\u2026": r"\dots{}",
+}
+"""Characters that TeX reads as commands, and those of mathematics, which pdflatex has no letters for."""
 
 
 def one_line(text: str) -> str:

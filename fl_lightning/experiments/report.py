@@ -1,6 +1,6 @@
-"""A sweep's report: tables, curves and one page of HTML that needs no network."""
+"""A sweep's report: tables, figures and one page of HTML that needs no network."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,14 +9,17 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fl_lightning.experiments.figures import curves, numeric_axes, same_bytes, sensitivity, svg
+from fl_lightning.experiments.final import Final
+from fl_lightning.experiments.paper_tables import latex_tables
+from fl_lightning.experiments.pictures import Picture, latex_figures, pictures
 from fl_lightning.experiments.plain_text import as_csv, markdown_cell
 from fl_lightning.experiments.results import Results, records
 from fl_lightning.experiments.run_folder import RunFolder, State
-from fl_lightning.experiments.tables import latex, markdown, table
+from fl_lightning.experiments.tables import markdown, table
 from fl_lightning.files.run_files import own_file, write_whole
 from fl_lightning.files.sealed import altered, without_digest
 
-FILES = ("report.html", "table.md", "table.tex", "cells.csv", "runs.csv", "times.csv")
+FILES = ("report.html", "table.md", "table.tex", "figures.tex", "cells.csv", "runs.csv", "times.csv")
 """What a report consists of. All but `times.csv` depend on the runs' results alone, so the same results give the same bytes."""
 
 
@@ -30,54 +33,137 @@ class Machine:
     runs: int
 
 
-def write_report(results: Results, folder: Path) -> list[Path]:
-    """Write the files of `FILES`, and `curves/<cell>.svg` and `sensitivity/<axis>.svg`, into a folder; returns their paths.
+@dataclass(frozen=True)
+class Shown:
+    """What a report shows of a sweep.
+
+    Args:
+        results: of the sweep.
+        table: a row per cell, as text.
+        pictures: the figures for a paper.
+        curves: a picture per cell.
+        sensitivities: by axis, a picture of Acc and ASR by its values.
+    """
+
+    results: Results
+    table: pd.DataFrame
+    pictures: list[Picture]
+    curves: list[str]
+    sensitivities: dict[str, str]
+
+
+def write_report(results: Results, folder: Path, final: Final = Final.LAST) -> list[Path]:
+    """Write the files of `FILES`, the figures for a paper (`figures/<what it shows>.pdf` and `.svg`), `curves/<cell>.svg` and
+    `sensitivity/<axis>.svg` into a folder; returns their paths.
 
     Runs that have not finished stand in the tables as what they are; their curves are shown as far as they go.
+
+    Args:
+        results: of the sweep.
+        folder: where to write; it need not be there.
+        final: which Acc and ASR the LaTeX tables, bars and heat maps have.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    shown = table(results)
     with same_bytes():
-        cell_curves = [svg(curves(results.group(cell), "")) for cell in range(len(shown))]
-        sensitivities = {axis: svg(sensitivity(results, axis)) for axis in numeric_axes(results)}
-    written = {
-        "table.md": f"# {markdown_cell(results.title)}\n\n{markdown(shown)}\n",
-        "table.tex": latex(shown, results.title),
+        shown = Shown(
+            results,
+            table(results),
+            pictures(results, final),
+            [svg(curves(results.group(cell), "")) for cell in range(len(results.cells))],
+            {axis: svg(sensitivity(results, axis)) for axis in numeric_axes(results)},
+        )
+    written: dict[str, str | bytes] = {
+        "table.md": f"# {markdown_cell(results.title)}\n\n{markdown(shown.table)}\n",
+        "table.tex": latex_tables(results, final),
+        "figures.tex": latex_figures(shown.pictures, "figures"),
         "cells.csv": as_csv(results.cells),
         "runs.csv": as_csv(results.runs),
         "times.csv": times(results),
-        "report.html": page(results, shown, cell_curves, sensitivities),
+        "report.html": page(shown),
     }
-    written |= {f"curves/{cell:03d}.svg": picture for cell, picture in enumerate(cell_curves)}
-    written |= {f"sensitivity/{axis}.svg": picture for axis, picture in sensitivities.items()}
-    for name, text in written.items():
+    written |= {f"figures/{picture.name}.pdf": picture.pdf for picture in shown.pictures}
+    written |= {f"figures/{picture.name}.svg": picture.svg for picture in shown.pictures}
+    written |= {f"curves/{cell:03d}.svg": picture for cell, picture in enumerate(shown.curves)}
+    written |= {f"sensitivity/{axis}.svg": picture for axis, picture in shown.sensitivities.items()}
+    for name, content in written.items():
         (folder / name).parent.mkdir(exist_ok=True)
-        write_whole(folder / name, text)
+        write_whole(folder / name, content)
     return [folder / name for name in written]
 
 
-def page(results: Results, shown: pd.DataFrame, cell_curves: list[str], sensitivities: dict[str, str]) -> str:
-    """The HTML page; `shown` is the table."""
+# ---- the page, section by section ------------------------------------------------------------------------------------
+
+
+def page(shown: Shown) -> str:
+    """The HTML page. Each of `SECTIONS` gives what its part of the template reads."""
     environment = Environment(
         loader=PackageLoader("fl_lightning.experiments", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
+    given: dict[str, Any] = {}
+    for section in SECTIONS:
+        given |= section(shown)
+    return environment.get_template("report.html.jinja").render(given)
+
+
+def overview(shown: Shown) -> dict[str, Any]:
+    """Title, and how many runs are in which state."""
+    results = shown.results
     states = results.runs["state"].value_counts()
-    return environment.get_template("report.html.jinja").render(
-        title=results.title,
-        columns=list(shown.columns),
-        rows=shown.to_numpy().tolist(),
-        axes=results.axes,
-        states={str(state): int(states.get(state, 0)) for state in State if states.get(state, 0)},
-        cells=[
-            {"name": results.label(i), "curve": cell_curves[i], "runs": list(configurations(results.group(i)))}
-            for i in range(len(shown))
-        ],
-        sensitivities=sensitivities,
-        seeds=results.seeds,
-        failures=[run for run in records(results.runs) if run["state"] == State.FAILED],
-        stopped=[run for run in records(results.runs) if run["state"] == State.STOPPED],
-        machines=machines([folder.record for folder in results.folders]),
-    )
+    return {
+        "title": results.title,
+        "axes": results.axes,
+        "seeds": results.seeds,
+        "states": {str(state): int(states.get(state, 0)) for state in State if states.get(state, 0)},
+    }
+
+
+def table_of_cells(shown: Shown) -> dict[str, Any]:
+    """The long table."""
+    return {"columns": list(shown.table.columns), "rows": shown.table.to_numpy().tolist()}
+
+
+def unfinished(shown: Shown) -> dict[str, Any]:
+    """What failed or stopped, and why."""
+    runs = records(shown.results.runs)
+    by_state = {state: [run for run in runs if run["state"] == state] for state in (State.FAILED, State.STOPPED)}
+    return {"failures": by_state[State.FAILED], "stopped": by_state[State.STOPPED]}
+
+
+def figures(shown: Shown) -> dict[str, Any]:
+    """The figures for a paper: rules over each other by round, and the others."""
+    overlays = [picture for picture in shown.pictures if picture.kind == "by_round"]
+    return {"overlays": overlays, "pictures": [picture for picture in shown.pictures if picture not in overlays]}
+
+
+def by_setting(shown: Shown) -> dict[str, Any]:
+    """Acc and ASR by the values of axes of numbers."""
+    return {"sensitivities": shown.sensitivities}
+
+
+def by_cell(shown: Shown) -> dict[str, Any]:
+    """Curves and configurations of each cell."""
+    results = shown.results
+    cells = [
+        {"name": results.label(i), "curve": curve, "runs": list(configurations(results.group(i)))}
+        for i, curve in enumerate(shown.curves)
+    ]
+    return {"cells": cells}
+
+
+def where_it_ran(shown: Shown) -> dict[str, Any]:
+    """Machines and versions."""
+    return {"machines": machines([folder.record for folder in shown.results.folders])}
+
+
+SECTIONS: tuple[Callable[[Shown], dict[str, Any]], ...] = (
+    overview,
+    figures,
+    table_of_cells,
+    unfinished,
+    by_setting,
+    by_cell,
+    where_it_ran,
+)
 
 
 def configurations(folders: list[RunFolder]) -> Iterator[dict[str, str]]:

@@ -1,11 +1,11 @@
-"""A sweep's results as Markdown and LaTeX."""
+"""A sweep's results as one long table: a row per cell."""
 
 import math
 from typing import Any
 
 import pandas as pd
 
-from fl_lightning.experiments.plain_text import latex_cell, markdown_cell
+from fl_lightning.experiments.plain_text import markdown_cell
 from fl_lightning.experiments.results import AVERAGED, Results, records
 from fl_lightning.experiments.run_folder import State
 
@@ -86,26 +86,3 @@ def markdown(frame: pd.DataFrame) -> str:
 
     rows = [[str(value) for value in row] for row in frame.to_numpy().tolist()]
     return "\n".join([line(list(frame.columns)), line(["---"] * len(frame.columns)), *map(line, rows)])
-
-
-def latex(frame: pd.DataFrame, caption: str) -> str:
-    """A `table` with booktabs rules."""
-    lines = [[latex_cell(str(value)) for value in row] for row in [list(frame.columns), *frame.to_numpy().tolist()]]
-    # A row that begins with [ or * would be read as the argument of the line break before it.
-    head, *body = ["{}" * row[0].startswith(("[", "*")) + " & ".join(row) + r" \\" for row in lines]
-    return "\n".join(
-        [
-            r"\begin{table}",
-            r"\centering",
-            rf"\caption{{{latex_cell(caption)}}}",
-            rf"\begin{{tabular}}{{{'l' * len(frame.columns)}}}",
-            r"\toprule",
-            head,
-            r"\midrule",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}",
-            r"\end{table}",
-            "",
-        ]
-    )

@@ -140,13 +140,13 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str | bytes) -> None:
     """Write a file so that readers see the old text or the new, never a part, whoever else writes it, and after a power cut.
 
     Raises:
         StorageError: it cannot be written; the old one is still there.
     """
-    content = text.encode()
+    content = text.encode() if isinstance(text, str) else text
     with replacing(path, len(content)) as file:
         file.write(content)
 

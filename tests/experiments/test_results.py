@@ -12,11 +12,12 @@ import yaml
 
 from fl_lightning import ConfigurationError
 from fl_lightning.experiments.figures import by_round, numeric_axes
-from fl_lightning.experiments.report import write_report
+from fl_lightning.experiments.plain_text import latex_cell
+from fl_lightning.experiments.report import FILES, write_report
 from fl_lightning.experiments.results import Results, read_results, write_index
 from fl_lightning.experiments.run_folder import RunFolder, State
 from fl_lightning.experiments.sweep import Cell, Run, Sweep
-from fl_lightning.experiments.tables import latex, markdown, number, table
+from fl_lightning.experiments.tables import markdown, number, table
 
 MACHINE = {"hardware": {"device": "cpu", "name": "<Fast> & small"}, "versions": {"torch": "2.x"}, "world_size": 2}
 
@@ -189,11 +190,8 @@ def test_numbers_look_as_in_the_paper(value, sign, text):
 def test_markdown_and_latex_escape_what_they_would_read_as_their_own():
     frame = pd.DataFrame({"rule": ["a|b_c & 50%"], "n": ["3"]})
     assert markdown(frame).splitlines()[2] == r"| a\|b_c & 50% | 3 |"
-    assert r"\midrule" + "\n{}[5, 10]" in latex(pd.DataFrame({"rule": ["[5, 10]"]}), "x")
-    text = latex(frame, "x_y")
-    assert r"a\textbar{}b\_c \& 50\% & 3 \\" in text
-    assert r"\caption{x\_y}" in text
-    assert text.count(r"\begin") == text.count(r"\end") == 2
+    assert latex_cell("a|b_c & 50%") == r"a\textbar{}b\_c \& 50\%"
+    assert latex_cell("\u03c4 \u2265 .6 \u00b1 .1") == r"$\tau$ $\geq$ .6 $\pm$ .1"
 
 
 def test_curves_are_of_the_rounds_in_which_any_run_was_evaluated(tmp_path):
@@ -267,7 +265,7 @@ def test_the_same_results_give_the_same_bytes(tmp_path):
     found = results(tmp_path)
     first, second = (write_report(found, tmp_path / name) for name in ("a", "b"))
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
-    assert len(first) == 6 + 5
+    assert len(first) == len(FILES) + 5 + 2 * 4  # a curve per cell, four figures as PDF and SVG
 
 
 def test_csv_files_can_be_read_back(tmp_path):
