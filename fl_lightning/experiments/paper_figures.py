@@ -126,11 +126,16 @@ def bars(results: Results, group: Group, final: Final) -> Figure:
 def heat_map(results: Results, group: Group, measure: str, final: Final) -> Figure:
     """Acc or ASR at the end, rows against columns, from light (0) to dark (1), a value in every cell, or a dash."""
     rows, columns = group.row_labels, group.column_labels
-    names = [[shortened(label) for label in labels] for labels in (rows, columns)]
     values = np.array([[mean(results, group.cells.get((r, c)), measure, final)[0] for c in columns] for r in rows])
+    return value_map(values, (group.rows, rows), (group.columns, columns), NAMES[measure])
+
+
+def value_map(values: np.ndarray, rows: tuple[str, list[str]], columns: tuple[str, list[str]], title: str) -> Figure:
+    """Shares, (len(rows), len(columns)) in [0, 1] or NaN, as a heat map; each axis has a name and labels."""
+    names = [[shortened(label) for label in labels] for _, labels in (rows, columns)]
     slanted = max(map(len, names[1])) > 8
-    width = 0.9 + 0.075 * max(map(len, names[0])) + 0.62 * len(columns)
-    height = 0.75 + 0.28 * len(rows) + (0.055 * max(map(len, names[1])) if slanted else 0)
+    width = 0.9 + 0.075 * max(map(len, names[0])) + 0.62 * len(names[1])
+    height = 0.75 + 0.28 * len(names[0]) + (0.055 * max(map(len, names[1])) if slanted else 0)
     figure = Figure(figsize=(max(2.4, width), height), layout="constrained")
     axes = figure.add_subplot()
     mesh = axes.pcolormesh(np.ma.masked_invalid(values), cmap=SHADES, vmin=0, vmax=1, edgecolors="white", linewidth=1)
@@ -139,11 +144,11 @@ def heat_map(results: Results, group: Group, measure: str, final: Final) -> Figu
         dark = not math.isnan(value) and luminance(mesh.to_rgba(value)) < EQUAL_CONTRAST
         text = number(float(value)).replace("-", "\u2013")
         axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", color="white" if dark else "black", fontsize="small")
-    axes.set(xlabel=group.columns, ylabel=group.rows, title=NAMES[measure], ylim=(len(rows), 0))
-    axes.set_xticks(np.arange(len(columns)) + 0.5, names[1])
+    axes.set(xlabel=columns[0], ylabel=rows[0], title=title, ylim=(len(names[0]), 0))
+    axes.set_xticks(np.arange(len(names[1])) + 0.5, names[1])
     for text in axes.get_xticklabels() if slanted else ():
         text.set(rotation=35, ha="right", rotation_mode="anchor")
-    axes.set_yticks(np.arange(len(rows)) + 0.5, names[0])
+    axes.set_yticks(np.arange(len(names[0])) + 0.5, names[0])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     return figure

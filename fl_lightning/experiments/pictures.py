@@ -13,6 +13,7 @@ from fl_lightning.experiments.groups import Group, groups
 from fl_lightning.experiments.paper_figures import bars, heat_map, overlay
 from fl_lightning.experiments.plain_text import latex_cell
 from fl_lightning.experiments.results import Results
+from fl_lightning.experiments.worst_report import maps
 
 LONGEST_NAME = 80
 """Characters of a file's name, beside its extension and number."""
@@ -23,7 +24,7 @@ class Picture:
     """A figure, drawn.
 
     Args:
-        kind: "by_round", "by_rule" or "against".
+        kind: "by_round", "by_rule", "against" or "worst_case".
         name: of its files, without extension; no two of a sweep have the same, also where capitals do not count.
         group: which of its kind it is; empty where it is the only one.
         text: what it shows.
@@ -42,7 +43,7 @@ class Picture:
 
 
 def pictures(results: Results, final: Final) -> list[Picture]:
-    """All figures of a sweep: rules over each other by round, then bars, then one axis against another where there are two."""
+    """All figures of a sweep: rules by round, bars, one axis against another where there are two, and worst cases."""
     taken: set[str] = set()
     found = []
     for kind, shown, group, figure, text in drawn(results, final):
@@ -69,6 +70,8 @@ def drawn(results: Results, final: Final) -> Iterator[tuple[str, str, Group, Fig
             text = f"{name} by {group.compares}: {measured(results, group, final)}."
             shown = f"{measure}_by_{group.rows}_and_{group.columns}"
             yield "against", shown, group, heat_map(results, group, measure, final), text
+    for group, measure, figure, text in maps(results, final):
+        yield "worst_case", f"{measure}_by_{group.rows}_and_{group.columns}-worst_case", group, figure, text
 
 
 def begun(results: Results, group: Group) -> str:
@@ -104,7 +107,7 @@ def latex_figures(found: Iterable[Picture], folder: str) -> str:
         "% A wide figure may be a figure* in a paper of two columns.",
     ]
     for picture in found:
-        width = r"\linewidth" if picture.kind != "against" else r"0.6\linewidth"
+        width = r"\linewidth" if picture.kind not in ("against", "worst_case") else r"0.6\linewidth"
         lines += [
             r"\begin{figure}",
             r"\centering",

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from fl_lightning.experiments import worst_report
 from fl_lightning.experiments.figures import curves, numeric_axes, same_bytes, sensitivity, svg
 from fl_lightning.experiments.final import Final
 from fl_lightning.experiments.paper_tables import latex_tables
@@ -16,6 +17,7 @@ from fl_lightning.experiments.plain_text import as_csv, markdown_cell
 from fl_lightning.experiments.results import Results, records
 from fl_lightning.experiments.run_folder import RunFolder, State
 from fl_lightning.experiments.tables import markdown, table
+from fl_lightning.experiments.worst_attack import WorstCase
 from fl_lightning.files.run_files import own_file, write_whole
 from fl_lightning.files.sealed import altered, without_digest
 
@@ -40,6 +42,7 @@ class Shown:
     Args:
         results: of the sweep.
         table: a row per cell, as text.
+        worst: rules under their worst attack, None where the sweep has no plan for that.
         pictures: the figures for a paper.
         curves: a picture per cell.
         sensitivities: by axis, a picture of Acc and ASR by its values.
@@ -47,6 +50,7 @@ class Shown:
 
     results: Results
     table: pd.DataFrame
+    worst: WorstCase | None
     pictures: list[Picture]
     curves: list[str]
     sensitivities: dict[str, str]
@@ -54,7 +58,8 @@ class Shown:
 
 def write_report(results: Results, folder: Path, final: Final = Final.LAST) -> list[Path]:
     """Write the files of `FILES`, the figures for a paper (`figures/<what it shows>.pdf` and `.svg`), `curves/<cell>.svg` and
-    `sensitivity/<axis>.svg` into a folder; returns their paths.
+    `sensitivity/<axis>.svg` into a folder; returns their paths. A sweep with `worst_case` has `worst_case.csv`, a row per rule,
+    and `worst_case_cells.csv`, a row per rule and attack, too.
 
     Runs that have not finished stand in the tables as what they are; their curves are shown as far as they go.
 
@@ -68,6 +73,7 @@ def write_report(results: Results, folder: Path, final: Final = Final.LAST) -> l
         shown = Shown(
             results,
             table(results),
+            worst_report.worst_cases(results, final),
             pictures(results, final),
             [svg(curves(results.group(cell), "")) for cell in range(len(results.cells))],
             {axis: svg(sensitivity(results, axis)) for axis in numeric_axes(results)},
@@ -85,6 +91,8 @@ def write_report(results: Results, folder: Path, final: Final = Final.LAST) -> l
     written |= {f"figures/{picture.name}.svg": picture.svg for picture in shown.pictures}
     written |= {f"curves/{cell:03d}.svg": picture for cell, picture in enumerate(shown.curves)}
     written |= {f"sensitivity/{axis}.svg": picture for axis, picture in shown.sensitivities.items()}
+    if shown.worst is not None:
+        written |= {"worst_case.csv": as_csv(shown.worst.chosen), "worst_case_cells.csv": as_csv(shown.worst.reported)}
     for name, content in written.items():
         (folder / name).parent.mkdir(exist_ok=True)
         write_whole(folder / name, content)
@@ -132,7 +140,15 @@ def unfinished(shown: Shown) -> dict[str, Any]:
 def figures(shown: Shown) -> dict[str, Any]:
     """The figures for a paper: rules over each other by round, and the others."""
     overlays = [picture for picture in shown.pictures if picture.kind == "by_round"]
-    return {"overlays": overlays, "pictures": [picture for picture in shown.pictures if picture not in overlays]}
+    others = [picture for picture in shown.pictures if picture.kind in ("by_rule", "against")]
+    return {"overlays": overlays, "pictures": others}
+
+
+def under_worst_attacks(shown: Shown) -> dict[str, Any]:
+    """Each rule at the setting that is best under its worst attack."""
+    heads, rows = ([], []) if shown.worst is None else worst_report.rows(shown.worst, shown.results.axes)
+    worst = [picture for picture in shown.pictures if picture.kind == "worst_case"]
+    return {"worst_heads": heads, "worst_rows": rows, "worst_pictures": worst, "plan": shown.results.worst_case}
 
 
 def by_setting(shown: Shown) -> dict[str, Any]:
@@ -159,6 +175,7 @@ SECTIONS: tuple[Callable[[Shown], dict[str, Any]], ...] = (
     overview,
     figures,
     table_of_cells,
+    under_worst_attacks,
     unfinished,
     by_setting,
     by_cell,

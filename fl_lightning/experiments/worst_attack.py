@@ -70,7 +70,11 @@ def worst_case(
         [['Krum', 'Krum f=2', 'PGD', 0.4]]
     """
     plan = WorstCasePlan(rule, attack, choose_on, settings or {}, max_loss)
-    frame = runs if isinstance(runs, pd.DataFrame) else read_runs(Path(runs))
+    return solve_plan(runs if isinstance(runs, pd.DataFrame) else read_runs(Path(runs)), plan)
+
+
+def solve_plan(frame: pd.DataFrame, plan: WorstCasePlan) -> WorstCase:
+    """`worst_case` with its arguments checked."""
     check(frame, plan)
     others = [column for column in further_axes(frame, plan) if frame[column].nunique() > 1]
     chosen, reported = [], []

@@ -1,5 +1,6 @@
 """Settings by their worst attack: against a slow search, on made-up runs."""
 
+import json
 import math
 from itertools import product
 from pathlib import Path
@@ -11,14 +12,19 @@ import pytest
 
 from fl_lightning import ConfigurationError
 from fl_lightning.experiments import worst_case
+from fl_lightning.experiments.final import Final
+from fl_lightning.experiments.report import write_report
 from fl_lightning.experiments.results import read_results, write_index
 from fl_lightning.experiments.run_folder import RunFolder
 from fl_lightning.experiments.sweep import Run, parse_sweep
+from fl_lightning.experiments.tables import number
+from fl_lightning.experiments.worst_report import maps
 
 RULES = {"Krum": ["Krum 1", "Krum 2", "Krum 3"], "FLAME": ["FLAME"]}
 LABELS = [label for labels in RULES.values() for label in labels]
 ATTACKS = ["DBA", "PGD", "Neurotoxin"]
 SEEDS = [0, 1, 2, 3, 4]
+MACHINE = {"hardware": {"device": "cpu"}, "versions": {"torch": "2.x"}, "world_size": 1}
 
 
 def drawn(seed: int) -> pd.DataFrame:
@@ -173,3 +179,56 @@ def test_plans_that_do_not_fit_the_sweep_are_refused(change, message):
 def test_a_plan_is_a_mapping_with_all_that_is_needed(plan):
     with pytest.raises(ConfigurationError, match=r"worst_case(\.attack)? (must be a mapping|is missing)"):
         parse_sweep({"axes": AXES, "worst_case": plan}, Path("some.yaml"))
+
+
+# ---- in a report -----------------------------------------------------------------------------------------------------
+
+
+def made(root: Path, frame: pd.DataFrame) -> Path:
+    """A finished sweep with this Acc and ASR; returns its folder."""
+    sweep = parse_sweep({"axes": AXES, "worst_case": PLAN}, root / "some.yaml")
+    measured = {(row.rule, row.attack, row.seed): (row.acc, row.asr) for row in frame.itertuples()}
+    runs = []
+    for i, cell in enumerate(sweep.cells):
+        for seed in SEEDS:
+            folder = RunFolder(root / "pool" / f"{i}-{seed}")
+            folder.path.mkdir(parents=True)
+            acc, asr = measured[cell.labels["rule"], cell.labels["attack"], seed]
+            record = {"state": "finished", "finished": True, "acc": acc, "asr": asr, "rounds": 1, "weights_sha256": "a"}
+            (folder.path / "run.json").write_text(json.dumps({**record, "seconds": {}, **MACHINE}))
+            runs.append(Run(cell, seed, {}, folder))
+    write_index(root / "sweeps" / "some", sweep, runs)
+    return root / "sweeps" / "some"
+
+
+def test_the_report_has_what_was_chosen(tmp_path):
+    frame = drawn(0)
+    folder = made(tmp_path, frame)
+    write_report(read_results(folder, tmp_path / "pool"), folder)
+    expected = worst_case(frame, settings=PLAN["settings"], choose_on=PLAN["choose_on"])
+    assert worst_case(folder, settings=PLAN["settings"], choose_on=PLAN["choose_on"]).chosen.equals(expected.chosen)
+    pd.testing.assert_frame_equal(pd.read_csv(folder / "worst_case.csv"), expected.chosen)
+    pd.testing.assert_frame_equal(pd.read_csv(folder / "worst_case_cells.csv"), expected.reported)
+    page = (folder / "report.html").read_text()
+    assert "Under the worst attack" in page
+    assert f">{expected.chosen['setting'][0]}<" in page
+    assert "Chosen on seeds\n0, 1; Acc and ASR are of the other seeds." in page
+    for measure in ("acc", "asr"):
+        assert (folder / "figures" / f"{measure}_by_rule_and_attack-worst_case.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_the_map_shows_the_reported_seeds(tmp_path):
+    frame = drawn(1)
+    folder = made(tmp_path, frame)
+    expected = worst_case(frame, settings=PLAN["settings"], choose_on=PLAN["choose_on"]).reported
+    shown = {measure: figure for _, measure, figure, _ in maps(read_results(folder, tmp_path / "pool"), Final.LAST)}
+    texts = [text.get_text() for text in shown["asr"].axes[0].texts]
+    assert texts == [number(value) for value in expected["asr"]]
+
+
+def test_an_unfinished_sweep_says_so(tmp_path):
+    folder = made(tmp_path, drawn(0))
+    for record in (tmp_path / "pool").rglob("run.json"):
+        record.unlink()
+    write_report(read_results(folder, tmp_path / "pool"), folder)
+    assert "none is finished" in (folder / "report.html").read_text()
