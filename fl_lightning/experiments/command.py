@@ -21,6 +21,7 @@ from fl_lightning.experiments.scheduler import run_all, write_config
 from fl_lightning.experiments.slurm import SlurmOptions, submit
 from fl_lightning.experiments.sweep import Run, check_name, read_sweep
 from fl_lightning.experiments.tables import table
+from fl_lightning.experiments.template import STDOUT, write_template
 from fl_lightning.options.class_settings import class_setting
 from fl_lightning.options.command_checks import check_folder, most_processes
 
@@ -31,6 +32,9 @@ ON_SCREEN = ("Acc", "ASR", "n", "paper Acc / ASR")
 def sweep(args: Sequence[str]) -> None:
     """`fl-lightning sweep FILE`: run what is not finished of a sweep."""
     options, overrides = parse_sweep_command(args)
+    if options.template is not None:
+        write_template(options.template, args)
+        return
     check_folder(options.runs, "--runs")
     for name, number in (("--jobs", options.jobs), ("--ranks", options.ranks)):
         if number is not None and not 1 <= number <= most_processes():
@@ -111,7 +115,15 @@ def parse_sweep_command(args: Sequence[str]) -> tuple[argparse.Namespace, list[s
         epilog="Whatever follows `--` is given to every fit, for example: -- --trainer.max_epochs 5",
     )
     add = parser.add_argument
-    add("file", type=Path, help="the sweep's file")
+    add("file", type=Path, nargs="?", help="the sweep's file")
+    add(
+        "--template",
+        type=Path,
+        nargs="?",
+        const=STDOUT,
+        metavar="FILE",
+        help="write a sweep's file to begin with, in which every key is explained, or print it; runs nothing",
+    )
     add("--runs", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
     add("--name", help="name of the sweep's folder (default: that of the file)")
     add(
@@ -148,7 +160,10 @@ def parse_sweep_command(args: Sequence[str]) -> tuple[argparse.Namespace, list[s
     add("--at-once", type=int, help="tasks of an array that may run at the same time")
     add("--array-limit", type=int, default=1000, help="tasks in one array, at most (default: 1000)")
     add("--sbatch", metavar="FLAG", action="append", default=[], help="a further option of sbatch, such as --sbatch=--qos=long")
-    return parser.parse_args(own), overrides
+    options = parser.parse_args(own)
+    if options.file is None and options.template is None:
+        parser.error("the following arguments are required: file")
+    return options, overrides
 
 
 def label(text: str) -> tuple[str, str]:

@@ -38,6 +38,11 @@ from fl_lightning.files.yaml_files import as_argument, load_yaml
 from fl_lightning.options.class_settings import check_classes, named_classes, with_settings
 
 KEYS = ("name", "title", "base", "axes", "exclude", "center", "paper", "baseline", "attack_free", "worst_case")
+"""What a sweep's file may say; docs/reference/sweep_file.md explains each."""
+
+SETTING_KEYS = ("setting", "values")
+"""Of an axis that is not given by labels."""
+
 MEASURES = ("acc", "asr")
 """What the paper's tables give for a cell."""
 
@@ -246,7 +251,7 @@ def combinations(values: Mapping[str, Mapping[str, Any]], center: Mapping[str, s
 
 def parse_axis(name: str, axis: Any, folder: Path) -> dict[str, list[Layer]]:
     """Label -> layers, of an axis given by labels, or by a setting and its values."""
-    if isinstance(axis, dict) and set(axis) == {"setting", "values"}:
+    if isinstance(axis, dict) and set(axis) == set(SETTING_KEYS):
         if not isinstance(axis["values"], list) or not axis["values"]:
             raise ConfigurationError(f"axes.{name}.values must be a list with at least one value, got {axis['values']}")
         return unique(name, [(value, [nested(str(axis["setting"]), value)]) for value in axis["values"]])

@@ -7,7 +7,14 @@ import pytest
 from test_results import make
 
 from fl_lightning.cli import main
+from fl_lightning.experiments import report as reports
 from fl_lightning.files.sealed import sealed, with_digest
+
+
+@pytest.fixture(autouse=True)
+def no_figures(monkeypatch):
+    """Figures for a paper, which take longest, are of the same numbers as the tables."""
+    monkeypatch.setattr(reports, "pictures", lambda results, final: [])
 
 
 def report(folder, capsys) -> tuple[Any, str]:

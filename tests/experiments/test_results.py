@@ -239,10 +239,18 @@ class Page(html.parser.HTMLParser):
         self.words.append(data)
 
 
-def test_the_page_is_whole_and_needs_no_network(tmp_path):
-    written = write_report(results(tmp_path), tmp_path / "out")
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """Results, the folder of their report, and its files."""
+    root = tmp_path_factory.mktemp("sweep")
+    found = results(root)
+    return found, root / "out", write_report(found, root / "out")
+
+
+def test_the_page_is_whole_and_needs_no_network(report):
+    _, out, written = report
     assert all(path.exists() for path in written)
-    text = (tmp_path / "out" / "report.html").read_text()
+    text = (out / "report.html").read_text()
     page = Page(text)
     shown = " ".join(page.words)
     for expected in (
@@ -261,22 +269,22 @@ def test_the_page_is_whole_and_needs_no_network(tmp_path):
     assert "<script" not in text
 
 
-def test_the_same_results_give_the_same_bytes(tmp_path):
-    found = results(tmp_path)
-    first, second = (write_report(found, tmp_path / name) for name in ("a", "b"))
+def test_the_same_results_give_the_same_bytes(tmp_path, report):
+    found, _, first = report
+    second = write_report(found, tmp_path / "again")
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
     assert len(first) == len(FILES) + 5 + 2 * 4  # a curve per cell, four figures as PDF and SVG
 
 
-def test_csv_files_can_be_read_back(tmp_path):
-    write_report(results(tmp_path), tmp_path / "out")
-    assert pd.read_csv(tmp_path / "out" / "cells.csv")["acc"].tolist()[:3] == [0.625, 1.0, 1.0]
-    assert pd.read_csv(tmp_path / "out" / "runs.csv")["state"].value_counts().to_dict() == {
+def test_csv_files_can_be_read_back(report):
+    _, out, _ = report
+    assert pd.read_csv(out / "cells.csv")["acc"].tolist()[:3] == [0.625, 1.0, 1.0]
+    assert pd.read_csv(out / "runs.csv")["state"].value_counts().to_dict() == {
         "finished": 5,
         "pending": 4,
         "failed": 1,
     }
-    assert pd.read_csv(tmp_path / "out" / "times.csv")["local_training_seconds"].dropna().tolist() == [1.5] * 5
+    assert pd.read_csv(out / "times.csv")["local_training_seconds"].dropna().tolist() == [1.5] * 5
 
 
 def test_a_folder_without_a_sweep(tmp_path):
