@@ -58,7 +58,7 @@ def test_attackers_are_numbered_once_for_the_experiment():
 
 
 def test_a_fixed_frequency_puts_attackers_into_every_so_many_rounds():
-    sampler = CohortSampler(participation="fixed_frequency", every=3, attackers=2, start_round=1)
+    sampler = CohortSampler(participation="fixed_frequency", interval=3, attackers=2, start_round=1)
     counts = [int(sampler.draw(0, t, SIZES).malicious.sum()) for t in range(9)]
     assert counts == [0, 2, 0, 0, 2, 0, 0, 2, 0]
     malicious = set(sampler.malicious_clients(0, 100).tolist())

@@ -101,7 +101,7 @@ class WarmUp:
         config["model"]["local"]["executor"] = "sequential"
         cohort = config["model"]["cohort"]
         if not self.attacked and cohort["participation"] != "single_shot":
-            cohort["start_round"] = max(cohort["start_round"], self.rounds)
+            cohort |= {"start_round": max(cohort["start_round"], self.rounds), "end_round": None, "after": "benign"}
         try:
             folder.mkdir(parents=True, exist_ok=True)
             written = folder / "settings.yaml"
