@@ -279,8 +279,8 @@ def in_words(found: Mapping[str, Any]) -> str:
     known = "which is not known" if clean is None else f"{clean:.4f}"
     lines.append(
         f"To half of it: {span_text(found['half'])}. To {found['margin']:g} above the ASR without attack, {known}: "
-        f"{span_text(found['clean'])}. ASR was measured at least every {found['resolution']} rounds, for "
-        f"{found['last_evaluation']} rounds."
+        f"{span_text(found['clean'])}. ASR was measured every {found['resolution']} rounds or more "
+        f"often, up to {found['last_evaluation']} rounds after it."
     )
     kept = [f"{entry['share']:.0%} after {k} rounds" for k, entry in found["retention"].items() if entry["share"] is not None]
     return "\n".join([*lines, *([f"Left of it: {', '.join(kept)}."] if kept else [])])

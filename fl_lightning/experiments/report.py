@@ -9,6 +9,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fl_lightning.experiments.figures import curves, numeric_axes, same_bytes, sensitivity, svg
+from fl_lightning.experiments.lifespans import lifespan_table
 from fl_lightning.experiments.plain_text import as_csv, markdown_cell
 from fl_lightning.experiments.results import Results, records
 from fl_lightning.experiments.run_folder import RunFolder, State
@@ -36,7 +37,7 @@ def write_report(results: Results, folder: Path) -> list[Path]:
     Runs that have not finished stand in the tables as what they are; their curves are shown as far as they go.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    shown = table(results)
+    shown, lives = table(results), lifespan_table(results)
     with same_bytes():
         cell_curves = [svg(curves(results.group(cell), "")) for cell in range(len(shown))]
         sensitivities = {axis: svg(sensitivity(results, axis)) for axis in numeric_axes(results)}
@@ -46,8 +47,11 @@ def write_report(results: Results, folder: Path) -> list[Path]:
         "cells.csv": as_csv(results.cells),
         "runs.csv": as_csv(results.runs),
         "times.csv": times(results),
-        "report.html": page(results, shown, cell_curves, sensitivities),
+        "report.html": page(results, shown, lives, cell_curves, sensitivities),
     }
+    if lives is not None:
+        written["table.md"] += f"\n## Lifespan of the backdoor, by seed\n\n{markdown(lives)}\n"
+        written["table.tex"] += latex(lives, f"{results.title}: lifespan of the backdoor, by seed")
     written |= {f"curves/{cell:03d}.svg": picture for cell, picture in enumerate(cell_curves)}
     written |= {f"sensitivity/{axis}.svg": picture for axis, picture in sensitivities.items()}
     for name, text in written.items():
@@ -56,8 +60,10 @@ def write_report(results: Results, folder: Path) -> list[Path]:
     return [folder / name for name in written]
 
 
-def page(results: Results, shown: pd.DataFrame, cell_curves: list[str], sensitivities: dict[str, str]) -> str:
-    """The HTML page; `shown` is the table."""
+def page(
+    results: Results, shown: pd.DataFrame, lives: pd.DataFrame | None, cell_curves: list[str], sensitivities: dict[str, str]
+) -> str:
+    """The HTML page; `shown` is the table, `lives` that of lifespans."""
     environment = Environment(
         loader=PackageLoader("fl_lightning.experiments", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -66,6 +72,7 @@ def page(results: Results, shown: pd.DataFrame, cell_curves: list[str], sensitiv
         title=results.title,
         columns=list(shown.columns),
         rows=shown.to_numpy().tolist(),
+        lives=None if lives is None else {"columns": list(lives.columns), "rows": lives.to_numpy().tolist()},
         axes=results.axes,
         states={str(state): int(states.get(state, 0)) for state in State if states.get(state, 0)},
         cells=[

@@ -59,7 +59,7 @@ def without_every(layer: dict[str, Any]) -> dict[str, Any]:
     """
     model = layer.get("model")
     cohort = model.get("cohort") if isinstance(model, dict) else None
-    if not isinstance(cohort, dict) or "every" not in cohort:
+    if not isinstance(model, dict) or not isinstance(cohort, dict) or "every" not in cohort:
         return layer
     if cohort["every"] != 10 or cohort.get("participation", "fixed_frequency") == "fixed_frequency":
         raise ConfigurationError(EVERY.format(cohort["every"]))
