@@ -129,7 +129,7 @@ def test_windows_without_a_round_are_refused(settings, message):
 
 
 def test_too_few_benign_clients_for_rounds_without_the_others():
-    with pytest.raises(ConfigurationError, match="from round 3 on a round needs 20 benign clients, but .* of 24 leaves 19"):
+    with pytest.raises(ConfigurationError, match=r"from round 3 on a round needs 20 benign clients, but .* of 24 leaves 19"):
         CohortSampler(participation="random_pool", end_round=3, after="absent").check(24)
     CohortSampler(participation="random_pool", end_round=3).check(24)
 
@@ -143,9 +143,18 @@ def digest(**cohort: Any) -> str:
     return config_sha256({"model": {"cohort": {**OLD, **cohort}}})
 
 
-@pytest.mark.parametrize(("kind", "every", "interval"), [("fixed_share", 10, None), ("fixed_share", 10, 1)] + [
-    ("fixed_frequency", 10, None), ("fixed_frequency", 10, 10), ("fixed_frequency", 3, 3), ("single_shot", 10, None)
-])  # fmt: skip
+SAME = [
+    ("fixed_share", 10, None),
+    ("fixed_share", 10, 1),
+    ("fixed_frequency", 10, None),
+    ("fixed_frequency", 10, 10),
+    ("fixed_frequency", 3, 3),
+    ("single_shot", 10, None),
+]
+"""Kind, `every` as it was written before, and `interval` of now."""
+
+
+@pytest.mark.parametrize(("kind", "every", "interval"), SAME)
 def test_a_window_left_out_leaves_the_digest_as_it_was(kind, every, interval):
     window = {"interval": interval, "end_round": None, "after": "benign"}
     assert digest(participation=kind, every=every) == digest(participation=kind, **window)

@@ -8,7 +8,7 @@ import pytest
 from fl_lightning.callbacks.lifespan import Span, columns, first_fall, in_words, last_above, lifespan, retention
 
 WORKED = (0.9, 0.8, 0.6, 0.55, 0.45, 0.52, 0.3, 0.2)
-"""ASR 1 to 8 rounds after the last attack; by hand: the first fall to .5 after 4 rounds, the last ASR above it at 6, mean .54."""
+"""ASR 1 to 8 rounds after the last attack; by hand: 4 rounds before the first fall to .5, the last above it at 6, mean .54."""
 
 
 def curve(values, first=1):
