@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from fl_lightning.attacks import Attack
     from fl_lightning.callbacks import (
         AggregationDiagnostics,
+        BackdoorLifespan,
         BackdoorMetrics,
         FlipRates,
         LastCheckpoint,
@@ -28,6 +29,7 @@ __all__ = [
     "AggregationDiagnostics",
     "Aggregator",
     "Attack",
+    "BackdoorLifespan",
     "BackdoorMetrics",
     "CohortSampler",
     "ConfigurationError",

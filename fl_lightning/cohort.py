@@ -4,18 +4,23 @@ A cohort is a pure function of (settings, seed, round, client sizes): every rank
 others. Which rank trains whom is a second pure function, of sizes and the number of ranks.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from fl_lightning.checked import real, whole
+from fl_lightning.checked import one_of, real, whole
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.seeding import generator
 
 Participation = Literal["fixed_share", "random_pool", "fixed_frequency", "single_shot"]
+
+After = Literal["benign", "absent"]
+
+SELDOM = 10
+"""Rounds from one attack to the next under `fixed_frequency` where no interval is given."""
 
 
 @dataclass(frozen=True)
@@ -51,27 +56,39 @@ class CohortSampler:
             the number is rounded up or down at random so that it is right on average (1.5 of 15: one or two, equally likely).
             `random_pool` samples all clients alike, so the number varies (hypergeometric): with 20 of 100 malicious and
             N = 20 it exceeds five in about one round in six. `fixed_frequency` puts `attackers` malicious clients into every
-            `every`-th round from `start_round` on, and none into the others. `single_shot` lets each malicious client take
+            `interval`-th round from `start_round` on, and none into the others. `single_shot` lets each malicious client take
             part once: the j-th one in round `rounds[j]`.
-        start_round: the round from which malicious clients attack; before it they train like anyone else under `fixed_share`
-            and `random_pool`, and stay away under `fixed_frequency`.
-        every: rounds from one attack to the next under `fixed_frequency`, at least 1.
+        start_round: the first round of the attack, counted from 0; before it malicious clients train like anyone else under
+            `fixed_share` and `random_pool`, and stay away under `fixed_frequency` and `single_shot`.
+        interval: rounds from one attack to the next, at least 1: rounds `start_round`, `start_round + interval` and so on are
+            attacked, and those between are as those before the attack. None is 1, and 10 under `fixed_frequency`.
         attackers: malicious clients in an attacked round under `fixed_frequency`, at least 1.
         rounds: rounds of the attack under `single_shot`, counted from 0; a round may be named more than once.
+        end_round: the first round after the attack, more than `start_round`; None for an attack without an end.
+        after: what becomes of malicious clients from `end_round` on. `benign`: cohorts are made up as they would be without an
+            end, and malicious clients train in them like anyone else, on their clean data. `absent`: all N clients are sampled
+            from the benign ones.
+
+    A round without attackers is one of benign clients to everything else: nothing is poisoned or rewritten, no client counts
+    as malicious, and attacks are not called. What belongs to benign clients' data (`EdgeCase(shared_fraction=...)`) stays.
     """
 
     clients_per_round: int = 20
     malicious_fraction: float = 0.2
     participation: Participation = "fixed_share"
     start_round: int = 0
-    every: int = 10
+    interval: int | None = None
     attackers: int = 1
     rounds: tuple[int, ...] = ()
+    end_round: int | None = None
+    after: After = "benign"
 
     def __post_init__(self) -> None:
         given: dict[str, Any] = {
-            name: whole(f"model.cohort.{name}", getattr(self, name)) for name in ("start_round", "every", "attackers")
+            name: whole(f"model.cohort.{name}", getattr(self, name)) for name in ("start_round", "attackers")
         }
+        for name in ("end_round", "interval"):
+            given |= {name: None if (value := getattr(self, name)) is None else whole(f"model.cohort.{name}", value)}
         given |= {"clients_per_round": whole("model.cohort.clients_per_round", self.clients_per_round, 1)}
         given |= {"malicious_fraction": real("model.cohort.malicious_fraction", self.malicious_fraction)}
         if not isinstance(self.rounds, Iterable):
@@ -84,23 +101,72 @@ class CohortSampler:
             )
         if not 0 <= self.malicious_fraction < 1:
             raise ConfigurationError(f"model.cohort.malicious_fraction must lie in [0, 1), got {self.malicious_fraction}")
-        if self.start_round < 0:
-            raise ConfigurationError(f"model.cohort.start_round counts from 0, got {self.start_round}")
-        for name, default in (("every", 10), ("attackers", 1)):
-            value = getattr(self, name)
-            if value < 1:
-                raise ConfigurationError(f"model.cohort.{name} must be at least 1, got {value}")
-            if value != default and self.participation != "fixed_frequency":
-                raise ConfigurationError(f"model.cohort.{name} is for participation fixed_frequency, not {self.participation}")
+        if self.attackers < 1:
+            raise ConfigurationError(f"model.cohort.attackers must be at least 1, got {self.attackers}")
+        if self.attackers != 1 and self.participation != "fixed_frequency":
+            raise ConfigurationError(f"model.cohort.attackers is for participation fixed_frequency, not {self.participation}")
+        self._check_window()
+
+    def _check_window(self) -> None:
+        """Raise `ConfigurationError` for an attack of no round, or in rounds that are not attacked."""
+        start, end = self.start_round, self.end_round
+        if start < 0:
+            raise ConfigurationError(f"model.cohort.start_round counts from 0, got {start}")
+        if end is not None and end <= start:
+            raise ConfigurationError(
+                f"model.cohort.end_round = {end} is the first round after the attack, which begins in start_round = {start}; "
+                f"give at least {start + 1}, or null for an attack without an end"
+            )
+        if self.interval is not None and self.interval < 1:
+            raise ConfigurationError(
+                f"model.cohort.interval must be at least 1, got {self.interval}; 1 is an attack in every round"
+            )
+        if one_of("model.cohort.after", self.after, get_args(After)) != "benign" and end is None:
+            raise ConfigurationError(
+                f"model.cohort.after = {self.after} says what follows the attack, which has no end; give end_round too"
+            )
         if bool(self.rounds) != (self.participation == "single_shot"):
             raise ConfigurationError(
                 "model.cohort.rounds names the rounds of the attack under participation single_shot, and only there; got "
                 f"{list(self.rounds)} with {self.participation}"
             )
-        if any(t < self.start_round for t in self.rounds):
+        outside = [t for t in self.rounds if not self._in_window(t)]
+        if outside:
+            every = "" if self._gap == 1 else f", interval = {self._gap}"
+            until = "" if end is None else f", end_round = {end}"
             raise ConfigurationError(
-                f"model.cohort.rounds must not lie before start_round = {self.start_round}, got {list(self.rounds)}"
+                f"model.cohort.rounds = {outside}: not in the attack's window, start_round = {start}{until}{every}; give "
+                "rounds in it, or leave the window out"
             )
+
+    def _in_window(self, t: int) -> bool:
+        """Whether round t is one of those to attack in."""
+        return t >= self.start_round and (t - self.start_round) % self._gap == 0 and not self._is_over(t)
+
+    @property
+    def _gap(self) -> int:
+        """Rounds from one attack to the next."""
+        return self.interval or (SELDOM if self.participation == "fixed_frequency" else 1)
+
+    def _is_over(self, t: int) -> bool:
+        return self.end_round is not None and t >= self.end_round
+
+    @property
+    def ends(self) -> bool:
+        """Whether there is a round from which on nobody attacks."""
+        return self.end_round is not None or self.participation == "single_shot" or not self.malicious_fraction
+
+    def attacked_rounds(self, stop: int) -> Sequence[int]:
+        """The rounds before `stop` in which malicious clients attack if there are any in the cohort, ascending.
+
+        >>> list(CohortSampler(start_round=2, end_round=9, interval=3).attacked_rounds(100))
+        [2, 5, 8]
+        """
+        if not self.malicious_fraction:
+            return range(0)
+        if self.participation == "single_shot":
+            return sorted({t for t in self.rounds if t < stop})
+        return range(self.start_round, stop if self.end_round is None else min(stop, self.end_round), self._gap)
 
     @property
     def malicious_per_round(self) -> int:
@@ -117,8 +183,14 @@ class CohortSampler:
                 f"model.cohort.clients_per_round = {self.clients_per_round}, but the data are dealt out to {num_clients} "
                 "clients; lower it, or raise num_clients of data.partition"
             )
+        malicious = round(self.malicious_fraction * num_clients)
+        if self.after == "absent" and self.clients_per_round > num_clients - malicious:
+            raise ConfigurationError(
+                f"model.cohort.after = absent: from round {self.end_round} on a round needs {self.clients_per_round} benign "
+                f"clients, but malicious_fraction = {self.malicious_fraction} of {num_clients} leaves {num_clients - malicious}"
+                "; use more clients, or after: benign"
+            )
         if self.participation != "random_pool" and self.malicious_fraction:
-            malicious = round(self.malicious_fraction * num_clients)
             most, least = self._malicious_bounds()
             if len(self.rounds) > malicious:
                 raise ConfigurationError(
@@ -165,14 +237,16 @@ class CohortSampler:
         attackers = torch.full((num_clients,), -1)
         malicious = self.malicious_clients(seed, num_clients)
         attackers[malicious] = torch.arange(len(malicious))
-        if self.participation == "random_pool":
+        if self.after == "absent" and self._is_over(round_number):
+            chosen = pick(everyone[attackers < 0], self.clients_per_round, draws)
+        elif self.participation == "random_pool":
             chosen = pick(everyone, self.clients_per_round, draws)
         else:
             chosen_malicious = self._pick_malicious(malicious, round_number, draws)
             count = self.clients_per_round - len(chosen_malicious)
             chosen = torch.cat([chosen_malicious, pick(everyone[attackers < 0], count, draws)])
         clients = chosen.sort().values
-        if round_number < self.start_round:
+        if not self._in_window(round_number):
             attackers[:] = -1
         return Cohort(
             clients=clients,
@@ -189,8 +263,8 @@ class CohortSampler:
             return pick(malicious, most if torch.rand((), generator=draws).item() < share - least else least, draws)
         if self.participation == "single_shot":
             return malicious[[j for j, t in enumerate(self.rounds) if t == round_number and j < len(malicious)]]
-        since = round_number - self.start_round
-        return pick(malicious, self.attackers if since >= 0 and since % self.every == 0 else 0, draws)
+        since = round_number - self.start_round  # also after the end, where they are benign
+        return pick(malicious, self.attackers if since >= 0 and since % self._gap == 0 else 0, draws)
 
 
 def pick(candidates: Tensor, count: int, draws: torch.Generator) -> Tensor:

@@ -35,7 +35,14 @@ from fl_lightning.files.yaml_files import MODE, as_argument
 from fl_lightning.machine import srun
 from fl_lightning.machine.srun import SrunEnvironment
 from fl_lightning.options.class_settings import check_classes, named_classes, taken_out, with_settings
-from fl_lightning.options.command_checks import check_arguments, check_checkpoint, check_devices, check_folder, check_reading
+from fl_lightning.options.command_checks import (
+    check_arguments,
+    check_checkpoint,
+    check_devices,
+    check_folder,
+    check_reading,
+    without_old_settings,
+)
 from fl_lightning.options.given_classes import check_read, refused_by_its_class
 from fl_lightning.options.layers import check_layer
 from fl_lightning.options.parser import Parser
@@ -149,6 +156,7 @@ class FederatedCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         args, given = taken_out(args)
         check_arguments(args)
+        args = without_old_settings(args)
         self.config = parser.parse_args(args)
         check_reading(args, self.config[self.config.subcommand].clone().as_dict())
         if given:

@@ -337,7 +337,7 @@ class Federation(Loadable, WatchedNames):
         stamp_evaluation(data, self.attacks, device)
         if stage == "fit":
             check_monitors(trainer, self)
-            remark(trainer, self.cohort, self.attacks, self.aggregator, data)
+            remark(trainer, self.cohort, self.attacks, self.aggregator, data, self.seed)
             check_evaluation(self.client.to(device), data)
 
     def check(self, data: FederatedDataModule) -> None:

@@ -64,10 +64,19 @@ ARGUMENTS = r"""
 --model.cohort.participation all | model.cohort.participation, all, fixed_share
 --model.cohort.participation single_shot | rounds, single_shot
 --model.cohort.start_round -1 | start_round, -1
---model.cohort.every 3 | every, fixed_frequency
+--model.cohort.every 3 | every, model.cohort.interval, interval: 3
+--model.cohort.end_round 0 | end_round, 0, start_round
+--model.cohort.start_round 5 --model.cohort.end_round 5 | end_round = 5, start_round = 5
+--model.cohort.end_round soon | model.cohort.end_round, soon
+--model.cohort.interval 0 | interval, 0
+--model.cohort.interval -2 | interval, -2
+--model.cohort.after gone | model.cohort.after, gone, benign, absent
+--model.cohort.after absent | after, end_round
+--model.cohort.after absent --model.cohort.end_round 1 --model.cohort.clients_per_round 9 | after = absent, 9 benign, leaves 8
+--model.cohort.participation single_shot --model.cohort.rounds [0,3] --model.cohort.interval 2 | rounds = [3], interval = 2
 --model.cohort.attackers 3 | attackers, fixed_frequency
 --model.cohort.rounds [1] | rounds, [1], single_shot
---model.cohort.participation fixed_frequency --model.cohort.every 0 | every, 0
+--model.cohort.participation fixed_frequency --model.cohort.interval 0 | interval, 0
 --model.cohort.participation fixed_frequency --model.cohort.attackers 6 | attackers, 6
 --model.cohort.participation single_shot --model.cohort.rounds [0,1,2] | rounds, 3 attacks
 --model.cohort.seed 3 | model.cohort, seed
@@ -309,6 +318,12 @@ ARGUMENTS = r"""
 --model.client lightning.LightningModule | model.client, LightningModule, MLP
 --model.server_optimizer SGD --model.server_optimizer.lr 1 --model.server_scheduler LRScheduler | server_scheduler, StepLR
 --trainer.callbacks+ Callback | trainer.callbacks, Callback, FlipRates
+--trainer.callbacks BackdoorLifespan | BackdoorLifespan, model.cohort.end_round
+--trainer.callbacks BackdoorLifespan --model.attacks SignFlip --model.cohort.end_round 1 | BackdoorLifespan, model.attacks
+--trainer.callbacks BackdoorLifespan --trainer.callbacks.kappa 1 | BackdoorLifespan.kappa, 1
+--trainer.callbacks BackdoorLifespan --trainer.callbacks.horizons [0] | BackdoorLifespan.horizons, at least 1, 0
+--trainer.callbacks BackdoorLifespan --trainer.callbacks.clean_asr -0.5 | BackdoorLifespan.clean_asr, -0.5
+--trainer.callbacks BackdoorLifespan --trainer.callbacks.margin .nan | callbacks.margin, nan
 --trainer.callbacks '[{class_path: FlipRates}, {class_path: FlipRates}]' | trainer.callbacks, FlipRates, 2 times
 --trainer.callbacks ModelCheckpoint --trainer.callbacks.save_top_k -2 | ModelCheckpoint, save_top_k, -2
 --trainer.callbacks EarlyStopping --trainer.callbacks.monitor val/acc --trainer.callbacks.mode up | EarlyStopping, mode, up

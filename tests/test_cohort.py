@@ -58,7 +58,7 @@ def test_attackers_are_numbered_once_for_the_experiment():
 
 
 def test_a_fixed_frequency_puts_attackers_into_every_so_many_rounds():
-    sampler = CohortSampler(participation="fixed_frequency", every=3, attackers=2, start_round=1)
+    sampler = CohortSampler(participation="fixed_frequency", interval=3, attackers=2, start_round=1)
     counts = [int(sampler.draw(0, t, SIZES).malicious.sum()) for t in range(9)]
     assert counts == [0, 2, 0, 0, 2, 0, 0, 2, 0]
     malicious = set(sampler.malicious_clients(0, 100).tolist())
@@ -121,7 +121,7 @@ def test_owners_share_the_samples_evenly(sizes, world):
         ({"clients_per_round": 5.0}, "clients_per_round must be a whole number, got 5.0"),
         ({"malicious_fraction": "0.1"}, "malicious_fraction must be a number, got '0.1' of type str; give a float"),
         ({"start_round": None}, "start_round must be a whole number, got None"),
-        ({"every": 2.5}, "every must be a whole number, got 2.5"),
+        ({"interval": 2.5}, "interval must be a whole number, got 2.5"),
         ({"attackers": [1]}, "attackers must be a whole number"),
         ({"participation": "single_shot", "rounds": 3}, "cohort.rounds must be a list of whole numbers, got 3"),
         ({"participation": "single_shot", "rounds": None}, "cohort.rounds must be a list of whole numbers, got None"),
@@ -130,12 +130,11 @@ def test_owners_share_the_samples_evenly(sizes, world):
         ({"malicious_fraction": -0.1}, "malicious_fraction must lie in"),
         ({"participation": "fixed"}, "participation must be one of fixed_share, random_pool, fixed_frequency, single_shot, "),
         ({"start_round": -1}, "start_round counts from 0, got -1"),
-        ({"participation": "fixed_frequency", "every": 0}, "every must be at least 1, got 0"),
-        ({"every": 5}, "every is for participation fixed_frequency, not fixed_share"),
+        ({"participation": "fixed_frequency", "interval": 0}, "interval must be at least 1, got 0"),
         ({"attackers": 2}, "attackers is for participation fixed_frequency, not fixed_share"),
         ({"rounds": (3,)}, "rounds names the rounds of the attack under participation single_shot, and only there"),
         ({"participation": "single_shot"}, "rounds names the rounds of the attack under participation single_shot"),
-        ({"participation": "single_shot", "rounds": (3,), "start_round": 4}, "must not lie before start_round = 4"),
+        ({"participation": "single_shot", "rounds": (3,), "start_round": 4}, r"rounds = \[3\]: not in the attack's window"),
     ],
 )
 def test_bad_settings_are_refused(settings_, message):

@@ -101,7 +101,9 @@ class WarmUp:
         config["model"]["local"]["executor"] = "sequential"
         cohort = config["model"]["cohort"]
         if not self.attacked and cohort["participation"] != "single_shot":
-            cohort["start_round"] = max(cohort["start_round"], self.rounds)
+            later = max(0, self.rounds - cohort["start_round"])  # the whole of the attack comes after these rounds
+            cohort["start_round"] += later
+            cohort["end_round"] = None if cohort["end_round"] is None else cohort["end_round"] + later
         try:
             folder.mkdir(parents=True, exist_ok=True)
             written = folder / "settings.yaml"

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from fl_lightning.cohort import SELDOM
 from fl_lightning.modules.bits import as_bytes
 
 LONGEST = 120
@@ -46,9 +47,30 @@ def experiment(config: Mapping[str, Any], *, rounds: bool = True) -> dict[str, A
         if isinstance(model.get("local"), dict):
             same = ("branches",) if model["local"].get("executor") == "stacked" else ("branches", "executor")
             model["local"] = {key: value for key, value in model["local"].items() if key not in same}
+        if isinstance(model.get("cohort"), dict) and "participation" in model["cohort"]:
+            model["cohort"] = with_interval(model["cohort"])
+            if rounds:  # a digest, which is that of records of before there was a window
+                model["cohort"] = with_every(model["cohort"])
     if rounds and "trainer" in config:
         chosen["max_epochs"] = config["trainer"].get("max_epochs")
     return chosen
+
+
+def with_interval(cohort: Mapping[str, Any]) -> dict[str, Any]:
+    """A cohort's settings with `interval` where an earlier version has `every`, and without what only repeats the defaults."""
+    often = {"fixed_frequency": SELDOM}.get(cohort["participation"], 1)
+    found = {key: value for key, value in cohort.items() if key != "every"}
+    if "every" in cohort and cohort["participation"] == "fixed_frequency":
+        found["interval"] = cohort["every"]
+    defaults = {"interval": (None, often), "end_round": (None,), "after": ("benign",)}
+    return {key: value for key, value in found.items() if value not in defaults.get(key, ())}
+
+
+def with_every(cohort: Mapping[str, Any]) -> dict[str, Any]:
+    """What `with_interval` gives, in the words of before: `every` stood there always, and meant something for one kind."""
+    if cohort["participation"] != "fixed_frequency":
+        return {**cohort, "every": SELDOM}
+    return {**{key: value for key, value in cohort.items() if key != "interval"}, "every": cohort.get("interval", SELDOM)}
 
 
 def without_paths(value: Any) -> Any:

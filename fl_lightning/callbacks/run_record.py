@@ -4,7 +4,7 @@ import json
 import logging
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol, runtime_checkable
 
 import lightning as L
 import torch
@@ -27,6 +27,15 @@ from fl_lightning.files.yaml_files import write_yaml
 log = logging.getLogger(__name__)
 
 
+@runtime_checkable
+class Recorded(Protocol):
+    """A callback with this method has something of its own for `run.json`."""
+
+    def for_run_json(self, federation: Federation, history: History) -> dict[str, Any]:
+        """Further keys, as plain data; called on rank 0 whenever the record is written, with the evaluations so far."""
+        ...
+
+
 class RunRecord(L.Callback):
     """Writes `run.json`, `metrics.jsonl` and `config.yaml` into `Trainer(default_root_dir=...)`; loggers get the settings too.
 
@@ -43,7 +52,7 @@ class RunRecord(L.Callback):
     `client_updates_per_second` (evaluation not counted),
     `peak_memory_bytes` (the largest of all ranks), `excluded_updates`, `refused_rounds`, `initial_weights_sha256` and
     `weights_sha256` (of the global parameters and buffers before the first round and in the end), `sha256` (of all the others,
-    by which damage is noticed; `config.yaml` has one in its last line).
+    by which damage is noticed; `config.yaml` has one in its last line). `BackdoorLifespan` adds `lifespan`.
 
     A run that does not go on with what is in the folder puts that aside, into `earlier/1`, `earlier/2` and so on. A resumed run
     refuses a checkpoint that was written under another configuration, and no two runs train in one folder at the same time:
@@ -187,6 +196,10 @@ class RunRecord(L.Callback):
         """What `run.json` says; on rank 0."""
         device, history = trainer.strategy.root_device, self.history
         busy = sum(seconds for phase, seconds in federation.seconds.items() if phase != "evaluation")
+        further: dict[str, Any] = {}
+        for callback in trainer.callbacks:  # pyrefly: ignore[missing-attribute]
+            if isinstance(callback, Recorded):
+                further |= callback.for_run_json(federation, history)
         return {
             "state": ended.state,
             "reason": ended.reason,
@@ -198,6 +211,7 @@ class RunRecord(L.Callback):
             "asr_last10": history.mean("asr"),
             "acc_last10_rounds": history.rounds("acc"),
             "asr_last10_rounds": history.rounds("asr"),
+            **further,
             "rounds": trainer.global_step,
             "seed": federation.seed,
             "excluded_updates": federation.excluded_updates,

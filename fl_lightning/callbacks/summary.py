@@ -6,6 +6,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from fl_lightning.callbacks.lifespan import in_words
+
 NAMES = {"acc": "Acc", "asr": "ASR"}
 
 
@@ -30,6 +32,8 @@ def show(record: dict[str, Any], folder: Path | None) -> None:
     )
     rate = record["client_updates_per_second"]
     console.print(f"Seconds: {phases}. {rate:.1f} client updates/s on {record['world_size']} rank(s)." if rate else "")
+    if "lifespan" in record:
+        console.print(in_words(record["lifespan"]), soft_wrap=True, markup=False, highlight=False)
     if record["excluded_updates"]:
         console.print(f"{record['excluded_updates']} non-finite updates were excluded.")
     if record["refused_rounds"]:

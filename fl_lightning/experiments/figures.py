@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from fl_lightning.experiments.lifespans import shade_window
 from fl_lightning.experiments.results import Results
 from fl_lightning.experiments.run_folder import RunFolder
 
@@ -19,7 +20,10 @@ NAMES = {"acc": "Acc", "asr": "ASR"}
 
 
 def curves(folders: Sequence[RunFolder], title: str) -> Figure:
-    """Acc and ASR of a cell by round: the mean over seeds, and a band from the smallest to the largest."""
+    """Acc and ASR of a cell by round: the mean over seeds, and a band from the smallest to the largest.
+
+    Where an attack begins late or ends, its rounds are shaded.
+    """
     figure = Figure(figsize=(3.4, 2.3), layout="constrained")
     axes = figure.add_subplot()
     for measure, color in COLORS.items():
@@ -30,6 +34,7 @@ def curves(folders: Sequence[RunFolder], title: str) -> Figure:
             )
             axes.fill_between(rounds, np.nanmin(values, axis=1), np.nanmax(values, axis=1), color=color, alpha=0.2, linewidth=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    shade_window(axes, folders)
     finish(axes, title, "round")
     return figure
 

@@ -33,7 +33,9 @@ def runs(folder: str | os.PathLike[str]) -> pd.DataFrame:
     Returns:
         `run` (the folder, relative to the one given), `rule`, `attacks`, `model`, `data` (names of classes), `seed`, `state`,
         `acc` and `asr` (in [0, 1]; NaN unless finished), their means over the last evaluations, `rounds`,
-        `excluded_updates`, `message`.
+        `excluded_updates`, `message`; where a run has `BackdoorLifespan`, `lifespan` (its state), the ASR at the end of the
+        attack, and the bounds of each lifespan in rounds, `lifespan_first_fall` and `lifespan_first_fall_most` for example,
+        of which the second is NaN where the backdoor outlived the run.
 
     Raises:
         ConfigurationError: there is no such folder, or no run in it.

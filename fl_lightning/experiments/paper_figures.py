@@ -17,6 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from fl_lightning.experiments.figures import COLORS, by_round
 from fl_lightning.experiments.final import NAMES, Final, mean, why
 from fl_lightning.experiments.groups import Group
+from fl_lightning.experiments.lifespans import shade_window
 from fl_lightning.experiments.plain_text import one_line
 from fl_lightning.experiments.results import Results
 from fl_lightning.experiments.tables import number
@@ -75,6 +76,7 @@ def overlay(results: Results, group: Group) -> Figure:
             if len(rounds):
                 line(panel, rounds, values, index, len(labels))
                 drawn.add(index)
+        shade_window(panel, [run for cell in group.cells.values() for run in results.group(cell)])
         panel.set(title=name, xlabel="round", ylim=(-0.03, 1.03))
         panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         panel.grid(alpha=0.3)

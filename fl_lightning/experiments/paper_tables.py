@@ -5,6 +5,8 @@ import string
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import pandas as pd
+
 from fl_lightning.experiments.final import NAMES, Final, mean, measured, why
 from fl_lightning.experiments.groups import ATTACKS, Group, groups
 from fl_lightning.experiments.pictures import begun, file_name
@@ -91,6 +93,29 @@ def latex_table(results: Results, group: Group, final: Final, label: str) -> str
             r"\end{tabular}",
             *(["", r"\smallskip", rf"{{\footnotesize {notes.text}.}}"] if notes.letters else []),
             rf"\end{{{environment}}}",
+            "",
+        ]
+    )
+
+
+def plain_table(frame: pd.DataFrame, title: str, label: str) -> str:
+    """A frame of text as it stands, such as one that has a row per cell, for a paper with `booktabs`."""
+    return "\n".join(
+        [
+            r"\begin{table*}",
+            r"\centering",
+            rf"\caption{{{latex_cell(title)}}}",
+            rf"\label{{tab:{label}}}",
+            r"\smallskip",
+            r"\small",
+            rf"\begin{{tabular}}{{{'l' * len(frame.columns)}}}",
+            r"\toprule",
+            line([text_cell(str(column)) for column in frame.columns]),
+            r"\midrule",
+            *(line([text_cell(str(cell)) for cell in cells]) for cells in frame.to_numpy().tolist()),
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table*}",
             "",
         ]
     )

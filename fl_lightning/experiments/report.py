@@ -11,7 +11,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from fl_lightning.experiments import worst_report
 from fl_lightning.experiments.figures import curves, numeric_axes, same_bytes, sensitivity, svg
 from fl_lightning.experiments.final import Final
-from fl_lightning.experiments.paper_tables import latex_tables
+from fl_lightning.experiments.lifespans import lifespan_table
+from fl_lightning.experiments.paper_tables import latex_tables, plain_table
 from fl_lightning.experiments.pictures import Picture, latex_figures, pictures
 from fl_lightning.experiments.plain_text import as_csv, markdown_cell
 from fl_lightning.experiments.results import Results, records
@@ -42,6 +43,7 @@ class Shown:
     Args:
         results: of the sweep.
         table: a row per cell, as text.
+        lives: lifespans of backdoors, a row per cell, as text; None where no run has one.
         worst: rules under their worst attack, None where the sweep has no plan for that.
         pictures: the figures for a paper.
         curves: a picture per cell.
@@ -50,6 +52,7 @@ class Shown:
 
     results: Results
     table: pd.DataFrame
+    lives: pd.DataFrame | None
     worst: WorstCase | None
     pictures: list[Picture]
     curves: list[str]
@@ -73,6 +76,7 @@ def write_report(results: Results, folder: Path, final: Final = Final.LAST) -> l
         shown = Shown(
             results,
             table(results),
+            lifespan_table(results),
             worst_report.worst_cases(results, final),
             pictures(results, final),
             [svg(curves(results.group(cell), "")) for cell in range(len(results.cells))],
@@ -87,6 +91,10 @@ def write_report(results: Results, folder: Path, final: Final = Final.LAST) -> l
         "times.csv": times(results),
         "report.html": page(shown),
     }
+    if shown.lives is not None:
+        title = f"{results.title}: lifespan of the backdoor, in rounds after the last attack, by seed"
+        written["table.md"] += f"\n## Lifespan of the backdoor, by seed\n\n{markdown(shown.lives)}\n"
+        written["table.tex"] += "\n" + plain_table(shown.lives, title, f"{results.name}-lifespan")
     written |= {f"figures/{picture.name}.pdf": picture.pdf for picture in shown.pictures}
     written |= {f"figures/{picture.name}.svg": picture.svg for picture in shown.pictures}
     written |= {f"curves/{cell:03d}.svg": picture for cell, picture in enumerate(shown.curves)}
@@ -128,6 +136,12 @@ def overview(shown: Shown) -> dict[str, Any]:
 def table_of_cells(shown: Shown) -> dict[str, Any]:
     """The long table."""
     return {"columns": list(shown.table.columns), "rows": shown.table.to_numpy().tolist()}
+
+
+def lifespans(shown: Shown) -> dict[str, Any]:
+    """How long backdoors live."""
+    lives = shown.lives
+    return {"lives": None if lives is None else {"columns": list(lives.columns), "rows": lives.to_numpy().tolist()}}
 
 
 def unfinished(shown: Shown) -> dict[str, Any]:
@@ -175,6 +189,7 @@ SECTIONS: tuple[Callable[[Shown], dict[str, Any]], ...] = (
     overview,
     figures,
     table_of_cells,
+    lifespans,
     under_worst_attacks,
     unfinished,
     by_setting,

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from fl_lightning.callbacks.history import FEWEST, LAST
+from fl_lightning.callbacks.lifespan import columns
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.experiments.run_folder import RunFolder, State
 from fl_lightning.experiments.sweep import MEASURES, UNVARIED, Run, Sweep, read_sweep
@@ -52,7 +53,8 @@ class Results:
         paper: the paper's values, one entry per cell, empty where it has none.
         folders: of all runs, cell by cell, in the order of `runs`.
         runs: one row per run: the axes, `seed`, `id`, `state`, `acc`, `asr`, `acc_last10`, `asr_last10`, `last10_evaluations`,
-            `last10_first_round`, `last10_last_round`, `rounds`, `excluded_updates`, `message` (why it failed or stopped);
+            `last10_first_round`, `last10_last_round`, `rounds`, `excluded_updates`, `lifespan` and what begins so (of
+            `BackdoorLifespan`, where any run has it), `message` (why it failed or stopped);
             measures are NaN unless the run is finished, and means and what they are of where it has too few evaluations.
     """
 
@@ -259,8 +261,18 @@ def outcome(run: RunFolder) -> dict[str, Any]:
         **{name: number(value) for name, value in measured.items()},
         "rounds": reached(run, record),
         "excluded_updates": count(record.get("excluded_updates")),
+        **lifespans(record, finished),
         "message": run.message if state in (State.FAILED, State.STOPPED) else "",
     }
+
+
+def lifespans(record: dict[str, Any], finished: bool) -> dict[str, Any]:
+    """The columns of a run with `BackdoorLifespan`; other runs have none of them."""
+    found = record.get("lifespan")
+    if not isinstance(found, dict):
+        return {}
+    numbers = {name: value if finished else math.nan for name, value in columns(found).items()}
+    return {"lifespan": found["state"] if finished else "", **numbers}
 
 
 def averaged(run: RunFolder, record: dict[str, Any]) -> list[int]:

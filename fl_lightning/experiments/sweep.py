@@ -54,7 +54,7 @@ UNVARIED = "base"
 
 TAKEN = (
     *("seed", "id", "state", "rounds", "excluded_updates", "message", "n", "planned", *MEASURES),
-    *("asr_reduction", "excess_reduction", "Acc", "ASR", "difference", "of the excess"),
+    *("lifespan", "asr_reduction", "excess_reduction", "Acc", "ASR", "difference", "of the excess"),
 )
 """What no axis may be called, as columns of the results are."""
 

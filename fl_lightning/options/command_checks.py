@@ -11,9 +11,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.files.sealed import altered
-from fl_lightning.files.yaml_files import Refused, load_yaml, read_yaml
+from fl_lightning.files.yaml_files import Refused, as_argument, load_yaml, read_yaml
 from fl_lightning.files.yaml_versions import as_version_1_2, check_text
 from fl_lightning.options.layers import check_empty, check_layer, check_name, check_names, shortened, shown
+from fl_lightning.options.old_names import EVERY, without_every
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,23 @@ def check_arguments(args: Sequence[str]) -> None:
             except yaml.YAMLError:
                 continue  # to be taken as text, or to be refused for its type
             check_layer(value, name.lstrip("-"))
+
+
+def without_old_settings(args: Sequence[str]) -> list[str]:
+    """The arguments, with settings in place of files that hold what an earlier version wrote, and that now has no meaning.
+
+    Raises:
+        ConfigurationError: one of them has a meaning, and another name.
+    """
+    found = list(args)
+    for i, word in enumerate(args):
+        name, equals, text = word.partition("=")
+        text = text if equals else "".join(args[i + 1 : i + 2])
+        if name == "--model.cohort.every":
+            raise ConfigurationError(EVERY.format(text))
+        if name in CONFIG and (layer := read_layer(text)) != (kept := without_every(layer)):
+            found[i if equals else i + 1] = f"{name}={as_argument(kept)}" if equals else as_argument(kept)
+    return found
 
 
 def check_reading(args: Sequence[str], config: Mapping[str, Any]) -> None:

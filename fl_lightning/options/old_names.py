@@ -1,4 +1,8 @@
-"""Where the package's files were before, as settings and programs of version 0.1 may name them."""
+"""What the package's files and settings were called before, as settings and programs of earlier versions may name them."""
+
+from typing import Any
+
+from fl_lightning.errors import ConfigurationError
 
 MOVED = {
     "branched_training": "training.branched_training",
@@ -43,3 +47,23 @@ def new_name(path: str) -> str | None:
     if name in PUBLIC:
         return f"{package}.{name}"
     return ".".join(filter(None, (package, MOVED[module], name)))
+
+
+def without_every(layer: dict[str, Any]) -> dict[str, Any]:
+    """A layer of settings without `model.cohort.every`, where it says nothing.
+
+    Earlier versions wrote it into every run's `config.yaml`, though it was for participation `fixed_frequency` alone.
+
+    Raises:
+        ConfigurationError: it says something, and is to be called by its name of now.
+    """
+    model = layer.get("model")
+    cohort = model.get("cohort") if isinstance(model, dict) else None
+    if not isinstance(model, dict) or not isinstance(cohort, dict) or "every" not in cohort:
+        return layer
+    if cohort["every"] != 10 or cohort.get("participation", "fixed_frequency") == "fixed_frequency":
+        raise ConfigurationError(EVERY.format(cohort["every"]))
+    return {**layer, "model": {**model, "cohort": {key: value for key, value in cohort.items() if key != "every"}}}
+
+
+EVERY = "model.cohort.every is model.cohort.interval now, for every kind of participation; write interval: {} in its place"

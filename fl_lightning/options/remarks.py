@@ -4,6 +4,8 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.attacks.base import Attack
 from fl_lightning.cohort import CohortSampler
@@ -14,13 +16,23 @@ log = logging.getLogger(__name__)
 HALF = 0.5
 """The share of malicious clients from which on no rule can tell who is who."""
 
+MOST_DRAWN = 1000
+"""Cohorts that are looked at, at most, for one with an attacker."""
+
 
 def remark(
-    trainer: Any, cohort: CohortSampler, attacks: Sequence[Attack], aggregator: Aggregator, data: FederatedDataModule
+    trainer: Any,
+    cohort: CohortSampler,
+    attacks: Sequence[Attack],
+    aggregator: Aggregator,
+    data: FederatedDataModule,
+    seed: int,
 ) -> None:
-    """Say it on one line each."""
+    """Say it on one line each; `seed` is the experiment's."""
     ends = [number for number in (trainer.max_epochs, trainer.max_steps) if number is not None and number >= 0]
-    for line in (*of_cohort(cohort, min(ends, default=None), len(attacks)), *of_root(aggregator, data)):
+    rounds = min(ends, default=None)
+    window = of_window(cohort, rounds, seed, data.sizes) if attacks and cohort.malicious_fraction else ()
+    for line in (*of_cohort(cohort, rounds, len(attacks)), *window, *of_root(aggregator, data)):
         log.warning(line)
 
 
@@ -44,6 +56,32 @@ def of_cohort(cohort: CohortSampler, rounds: int | None, attacks: int) -> Iterat
     if late:
         name = f"rounds = {late}" if cohort.rounds else f"start_round = {late[0]}"
         yield f"model.cohort.{name}: without an attack, as the run has {rounds} rounds and they are counted from 0"
+
+
+def of_window(cohort: CohortSampler, rounds: int | None, seed: int, sizes: Tensor) -> Iterator[str]:
+    """Of an attack that has no end within the run, one that is over at once, or one without attackers.
+
+    Args:
+        cohort: how clients are sampled; some are malicious.
+        rounds: of the run, None if that is not known.
+        seed: the experiment's.
+        sizes: (number of clients,) int64, samples per client.
+    """
+    if rounds is not None and cohort.end_round is not None and cohort.start_round < rounds <= cohort.end_round:
+        yield f"model.cohort.end_round = {cohort.end_round}: no round comes after the attack, as the run has {rounds} rounds"
+    stop = rounds if cohort.end_round is None else min(cohort.end_round, rounds or cohort.end_round)
+    attacked = cohort.attacked_rounds(MOST_DRAWN if stop is None else stop)
+    if len(attacked) == 1 and cohort.interval is not None and cohort.interval > 1 and not cohort.rounds:
+        until = "the run ends" if stop == rounds else "the attack ends"
+        yield (
+            f"model.cohort.interval = {cohort.interval}: round {attacked[0]} alone is attacked, as {until} before the next one"
+        )
+    looked = attacked[:MOST_DRAWN]
+    if looked and not any(cohort.draw(seed, t, sizes).malicious.any() for t in looked):
+        yield (
+            f"model.cohort: no malicious client is drawn in {len(looked)} attacked rounds, {looked[0]} to {looked[-1]}; for a "
+            "share in every round, set participation to fixed_share"
+        )
 
 
 def of_root(aggregator: Aggregator, data: FederatedDataModule) -> Iterator[str]:

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 
 from fl_lightning import ConfigurationError
 from fl_lightning.analysis.world import WarmUp, settings
@@ -82,6 +83,14 @@ def test_without_an_attack_in_the_warm_up(world):
     assert "start_round: 1" in (Path(config) / "settings.yaml").read_text()
     assert len(world.malicious) == 4
     assert not set(world.malicious) & set(world.benign)
+
+
+def test_an_attack_with_an_end_comes_after_the_warm_up_as_a_whole(tmp_path):
+    window = str(Path(DIGITS).parent / "window.yaml")
+    config = settings([window], [*SMALL, "--model.cohort.start_round", "0", "--model.cohort.end_round", "1"])
+    assert WarmUp(rounds=1).prepare(config, tmp_path).round_number == 1
+    cohort = yaml.safe_load((tmp_path / "settings.yaml").read_text())["model"]["cohort"]
+    assert (cohort["start_round"], cohort["end_round"]) == (1, 2)
 
 
 def test_mistakes(tmp_path, monkeypatch):

@@ -61,7 +61,7 @@ def run(folder: str, rounds: int, world: int, resume: bool) -> tuple[str, float,
     """Digest of the weights, ASR and the pattern."""
     federation, data = adaptive()
     federation.cohort = CohortSampler(
-        clients_per_round=5, malicious_fraction=0.3, participation="fixed_frequency", every=3, attackers=2
+        clients_per_round=5, malicious_fraction=0.3, participation="fixed_frequency", interval=3, attackers=2
     )
     callbacks: list[L.Callback] = [LastCheckpoint(), BackdoorMetrics()]
     settings: dict[str, Any] = {"callbacks": callbacks, "enable_checkpointing": True, "default_root_dir": folder}

@@ -13,7 +13,7 @@ import pytest
 from fl_lightning.cli import main
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.options.layers import check_layer
-from fl_lightning.options.old_names import MOVED, new_name
+from fl_lightning.options.old_names import MOVED, new_name, without_every
 
 BEFORE = Path(__file__).parent / "version_0_1"
 
@@ -49,6 +49,25 @@ def test_an_old_name_on_the_command_line_is_refused_with_the_new_one(before: Pat
         main(["fit", *arguments, "--trainer.strategy", "fl_lightning.strategy.FederatedStrategy"])
     assert ended.value.code == 2
     assert "fl_lightning.FederatedStrategy" in capsys.readouterr().err
+
+
+def every(**cohort) -> dict:
+    return {"model": {"cohort": {"every": 10, "attackers": 1, **cohort}}, "trainer": {}}
+
+
+def test_an_old_setting_that_said_nothing_is_dropped() -> None:
+    kept = {"model": {"cohort": {"attackers": 1, "participation": "fixed_share"}}, "trainer": {}}
+    assert without_every(every(participation="fixed_share")) == kept
+    assert without_every(kept) == kept
+
+
+@pytest.mark.parametrize(
+    ("cohort", "written"),
+    [({"participation": "fixed_frequency"}, 10), ({"participation": "fixed_share", "every": 3}, 3), ({}, 10)],
+)
+def test_an_old_setting_that_said_something_is_refused_with_the_new_one(cohort, written) -> None:
+    with pytest.raises(ConfigurationError, match=rf"is model\.cohort\.interval now, .* write interval: {written} in its place"):
+        without_every(every(**cohort))
 
 
 def test_a_run_of_version_0_1_goes_on(before: Path) -> None:

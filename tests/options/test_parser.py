@@ -54,7 +54,10 @@ def message(*args: str) -> str:
             ["--config", "model: {aggregator: {class_path: Krum, init_args: {f: null}}}"],
             "model.aggregator: Krum has no setting",
         ),
-        (["--config", "model: {cohort: {every: null}}"], "model.cohort.every: must not be null; leave it out for its default"),
+        (
+            ["--config", "model: {cohort: {attackers: null}}"],
+            "model.cohort.attackers: must not be null; leave it out for its default",
+        ),
         (["--config", "model: {attacks: [{class_path: ALIE, init_arg: {}}]}"], "model.attacks: a class is given by class_path"),
     ],
 )

@@ -33,6 +33,24 @@ def said(caplog) -> list[str]:
             {"cohort": CohortSampler(clients_per_round=5, malicious_fraction=0.3, participation="single_shot", rounds=(0, 2))},
             "rounds = [2]: without an attack",
         ),
+        ({"cohort": CohortSampler(5, 0.3, end_round=1)}, None),
+        (
+            {"cohort": CohortSampler(5, 0.3, end_round=2)},
+            "end_round = 2: no round comes after the attack, as the run has 2 rounds",
+        ),
+        ({"cohort": CohortSampler(5, 0.3, end_round=9)}, "end_round = 9: no round comes after the attack"),
+        (
+            {"cohort": CohortSampler(5, 0.3, interval=2)},
+            "interval = 2: round 0 alone is attacked, as the run ends before the next one",
+        ),
+        (
+            {"cohort": CohortSampler(5, 0.3, interval=2, end_round=1)},
+            "interval = 2: round 0 alone is attacked, as the attack ends before the next one",
+        ),
+        (
+            {"cohort": CohortSampler(1, 0.1, participation="random_pool", end_round=1), "aggregator": FedAvg()},
+            "no malicious client is drawn in 1 attacked rounds, 0 to 0; for a share in every round",
+        ),
     ],
 )
 def test_of_cohorts(settings, remark, caplog):
