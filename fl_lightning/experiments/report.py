@@ -82,7 +82,7 @@ def write_report(results: Results, folder: Path, final: Final = Final.LAST) -> l
             [svg(curves(results.group(cell), "")) for cell in range(len(results.cells))],
             {axis: svg(sensitivity(results, axis)) for axis in numeric_axes(results)},
         )
-    written: dict[str, str | bytes] = {
+    as_text = {
         "table.md": f"# {markdown_cell(results.title)}\n\n{markdown(shown.table)}\n",
         "table.tex": latex_tables(results, final),
         "figures.tex": latex_figures(shown.pictures, "figures"),
@@ -93,8 +93,9 @@ def write_report(results: Results, folder: Path, final: Final = Final.LAST) -> l
     }
     if shown.lives is not None:
         title = f"{results.title}: lifespan of the backdoor, in rounds after the last attack, by seed"
-        written["table.md"] += f"\n## Lifespan of the backdoor, by seed\n\n{markdown(shown.lives)}\n"
-        written["table.tex"] += "\n" + plain_table(shown.lives, title, f"{results.name}-lifespan")
+        as_text["table.md"] += f"\n## Lifespan of the backdoor, by seed\n\n{markdown(shown.lives)}\n"
+        as_text["table.tex"] += "\n" + plain_table(shown.lives, title, f"{results.name}-lifespan")
+    written: dict[str, str | bytes] = {**as_text}
     written |= {f"figures/{picture.name}.pdf": picture.pdf for picture in shown.pictures}
     written |= {f"figures/{picture.name}.svg": picture.svg for picture in shown.pictures}
     written |= {f"curves/{cell:03d}.svg": picture for cell, picture in enumerate(shown.curves)}

@@ -59,7 +59,7 @@ def test_the_report_has_them_in_every_format(sweep, tmp_path):
     markdown = (tmp_path / "out" / "table.md").read_text()
     assert "## Lifespan of the backdoor, by seed" in markdown
     assert "1 / >= 2" in markdown
-    assert (tmp_path / "out" / "table.tex").read_text().count(r"\begin{table}") == 2
+    assert (tmp_path / "out" / "table.tex").read_text().count(r"\begin{table") == 2
 
 
 def test_a_sweep_without_them_says_nothing(tmp_path):
