@@ -319,7 +319,7 @@ ARGUMENTS = r"""
 --model.server_optimizer SGD --model.server_optimizer.lr 1 --model.server_scheduler LRScheduler | server_scheduler, StepLR
 --trainer.callbacks+ Callback | trainer.callbacks, Callback, FlipRates
 --trainer.callbacks BackdoorLifespan | BackdoorLifespan, model.cohort.end_round
---trainer.callbacks BackdoorLifespan --model.attacks SignFlip --model.cohort.end_round 1 | BackdoorLifespan, model.attacks
+--trainer.callbacks BackdoorLifespan --model.attacks '[SignFlip]' --model.cohort.end_round 1 | BackdoorLifespan, model.attacks
 --trainer.callbacks BackdoorLifespan --trainer.callbacks.kappa 1 | BackdoorLifespan.kappa, 1
 --trainer.callbacks BackdoorLifespan --trainer.callbacks.horizons [0] | BackdoorLifespan.horizons, at least 1, 0
 --trainer.callbacks BackdoorLifespan --trainer.callbacks.clean_asr -0.5 | BackdoorLifespan.clean_asr, -0.5

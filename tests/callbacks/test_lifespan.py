@@ -72,7 +72,7 @@ def test_where_rounds_are_left_out_the_definition_lies_within_the_bounds(seed):
         assert not (value > 0.5 and t > above.least)
 
 
-HOSTILE = {
+HOSTILE: dict[str, tuple[dict[int, float | None], str, Span | None, Span | None]] = {
     "always above": ({10: 0.9, 20: 0.8, 30: 0.7}, "measured", Span(20, None), Span(20, None)),
     "never above": ({10: 0.4, 20: 0.1, 30: 0.0}, "not injected", Span(0, 0), Span(0, 0)),
     "above again, though it was not injected": ({10: 0.4, 20: 0.9, 30: 0.0}, "not injected", Span(0, 0), Span(0, 0)),

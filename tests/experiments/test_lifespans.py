@@ -7,12 +7,16 @@ from typing import Any
 import pytest
 from test_results import Page, make
 
+from fl_lightning import CohortSampler
 from fl_lightning.callbacks.lifespan import lifespan
+from fl_lightning.configuration import resolve
 from fl_lightning.experiments.figures import curves
 from fl_lightning.experiments.lifespans import lifespan_table, window
 from fl_lightning.experiments.report import write_report
 from fl_lightning.experiments.results import read_results
 from fl_lightning.experiments.run_folder import RunFolder
+from fl_lightning.experiments.settings import arguments
+from fl_lightning.experiments.sweep import read_sweep
 
 COHORT = {"malicious_fraction": 0.2, "start_round": 1, "end_round": 2, "rounds": []}
 
@@ -69,6 +73,17 @@ def test_a_sweep_without_them_says_nothing(tmp_path):
     write_report(results, tmp_path / "out")
     assert "Lifespan" not in (tmp_path / "out" / "report.html").read_text()
     assert "Lifespan" not in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_the_shipped_sweep_adds_attacks_to_the_pixel_trigger():
+    sweep = read_sweep(Path(__file__).parents[2] / "configs" / "sweeps" / "digits" / "lifespan.yaml")
+    found = {}
+    for cell in sweep.cells:
+        config = resolve(["fit", *arguments(cell.layers)])
+        found[cell.name] = [attack["class_path"].rpartition(".")[2] for attack in config["model"]["attacks"]]
+        assert list(CohortSampler(**config["model"]["cohort"]).attacked_rounds(120)) == list(range(20, 40))
+        assert config["trainer"]["callbacks"][0]["class_path"].endswith("BackdoorLifespan")
+    assert found == {"PixelTrigger": ["PixelTrigger"], "Neurotoxin": ["PixelTrigger", "Neurotoxin"]}
 
 
 @pytest.mark.parametrize(
