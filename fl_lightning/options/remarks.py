@@ -8,6 +8,7 @@ from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.attacks.base import Attack
 from fl_lightning.cohort import CohortSampler
 from fl_lightning.data.module import FederatedDataModule
+from fl_lightning.training.recipe import Recipe
 
 log = logging.getLogger(__name__)
 
@@ -16,11 +17,17 @@ HALF = 0.5
 
 
 def remark(
-    trainer: Any, cohort: CohortSampler, attacks: Sequence[Attack], aggregator: Aggregator, data: FederatedDataModule
+    trainer: Any,
+    cohort: CohortSampler,
+    attacks: Sequence[Attack],
+    aggregator: Aggregator,
+    data: FederatedDataModule,
+    recipe: Recipe | None = None,
 ) -> None:
     """Say it on one line each."""
     ends = [number for number in (trainer.max_epochs, trainer.max_steps) if number is not None and number >= 0]
-    for line in (*of_cohort(cohort, min(ends, default=None), len(attacks)), *of_root(aggregator, data)):
+    lines = (*of_cohort(cohort, min(ends, default=None), len(attacks)), *of_root(aggregator, data), *of_recipe(recipe, cohort))
+    for line in lines:
         log.warning(line)
 
 
@@ -51,3 +58,9 @@ def of_root(aggregator: Aggregator, data: FederatedDataModule) -> Iterator[str]:
     if data.root_samples is not None and not aggregator.needs_root:
         name = type(aggregator).__name__
         yield f"data.root keeps {len(data.root_samples)} samples from the clients, and {name} never reads them"
+
+
+def of_recipe(recipe: Recipe | None, cohort: CohortSampler) -> Iterator[str]:
+    """Of a recipe for attackers who are not there, as where the attack-free ASR is measured."""
+    if recipe is not None and not cohort.malicious_fraction:
+        yield "model.cohort.malicious_fraction = 0: nobody trains as model.attackers and model.attackers_optimizer say"
