@@ -11,6 +11,7 @@ from rows import Watch
 from tiny import Relabel, fit, vector
 from torch import Tensor, nn
 
+from fl_lightning import AttackersTraining
 from fl_lightning.attacks import PGD, Attack, Broadcast, Collude, ConstrainAndScale, Knowledge, ModelReplacement, Neurotoxin
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.updates import UpdateShard
@@ -105,7 +106,7 @@ def test_five_rounds_are_those_of_a_plain_loop(gamma):
 def test_attackers_end_their_round_when_their_loss_is_low_enough():
     bound = 0.7
     attack, settings = ConstrainAndScale(alpha=0.6, gamma=1.0, stop_loss=bound), {"epochs": 6}
-    federation = federation_of([Relabel(), attack], attackers=more(6))
+    federation = federation_of([Relabel(), attack], attackers=AttackersTraining(epochs=6))
     fit(federation, equal_data(), rounds=3)
     ends: list[bool] = []
 
@@ -117,12 +118,6 @@ def test_attackers_end_their_round_when_their_loss_is_low_enough():
     expected = by_hand(3, loss=two_terms, ends=low, **settings)
     torch.testing.assert_close(vector(federation.client), expected, rtol=TOLERANCE, atol=TOLERANCE)
     assert {True, False} == set(ends), "some passes are followed by others, some are the last"
-
-
-def more(epochs: int) -> Any:
-    from fl_lightning import AttackersTraining
-
-    return AttackersTraining(epochs=epochs)
 
 
 # ---- with others ---------------------------------------------------------------------------------------------------------
@@ -149,7 +144,9 @@ def test_it_scales_as_model_replacement_does():
     assert malicious_norms(ConstrainAndScale(alpha=1.0)) == malicious_norms(ModelReplacement())
 
 
-@pytest.mark.parametrize("other", [Neurotoxin(fraction=0.2), Collude(), Collude(mode="mean")], ids=lambda a: str(vars(a)))
+@pytest.mark.parametrize(
+    "other", [Neurotoxin(fraction=0.2), Collude(), Collude(mode="mean")], ids=["neurotoxin", "pool", "mean"]
+)
 def test_in_company(other):
     norms = malicious_norms(other, ConstrainAndScale(gamma=2.0))
     assert all(0 < norm < math.inf for norm in norms)
