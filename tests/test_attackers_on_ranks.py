@@ -27,7 +27,6 @@ def scheduler(optimizer: torch.optim.Optimizer) -> Any:
 
 RECIPE = {"attackers": AttackersTraining(epochs=4), "attackers_optimizer": optimizer, "attackers_scheduler": scheduler}
 CASES: dict[str, tuple[list[Attack], dict[str, Any]]] = {
-    "recipe alone": ([trigger()], RECIPE),
     "recipe, recorded": ([trigger()], {**RECIPE, "local": LocalTraining(batch_size=8, executor="graph")}),
     "two terms, batch by batch": ([trigger(per_batch=True), ConstrainAndScale(stop_loss=0.6)], RECIPE),
     "in company": ([trigger(per_batch=True), Collude(), PGD(every=2), ConstrainAndScale(distance="cosine")], {}),
@@ -54,8 +53,7 @@ def digests(world: int) -> dict[str, str]:
 
 def test_the_same_bits_on_any_number_of_ranks():
     (alone,) = on_ranks(1, digests, 1)
-    assert len(set(alone.values())) == len(CASES) - 1
-    assert alone["recipe alone"] == alone["recipe, recorded"]
+    assert len(set(alone.values())) == len(CASES)
     for world in (2, 3):
         for rank, found in enumerate(on_ranks(world, digests, world)):
             assert found == alone, f"rank {rank} of {world}"
@@ -77,8 +75,7 @@ def part_of_a_run(folder: str, rounds: int, world: int, resume: bool) -> str:
 
 
 def test_a_run_that_goes_on_elsewhere_ends_with_the_same_bits(tmp_path):
-    whole = part_of_a_run(str(tmp_path / "whole"), 4, 1, False)
-    for first, then in ((3, 1), (1, 2)):
-        folder = str(tmp_path / f"{first} then {then}")
-        on_ranks(first, part_of_a_run, folder, 2, first, False)
-        assert set(on_ranks(then, part_of_a_run, folder, 4, then, True)) == {whole}, (first, then)
+    whole = part_of_a_run(str(tmp_path / "whole"), 3, 1, False)
+    folder = str(tmp_path / "in two parts")
+    on_ranks(2, part_of_a_run, folder, 2, 2, False)
+    assert set(on_ranks(3, part_of_a_run, folder, 3, 3, True)) == {whole}
