@@ -208,9 +208,9 @@ class Federation(Loadable, WatchedNames):
         self.refused_rounds += refused
         # Loggers take `step` as their x-axis: rounds done, the same for what is logged in training and in evaluation.
         logged = {"step": float(self.global_step), "round/excluded_updates": float(excluded), "round/refused": float(refused)}
-        logs_of_ranks, attackers_seconds = zip(*travelling(), strict=True)
-        self.seconds[ATTACKERS_TRAINING] += sum(attackers_seconds)
-        logged |= average_logs(logs_of_ranks)
+        of_ranks = travelling()
+        self.seconds[ATTACKERS_TRAINING] += sum(seconds for _, seconds in of_ranks)
+        logged |= average_logs([logs for logs, _ in of_ranks])
         self.log_dict(logged, batch_size=1)
         check_logged(self.trainer, logged)
         if self.trainer._detect_anomaly:

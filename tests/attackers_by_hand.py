@@ -15,7 +15,7 @@ from fl_lightning.seeding import generator
 BATCH, SEED = 8, 0
 COHORT = CohortSampler(clients_per_round=5, malicious_fraction=0.4, participation="random_pool")
 
-Optimizer = Callable[[list[Tensor]], torch.optim.Optimizer]
+Optimizer = Callable[[Any], torch.optim.Optimizer]
 Loss = Callable[[Tensor, list[Tensor], list[Tensor]], Tensor]
 """Of what cross entropy gives, the parameters, and those that the round started from."""
 
@@ -67,7 +67,7 @@ def by_hand(
             with torch.no_grad():
                 for p, w in zip(net.parameters(), weights, strict=True):
                     p.copy_(w)
-            inputs, targets = data.train.inputs[data.clients[client]], data.train.targets[data.clients[client]]
+            inputs, targets = data.train.batch(data.clients[client])
             targets = torch.zeros_like(targets) if malicious else targets
             make = optimizer if malicious and optimizer else lambda ps: torch.optim.SGD(ps, lr=0.1, momentum=0.9)
             steps, draws = make(list(net.parameters())), generator(SEED, "batches", t, client)
@@ -77,7 +77,7 @@ def by_hand(
                     own = nn.functional.cross_entropy(net(inputs[rows]), targets[rows])
                     losses.append(own.item())
                     steps.zero_grad()
-                    (loss(own, list(net.parameters()), weights) if malicious else own).backward()
+                    (loss(own, [*net.parameters()], weights) if malicious else own).backward()
                     steps.step()
                 for group in steps.param_groups:
                     group["lr"] *= decay

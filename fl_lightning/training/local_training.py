@@ -168,9 +168,8 @@ class LocalTraining:
         with blamed(trainer), trainer.seen_by(parts), collected_logs(module, parts) as logs:
             optimizer, scheduler = configure(module)
             trainer.use(optimizer, scheduler.configs, logs)
-            client = ClientSteps(
-                module, trainer, parameters, optimizer, partial(self.autocast, device), follower and follower.loss
-            )
+            rewrite = None if follower is None else follower.loss
+            client = ClientSteps(module, trainer, parameters, optimizer, partial(self.autocast, device), rewrite)
             if stepper is not None:
                 stepper.begin(optimizer)
             client.begin()

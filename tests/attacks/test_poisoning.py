@@ -150,4 +150,6 @@ def test_verbs_keep_both_sides():
     assert targets.tolist() == [1, 1, 2, 1]
     relabelled = poisoned.relabel(torch.full_like(data.targets, 3))
     assert relabelled.batch(torch.arange(4))[1].tolist() == [1, 1, 3, 3]
-    assert torch.equal(poisoned.raw(torch.arange(3)), data.inputs[:3])
+    raw = poisoned.raw(torch.arange(3))
+    assert raw is not None
+    assert torch.equal(raw, data.inputs[:3])
