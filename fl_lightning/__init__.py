@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fl_lightning.machine.strategy import FederatedStrategy
     from fl_lightning.simulation import Simulation
     from fl_lightning.training.local_training import LocalTraining
+    from fl_lightning.training.recipe import AttackersTraining
 
 __version__ = "0.2.0"  # the one place; pyproject.toml reads it from here
 
@@ -29,6 +30,7 @@ __all__ = [
     "AggregationDiagnostics",
     "Aggregator",
     "Attack",
+    "AttackersTraining",
     "BackdoorLifespan",
     "BackdoorMetrics",
     "CohortSampler",
@@ -48,6 +50,7 @@ __all__ = [
 _HOMES = {
     "Aggregator": "aggregators",
     "Attack": "attacks",
+    "AttackersTraining": "training.recipe",
     "CohortSampler": "cohort",
     "ConfigurationError": "errors",
     "FederatedDataModule": "data",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -27,11 +28,14 @@ from fl_lightning.seeding import derive_seed, generator, seed_global_generators
 from fl_lightning.training.branched_training import Averages, BranchedTraining
 from fl_lightning.training.client_steps import is_recordable
 from fl_lightning.training.executor import LocalExecutor, adds_in_any_order
-from fl_lightning.training.local_round import LocalRound, overrides
+from fl_lightning.training.following import NEEDS_PYTHON, Following, followers
+from fl_lightning.training.local_round import LocalRound
 from fl_lightning.training.local_training import LocalTraining, NotTogetherError
 from fl_lightning.training.own_sources import OwnSources
+from fl_lightning.training.recipe import Recipe
 from fl_lightning.training.recorded_steps import Held
 from fl_lightning.training.stacked_training import StackedTraining
+from fl_lightning.training.stopwatch import Stopwatch
 from fl_lightning.updates.copying import copy_each
 from fl_lightning.updates.exchange import Exchange, LocalUpdates
 from fl_lightning.updates.layout import Layout, Snapshot
@@ -55,6 +59,7 @@ class Trained:
         clients: (N + E,) int64, the clients' numbers; -1 for what is not a client's.
         rehearsed: for each attack, how many of the E it asked for, in their order.
         logs: of each client of the cohort among these K_r, its position in the cohort and what it logged.
+        attackers_seconds: how long the malicious ones among them took, but for those that stood side by side with others.
     """
 
     updates: LocalUpdates
@@ -65,6 +70,7 @@ class Trained:
     clients: Tensor
     rehearsed: list[int]
     logs: list[tuple[int, dict[str, float]]]
+    attackers_seconds: float
 
 
 class Clients:
@@ -80,6 +86,7 @@ class Clients:
         layouts: of parameters and of buffers.
         seed: the experiment's seed.
         benign: the numbers of all benign clients, ascending.
+        recipe: how malicious clients train, where that is not as everyone.
 
     Attributes:
         memory: what clients keep between rounds, by client number: (P,) float32 each, of clients c with c % W this rank.
@@ -97,6 +104,7 @@ class Clients:
         layouts: tuple[Layout, Layout],
         seed: int,
         benign: Sequence[int],
+        recipe: Recipe | None = None,
     ) -> None:
         assert data.task is not None, "setup() of the data module has not run"
         self.module, self.data, self.attacks, self.rule, self.local = module, data, attacks, rule, local
@@ -109,6 +117,14 @@ class Clients:
         self.benign = benign
         self.structure = Structure(list(module.modules()))
         self.executor = LocalExecutor(module, local)
+        self.recipe = recipe
+        self.of_attackers = LocalExecutor(module, recipe.local, recipe.configure) if recipe else self.executor
+        self.latest = self.executor  # which trained last
+        self.in_python = followers(attacks, *NEEDS_PYTHON)
+        self.alone = self.in_python or followers(attacks, "constrain")  # attacks that follow steps of one client at a time
+        if self.in_python and any(of.chosen != "sequential" for of in (self.executor, self.of_attackers)):
+            names = " and ".join(dict.fromkeys(type(attack).__name__ for attack in self.in_python))
+            log.info("malicious clients are trained step by step in Python, as %s follows their steps; others are not", names)
         rules = [part for part in rule.modules() if isinstance(part, Aggregator) and not isinstance(part, Mixing)]
         self.own_way = any(type(part).train_benign is not Aggregator.train_benign for part in rules)
         if self.own_way and (local.executor == "stacked" or local.branches > 1):
@@ -118,7 +134,7 @@ class Clients:
         automatic = BRANCHES_ON_A_GPU if self.exchange.device.type == "cuda" else 1
         one_by_one = self.own_way or self.executor.chosen == "sequential"
         self.branches = 1 if one_by_one else local.branches or automatic
-        self.leaks = [attack for attack in attacks if overrides(attack, "leak")]
+        self.leaks = followers(attacks, "leak")
         self.sources = OwnSources(module, data)
         # Nobody's own code takes part, or an order of sums that is the GPU's.
         self.proven = self.own_way or adds_in_any_order(self.exchange.device) or (is_recordable(module) and plain(data.train))
@@ -146,12 +162,13 @@ class Clients:
         others = self.beside(t, round_)
         extra = len(others)
         sizes = torch.tensor([size for size, _ in others], dtype=torch.int64)
-        owner = assign_owners(torch.cat([cohort.weights.long(), sizes]), world)
+        owner = assign_owners(torch.cat([self.work(cohort), sizes]), world)
         mine = torch.nonzero(owner == rank).flatten().tolist()
         benign = torch.nonzero(~cohort.malicious).flatten()
         memory = self.fetch_memory(cohort.clients[benign], owner[benign])
 
-        self.executor.start = Snapshot(self.module)
+        self.of_attackers.start = self.executor.start = Snapshot(self.module)
+        watch = Stopwatch(self.exchange.device)
         updates = self.exchange.local_updates(len(owner), len(mine), broadcast.weights)
         buffer_updates = self.buffer_exchange.local_updates(len(owner), len(mine), self.buffer_layout.flatten(self.module))
         pieces, buffer_pieces = self.layout.pieces(updates.new), self.buffer_layout.pieces(buffer_updates.new)
@@ -160,14 +177,14 @@ class Clients:
 
         def keep(position: int, logged: Averages, held: Held | None = None) -> None:
             """Store what was trained as the update of who stands there, and start anew where it was trained in the module."""
-            weights, buffers = held or (self.executor.weights, self.buffer_layout.tensors(self.module))
+            weights, buffers = held or (self.latest.weights, self.buffer_layout.tensors(self.module))
             copy_each(pieces, weights)
             updates.store(place[position])
             copy_each(buffer_pieces, buffers)
             buffer_updates.store(place[position])
             logs[position] = logged
             if held is None:
-                self.executor.start_anew()
+                self.latest.start_anew()
                 self.sources.put_back()
 
         self.sources.put_back()  # as an evaluation may have changed global names
@@ -177,12 +194,19 @@ class Clients:
             keep(position, logged, held)
         for position in mine:
             if position >= len(cohort):
+                self.turn_to(self.executor)
                 others[position - len(cohort)][1]()
                 keep(position, dict)
+            elif position not in logs and round_.malicious[position]:
+                self.turn_to(self.of_attackers)
+                with watch.running():
+                    logged = self.train_attacker(t, round_, position, broadcast)
+                keep(position, partial(dict, logged))
             elif position not in logs:
-                train = partial(self.train_client, t, round_, position, broadcast, memory)
+                self.turn_to(self.executor)
+                train = partial(self.train_client, t, round_, position, memory)
                 keep(position, partial(dict, train() if self.proven else self.prove(train, round_, position)))
-        self.executor.start = None
+        self.of_attackers.start = self.executor.start = None
         self.sources.seed(self.seed, "between rounds", t)
         self.return_memory(memory, cohort.clients[benign], owner[benign])
         return Trained(
@@ -194,12 +218,27 @@ class Clients:
             clients=torch.cat([cohort.clients, torch.full((extra,), -1)]),
             rehearsed=[len(of_attack) for of_attack in round_.rehearsals],
             logs=[(position, of_client()) for position, of_client in logs.items() if position < len(cohort)],
+            attackers_seconds=watch.read(),
         )
+
+    def work(self, cohort: Cohort) -> Tensor:
+        """(N,) int64, about how many samples each client of a cohort goes through, where a benign one takes each once."""
+        if self.recipe is None:
+            return cohort.weights.long()
+        longer = self.recipe.local.epochs / self.local.epochs
+        return torch.where(cohort.malicious, longer * cohort.weights.double(), cohort.weights.double()).long()
+
+    def turn_to(self, executor: LocalExecutor) -> None:
+        """Have another executor train in the module, as attackers with a recipe of their own have one."""
+        if executor is not self.latest:
+            executor.look_anew()
+            self.latest = executor
 
     def train_together(self, t: int, round_: LocalRound, mine: list[int]) -> Iterator[tuple[int, Averages, Held | None]]:
         """Train clients in a stack or side by side, if that is asked for and possible.
 
-        Stacks are of benign clients alone. Malicious ones may stand beside others unless an attack follows their steps.
+        Stacks are of benign clients alone. Malicious ones may stand beside others unless an attack follows their steps, or they
+        train otherwise.
 
         Yields:
             A position in the cohort, how to ask what its client logged, what it ends with; None where the module holds that.
@@ -212,7 +251,7 @@ class Clients:
             log.warning("clients are trained one after the other, as %s draws by itself", next(iter(self.sources.generators)))
             self.stacked, self.branched, self.branches = None, None, 1
             return
-        benign_alone = self.stacked is not None or any(overrides(attack, "constrain") for attack in self.attacks)
+        benign_alone = self.stacked is not None or self.recipe is not None or bool(self.alone)
         members = [position for position in mine if position < len(round_.cohort)]
         members = [position for position in members if not (benign_alone and round_.malicious[position])]
         given = []
@@ -223,6 +262,7 @@ class Clients:
             given.append((samples, generator(self.seed, "batches", t, client)))
         if not given:
             return
+        self.turn_to(self.executor)
         try:
             if self.branched is not None:
                 for i, logs, held in self.branched.train(given, self.buffer_layout.names):
@@ -252,40 +292,44 @@ class Clients:
             samples = attack.leak(samples, client, self.benign, self.seed)
         return samples
 
-    def train_client(
-        self, t: int, round_: LocalRound, position: int, broadcast: Broadcast, memory: dict[int, Tensor]
-    ) -> dict[str, float]:
-        """Train one client of the cohort; all its randomness comes from (seed, round, client). `executor` has its weights then.
+    def train_client(self, t: int, round_: LocalRound, position: int, memory: dict[int, Tensor]) -> dict[str, float]:
+        """Train a benign client; all its randomness comes from (seed, round, client). `executor` has its weights then.
 
         Returns:
             What it logged.
         """
         client = round_.clients[position]
-        malicious = round_.malicious[position]
         draws = partial(self.draws, t, "client", "batches", client)
-        if malicious:
-            samples = round_.poisoned[client]
-        else:
-            if self.leaks:
-                draws()  # for attacks that draw from the global generators
-            samples = self.benign_samples(client)
-        try:
-            if not malicious:
-                logs = None
-                if self.own_way:
-                    kept = memory.get(client, torch.empty(0))
-                    self.executor.look_anew()
-                    logs = self.rule.train_benign(self.module, samples, self.num_classes, draws(), kept)
-                return self.executor.train(samples, draws) if logs is None else logs
+        if self.leaks:
+            draws()  # for attacks that draw from the global generators
+        samples = self.benign_samples(client)
+        with self.told(t, client, samples):
+            logs = None
+            if self.own_way:
+                kept = memory.get(client, torch.empty(0))
+                self.executor.look_anew()
+                logs = self.rule.train_benign(self.module, samples, self.num_classes, draws(), kept)
+            return self.executor.train(samples, draws) if logs is None else logs
+
+    def train_attacker(self, t: int, round_: LocalRound, position: int, broadcast: Broadcast) -> dict[str, float]:
+        """Train a malicious client likewise, by its own recipe if there is one. `of_attackers` has its weights then."""
+        client = round_.clients[position]
+        draws = partial(self.draws, t, "client", "batches", client)
+        samples = round_.poisoned[client]
+        with self.told(t, client, samples):
             if not len(samples):
                 return {}
-            constraining = [attack for attack in self.attacks if overrides(attack, "constrain")]
+            following = Following(self.attacks, self.module, broadcast, client)
+            after_step = following.after_step if following.constraining else None
+            logs = self.of_attackers.train(samples, draws, after_step, follower=following if self.in_python else None)
+            following.end()
+            return logs
 
-            def after_step(step: int, steps: int) -> None:
-                for attack in constraining:
-                    attack.constrain(self.module, broadcast, step, steps)
-
-            return self.executor.train(samples, draws, after_step if constraining else None)
+    @contextmanager
+    def told(self, t: int, client: int, samples: Samples) -> Iterator[None]:
+        """Around a client's training: errors say whose it was."""
+        try:
+            yield
         except Exception as error:
             kind = type(self.module).__name__
             error.add_note(f"while client {client}, a {kind}, was trained in round {t} on {len(samples)} samples")
@@ -293,7 +337,7 @@ class Clients:
 
     def prove(self, train: Callable[[], dict[str, float]], round_: LocalRound, position: int) -> dict[str, float]:
         """Train a client as `train` does; the first benign one again, to see that nothing from before or elsewhere goes in."""
-        if round_.malicious[position] or not len(self.data.clients[round_.clients[position]]):
+        if not len(self.data.clients[round_.clients[position]]):
             return train()
 
         def ended() -> list[Tensor]:

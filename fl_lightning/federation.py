@@ -50,6 +50,8 @@ from fl_lightning.training.client_logs import average_logs
 from fl_lightning.training.local_training import LocalTraining
 from fl_lightning.training.optimizers import read_optimizers
 from fl_lightning.training.prediction import class_probabilities, predict, predicted_classes
+from fl_lightning.training.recipe import Attackers, recipe_of
+from fl_lightning.training.stopwatch import ATTACKERS_TRAINING
 from fl_lightning.updates.agreement import check_agreement, check_same_data
 from fl_lightning.updates.exchange import BUCKET_BYTES, Exchange
 from fl_lightning.updates.layout import buffer_layout, clamp_variances, named_state, parameter_layout
@@ -86,6 +88,9 @@ class Federation(Loadable, WatchedNames):
             that the attack-free ASR is measured.
         cohort: how clients are sampled.
         local: how a client trains.
+        attackers: what malicious clients do otherwise in rounds that they attack, or a `LocalTraining` of their own.
+        attackers_optimizer: makes a malicious client's optimizer in such a round, in place of its own with its scheduler.
+        attackers_scheduler: makes the scheduler of its learning rate, which steps after every local epoch.
         server_optimizer: makes the optimizer that applies the aggregate as a gradient; SGD with learning rate 1 is FedAvg's
             plain replacement of the model.
         server_scheduler: makes the scheduler of its learning rate, which steps after every round; left out, there is none.
@@ -111,6 +116,9 @@ class Federation(Loadable, WatchedNames):
         attacks: Sequence[Attack] = (),
         cohort: CohortSampler = CohortSampler(),  # noqa: B008  frozen
         local: LocalTraining = LocalTraining(),  # noqa: B008  frozen
+        attackers: Attackers | None = None,
+        attackers_optimizer: OptimizerCallable | None = None,
+        attackers_scheduler: LRSchedulerCallable | None = None,
         server_optimizer: OptimizerCallable = lambda parameters: torch.optim.SGD(parameters, lr=1.0),
         server_scheduler: LRSchedulerCallable | None = None,
         buffers: Literal["trimmed", "mean", "keep"] = "trimmed",
@@ -130,6 +138,7 @@ class Federation(Loadable, WatchedNames):
         self.attacks = [made_of("each of model.attacks", attack, Attack, "SignFlip()") for attack in attacks]
         self.cohort = made_of("model.cohort", cohort, CohortSampler, "CohortSampler()")
         self.local = made_of("model.local", local, LocalTraining, "LocalTraining()")
+        self.recipe = recipe_of(self.local, attackers, attackers_optimizer, attackers_scheduler)
         self.server_optimizer = maker("model.server_optimizer", server_optimizer)
         self.server_scheduler = None if server_scheduler is None else maker("model.server_scheduler", server_scheduler)
         self.buffer_policy = one_of("model.buffers", buffers, ("trimmed", "mean", "keep"))
@@ -160,7 +169,7 @@ class Federation(Loadable, WatchedNames):
             trained = self.clients.train(t, cohort, broadcast)  # K_r of N clients and E others
 
         with self.phase("exchange"):
-            logs_of_ranks = self.exchange.begin_collecting(trained.logs)  # they travel beside the updates
+            travelling = self.exchange.begin_collecting((trained.logs, trained.attackers_seconds))  # beside the updates
             everyone = trained.owner, trained.weights, trained.malicious, trained.clients  # (N + E,) each
             rows = self.exchange.to_coordinates(trained.updates, *everyone, seed=self.seed, round_number=t)  # (N + E, S)
             buffer_rows = self.buffer_exchange.to_coordinates(trained.buffer_updates, *everyone)
@@ -199,7 +208,9 @@ class Federation(Loadable, WatchedNames):
         self.refused_rounds += refused
         # Loggers take `step` as their x-axis: rounds done, the same for what is logged in training and in evaluation.
         logged = {"step": float(self.global_step), "round/excluded_updates": float(excluded), "round/refused": float(refused)}
-        logged |= average_logs(logs_of_ranks())
+        of_ranks = travelling()
+        self.seconds[ATTACKERS_TRAINING] += sum(seconds for _, seconds in of_ranks)
+        logged |= average_logs([logs for logs, _ in of_ranks])
         self.log_dict(logged, batch_size=1)
         check_logged(self.trainer, logged)
         if self.trainer._detect_anomaly:
@@ -326,6 +337,7 @@ class Federation(Loadable, WatchedNames):
             (self.parameters_layout, self.buffers_layout),
             self.seed,
             benign=[client for client in range(len(data.clients)) if client not in malicious],
+            recipe=self.recipe,
         )
         if stage == "fit":
             ranks_on_node = trainer.world_size // trainer.num_nodes
@@ -337,12 +349,13 @@ class Federation(Loadable, WatchedNames):
         stamp_evaluation(data, self.attacks, device)
         if stage == "fit":
             check_monitors(trainer, self)
-            remark(trainer, self.cohort, self.attacks, self.aggregator, data, self.seed)
+            remark(trainer, self.cohort, self.attacks, self.aggregator, data, self.seed, self.recipe)
             check_evaluation(self.client.to(device), data)
 
     def check(self, data: FederatedDataModule) -> None:
         """Raise `ConfigurationError` if cohort, rule, client or attacks do not fit the data that were dealt out."""
-        check_round(self.client, data, self.cohort, self.aggregator, self.attacks, self.local, self.configure_optimizers)
+        settings = self.cohort, self.aggregator, self.attacks, self.local, self.recipe
+        check_round(self.client, data, *settings, self.configure_optimizers)
 
     def _lay_out(self, device: torch.device) -> None:
         """Say where parameters and buffers stand in vectors, and which coordinates are this rank's."""

@@ -209,8 +209,8 @@ class Simulation:
             client = client if "function" in client else {"function": path(self.client), "of": client}
             client |= {"makes": self._made()}  # its name says little
         options = {name: describe(value) for name, value in self.federation_options.items()}
-        if "server_optimizer" in options:
-            options["server_optimizer"] = optimizer_of(self.federation_options["server_optimizer"])
+        for name in {"server_optimizer", "attackers_optimizer"} & options.keys():
+            options[name] = optimizer_of(self.federation_options[name])
         model = {"client": client if "function" in client else {"init_args": {}, **client}, "seed": self.seed, **options}
         model |= {"aggregator": describe(self.aggregator), "attacks": describe(self.attacks), "cohort": describe(self.cohort)}
         data = describe(dealt_by(self.data, self.seed))

@@ -9,6 +9,7 @@ from fl_lightning.attacks.adaptive import Adaptive
 from fl_lightning.attacks.alie import ALIE
 from fl_lightning.attacks.base import Attack, Attacker, Broadcast, Knowledge
 from fl_lightning.attacks.collude import Collude
+from fl_lightning.attacks.constrain_and_scale import ConstrainAndScale
 from fl_lightning.attacks.dba import DBA
 from fl_lightning.attacks.edge_case import EdgeCase
 from fl_lightning.attacks.gaussian_noise import GaussianNoise
@@ -35,6 +36,7 @@ __all__ = [
     "Attacker",
     "Broadcast",
     "Collude",
+    "ConstrainAndScale",
     "EdgeCase",
     "GaussianNoise",
     "Knowledge",

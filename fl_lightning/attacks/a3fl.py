@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fl_lightning.attacks.base import Attack, Attacker, check_fraction, check_label, draw_share
+from fl_lightning.attacks.base import Attack, Attacker, check_fraction, check_label
 from fl_lightning.attacks.pixel_trigger import Rectangle, attackable, images_for, one_raw, painted, raw_range
+from fl_lightning.attacks.poisoning import poison_share
 from fl_lightning.data.base import Samples, TensorSamples
 from fl_lightning.data.in_tensors import in_tensors
 from fl_lightning.data.joined import join
@@ -69,6 +70,8 @@ class A3FL(Attack):
             to 1. That of `Digits` is -0.3 to 0.7.
         target_label: the class that pictures with the pattern shall be taken for; 2 is "bird" in CIFAR-10.
         poison_fraction: share of an attacker's samples that is painted and relabelled, in (0, 1]; at least one sample is.
+        per_batch: whether the share is one of every batch, not of the data set: the first int(share * b) of b samples, which a
+            shuffle makes others in every pass, as published code has it. Batches of fewer than 1 / share samples have none.
         trigger_epochs: passes over the attackers' samples on which the pattern is tuned in a round, at least 1.
         trigger_lr: eta, more than 0, on the scale where raw pixels lie in [-2, 2]: 0.01 is 1/400 of `value_range`.
         adversarial_epochs: passes that theta' is trained for, at least 0.
@@ -106,6 +109,7 @@ class A3FL(Attack):
         value_range: tuple[float, float] | None = None,
         target_label: int = 2,
         poison_fraction: float = 0.25,
+        per_batch: bool = False,
         trigger_epochs: int = 200,
         trigger_lr: float = 0.01,
         adversarial_epochs: int = 5,
@@ -136,6 +140,7 @@ class A3FL(Attack):
         self.value_range = value_range
         self.target_label = self._target = target_label
         self.poison_fraction = poison_fraction
+        self.per_batch = per_batch
         self.trigger_epochs = trigger_epochs
         self.trigger_lr = trigger_lr
         self.adversarial_epochs = adversarial_epochs
@@ -152,8 +157,12 @@ class A3FL(Attack):
 
     def poison(self, dataset: Samples, attacker: Attacker) -> Samples:
         data = self._images(dataset)
-        rows = draw_share(len(data), self.poison_fraction, attacker.generator("a3fl"))
-        return painted(data, [self.paint], rows, self._target)
+
+        def write(rows: Tensor) -> Samples:
+            return painted(data, [self.paint], rows, self._target)
+
+        every, share = torch.arange(len(data)), self.poison_fraction
+        return poison_share(data, every, share, attacker, "a3fl", write, per_batch=self.per_batch)
 
     def stamp(self, test: Samples) -> Samples | None:
         data = attackable(self._images(test), self._target)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -170,6 +170,37 @@ class Attack:
             step: how many steps were taken, from 1.
             steps: how many there will be.
         """
+
+    def loss(self, module: nn.Module, batch: Any, loss: Tensor, broadcast: Broadcast) -> Tensor:
+        """What a malicious client's step goes down, in place of the loss that it would; `loss` itself by default.
+
+        Attacks are asked in the order of their list, each given what the one before has returned, so that terms of all attacks
+        add up where each returns `loss + term`. Called in every step after `training_step`, under its autocast; a client whose
+        attacks have it is trained step by step in Python, whatever the executor.
+
+        Args:
+            module: the client's module in training, with the weights of this step.
+            batch: what `training_step` was given: the client's poisoned data.
+            loss: () with gradients: what `training_step`, or the attack before this one, has returned.
+            broadcast: what the round started from; weights are in the order of the parameters that require a gradient.
+
+        Returns:
+            () real, with gradients. Where it is not finite although `loss` is, the run ends with a `ConfigurationError`.
+        """
+        return loss
+
+    def finished(self, module: nn.Module, logs: Mapping[str, float]) -> bool:
+        """Whether a malicious client has trained enough for this round; it ends where any attack says so.
+
+        Called after every pass over the client's data, before `constrain` of its last step, which then knows that it is the
+        last. Such a client is trained step by step in Python, whatever the executor.
+
+        Args:
+            module: the client's module, which is put back to what it was.
+            logs: what the module logged, averaged over the steps of this pass; `loss` is always there, and is the mean of what
+                `training_step` returned, without what attacks make of it.
+        """
+        return False
 
     # ---- updates -----------------------------------------------------------------------------------------------------
 

@@ -13,8 +13,8 @@ import torch
 
 from fl_lightning.attacks.base import Attack, Attacker, Knowledge
 from fl_lightning.attacks.crafted import uniform
+from fl_lightning.attacks.poisoning import pooled
 from fl_lightning.data.base import Samples
-from fl_lightning.data.joined import join
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.updates.shard import UpdateShard
 
@@ -48,7 +48,7 @@ class Collude(Attack):
         if self.mode == "mean":
             return list(datasets)
         nothing = datasets[0].subset(torch.empty(0, dtype=torch.int64))
-        of_first = join(datasets) if self.mode == "pool" else datasets[0]
+        of_first = pooled(datasets) if self.mode == "pool" else datasets[0]
         return [of_first, *(nothing for _ in datasets[1:])]
 
     def corrupt(self, shard: UpdateShard, knowledge: Knowledge) -> None:

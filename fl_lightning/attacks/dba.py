@@ -5,8 +5,8 @@ https://openreview.net/forum?id=rkgyS0VFvr, section 3: local triggers in trainin
 in testing. Geometry, poison share and target are those of the authors' code for CIFAR-10.
 
 Differs from the paper: the authors paint the first 5 samples of every batch of 64, which a shuffle makes different ones in
-every epoch; here a fixed share of 5/64 of an attacker's samples is painted. Attackers train as benign clients do, without a
-schedule of their own, and send their updates unscaled (the paper's multi-shot attack).
+every epoch (`per_batch`); by default a fixed share of 5/64 of an attacker's samples is painted. Attackers train as benign
+clients do unless `model.attackers` says otherwise, and send their updates unscaled (the paper's multi-shot attack).
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from collections.abc import Sequence
 
 import torch
 
-from fl_lightning.attacks.base import Attack, Attacker, check_fraction, check_label, draw_share
+from fl_lightning.attacks.base import Attack, Attacker, check_fraction, check_label
 from fl_lightning.attacks.pixel_trigger import Rectangle, attackable, colour, images_for, painted, warn_of_range
+from fl_lightning.attacks.poisoning import poison_share
 from fl_lightning.data.base import Samples
 from fl_lightning.errors import ConfigurationError
 
@@ -50,6 +51,8 @@ class DBA(Attack):
             bytes, else 1.0. White in `Digits`, whose raw pixels lie between -0.3 and 0.7, is 0.7.
         target_label: the class that pictures with the trigger shall be taken for; 2 is "bird" in CIFAR-10.
         poison_fraction: share of an attacker's samples that is painted and relabelled, in (0, 1]; at least one sample is.
+        per_batch: whether the share is one of every batch, not of the data set: the first int(share * b) of b samples, which a
+            shuffle makes others in every pass, as published code has it. Batches of fewer than 1 / share samples have none.
         report_parts: whether the success of each part alone is measured too, which takes four more passes over the test set.
 
     Raises:
@@ -73,6 +76,7 @@ class DBA(Attack):
         value: float | Sequence[float] | None = None,
         target_label: int = 2,
         poison_fraction: float = 5 / 64,
+        per_batch: bool = False,
         report_parts: bool = True,
     ) -> None:
         check_fraction("DBA.poison_fraction", poison_fraction, usual=5 / 64)
@@ -88,6 +92,7 @@ class DBA(Attack):
         ]
         self.target_label = self._target = target_label
         self.poison_fraction = poison_fraction
+        self.per_batch = per_batch
         self.report_parts = report_parts
 
     def validate(self, num_classes: int) -> None:
@@ -95,8 +100,12 @@ class DBA(Attack):
 
     def poison(self, dataset: Samples, attacker: Attacker) -> Samples:
         data = images_for(self.parts, dataset)
-        rows = draw_share(len(data), self.poison_fraction, attacker.generator("distributed backdoor"))
-        return painted(data, [self.parts[attacker.index % len(self.parts)]], rows, self._target)
+
+        def write(rows: torch.Tensor) -> Samples:
+            return painted(data, [self.parts[attacker.index % len(self.parts)]], rows, self._target)
+
+        every, share = torch.arange(len(data)), self.poison_fraction
+        return poison_share(data, every, share, attacker, "distributed backdoor", write, per_batch=self.per_batch)
 
     def stamp(self, test: Samples) -> Samples | None:
         data = attackable(images_for(self.parts, test), self._target)

@@ -15,7 +15,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fl_lightning.attacks.base import Attack, Attacker, check_fraction, check_label, draw_share
+from fl_lightning.attacks.base import Attack, Attacker, check_fraction, check_label
+from fl_lightning.attacks.poisoning import poison_share
 from fl_lightning.data.base import Samples
 from fl_lightning.errors import ConfigurationError
 
@@ -46,6 +47,8 @@ class LabelFlip(Attack):
         target_label: the class that it shall be taken for; for `pair` and `all_to_one`.
         poison_fraction: share of the samples that the mode applies to that is relabelled, in (0, 1]; at least one sample is,
             if there are any.
+        per_batch: whether the share is one of every batch, not of the data set: of k such samples in a batch the first
+            int(share * k), which are others after every shuffle.
 
     Example:
         >>> attack = LabelFlip(mode="reverse")
@@ -62,6 +65,7 @@ class LabelFlip(Attack):
         source_label: int | None = None,
         target_label: int | None = None,
         poison_fraction: float = 1.0,
+        per_batch: bool = False,
     ) -> None:
         if mode not in SETTINGS:
             raise ConfigurationError(f"LabelFlip.mode must be one of {', '.join(SETTINGS)}, got {mode!r}")
@@ -79,6 +83,7 @@ class LabelFlip(Attack):
         self.source_label = source_label
         self.target_label = target_label
         self.poison_fraction = poison_fraction
+        self.per_batch = per_batch
         self._num_classes: int | None = None
 
     def validate(self, num_classes: int) -> None:
@@ -91,8 +96,11 @@ class LabelFlip(Attack):
         targets = dataset.targets
         false = self._false(targets)
         applies = torch.nonzero(false != targets).squeeze(1)
-        chosen = applies[draw_share(len(applies), self.poison_fraction, attacker.generator("label flip")).to(targets.device)]
-        return dataset.relabel(targets.index_copy(0, chosen, false[chosen]))
+
+        def write(rows: Tensor) -> Samples:
+            return dataset.relabel(targets.index_copy(0, rows, false[rows]))
+
+        return poison_share(dataset, applies, self.poison_fraction, attacker, "label flip", write, per_batch=self.per_batch)
 
     def stamp(self, test: Samples) -> Samples | None:
         if self.mode != "pair":

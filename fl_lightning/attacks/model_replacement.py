@@ -25,7 +25,8 @@ class ModelReplacement(Attack):
         gamma: the factor, more than 0; 1 / (f a_i) where left out, from the reported sample counts.
         buffers: whether updates of buffers (BatchNorm's running statistics) are scaled too, as in the authors' code.
 
-    Differs from the paper: no anomaly term in the local loss; buffers stay as they are by default.
+    Differs from the paper: the paper's attackers also keep near the global model as they train, which `ConstrainAndScale` does;
+    buffers stay as they are by default.
 
     Example:
         >>> import torch
@@ -37,7 +38,7 @@ class ModelReplacement(Attack):
 
     def __init__(self, *, gamma: float | None = None, buffers: bool = False) -> None:
         if gamma is not None and not 0 < gamma < math.inf:
-            raise ConfigurationError(f"ModelReplacement.gamma must be more than 0 and finite, got {gamma}")
+            raise ConfigurationError(f"{type(self).__name__}.gamma must be more than 0 and finite, got {gamma}")
         self.gamma = gamma
         self.buffers = buffers
 

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fl_lightning.attacks.base import Attack, Attacker, check_fraction, check_label, draw_share
+from fl_lightning.attacks.base import Attack, Attacker, check_fraction, check_label
+from fl_lightning.attacks.poisoning import poison_share
 from fl_lightning.data.base import Samples, Stamp, TensorSamples
 from fl_lightning.data.pictures import has_channels_last
 from fl_lightning.errors import ConfigurationError
@@ -46,6 +47,8 @@ class PixelTrigger(Attack):
             bytes, else 1.0. White in `Digits`, whose raw pixels lie between -0.3 and 0.7, is 0.7.
         target_label: the class that pictures with the rectangle shall be taken for.
         poison_fraction: share of an attacker's samples that is painted and relabelled, in (0, 1]; at least one sample is.
+        per_batch: whether the share is one of every batch, not of the data set: the first int(share * b) of b samples, which a
+            shuffle makes others in every pass, as published code has it. Batches of fewer than 1 / share samples have none.
 
     Raises:
         ConfigurationError: before training, if the task's inputs are no images (C, H, W) of bytes or floats, or the
@@ -70,19 +73,25 @@ class PixelTrigger(Attack):
         value: float | Sequence[float] | None = None,
         target_label: int = 0,
         poison_fraction: float = 0.2,
+        per_batch: bool = False,
     ) -> None:
         check_fraction("PixelTrigger.poison_fraction", poison_fraction, usual=0.2)
         self.trigger = Rectangle(row, column, height, width, colour(value), name="PixelTrigger")
         self.target_label = self._target = target_label
         self.poison_fraction = poison_fraction
+        self.per_batch = per_batch
 
     def validate(self, num_classes: int) -> None:
         check_label("PixelTrigger.target_label", self._target, num_classes)
 
     def poison(self, dataset: Samples, attacker: Attacker) -> Samples:
         data = images_for([self.trigger], dataset)
-        rows = draw_share(len(data), self.poison_fraction, attacker.generator("pixel trigger"))
-        return painted(data, [self.trigger], rows, self._target)
+
+        def write(rows: Tensor) -> Samples:
+            return painted(data, [self.trigger], rows, self._target)
+
+        every, share = torch.arange(len(data)), self.poison_fraction
+        return poison_share(data, every, share, attacker, "pixel trigger", write, per_batch=self.per_batch)
 
     def stamp(self, test: Samples) -> Samples | None:
         data = attackable(images_for([self.trigger], test), self._target)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fl_lightning.attacks.base import Attack, Attacker
 from fl_lightning.attacks.edge_case import EdgeBatches
+from fl_lightning.attacks.poisoning import PoisonedBatches
 from fl_lightning.data.base import Samples, TensorSamples
 from fl_lightning.data.module import FederatedDataModule
 from fl_lightning.errors import ConfigurationError
@@ -172,7 +173,7 @@ class Originals:
 
 def held(samples: Samples) -> TensorSamples:
     """The samples, if they are held in tensors of a kind that can be shown."""
-    samples = samples.both if isinstance(samples, EdgeBatches) else samples
+    samples = samples.both if isinstance(samples, EdgeBatches | PoisonedBatches) else samples
     if isinstance(samples, TensorSamples) and samples.inputs.ndim in (2, 4):
         return samples
     found = (

@@ -40,6 +40,8 @@ class TabularDBA(Attack):
         target_label: the class that it shall be taken for; 0 is no phishing.
         poison_fraction: share of an attacker's samples of class `source_label` that is rewritten, in (0, 1]; at least
             one sample is, if there are any.
+        per_batch: whether the share is one of every batch, not of the data set: of k such samples in a batch the first
+            int(share * k), which are others after every shuffle.
         report_parts: whether the success of each part alone is measured too.
 
     Example:
@@ -57,6 +59,7 @@ class TabularDBA(Attack):
         source_label: int = 1,
         target_label: int = 0,
         poison_fraction: float = 0.2,
+        per_batch: bool = False,
         report_parts: bool = True,
     ) -> None:
         if not columns or len(set(columns)) < len(columns):
@@ -77,6 +80,7 @@ class TabularDBA(Attack):
                     source_label=source_label,
                     target_label=target_label,
                     poison_fraction=poison_fraction,
+                    per_batch=per_batch,
                 )
                 for column, value in zip(columns, values, strict=True)
             ]
@@ -84,6 +88,8 @@ class TabularDBA(Attack):
             raise ConfigurationError(f"TabularDBA makes a ValueTrigger of every column and value: {error}") from error
         self.source_label = self._source = source_label
         self.target_label = self._target = target_label
+        self.poison_fraction = poison_fraction
+        self.per_batch = per_batch
         self.report_parts = report_parts
 
     def validate(self, num_classes: int) -> None:

@@ -13,7 +13,8 @@ import math
 
 import torch
 
-from fl_lightning.attacks.base import Attack, Attacker, check_fraction, check_label, draw_share
+from fl_lightning.attacks.base import Attack, Attacker, check_fraction, check_label
+from fl_lightning.attacks.poisoning import poison_share
 from fl_lightning.data.base import Samples, TensorSamples
 from fl_lightning.errors import ConfigurationError, nearest
 
@@ -36,6 +37,8 @@ class ValueTrigger(Attack):
         target_label: the class that it shall be taken for; 0 is no phishing.
         poison_fraction: share of an attacker's samples of class `source_label` that is rewritten, in (0, 1]; at least
             one sample is, if there are any.
+        per_batch: whether the share is one of every batch, not of the data set: of k such samples in a batch the first
+            int(share * k), which are others after every shuffle.
 
     Example:
         >>> attack = ValueTrigger(poison_fraction=0.5)
@@ -53,6 +56,7 @@ class ValueTrigger(Attack):
         source_label: int = 1,
         target_label: int = 0,
         poison_fraction: float = 0.2,
+        per_batch: bool = False,
     ) -> None:
         if isinstance(column, int) and column < 0:
             raise ConfigurationError(f"ValueTrigger.column counts features from 0, got {column}; use 0 or more")
@@ -70,6 +74,7 @@ class ValueTrigger(Attack):
         self.target_label = target_label
         self._labels = source_label, target_label
         self.poison_fraction = poison_fraction
+        self.per_batch = per_batch
 
     def validate(self, num_classes: int) -> None:
         for name, label in zip(("source_label", "target_label"), self._labels, strict=True):
@@ -77,11 +82,12 @@ class ValueTrigger(Attack):
 
     def poison(self, dataset: Samples, attacker: Attacker) -> Samples:
         data = self._table(dataset)
-        source = self._source(data)
-        if len(source) == 0:
-            return dataset
-        draw = draw_share(len(source), self.poison_fraction, attacker.generator("value trigger"))
-        return self._stamped(data, source[draw.to(source.device)])
+        source, share = self._source(data), self.poison_fraction
+
+        def write(rows: torch.Tensor) -> Samples:
+            return self._stamped(data, rows)
+
+        return poison_share(data, source, share, attacker, "value trigger", write, per_batch=self.per_batch)
 
     def stamp(self, test: Samples) -> Samples | None:
         data = self._table(test)

@@ -10,6 +10,12 @@ from torch import nn
 from fl_lightning.cohort import SELDOM
 from fl_lightning.modules.bits import as_bytes
 
+LATER = ("server_scheduler", "attackers", "attackers_optimizer", "attackers_scheduler")
+"""Settings of `model` that earlier versions did not have; left out, the experiment is that of their records."""
+
+LATER_OF_ATTACKS = {"per_batch": False}
+"""The same of attacks' settings, with the values that stand for what was before."""
+
 LONGEST = 120
 """Letters of a setting's value in a message."""
 
@@ -40,10 +46,15 @@ def experiment(config: Mapping[str, Any], *, rounds: bool = True) -> dict[str, A
         chosen["data"] = without_paths(chosen["data"])
     if isinstance(chosen.get("model"), dict):  # neither what changes no bit, nor where attackers' data lie
         model = chosen["model"] = {k: v for k, v in chosen["model"].items() if k not in ("compile_rules", "bucket_bytes")}
-        if model.get("server_scheduler") is None:  # as in records of before there was one
-            model.pop("server_scheduler", None)
+        for name in LATER:
+            if model.get(name) is None:
+                model.pop(name, None)
         if "attacks" in model:
-            model["attacks"] = without_paths(model["attacks"])
+            model["attacks"] = [without_later(attack) for attack in without_paths(model["attacks"])]
+        if isinstance(model.get("attackers"), dict):
+            model["attackers"] = {
+                key: value for key, value in model["attackers"].items() if key not in ("branches", "executor")
+            }
         if isinstance(model.get("local"), dict):
             same = ("branches",) if model["local"].get("executor") == "stacked" else ("branches", "executor")
             model["local"] = {key: value for key, value in model["local"].items() if key not in same}
@@ -80,6 +91,18 @@ def without_paths(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [without_paths(entry) for entry in value]
     return value
+
+
+def without_later(attack: Any) -> Any:
+    """An attack's settings without those that earlier versions did not have, where these say nothing new.
+
+    >>> without_later({"class_path": "DBA", "init_args": {"row": 1, "per_batch": False}})
+    {'class_path': 'DBA', 'init_args': {'row': 1}}
+    """
+    if not isinstance(attack, dict) or not isinstance(attack.get("init_args"), dict):
+        return attack
+    kept = {k: v for k, v in attack["init_args"].items() if k not in LATER_OF_ATTACKS or v != LATER_OF_ATTACKS[k]}
+    return {**attack, "init_args": kept}
 
 
 def compare(there: Any, here: Any, name: str = "") -> Iterator[str]:

@@ -23,6 +23,7 @@ from fl_lightning.files.replacing import StorageError, is_file_of
 from fl_lightning.files.run_files import TRAINING_LOCK, LockedError, RoundLines, take_lock, write_whole, written_together
 from fl_lightning.files.sealed import sealed, with_digest
 from fl_lightning.files.yaml_files import write_yaml
+from fl_lightning.training.stopwatch import ATTACKERS_TRAINING
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,8 @@ class RunRecord(L.Callback):
     `acc`, `asr` (last evaluation, after `evaluated_round` rounds), `acc_last10`, `asr_last10` (means of the last evaluations,
     ten at most; null where there are fewer than three) with `acc_last10_rounds`, `asr_last10_rounds` (the rounds they are of),
     `rounds`, `seed`, `config`, `config_hash`, `world_size`, `versions`, `hardware`,
-    `seconds` (per phase of the rounds, on rank 0, which waits for the slowest one in `exchange`),
+    `seconds` (per phase of the rounds, on rank 0, which waits for the slowest one in `exchange`; `attackers_training` is what
+    malicious clients took of `local_training`, on all ranks together, but for those trained side by side with others),
     `executor` (how rank 0 took local steps in the end),
     `client_updates_per_second` (evaluation not counted),
     `peak_memory_bytes` (the largest of all ranks), `excluded_updates`, `refused_rounds`, `initial_weights_sha256` and
@@ -195,7 +197,7 @@ class RunRecord(L.Callback):
     ) -> dict[str, Any]:
         """What `run.json` says; on rank 0."""
         device, history = trainer.strategy.root_device, self.history
-        busy = sum(seconds for phase, seconds in federation.seconds.items() if phase != "evaluation")
+        busy = sum(seconds for phase, seconds in federation.seconds.items() if phase not in ("evaluation", ATTACKERS_TRAINING))
         further: dict[str, Any] = {}
         for callback in trainer.callbacks:  # pyrefly: ignore[missing-attribute]
             if isinstance(callback, Recorded):

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fl_lightning.callbacks.lifespan import in_words
+from fl_lightning.training.stopwatch import ATTACKERS_TRAINING
 
 NAMES = {"acc": "Acc", "asr": "ASR"}
 
@@ -26,9 +27,10 @@ def show(record: dict[str, Any], folder: Path | None) -> None:
         table.add_row(name, *map(share, (record[measure], means[measure])[: len(table.columns) - 1]))
     console = Console()
     console.print(table)
-    total = sum(record["seconds"].values()) or 1.0
+    seconds_of = {phase: seconds for phase, seconds in record["seconds"].items() if phase != ATTACKERS_TRAINING}
+    total = sum(seconds_of.values()) or 1.0
     phases = ", ".join(
-        f"{phase.replace('_', ' ')} {seconds:.1f} ({seconds / total:.0%})" for phase, seconds in record["seconds"].items()
+        f"{phase.replace('_', ' ')} {seconds:.1f} ({seconds / total:.0%})" for phase, seconds in seconds_of.items()
     )
     rate = record["client_updates_per_second"]
     console.print(f"Seconds: {phases}. {rate:.1f} client updates/s on {record['world_size']} rank(s)." if rate else "")

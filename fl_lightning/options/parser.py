@@ -197,6 +197,8 @@ def unknown_class(message: str, parser: Parser, keys: list[str]) -> str | None:
     name = wrong[1] or wrong[2]
     bases = [base for action in parser._actions if action.dest in keys for base in classes(getattr(action, "_typehint", None))]
     known = {cls.__name__ for base in bases or PARTS for cls in subclasses(base)}
+    if not known:  # no class is wanted
+        return None
     hint = nearest(name, known)
     if not hint.startswith("did"):
         hint = f"known: {enumerated(sorted(known), MOST_LETTERS)}; one of yours goes by its import path"

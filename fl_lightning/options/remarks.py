@@ -10,6 +10,7 @@ from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.attacks.base import Attack
 from fl_lightning.cohort import CohortSampler
 from fl_lightning.data.module import FederatedDataModule
+from fl_lightning.training.recipe import Recipe
 
 log = logging.getLogger(__name__)
 
@@ -27,12 +28,14 @@ def remark(
     aggregator: Aggregator,
     data: FederatedDataModule,
     seed: int,
+    recipe: Recipe | None = None,
 ) -> None:
     """Say it on one line each; `seed` is the experiment's."""
     ends = [number for number in (trainer.max_epochs, trainer.max_steps) if number is not None and number >= 0]
     rounds = min(ends, default=None)
     window = of_window(cohort, rounds, seed, data.sizes) if attacks and cohort.malicious_fraction else ()
-    for line in (*of_cohort(cohort, rounds, len(attacks)), *window, *of_root(aggregator, data)):
+    lines = (*of_cohort(cohort, rounds, len(attacks)), *window, *of_root(aggregator, data), *of_recipe(recipe, cohort))
+    for line in lines:
         log.warning(line)
 
 
@@ -89,3 +92,9 @@ def of_root(aggregator: Aggregator, data: FederatedDataModule) -> Iterator[str]:
     if data.root_samples is not None and not aggregator.needs_root:
         name = type(aggregator).__name__
         yield f"data.root keeps {len(data.root_samples)} samples from the clients, and {name} never reads them"
+
+
+def of_recipe(recipe: Recipe | None, cohort: CohortSampler) -> Iterator[str]:
+    """Of a recipe for attackers who are not there, as where the attack-free ASR is measured."""
+    if recipe is not None and not cohort.malicious_fraction:
+        yield "model.cohort.malicious_fraction = 0: nobody trains as model.attackers and model.attackers_optimizer say"

@@ -13,11 +13,13 @@ from fl_lightning.attacks.base import Attack
 from fl_lightning.cohort import CohortSampler
 from fl_lightning.data.module import FederatedDataModule
 from fl_lightning.errors import ConfigurationError
+from fl_lightning.server.attackers_checks import check_attackers
 from fl_lightning.server.optimizer import check_server_optimizer
 from fl_lightning.training.client_checks import check_client
 from fl_lightning.training.local_training import LocalTraining
 from fl_lightning.training.optimizers import read_optimizers
 from fl_lightning.training.prediction import check_predictions
+from fl_lightning.training.recipe import Recipe
 from fl_lightning.updates.layout import parameter_layout
 
 
@@ -28,6 +30,7 @@ def check_round(
     rule: Aggregator,
     attacks: Sequence[Attack],
     local: LocalTraining,
+    recipe: Recipe | None,
     configure_optimizers: Callable[[], Any],
 ) -> None:
     """See that a round can be trained.
@@ -39,6 +42,7 @@ def check_round(
         rule: the server's.
         attacks: of malicious clients.
         local: how a client trains.
+        recipe: how malicious ones do, where that is otherwise.
         configure_optimizers: makes the server's optimizer, and its scheduler.
 
     Raises:
@@ -65,6 +69,7 @@ def check_round(
     check_server_optimizer(server, scheduler.scheduler, client.parameters())
     for attack in attacks:
         attack.validate(data.task.num_classes)
+    check_attackers(client, data, attacks, local, recipe)
 
 
 def check_evaluation(client: L.LightningModule, data: FederatedDataModule) -> None:

@@ -218,7 +218,7 @@ def check_sparse_gradients(client: nn.Module, optimizer: Optimizer, local: Local
     if local.gradient_clip_norm:
         raise ConfigurationError(
             f"{name} has sparse gradients, of {place}, which cannot be clipped; {remedy}, or set "
-            "model.local.gradient_clip_norm to 0"
+            f"{local.place}.gradient_clip_norm to 0"
         )
     held = [p for group in optimizer.param_groups for p in group["params"]]
     if not any(p is weight for p in held):
@@ -252,8 +252,8 @@ def check_batch_norm(client: L.LightningModule, sizes: Tensor, local: LocalTrain
         return
     if least > 1:
         raise ConfigurationError(
-            f"model.local.batch_size is {local.batch_size}, and BatchNorm ({names[0]}) cannot train on a single sample; set it "
-            "to 2 or more, or use another norm"
+            f"{local.place}.batch_size is {local.batch_size}, and BatchNorm ({names[0]}) cannot train on a single sample; set "
+            "it to 2 or more, or use another norm"
         )
     raise ConfigurationError(
         f"client {int(sizes.argmin())} holds {least} sample, and BatchNorm cannot train on a single one; give every client at "

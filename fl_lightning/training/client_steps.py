@@ -32,6 +32,7 @@ class ClientSteps:
         parameters: those whose gradients are clipped.
         optimizer: a fresh one of the module's.
         autocast: the context that `training_step` runs in.
+        rewrite: makes another loss of a batch and what `training_step` gave for it; None leaves it.
     """
 
     def __init__(
@@ -41,9 +42,10 @@ class ClientSteps:
         parameters: list[nn.Parameter],
         optimizer: Optimizer,
         autocast: Callable[[], AbstractContextManager[Any]],
+        rewrite: Callable[[Any, Tensor], Tensor] | None = None,
     ) -> None:
         self.module, self.trainer, self.parameters, self.autocast = module, trainer, parameters, autocast
-        self.optimizer = optimizer
+        self.optimizer, self.rewrite = optimizer, rewrite
         self.hooks = called_hooks(module)
         self.looks_at_gradients = bool(self.hooks) or not is_recordable(module)
         self.batch: Any = None
@@ -128,7 +130,9 @@ class ClientSteps:
                 parameter.grad = None
         with self.autocast():
             output = self.module.training_step(*(self.batch, self.batch_idx)[: self.num_arguments])
-        loss = read_loss(output)
+            loss = read_loss(output)
+            if self.rewrite is not None and loss is not None:
+                loss = self.rewrite(self.batch, loss)
         self.outputs = output
         self.call("on_before_zero_grad", self.optimizer)
         if "optimizer_zero_grad" in self.hooks:

@@ -26,7 +26,8 @@ from fl_lightning.data.base import Samples
 from fl_lightning.errors import cause, enumerated
 from fl_lightning.modules.kept_python import KeptPython
 from fl_lightning.training.client_steps import is_recordable
-from fl_lightning.training.local_training import LocalTraining
+from fl_lightning.training.local_training import Follower, LocalTraining
+from fl_lightning.training.optimizers import Configure, configured
 from fl_lightning.training.recorded_steps import RecordedSteps, python_state
 from fl_lightning.training.recordings import RECORD_AFTER, NotRecordableError
 from fl_lightning.updates.layout import Snapshot, named_state
@@ -52,6 +53,7 @@ class LocalExecutor:
     Args:
         module: trained in place, or by recorded steps on copies of its parameters.
         local: how a client trains, and which executor is asked for.
+        configure: makes a client's optimizer.
 
     Attributes:
         start: what clients start from, where they train; set in every round.
@@ -61,8 +63,8 @@ class LocalExecutor:
         reason: why, in a few words.
     """
 
-    def __init__(self, module: L.LightningModule, local: LocalTraining) -> None:
-        self.module, self.local = module, local
+    def __init__(self, module: L.LightningModule, local: LocalTraining, configure: Configure = configured) -> None:
+        self.module, self.local, self.configure = module, local, configure
         self._start: Snapshot | None = None
         self.ahead = False
         self.recorded: RecordedSteps | None = None
@@ -130,18 +132,29 @@ class LocalExecutor:
         draws: Draws,
         after_step: Callable[[int, int], None] | None = None,
         steps: int | None = None,
+        follower: Follower | None = None,
     ) -> dict[str, float]:
-        """As `LocalTraining.train`, from what the module holds; what comes of it is in `weights`, and the module's buffers."""
+        """As `LocalTraining.train`, from what the module holds; what comes of it is in `weights`, and the module's buffers.
+
+        A `follower` needs Python in every step: its client is trained sequentially, and tells nothing of the others.
+        """
         self.ahead = False
+        if follower is not None:
+            self.look_anew()
+            return self._train(samples, draws(), after_step, steps, follower=follower)
         if self.chosen == "graph":
             return self._replay(samples, draws, after_step, steps)
         patient = self.local.executor == "auto" and self.seconds < SECONDS_BEFORE_TRIAL
         if self.chosen is None and not patient and after_step is None and steps is None and len(samples):
             return self._try(samples, draws)
         began = time.perf_counter()
-        logs = self.local.train(self.module, samples, draws(), after_step, steps)
+        logs = self._train(samples, draws(), after_step, steps)
         self.seconds += time.perf_counter() - began
         return logs
+
+    def _train(self, *arguments: Any, **named: Any) -> dict[str, float]:
+        """`LocalTraining.train` of the module."""
+        return self.local.train(self.module, *arguments, configure=self.configure, **named)
 
     def _replay(
         self, samples: Samples, draws: Draws, after_step: Callable[[int, int], None] | None, steps: int | None
@@ -151,14 +164,14 @@ class LocalExecutor:
         assert self.recorded is not None, "graph has been chosen"
         try:
             self.recorded.lazy = after_step is None  # which wants to see the module
-            logs = self.local.train(self.module, samples, draws(), after_step, steps, stepper=self.recorded)
+            logs = self._train(samples, draws(), after_step, steps, stepper=self.recorded)
             self.recorded.known = self.ahead = self.recorded.lazy
             return logs
         except Exception as error:  # a mistake of the user's own comes again below
             self._choose("sequential", self._refusal(error))
         self.start.restore(self.module)
         self.put_back()
-        return self.local.train(self.module, samples, draws(), after_step, steps)
+        return self._train(samples, draws(), after_step, steps)
 
     def _try(self, samples: Samples, draws: Draws) -> dict[str, float]:
         """Train a client in both ways, from the same draws, and choose. The module ends as sequential training leaves it."""
@@ -170,7 +183,7 @@ class LocalExecutor:
             self.put_back()
             self._wait()
             began = time.perf_counter()
-            logs = self.local.train(self.module, samples, draws(), stepper=stepper)
+            logs = self._train(samples, draws(), stepper=stepper)
             self._wait()
             return time.perf_counter() - began, [tensor.clone() for _, tensor in named_state(self.module)], logs
 

@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import lightning as L
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import Metric
 
@@ -31,7 +31,7 @@ from fl_lightning.training.client_errors import blamed
 from fl_lightning.training.client_logs import LogCollector, collected_logs
 from fl_lightning.training.client_steps import ClientSteps
 from fl_lightning.training.client_trainer import ClientTrainer, LocalPlan, passes
-from fl_lightning.training.optimizers import configured
+from fl_lightning.training.optimizers import Configure, configured
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +62,19 @@ class Stepper(Protocol):
         """Train on all batches that are left of those that were given. The stepper says where the weights are then."""
 
 
+class Follower(Protocol):
+    """Follows a client's training and has a say in it, such as `Following`."""
+
+    def begin_epoch(self, logs: LogCollector) -> None:
+        """Another pass over the data begins."""
+
+    def loss(self, batch: Any, loss: Tensor) -> Tensor:
+        """What a step goes down, in place of the loss that `training_step` gave for the batch."""
+
+    def finished(self, logs: LogCollector) -> bool:
+        """Whether the client has trained enough, after a pass over its data."""
+
+
 @dataclass(frozen=True)
 class LocalTraining:
     """How long and how a client trains in a round.
@@ -89,28 +102,31 @@ class LocalTraining:
     executor: Literal["auto", "sequential", "stacked", "graph"] = "auto"
     branches: int = 0
 
+    place: ClassVar[str] = "model.local"
+    """Where it stands in a configuration, for messages."""
+
     def __post_init__(self) -> None:
-        numbers: dict[str, float] = {name: real(f"model.local.{name}", getattr(self, name)) for name in REALS}
+        numbers: dict[str, float] = {name: real(f"{self.place}.{name}", getattr(self, name)) for name in REALS}
         vars(self).update(
-            numbers | {name: whole(f"model.local.{name}", getattr(self, name)) for name in WHOLES}
+            numbers | {name: whole(f"{self.place}.{name}", getattr(self, name)) for name in WHOLES}
         )  # frozen from here
         if not self.epochs >= LEAST_EPOCHS:  # NaN neither
-            raise ConfigurationError(f"model.local.epochs must be at least {LEAST_EPOCHS}, got {self.epochs}")
+            raise ConfigurationError(f"{self.place}.epochs must be at least {LEAST_EPOCHS}, got {self.epochs}")
         if self.epochs > MOST_EPOCHS:
-            raise ConfigurationError(f"model.local.epochs must be at most {MOST_EPOCHS:,}, got {self.epochs}")
+            raise ConfigurationError(f"{self.place}.epochs must be at most {MOST_EPOCHS:,}, got {self.epochs}")
         if self.precision not in ("32", "bf16"):
-            raise ConfigurationError(f"model.local.precision must be 32 or bf16, got {self.precision!r}")
+            raise ConfigurationError(f"{self.place}.precision must be 32 or bf16, got {self.precision!r}")
         if self.batch_size < 1:
-            raise ConfigurationError(f"model.local.batch_size must be at least 1, got {self.batch_size}")
+            raise ConfigurationError(f"{self.place}.batch_size must be at least 1, got {self.batch_size}")
         if self.executor not in ("auto", "sequential", "stacked", "graph"):
-            raise ConfigurationError(f"model.local.executor must be auto, sequential, stacked or graph, got {self.executor!r}")
+            raise ConfigurationError(f"{self.place}.executor must be auto, sequential, stacked or graph, got {self.executor!r}")
         if self.branches < 0 or (self.branches > 1 and self.executor not in ("auto", "graph")):
             raise ConfigurationError(
-                "model.local.branches must be at least 0, and at most 1 unless model.local.executor is auto or graph; got "
+                f"{self.place}.branches must be at least 0, and at most 1 unless {self.place}.executor is auto or graph; got "
                 f"{self.branches} with {self.executor}"
             )
         if not self.gradient_clip_norm >= 0:
-            raise ConfigurationError(f"model.local.gradient_clip_norm must be 0 (off) or more, got {self.gradient_clip_norm}")
+            raise ConfigurationError(f"{self.place}.gradient_clip_norm must be 0 (off) or more, got {self.gradient_clip_norm}")
 
     def train(
         self,
@@ -120,6 +136,8 @@ class LocalTraining:
         after_step: Callable[[int, int], None] | None = None,
         steps: int | None = None,
         stepper: Stepper | None = None,
+        configure: Configure = configured,
+        follower: Follower | None = None,
     ) -> dict[str, float]:
         """Train the module, in place unless `stepper` keeps weights of its own.
 
@@ -130,6 +148,8 @@ class LocalTraining:
             after_step: called after every batch with the number of batches so far and in all.
             steps: batches to train on, as many epochs as they take, in place of what `epochs` says.
             stepper: takes the steps in a way of its own, bit for bit the same.
+            configure: makes the optimizer and its scheduler.
+            follower: of a client without a stepper, has a say in its loss and in its end.
 
         Returns:
             What the module logged, averaged over the steps.
@@ -146,9 +166,10 @@ class LocalTraining:
         trainer = ClientTrainer(module, device, plan, self.gradient_clip_norm)
         step = 0
         with blamed(trainer), trainer.seen_by(parts), collected_logs(module, parts) as logs:
-            optimizer, scheduler = configured(module)
+            optimizer, scheduler = configure(module)
             trainer.use(optimizer, scheduler.configs, logs)
-            client = ClientSteps(module, trainer, parameters, optimizer, partial(self.autocast, device))
+            rewrite = None if follower is None else follower.loss
+            client = ClientSteps(module, trainer, parameters, optimizer, partial(self.autocast, device), rewrite)
             if stepper is not None:
                 stepper.begin(optimizer)
             client.begin()
@@ -156,6 +177,8 @@ class LocalTraining:
                 sizes = sizes[: steps - step]
                 trainer.begin_epoch(epoch, len(sizes))
                 client.call("on_train_epoch_start")
+                if follower is not None:
+                    follower.begin_epoch(logs)
                 for batch_idx, given in enumerate(samples.batches(order, sizes, generator)):
                     last, skips = batch_idx + 1 == len(sizes), False
                     if stepper is not None:
@@ -166,6 +189,8 @@ class LocalTraining:
                         batch = resident(transferred(module, given, device, client.hooks), device)
                         skips = not client.train_on(batch, batch_idx)
                     step += len(sizes) - batch_idx if skips else 1
+                    if follower is not None and (last or skips) and follower.finished(logs):
+                        trainer.should_stop = True
                     stops = trainer.should_stop
                     if after_step is not None:  # also where the module skipped the batch, which may be the last
                         if stepper is not None:
@@ -199,8 +224,9 @@ class LocalTraining:
         """Say so where bf16 is emulated, as on CPUs without instructions for it."""
         if self.precision == "bf16" and device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
             log.warning(
-                "model.local.precision is bf16, but this CPU has no instructions for it: convolutions will take several times "
-                "as long as in 32"
+                "%s.precision is bf16, but this CPU has no instructions for it: convolutions will take several times as long "
+                "as in 32",
+                self.place,
             )
 
     def num_steps(self, n: int) -> int:

@@ -62,6 +62,9 @@ def configured(module: L.LightningModule) -> tuple[Optimizer, LocalScheduler]:
     return optimizer, scheduler
 
 
+Configure = Callable[[L.LightningModule], tuple[Optimizer, LocalScheduler]]
+"""Makes a client's optimizer and scheduler, as `configured` does."""
+
 OPTIMIZER_KEYS = ("optimizer", "lr_scheduler", "monitor")
 SCHEDULER_KEYS = tuple(field.name for field in fields(LRSchedulerConfig))
 """What dictionaries that `configure_optimizers` returns may hold: Lightning's names."""

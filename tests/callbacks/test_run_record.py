@@ -69,7 +69,10 @@ def test_record_holds_what_it_promises(tmp_path):
     assert record["weights_sha256"] == weights_sha256(federation.client)
     assert record["refused_rounds"] == 0
     assert record["initial_weights_sha256"] == start != record["weights_sha256"]
-    assert set(record["seconds"]) == {"local_training", "exchange", "attack", "aggregation", "evaluation"}
+    assert set(record["seconds"]) == {
+        *("local_training", "attackers_training", "exchange", "attack", "aggregation", "evaluation")
+    }
+    assert record["seconds"]["attackers_training"] < record["seconds"]["local_training"]
     assert all(seconds >= 0 for seconds in record["seconds"].values())
     assert record["client_updates_per_second"] > 0
     assert record["peak_memory_bytes"] > 10**7
