@@ -15,6 +15,7 @@ from fl_lightning.callbacks.ending import RUNNING, Ending, broken_off, ending, r
 from fl_lightning.callbacks.history import History
 from fl_lightning.callbacks.hyperparameters import log_results, log_settings
 from fl_lightning.callbacks.machine import hardware, peak_memory_bytes, versions
+from fl_lightning.callbacks.run_results import run_results
 from fl_lightning.callbacks.summary import show
 from fl_lightning.callbacks.trial import is_trial
 from fl_lightning.errors import SOME_LETTERS, ConfigurationError, enumerated
@@ -42,7 +43,8 @@ class RunRecord(L.Callback):
     `executor` (how rank 0 took local steps in the end),
     `client_updates_per_second` (evaluation not counted),
     `peak_memory_bytes` (the largest of all ranks), `excluded_updates`, `refused_rounds`, `initial_weights_sha256` and
-    `weights_sha256` (of the global parameters and buffers before the first round and in the end), `sha256` (of all the others,
+    `weights_sha256` (of the global parameters and buffers before the first round and in the end), what other callbacks add
+    (`detection`, see `DetectionMetrics`), `sha256` (of all the others,
     by which damage is noticed; `config.yaml` has one in its last line).
 
     A run that does not go on with what is in the folder puts that aside, into `earlier/1`, `earlier/2` and so on. A resumed run
@@ -210,6 +212,7 @@ class RunRecord(L.Callback):
             "initial_weights_sha256": self.initial_weights,
             "weights_sha256": weights,
             "config_hash": self.config_hash,
+            **run_results(trainer.callbacks),  # pyrefly: ignore[missing-attribute]
             "hardware": hardware(device),
             "versions": versions(),
             "config": self.config,
