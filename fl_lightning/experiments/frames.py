@@ -1,5 +1,4 @@
-"""Runs as data frames, of a sweep or not: a row per run, per evaluation, or per client and round, and the trained
-module.
+"""Runs as data frames, of a sweep or not: a row per run, per evaluation, or per client and round; and the trained module.
 
 A number that was changed in a record after the run is not given out: such a run is `failed`, and its measures are NaN.
 """
@@ -79,8 +78,8 @@ def clients(folder: str | os.PathLike[str]) -> pd.DataFrame:
     found = [table.assign(run=name) for name, table in tables if table is not None]
     if not found:
         raise ConfigurationError(
-            f"no run in {folder} has rows of clients in a folder {CLIENTS}/; add the callback ClientRecord to trainer.callbacks "
-            "and run it again"
+            f"no run in {folder} has rows of clients, in a folder {CLIENTS}/; add the callback ClientRecord to "
+            "trainer.callbacks, and run it again"
         )
     frame = pd.concat(found, ignore_index=True)
     return frame[["run", *(column for column in frame.columns if column != "run")]]

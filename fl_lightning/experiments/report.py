@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from fl_lightning.experiments.detection import Section, sections
 from fl_lightning.experiments.figures import curves, numeric_axes, same_bytes, sensitivity, svg
 from fl_lightning.experiments.plain_text import as_csv, markdown_cell
 from fl_lightning.experiments.results import Results, records
@@ -40,13 +41,14 @@ def write_report(results: Results, folder: Path) -> list[Path]:
     with same_bytes():
         cell_curves = [svg(curves(results.group(cell), "")) for cell in range(len(shown))]
         sensitivities = {axis: svg(sensitivity(results, axis)) for axis in numeric_axes(results)}
+    detection = sections(results)
     written = {
         "table.md": f"# {markdown_cell(results.title)}\n\n{markdown(shown)}\n",
         "table.tex": latex(shown, results.title),
         "cells.csv": as_csv(results.cells),
         "runs.csv": as_csv(results.runs),
         "times.csv": times(results),
-        "report.html": page(results, shown, cell_curves, sensitivities),
+        "report.html": page(results, shown, cell_curves, sensitivities, detection),
     }
     written |= {f"curves/{cell:03d}.svg": picture for cell, picture in enumerate(cell_curves)}
     written |= {f"sensitivity/{axis}.svg": picture for axis, picture in sensitivities.items()}
@@ -56,7 +58,9 @@ def write_report(results: Results, folder: Path) -> list[Path]:
     return [folder / name for name in written]
 
 
-def page(results: Results, shown: pd.DataFrame, cell_curves: list[str], sensitivities: dict[str, str]) -> str:
+def page(
+    results: Results, shown: pd.DataFrame, cell_curves: list[str], sensitivities: dict[str, str], detection: list[Section]
+) -> str:
     """The HTML page; `shown` is the table."""
     environment = Environment(
         loader=PackageLoader("fl_lightning.experiments", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -73,6 +77,7 @@ def page(results: Results, shown: pd.DataFrame, cell_curves: list[str], sensitiv
             for i in range(len(shown))
         ],
         sensitivities=sensitivities,
+        detection=detection,
         seeds=results.seeds,
         failures=[run for run in records(results.runs) if run["state"] == State.FAILED],
         stopped=[run for run in records(results.runs) if run["state"] == State.STOPPED],

@@ -35,13 +35,13 @@ class RoundTables:
         rounds: how many are done: rows of later ones, which come again, are dropped.
 
     Raises:
-        ConfigurationError: a file of that kind is damaged, or a link.
+        ConfigurationError: a file of that kind is damaged, or a link, or the folder is one.
         OSError: the folder cannot be written to.
     """
 
     def __init__(self, folder: Path, schema: pyarrow.Schema, rounds: int) -> None:
         self.folder, self.schema = folder, schema
-        folder.mkdir(parents=True, exist_ok=True)
+        own_folder(folder).mkdir(parents=True, exist_ok=True)
         remove_parts(folder)
         files = files_of(folder)
         for path in reversed(files):  # from the end, so that a kill leaves a beginning
@@ -90,8 +90,15 @@ def read_round_tables(folder: Path) -> pyarrow.Table | None:
     """
     import pyarrow
 
-    tables = list(tables_of(folder))
+    tables = list(tables_of(own_folder(folder)))
     return pyarrow.concat_tables(tables) if tables else None
+
+
+def own_folder(folder: Path) -> Path:
+    """The folder, after seeing that it is no link: what lies elsewhere is not the run's."""
+    if folder.is_symlink():
+        raise ConfigurationError(f"{folder} is a link; a run's files lie in its folder: put them there")
+    return folder
 
 
 def tables_of(folder: Path) -> Iterator[pyarrow.Table]:
