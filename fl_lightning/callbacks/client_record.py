@@ -148,8 +148,8 @@ def norms_and_cosines(shard: UpdateShard, aggregate: Tensor) -> list[tuple[float
     def sums(values: Tensor, aggregate: Tensor) -> Tensor:
         """(N, c) float64 and (c,) float32 -> (2 N + 1,): inner products with the aggregate, squares, the aggregate's square."""
         other = aggregate.double()
-        inner = (values * other).sum(1)
-        return torch.cat([inner, values.square_().sum(1), other.square().sum()[None]])
+        inner = torch.mv(values, other)
+        return torch.cat([inner, values.square_().sum(1), other.square_().sum()[None]])
 
     total = shard.reduce(sums, aggregate).tolist()
     length, norms = math.sqrt(total[2 * n]), [math.sqrt(square) for square in total[n : 2 * n]]

@@ -137,9 +137,14 @@ def draw_clients(table: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(6.8, min(7.0, 1.0 + 0.12 * len(order))), layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(
-        grid.to_numpy(float), vmin=LEAST, vmax=1, cmap=mpl.colormaps["cividis"].with_extremes(under=COLORS["tpr"]), aspect="auto", interpolation="nearest",
+        grid.to_numpy(float),
+        vmin=LEAST,
+        vmax=1,
+        cmap=mpl.colormaps["cividis"].with_extremes(under=COLORS["tpr"]),
+        aspect="auto",
+        interpolation="nearest",
         extent=(first - 0.5, last + 0.5, len(order) - 0.5, -0.5),
-    )  # fmt: skip
+    )
     number = int(malicious.sum())
     if 0 < number < len(order):
         axes.axhline(number - 0.5, color="black", linewidth=1.5)
