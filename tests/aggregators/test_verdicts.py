@@ -60,7 +60,7 @@ def updates_of(n: int = N, d: int = D, seed: int = 0) -> Tensor:
     draws = torch.Generator().manual_seed(seed)
     updates = torch.randn(n, d, generator=draws) + 1
     updates[:2] = -3 * updates[:2] + torch.randn(d, generator=draws)
-    updates[n - 1] = 1.01 * updates[n - 2] + 0.02 * torch.randn(d, generator=draws)
+    updates[n - 1] = 1.01 * updates[n - 2] + 0.3 * torch.randn(d, generator=draws)
     return updates
 
 
@@ -291,7 +291,8 @@ def test_what_is_no_verdict_is_refused(wrong: Any) -> None:
 
 def on_ranks_rules() -> dict[str, Aggregator]:
     return {
-        **{name: rule for name, (rule, _) in LINEAR.items() if name != "DnC"},
+        # FLAME looks at the Gram matrix alone, as Krum does, and its HDBSCAN takes seconds to import on every rank.
+        **{name: rule for name, (rule, _) in LINEAR.items() if name not in ("DnC", "FLAME")},
         "DnC": DnC(num_malicious=1),
         "Bulyan": Bulyan(num_malicious=1),
         "SparseFed": SparseFed(),
@@ -316,7 +317,7 @@ def verdicts_on_a_rank() -> dict[str, bytes]:
 
 
 def test_same_bits_on_any_number_of_ranks() -> None:
-    (one,) = on_ranks(1, verdicts_on_a_rank)
+    one = verdicts_on_a_rank()
     assert len(set(one.values())) > len(one) / 2
     for world in (2, 3):
         assert on_ranks(world, verdicts_on_a_rank) == [one] * world
