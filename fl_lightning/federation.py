@@ -42,11 +42,12 @@ from fl_lightning.resources import Compile, compiling_pays, prepare_memory
 from fl_lightning.seeding import drawn_by_chance, warn_of_chance
 from fl_lightning.server.exclusion import exclude_nonfinite
 from fl_lightning.server.last_round import Evaluations
+from fl_lightning.server.outcome import RoundOutcome
 from fl_lightning.server.round_checks import check_evaluation, check_not_compiled, check_round
 from fl_lightning.server.step import take_step
 from fl_lightning.server.taken_names import WatchedNames
 from fl_lightning.training.client_checks import check_kind
-from fl_lightning.training.client_logs import average_logs
+from fl_lightning.training.client_logs import average_logs, sort_logs
 from fl_lightning.training.local_training import LocalTraining
 from fl_lightning.training.optimizers import read_optimizers
 from fl_lightning.training.prediction import class_probabilities, predict, predicted_classes
@@ -70,7 +71,8 @@ class RoundObserver(Protocol):
     def on_aggregate(self, federation: Federation, shard: UpdateShard, aggregate: Tensor) -> None:
         """Called on all ranks between aggregation and server step; `aggregate` is (S,).
 
-        A callback that calls a collective must do so on all ranks.
+        `federation.outcome` has the whole cohort and the rule's verdict on it. A callback that calls a collective must do so
+        on all ranks.
         """
 
 
@@ -154,6 +156,7 @@ class Federation(Loadable, WatchedNames):
         self.by_chance = drawn_by_chance()
         self.refused_rounds = 0
         self.undisturbed = Undisturbed(seed)
+        self.outcome: RoundOutcome | None = None
 
     # ---- one round ---------------------------------------------------------------------------------------------------
 
@@ -186,9 +189,10 @@ class Federation(Loadable, WatchedNames):
                 buffer_shard.look_again(shard.malicious)
 
         with self.phase("aggregation"):
-            excluded = exclude_nonfinite(cohort, shard, buffer_shard)
+            stays = exclude_nonfinite(cohort, shard, buffer_shard)  # (N,)
             aggregate = self.aggregator(shard) if shard.num_clients else torch.zeros(shard.width, device=self.device)  # (S,)
             shard.settle()  # whatever the rule looked at
+            self.outcome = RoundOutcome.of(cohort, stays, shard, self.aggregator.judges)
 
         with self.phase("exchange"):
             gradient = self.exchange.to_all(aggregate)  # (d,)
@@ -204,13 +208,14 @@ class Federation(Loadable, WatchedNames):
         if self.last_step is not None:
             self.last_step = broadcast.weights - self.parameters_layout.flatten(self.client)
         self.client_updates += len(cohort)
-        self.excluded_updates += excluded
+        self.excluded_updates += (excluded := int((~stays).sum()))
         self.refused_rounds += refused
         # Loggers take `step` as their x-axis: rounds done, the same for what is logged in training and in evaluation.
         logged = {"step": float(self.global_step), "round/excluded_updates": float(excluded), "round/refused": float(refused)}
         of_ranks = travelling()
         self.seconds[ATTACKERS_TRAINING] += sum(seconds for _, seconds in of_ranks)
-        logged |= average_logs([logs for logs, _ in of_ranks])
+        self.outcome.logs = sort_logs([logs for logs, _ in of_ranks])
+        logged |= average_logs(self.outcome.logs)
         self.log_dict(logged, batch_size=1)
         check_logged(self.trainer, logged)
         if self.trainer._detect_anomaly:

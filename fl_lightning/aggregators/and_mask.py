@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fl_lightning.aggregators.base import Aggregator
+from fl_lightning.aggregators.survival import judge_by_coordinates
 from fl_lightning.aggregators.votes import SignConsistency
 from fl_lightning.updates.shard import UpdateShard
 
@@ -18,12 +19,16 @@ class AndMask(Aggregator):
 
     An attacker cannot outvote the others, but once a coordinate is kept its magnitude counts in full.
 
+    Verdict: none, or with `verdicts` the share of the coordinates that the mask keeps: the same for all clients, as a
+    mask judges coordinates.
+
     Args:
         tau: consistency threshold in [0, 1), or in [0, 1] with `inclusive`; see `SignConsistency`.
         inclusive: keep also coordinates whose consistency equals tau.
         ignore_zeros: judge consistency among non-zero entries only.
         weighted: weight the mean by sample counts; the vote stays one client, one vote.
         rescale: divide each layer by the share of its coordinates that were kept (plus 1e-10), as the original code can.
+        verdicts: whether to count on which coordinates each client counts, see Verdict. The aggregate stays the same.
 
     Example:
         >>> import torch
@@ -39,17 +44,25 @@ class AndMask(Aggregator):
         ignore_zeros: bool = False,
         weighted: bool = False,
         rescale: bool = False,
+        verdicts: bool = False,
     ) -> None:
         super().__init__()
         self.votes = SignConsistency(tau=tau, inclusive=inclusive, ignore_zeros=ignore_zeros)
         self.weighted = weighted
         self.rescale = rescale
+        self.verdicts = verdicts
+
+    @property
+    def judges(self) -> bool:
+        return self.verdicts
 
     def mask(self, shard: UpdateShard) -> Tensor:
         return shard.map(self.votes.mask, dtype=torch.bool)
 
     def forward(self, shard: UpdateShard) -> Tensor:
         shard.kept = mask = self.mask(shard)
+        if self.verdicts:
+            judge_by_coordinates(shard, 0, mask)
         masked = torch.where(mask, self.aggregate_buffers(shard), 0.0)
         return rescale_layers(masked, mask, shard) if self.rescale else masked
 

@@ -29,7 +29,8 @@ class Aggregator(nn.Module):
     any number of ranks to any other. What is small and the same on every rank may be a buffer instead.
 
     A rule that reaches beyond aggregation says so by hooks: `needs_root` (an update of the server's own), `needs_clients`
-    (whose updates it sees), `train_benign` and `client_memory_size` (another local training), `accepts` (predictions).
+    (whose updates it sees), `judges` (how much each client counted), `train_benign` and `client_memory_size` (another local
+    training), `accepts` (predictions).
 
     Called on a plain (N, d) tensor, array or list of rows a rule works in one process, with `weights` (N,) as an optional
     second argument. Rows that are not finite are left out, which a warning says; if none is left that counts the result is
@@ -67,6 +68,7 @@ class Aggregator(nn.Module):
         if isinstance(updates, UpdateShard):
             if weights is not None or root is not None:
                 raise ConfigurationError(f"{name}: a shard brings weights and root of its own; call the rule with it alone")
+            updates.verdict = None  # of another rule
             return super().__call__(updates)
         shard = UpdateShard.from_updates(updates, weights)
         if root is not None:
@@ -152,6 +154,11 @@ class Aggregator(nn.Module):
         for part in self.modules():
             if isinstance(part, Aggregator):
                 part.memory.clear()
+
+    @property
+    def judges(self) -> bool:
+        """Whether `forward` says how much each client counted, by `UpdateShard.judge`. A rule's docstring says what that is."""
+        return False
 
     # ---- beyond aggregation ------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ https://arxiv.org/abs/2006.09365, Algorithm 1.
 import logging
 
 import torch
+from torch import Tensor
 
 from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.aggregators.mixing import Mixing
@@ -26,6 +27,8 @@ class Bucketing(Mixing):
     Bounds: up to f of the M buckets hold a malicious client, so f stays what the rule is told, while it sees M rows: the run is
     refused where the rule refuses M, and warned where f >= M/2. The rule's bound thus asks for s times as many clients. A rule
     that must know whose updates it sees is refused as well.
+
+    Verdict: the rule's, of the client's bucket, so that benign clients share an attacker's. None where the rule has none.
 
     Args:
         rule: what aggregates the buckets' means.
@@ -66,11 +69,13 @@ class Bucketing(Mixing):
                 f"rows: {error}; or lower bucket_size"
             ) from error
 
-    def mixed(self, shard: UpdateShard) -> UpdateShard:
-        """The shard of y_1 .. y_M."""
+    def matrix(self, shard: UpdateShard) -> Tensor:
         n = shard.num_clients
         buckets = torch.randperm(n, generator=shard.generator("bucketing")).split(self.bucket_size)
         matrix = torch.zeros(len(buckets), n, dtype=torch.float64)
         for row, members in zip(matrix, buckets, strict=True):
             row[members] = 1 / len(members)
-        return shard.mix(matrix)
+        return matrix
+
+    def reference(self, matrix: Tensor) -> Tensor:
+        return matrix.sum(0)  # a smaller bucket makes nobody suspicious

@@ -32,6 +32,8 @@ class Bulyan(Aggregator):
     if it is no farther from the median than a benign one that is dropped. Where exclusions leave fewer clients in a round,
     theta is at least 1 and beta at least what the median is made of, 1 or 2; a warning says so.
 
+    Verdict: 1 for the selected, 0 for the others, whatever the median drops afterwards.
+
     Args:
         num_malicious: f, at least 0; what the cohort's setting says where left out.
 
@@ -72,11 +74,17 @@ class Bulyan(Aggregator):
             among &= whose != taken
         return chosen.nonzero().flatten()
 
+    @property
+    def judges(self) -> bool:
+        return True
+
     def forward(self, shard: UpdateShard) -> Tensor:
         n, f = shard.num_clients, self.assumed_malicious()
         if n < 4 * f + 3:
             log.warning("Bulyan: %d clients are left with f = %d, fewer than 4f + 3 = %d; it may not hold", n, f, 4 * f + 3)
-        chosen = self.selected(shard).to(shard.weights.device)
+        selected = self.selected(shard)
+        shard.judge(torch.zeros(n).index_fill_(0, selected, 1.0))
+        chosen = selected.to(shard.weights.device)
         theta = len(chosen)
         beta = max(theta - 2 * f, 2 - theta % 2)
         return shard.map(lambda values: mean_around_median(values.index_select(0, chosen), beta))

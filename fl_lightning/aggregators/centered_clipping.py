@@ -25,6 +25,9 @@ class CenteredClipping(Aggregator):
     Bounds: defined for any N, and no f is assumed. A client moves v by at most tau / N per iteration, so f of them by at most
     f tau / N: little, if tau is no longer than benign updates differ. They may do so in every round.
 
+    Verdict: the factor min(1, tau / ||g_i - v||); of several iterations the weight of g_i in the result, as a share of what it
+    would have if it were never cut.
+
     Args:
         max_norm: tau, more than 0, in units of an update's norm. It must fit the updates: take it from the norms of a run
             without attack. The authors advise 10 / (1 - beta) for clients that send a momentum of factor beta.
@@ -52,11 +55,19 @@ class CenteredClipping(Aggregator):
         self.iterations = iterations
         self.carry = carry
 
+    @property
+    def judges(self) -> bool:
+        return True
+
     def forward(self, shard: UpdateShard) -> Tensor:
         center = self.recall("center", shard).clone() if self.carry else torch.zeros(shard.width, device=shard.weights.device)
+        counted, untouched = torch.zeros(shard.num_clients, dtype=torch.float64), 0.0  # N times the weight of g_i in v
         for _ in range(self.iterations):
             factors = clip_factors(shard.reduce(squared_distances, center).sqrt().cpu(), self.max_norm)
-            center.mul_(float((1 - factors).mean())).add_(shard.combine(factors / shard.num_clients)).clamp_(-MOST, MOST)
+            stays = float((1 - factors).mean())
+            center.mul_(stays).add_(shard.combine(factors / shard.num_clients)).clamp_(-MOST, MOST)
+            counted, untouched = stays * counted + factors, stays * untouched + 1
+        shard.judge(counted, most=untouched)
         if self.carry:
             self.recall("center", shard).copy_(center)
         return center

@@ -21,6 +21,8 @@ class CosineMultiKrum(MultiKrum):
     Bounds: as `MultiKrum`'s in N and f, but for directions only. There is no bound on lengths: a malicious update that points
     where the others do is selected, however long it is.
 
+    Verdict: 1 for the selected, 0 for the others.
+
     Args:
         num_malicious: f, at least 0; what the cohort's setting says where left out.
         num_selected: m, in [1, N]; N - f where left out.

@@ -32,6 +32,8 @@ class DnC(Aggregator):
     Bounds: meant for f < N/2. A run is refused unless ceil(c * f) < N; where exclusions leave so few clients in a round, all
     but one are dropped and a warning says so. Iterations that disagree drop up to `num_iterations` * ceil(c * f) clients.
 
+    Verdict: 1 for who stays, 0 for who is dropped.
+
     Args:
         num_malicious: f, at least 0; what the cohort's setting says where left out.
         num_iterations: at least 1.
@@ -84,8 +86,13 @@ class DnC(Aggregator):
                 "filter_factor or num_malicious, or raise model.cohort.clients_per_round"
             )
 
+    @property
+    def judges(self) -> bool:
+        return True
+
     def forward(self, shard: UpdateShard) -> Tensor:
         kept = self.kept(shard)
+        shard.judge(kept)
         return shard.combine(kept.double() / kept.sum())
 
     def kept(self, shard: UpdateShard) -> Tensor:

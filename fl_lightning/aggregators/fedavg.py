@@ -13,6 +13,8 @@ from fl_lightning.updates.shard import UpdateShard
 class FedAvg(Aggregator):
     """A(G) = sum_i n_i g_i / sum_j n_j. No robustness: one client can move the result anywhere.
 
+    Verdict: none, as a mean judges nobody.
+
     Args:
         weighted: weight by the sample counts n_i that clients report (an attacker may inflate its own); otherwise 1/N each.
 

@@ -34,6 +34,8 @@ class FLTrust(Aggregator):
     Bounds: defined for any N and f, as trust comes from the root set alone. It fails where the root set does: with too few
     samples, or unlike those of the clients.
 
+    Verdict: the trust t_i, divided by the largest of the round; 0 for who points away from the root set's update.
+
     Differs from the paper: no 1e-9 is added to denominators.
 
     Example:
@@ -47,6 +49,10 @@ class FLTrust(Aggregator):
     def needs_root(self) -> bool:
         return True
 
+    @property
+    def judges(self) -> bool:
+        return True
+
     def forward(self, shard: UpdateShard) -> Tensor:
         if shard.root is None:
             raise ConfigurationError(
@@ -58,6 +64,7 @@ class FLTrust(Aggregator):
         lengths = norms * root_norm
         trusted = inner > LEAST * lengths  # nobody, where the root is not finite
         trust = torch.where(trusted, inner / lengths, 0.0)
+        shard.judge(trust)
         if not trust.any():
             log.warning("FLTrust: no update points the way of the server's own, so the update is zero")
             return torch.zeros_like(shard.root)

@@ -29,6 +29,8 @@ class FLAME(Aggregator):
     Bounds: f < N/2, and attackers whose direction differs. Up to N - floor(N/2) - 1 clients are left out, malicious or not. A
     run is refused if N < 3, where no cluster could leave anybody out.
 
+    Verdict: 0 for who is left out, for the admitted the factor min(1, M / ||g_i||).
+
     Args:
         noise_factor: lambda, at least 0; .001 in the paper for images.
         min_cluster_fraction: a cluster must have more than this share of the clients, in [.5, 1).
@@ -63,12 +65,18 @@ class FLAME(Aggregator):
                 "model.cohort.clients_per_round"
             )
 
+    @property
+    def judges(self) -> bool:
+        return True
+
     def forward(self, shard: UpdateShard) -> Tensor:
         gram = shard.gram().cpu()
         norms = gram.diagonal().sqrt()
         most = median_norm(norms)
         admitted = self.admitted(cosine_distances(gram))
-        clipped = shard.combine(admitted * clip_factors(norms, most) / admitted.sum())
+        factors = admitted * clip_factors(norms, most)
+        shard.judge(factors, most=1.0)
+        clipped = shard.combine(factors / admitted.sum())
         sigma = min(self.noise_factor * most, MOST / 100)
         return (clipped + sigma * shard.noise("FLAME")).clamp(-MOST, MOST) if sigma else clipped
 

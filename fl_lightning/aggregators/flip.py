@@ -56,6 +56,8 @@ class FLIP(Aggregator):
 
     Bounds: none on f, as the mean has none; it is for benign clients to outweigh what attackers teach.
 
+    Verdict: none, as a mean judges nobody.
+
     Cost: with n samples a client takes min(C + `max_steps`, `epochs` * ceil(n / `batch_size`)) steps a round, and for each some
     125 inversion steps, 600 in the warm-up: 2,950 in the first round and 2,000 from then on for 200 samples of the phishing
     table, about 3 s of one CPU core a round; 8,750 and 4,000 for 500 images of CIFAR-10.

@@ -39,6 +39,8 @@ class FoolsGold(Aggregator):
     Bounds: defined for any N and f, but only if at least two clients share the attacker's aim: one alone is like nobody and has
     full weight. Benign clients with much the same data look like one attacker's to it.
 
+    Verdict: the weight w_i.
+
     Args:
         use_history: compare sums over all rounds; otherwise this round's updates, which needs no memory.
         last_layers: compare in the last so many parameter tensors alone, which are the paper's indicative features; in all of
@@ -74,11 +76,16 @@ class FoolsGold(Aggregator):
     def check_model(self, layers: Sequence[int]) -> None:
         self.first_layer(layers)
 
+    @property
+    def judges(self) -> bool:
+        return True
+
     def forward(self, shard: UpdateShard) -> Tensor:
         seen = self.indicative(shard)
         compared = self.histories(shard) if self.use_history else [shard.row(i) for i in range(shard.num_clients)]
         gram = shard.reduce(products, seen, *compared)
         weights = client_weights((1 - cosine_distances(gram.cpu())).round(decimals=DECIMALS))
+        shard.judge(weights, most=1.0)
         total = float(weights.sum())
         if total == 0:
             log.warning("FoolsGold: all %d clients look like others, so nobody has weight and the update is zero", len(weights))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fl_lightning.aggregators.and_mask import rescale_layers
+from fl_lightning.aggregators.survival import judge_by_coordinates
 from fl_lightning.aggregators.trimmed_mean import TrimmedMean
 from fl_lightning.aggregators.votes import SignConsistency
 from fl_lightning.updates.shard import UpdateShard
@@ -25,6 +26,9 @@ class Invariant(TrimmedMean):
     tau = .6 four clients are enough. That is a denial of service, not a backdoor; the kept fraction in the round's
     diagnostics shows it.
 
+    Verdict: none, or with `verdicts` the share of the coordinates that the mask keeps and on which the client's entry lies
+    within what trimming keeps.
+
     Args:
         tau: consistency threshold in [0, 1), or in [0, 1] with `inclusive`; the paper uses .2 for CIFAR-10, .6 for Twitter and
             phishing.
@@ -32,6 +36,7 @@ class Invariant(TrimmedMean):
         inclusive: keep also coordinates whose consistency equals tau.
         ignore_zeros: judge consistency among non-zero entries only.
         rescale: divide each layer by the share of its coordinates that were kept.
+        verdicts: whether to count on which coordinates each client survives, see Verdict. The aggregate stays the same.
 
     Differs from the paper: the printed definitions compare the sum of signs with tau without dividing by N, and Definition 7
     multiplies the mask by 1/N; here the consistency is normalised to [0, 1] and the mask is 0 or 1 (see `SignConsistency`).
@@ -51,8 +56,9 @@ class Invariant(TrimmedMean):
         inclusive: bool = False,
         ignore_zeros: bool = False,
         rescale: bool = False,
+        verdicts: bool = False,
     ) -> None:
-        super().__init__(alpha=alpha)
+        super().__init__(alpha=alpha, verdicts=verdicts)
         self.votes = SignConsistency(tau=tau, inclusive=inclusive, ignore_zeros=ignore_zeros)
         self.rescale = rescale
 
@@ -67,4 +73,6 @@ class Invariant(TrimmedMean):
         else:
             masked, kept = trimmed(shard, b, self.votes.threshold(shard.num_clients))
         shard.kept = kept
+        if self.verdicts:
+            judge_by_coordinates(shard, b, kept)
         return rescale_layers(masked, kept, shard) if self.rescale else masked

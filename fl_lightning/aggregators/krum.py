@@ -16,6 +16,8 @@ class Krum(MultiKrum):
     Bounds: the paper's proof needs N >= 2f + 3; a run with fewer clients is warned, one with N - f < 1 refused. Where
     exclusions leave fewer clients in a round, scores are taken over at least one neighbour.
 
+    Verdict: 1 for the selected client, 0 for the others.
+
     Args:
         num_malicious: f, at least 0; what the cohort's setting says where left out.
 

@@ -4,6 +4,7 @@ A baseline of X. Wang et al., "Invariant Aggregator for Defending against Federa
 https://arxiv.org/abs/2210.01834; see `MultiKrum` and `TrimmedMean` for where its parts come from.
 """
 
+import torch
 from torch import Tensor
 
 from fl_lightning.aggregators.multi_krum import MultiKrum
@@ -21,6 +22,8 @@ class KrumTrimmedMean(MultiKrum):
 
     Bounds: as `MultiKrum`'s in N and f; a run is refused if m - 2b < 1. Malicious updates that are selected are harmless up to
     b of them. Where exclusions leave too few clients in a round, b is lowered as in `TrimmedMean`.
+
+    Verdict: 1 for the selected, 0 for the others, whatever is trimmed afterwards.
 
     Args:
         alpha: share of the selected clients trimmed from each tail, in [0, .5).
@@ -43,6 +46,8 @@ class KrumTrimmedMean(MultiKrum):
         check_trim(type(self).__name__, num_clients - self.assumed_malicious(), self.trimming.alpha)
 
     def forward(self, shard: UpdateShard) -> Tensor:
-        chosen = self.selected(shard).to(shard.weights.device)
+        selected = self.selected(shard)
+        shard.judge(torch.zeros(shard.num_clients).index_fill_(0, selected, 1.0))
+        chosen = selected.to(shard.weights.device)
         b = self.trimming.trim(len(chosen))
         return shard.map(lambda values: trimmed_mean(values.index_select(0, chosen), b))

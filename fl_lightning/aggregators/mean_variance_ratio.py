@@ -10,10 +10,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fl_lightning.aggregators.survival import judge_by_coordinates
 from fl_lightning.aggregators.trimmed_mean import TrimmedMean
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.updates.moments import moments
 from fl_lightning.updates.shard import UpdateShard
+from fl_lightning.updates.trimming import trimmed
 
 SNR_THRESHOLD = 0.066
 """Passes as much of pure Gaussian noise from 20 clients, 26%, as the sign mask with tau = .2 does."""
@@ -32,12 +34,16 @@ class MeanVarianceRatio(TrimmedMean):
     bring `snr` close to 1/N, and so suppress any coordinate with a threshold of 1/N or more. A run is refused if N < 2, or if
     N - 2b < 1. Should exclusions leave one client, it counts as a column without variance.
 
+    Verdict: none, or with `verdicts` the share of the coordinates that the mask keeps and on which the client's entry lies
+    within what trimming keeps.
+
     Args:
         ratio: which ratio; tstat^2 = N * snr. `raw` has the unit of 1/update, so its threshold depends on model and data.
         threshold: at least 0. The default, for `snr` alone, is 0.066. If q is the quantile of Student's t with N - 1 degrees of
             freedom at 1 - p/2, then `tstat` > q and `snr` > q^2 / N pass a share p of pure noise. To match a sign mask, choose
             the threshold whose kept fraction in an attack-free round is the sign mask's, as the round's diagnostics show it.
         alpha: share trimmed from each tail, in [0, .5).
+        verdicts: whether to count on which coordinates each client survives, see Verdict. The aggregate stays the same.
 
     Differs from the paper: it names the ratio without a formula or threshold, and does not say whether trimming remains.
 
@@ -48,9 +54,14 @@ class MeanVarianceRatio(TrimmedMean):
     """
 
     def __init__(
-        self, *, ratio: Literal["snr", "tstat", "raw"] = "snr", threshold: float | None = None, alpha: float = 0.25
+        self,
+        *,
+        ratio: Literal["snr", "tstat", "raw"] = "snr",
+        threshold: float | None = None,
+        alpha: float = 0.25,
+        verdicts: bool = False,
     ) -> None:
-        super().__init__(alpha=alpha)
+        super().__init__(alpha=alpha, verdicts=verdicts)
         if ratio not in ("snr", "tstat", "raw"):
             raise ConfigurationError(f"MeanVarianceRatio.ratio must be 'snr', 'tstat' or 'raw', got {ratio!r}")
         if threshold is None:
@@ -73,8 +84,11 @@ class MeanVarianceRatio(TrimmedMean):
         return shard.map(self._passes, dtype=torch.bool, row_by_row=True)
 
     def forward(self, shard: UpdateShard) -> Tensor:
-        mean = super().forward(shard)
+        b = self.trim(shard.num_clients)
+        mean = trimmed(shard, b).mean
         shard.kept = self.mask(shard)
+        if self.verdicts:
+            judge_by_coordinates(shard, b, shard.kept)
         return mean.masked_fill_(~shard.kept, 0.0)
 
     def _passes(self, values: Tensor) -> Tensor:

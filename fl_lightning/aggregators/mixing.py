@@ -17,6 +17,9 @@ class Mixing(Aggregator):
 
     Buffers go to the inner rule unmixed.
 
+    Verdict: with the inner rule's v_j, client i has sum_j v_j matrix[j, i] / `reference`_i, brought to the same largest value
+    as the v_j. None where the inner rule has none.
+
     Args:
         rule: what aggregates the mixed updates.
     """
@@ -26,12 +29,35 @@ class Mixing(Aggregator):
         self.rule = rule
 
     @abstractmethod
-    def mixed(self, shard: UpdateShard) -> UpdateShard:
-        """The shard of y_1 .. y_M."""
+    def matrix(self, shard: UpdateShard) -> Tensor:
+        """(M, N) float64 on the CPU, the same on all ranks: y_j = sum_i matrix[j, i] g_i."""
         raise NotImplementedError
 
+    @abstractmethod
+    def reference(self, matrix: Tensor) -> Tensor:
+        """(N,) float64, what the clients would count in the sum of y_1 .. y_M if the mixing judged nobody."""
+        raise NotImplementedError
+
+    def whose(self, shard: UpdateShard) -> Tensor | None:
+        """(M,) int64, the clients that the mixed updates still are, if anyone's."""
+        return None
+
+    def mixed(self, shard: UpdateShard) -> UpdateShard:
+        """The shard of y_1 .. y_M."""
+        return shard.mix(self.matrix(shard), self.whose(shard))
+
     def forward(self, shard: UpdateShard) -> Tensor:
-        return self.rule(self.mixed(shard))
+        matrix = self.matrix(shard)
+        mixed = shard.mix(matrix, self.whose(shard))
+        aggregate = self.rule(mixed)
+        if mixed.verdict is not None:
+            counted = mixed.verdict.double() @ matrix / self.reference(matrix)
+            shard.judge(counted * float(mixed.verdict.max()) / (float(counted.max()) or 1.0), most=1.0)
+        return aggregate
+
+    @property
+    def judges(self) -> bool:
+        return self.rule.judges
 
     def mask(self, shard: UpdateShard) -> Tensor:
         has_mask = type(self.rule).mask is not Aggregator.mask

@@ -24,6 +24,8 @@ class MultiKrum(Aggregator):
     leave fewer clients in a round, scores are taken over at least one neighbour and m is lowered to the number of clients.
     With m > N - f a malicious update is always selected.
 
+    Verdict: 1 for the selected, 0 for the others.
+
     Args:
         num_malicious: f, at least 0; what the cohort's setting says where left out.
         num_selected: m, in [1, N]; N - f where left out.
@@ -63,10 +65,15 @@ class MultiKrum(Aggregator):
         m = max(1, n - f) if self.num_selected is None else min(self.num_selected, n)
         return lowest(krum_scores(self.distances(shard), f), m)
 
+    @property
+    def judges(self) -> bool:
+        return True
+
     def forward(self, shard: UpdateShard) -> Tensor:
         chosen = self.selected(shard)
         coefficients = torch.zeros(shard.num_clients, dtype=torch.float64)
         coefficients[chosen] = 1 / len(chosen)
+        shard.judge(coefficients)
         return shard.combine(coefficients)
 
     def aggregate_buffers(self, shard: UpdateShard) -> Tensor:

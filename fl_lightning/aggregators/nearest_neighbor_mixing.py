@@ -7,6 +7,7 @@ under Heterogeneity", AISTATS 2023, https://arxiv.org/abs/2302.01772, Algorithm 
 import logging
 
 import torch
+from torch import Tensor
 
 from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.aggregators.distances import check_num_malicious, check_someone_is_benign, squared_distances
@@ -24,6 +25,9 @@ class NearestNeighborMixing(Mixing):
 
     Bounds: f < N/2, or the run is warned; it is refused where N - f < 1 or where the rule refuses N clients. Where exclusions
     leave f clients or fewer in a round, each is mixed with itself alone, which a warning says.
+
+    Verdict: the sum of the rule's verdicts over the mixed updates that client i has a part in, brought to the same largest
+    value as those; who is near to few others counts less. None where the rule has none.
 
     Args:
         rule: what aggregates the mixed updates.
@@ -57,13 +61,17 @@ class NearestNeighborMixing(Mixing):
             )
         self.rule.check(num_clients)
 
-    def mixed(self, shard: UpdateShard) -> UpdateShard:
-        """The shard of y_1 .. y_N."""
+    def matrix(self, shard: UpdateShard) -> Tensor:
         n, f = shard.num_clients, self.assumed_malicious()
         if n - f < 1:
             log.warning("NearestNeighborMixing: %d clients are left with f = %d; mixing each with itself alone", n, f)
         count = max(1, n - f)
         distances = squared_distances(shard.gram().cpu()).fill_diagonal_(-1)  # nearer to itself than to its copies
         nearest = distances.argsort(dim=1, stable=True)[:, :count]
-        matrix = torch.zeros(n, n, dtype=torch.float64).scatter_(1, nearest, 1 / count)
-        return shard.mix(matrix, shard.clients)
+        return torch.zeros(n, n, dtype=torch.float64).scatter_(1, nearest, 1 / count)
+
+    def whose(self, shard: UpdateShard) -> Tensor | None:
+        return shard.clients
+
+    def reference(self, matrix: Tensor) -> Tensor:
+        return torch.ones(len(matrix), dtype=torch.float64)  # who is near to few counts less

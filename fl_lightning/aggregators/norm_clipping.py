@@ -22,6 +22,8 @@ class NormClipping(Aggregator):
     Norms are Euclidean, over all d coordinates, in float64. ||A|| <= M, and f clients contribute at most M times the sum of
     their a_i: bounded, for any f, but not removed. Buffers are not clipped; they are combined by the mean.
 
+    Verdict: the factor min(1, M / ||g_i||).
+
     Args:
         max_norm: M, more than 0, in units of an update's norm. Unused with `adaptive`.
         adaptive: take M from this round's norms, the attackers' included: their `median`, which lies among those of benign
@@ -47,6 +49,10 @@ class NormClipping(Aggregator):
         self.adaptive = adaptive
         self.weighted = weighted
 
+    @property
+    def judges(self) -> bool:
+        return True
+
     def forward(self, shard: UpdateShard) -> Tensor:
         norms = shard.norms()
         if self.adaptive == "median":
@@ -55,7 +61,9 @@ class NormClipping(Aggregator):
             most = float(norms.sum() / len(norms))
         else:
             most = self.max_norm
-        return shard.combine(self.shares(shard) * clip_factors(norms, most))
+        factors = clip_factors(norms, most)
+        shard.judge(factors, most=1.0)
+        return shard.combine(self.shares(shard) * factors)
 
     def shares(self, shard: UpdateShard) -> Tensor:
         """(N,) float64 on CPU, the a_i."""

@@ -26,6 +26,9 @@ class RFA(Aggregator):
     Bounds: the exact geometric median holds as long as the attackers' a_i add up to less than 1/2. A few iterations are not
     exact: each divides the share of a distant attacker by a factor only, so its distance counts.
 
+    Verdict: 1 / max(nu, ||v - g_i||) in the last step, divided by the largest of the round. It tells who is far off, and is 0
+    for nobody whose distance float32 can hold beside the least one.
+
     Args:
         max_iterations: most steps after the weighted mean, at least 0.
         nu: distance below which clients count no more than at it, more than 0, in units of an update's norm. Distances below
@@ -54,28 +57,35 @@ class RFA(Aggregator):
         self.ftol = ftol
         self.weighted = weighted
 
+    @property
+    def judges(self) -> bool:
+        return True
+
     def forward(self, shard: UpdateShard) -> Tensor:
         weights = shard.weights.cpu().double() if self.weighted else torch.ones(shard.num_clients, dtype=torch.float64)
-        return shard.combine(self.coefficients(shard.gram().cpu(), weights / weights.sum()))
+        found, nearness = self.coefficients(shard.gram().cpu(), weights / weights.sum())
+        shard.judge(nearness)
+        return shard.combine(found)
 
-    def coefficients(self, gram: Tensor, alphas: Tensor) -> Tensor:
-        """(N,) float64 c, at least 0 and adding up to 1, so that the result is sum_j c_j g_j.
+    def coefficients(self, gram: Tensor, alphas: Tensor) -> tuple[Tensor, Tensor]:
+        """(N,) float64 c, at least 0 and adding up to 1, so that the result is sum_j c_j g_j; and the last (N,) beta_i / a_i.
 
         Args:
             gram: (N, N) float64, K.
             alphas: (N,) float64, the a_i.
         """
-        found = alphas
+        found, nearness = alphas, torch.ones_like(alphas)
         distances = self._distances(gram, found)
         objective = float(alphas @ distances)
         for _ in range(self.max_iterations):
-            betas = alphas / distances.clamp(min=self.nu)
-            found = betas / betas.sum()
+            least = distances.clamp(min=self.nu)
+            betas = alphas / least
+            found, nearness = betas / betas.sum(), 1 / least
             distances = self._distances(gram, found)
             before, objective = objective, float(alphas @ distances)
             if objective == 0 or abs(before - objective) < self.ftol * objective:
                 break
-        return found
+        return found, nearness
 
     @staticmethod
     def _distances(gram: Tensor, coefficients: Tensor) -> Tensor:

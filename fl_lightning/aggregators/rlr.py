@@ -27,6 +27,8 @@ class RLR(Aggregator):
     the default theta = 2f that is f <= N/4. A theta above N would turn every coordinate, and is refused. Where exclusions leave
     fewer than theta clients in a round, theta is lowered to their number and a warning says so.
 
+    Verdict: none, as coordinates are turned and clients are not judged.
+
     Args:
         threshold: theta, a number of votes in [0, N]; 0 turns nothing. The default is 2f.
         num_malicious: f, for that default, at least 0; what the cohort's setting says where left out.

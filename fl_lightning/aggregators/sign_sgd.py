@@ -19,6 +19,8 @@ class SignSGD(Aggregator):
     A coordinate that the other N - f clients carry by a margin of m votes keeps its direction if f < m; none ever moves by more
     than `step`. Buffers, which have no use for steps of one length, are combined by the weighted mean.
 
+    Verdict: none, as every client has its vote on every coordinate.
+
     Args:
         step: length of a coordinate's step, more than 0, in units of the parameters. Results depend on it much as they do on
             Adam's learning rate: 1e-4 to 1e-3 for deep networks, 1e-2 for a small MLP.

@@ -32,6 +32,8 @@ class SparseFed(Aggregator):
     Bounds: defined for any N, and no f is assumed. In a round f clients move the mean by f L / N at most, and must hit the
     coordinates on which the benign ones agree for that to be sent soon.
 
+    Verdict: the factor min(1, L / ||g_i||).
+
     Args:
         k: coordinates sent per round, from 1 to d; `fraction` of d where left out.
         fraction: share of the coordinates sent, in (0, 1]: k = ceil(fraction * d). The default is 50,000 of 6.6 million, the
@@ -73,11 +75,17 @@ class SparseFed(Aggregator):
     def check_model(self, layers: Sequence[int]) -> None:
         self.count(sum(layers))
 
+    @property
+    def judges(self) -> bool:
+        return True
+
     def forward(self, shard: UpdateShard) -> Tensor:
         count = self.count(shard.num_coordinates)
         norms = shard.norms()
         most = median_norm(norms) if self.max_norm is None else self.max_norm
-        mean = shard.combine(clip_factors(norms, most) / shard.num_clients)
+        factors = clip_factors(norms, most)
+        shard.judge(factors, most=1.0)
+        mean = shard.combine(factors / shard.num_clients)
         momentum, error = self.recall("momentum", shard), self.recall("error", shard)
         momentum.mul_(self.rho).add_(mean).clamp_(-MOST, MOST)
         error.add_(momentum).clamp_(-MOST, MOST)

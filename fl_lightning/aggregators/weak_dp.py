@@ -24,6 +24,8 @@ class WeakDP(Aggregator):
     over a whole model it is long all the same: its norm is about sigma * sqrt(d), 85 for d = 11.7 million and the default
     sigma. Buffers are neither clipped nor noised; they are combined by the weighted mean.
 
+    Verdict: the factor min(1, M / ||g_i||).
+
     Args:
         max_norm: M, more than 0, in units of an update's norm.
         sigma: the noise's standard deviation per coordinate, at least 0. For a noise multiplier z of differential privacy give
@@ -45,6 +47,12 @@ class WeakDP(Aggregator):
         self.max_norm = max_norm
         self.sigma = sigma
 
+    @property
+    def judges(self) -> bool:
+        return True
+
     def forward(self, shard: UpdateShard) -> Tensor:
-        clipped = shard.combine(shard.shares.cpu().double() * clip_factors(shard.norms(), self.max_norm))
+        factors = clip_factors(shard.norms(), self.max_norm)
+        shard.judge(factors, most=1.0)
+        clipped = shard.combine(shard.shares.cpu().double() * factors)
         return clipped + self.sigma * shard.noise("weak DP") if self.sigma else clipped

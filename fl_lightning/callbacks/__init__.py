@@ -7,6 +7,8 @@ They may import the federation and everything below it, and are imported by the 
 from fl_lightning.callbacks.aggregation_diagnostics import AggregationDiagnostics
 from fl_lightning.callbacks.backdoor_lifespan import BackdoorLifespan
 from fl_lightning.callbacks.backdoor_metrics import BackdoorMetrics
+from fl_lightning.callbacks.client_record import ClientRecord
+from fl_lightning.callbacks.detection_metrics import DetectionMetrics
 from fl_lightning.callbacks.flip_rates import FlipRates
 from fl_lightning.callbacks.last_checkpoint import LastCheckpoint
 from fl_lightning.callbacks.round_progress import RoundProgressBar
@@ -16,6 +18,8 @@ __all__ = [
     "AggregationDiagnostics",
     "BackdoorLifespan",
     "BackdoorMetrics",
+    "ClientRecord",
+    "DetectionMetrics",
     "FlipRates",
     "LastCheckpoint",
     "RoundProgressBar",

@@ -43,14 +43,16 @@ def experiment(config: Mapping[str, Any], *, rounds: bool = True) -> dict[str, A
     """
     chosen = {key: value for key, value in config.items() if key in ("seed_everything", "model", "data")}
     if "data" in chosen:
-        chosen["data"] = without_paths(chosen["data"])
+        chosen["data"] = without(chosen["data"], "path")
     if isinstance(chosen.get("model"), dict):  # neither what changes no bit, nor where attackers' data lie
         model = chosen["model"] = {k: v for k, v in chosen["model"].items() if k not in ("compile_rules", "bucket_bytes")}
         for name in LATER:
             if model.get(name) is None:
                 model.pop(name, None)
+        if "aggregator" in model:  # verdicts change no bit
+            model["aggregator"] = without(model["aggregator"], "verdicts")
         if "attacks" in model:
-            model["attacks"] = [without_later(attack) for attack in without_paths(model["attacks"])]
+            model["attacks"] = [without_later(attack) for attack in without(model["attacks"], "path")]
         if isinstance(model.get("attackers"), dict):
             model["attackers"] = {
                 key: value for key, value in model["attackers"].items() if key not in ("branches", "executor")
@@ -84,12 +86,12 @@ def with_every(cohort: Mapping[str, Any]) -> dict[str, Any]:
     return {**{key: value for key, value in cohort.items() if key != "interval"}, "every": cohort.get("interval", SELDOM)}
 
 
-def without_paths(value: Any) -> Any:
-    """The value without entries called `path`, at any depth."""
+def without(value: Any, name: str) -> Any:
+    """The value without entries called so, at any depth."""
     if isinstance(value, Mapping):
-        return {key: without_paths(entry) for key, entry in value.items() if key != "path"}
+        return {key: without(entry, name) for key, entry in value.items() if key != name}
     if isinstance(value, (list, tuple)):
-        return [without_paths(entry) for entry in value]
+        return [without(entry, name) for entry in value]
     return value
 
 

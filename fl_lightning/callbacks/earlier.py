@@ -7,6 +7,8 @@ from typing import Any
 
 import lightning as L
 
+from fl_lightning.callbacks.client_record import CLIENTS
+from fl_lightning.callbacks.detection_metrics import DETECTION_FILE
 from fl_lightning.callbacks.flip_rates import FILE
 from fl_lightning.checkpoints.resuming import LAST, PREVIOUS, clear
 from fl_lightning.checkpoints.sharded_state import shards_of
@@ -22,7 +24,7 @@ EARLIER = "earlier"
 CHECKPOINTS = ("last*.ckpt", "last*.ckpt.*", "previous.ckpt", "previous.ckpt.*", "damaged.ckpt")
 """Checkpoints and what lies beside them; other files of that kind are the user's."""
 
-RECORDS = ("run.json", "metrics.jsonl", "config.yaml", FILE)
+RECORDS = ("run.json", "metrics.jsonl", "config.yaml", FILE, DETECTION_FILE)
 
 
 def prepare(folder: Path) -> None:
@@ -78,7 +80,7 @@ def put_aside(folder: Path, config_hash: str | None) -> str:
         return ""
     into = next(path for k in count(1) if not (path := folder / EARLIER / str(k)).exists())
     into.mkdir(parents=True)
-    for path in [*(folder / name for name in RECORDS), *checkpoints]:
+    for path in [*(folder / name for name in (*RECORDS, CLIENTS)), *checkpoints]:
         if path.exists():
             move(path, into / path.name)
     what = f"{record.get('rounds', '?')} rounds, {record.get('state') or ('finished' if over else 'unfinished')}"
@@ -95,12 +97,14 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def check_places(folder: Path) -> None:
-    """Raise `ConfigurationError` where something else is in the place of a run's file, or of the folder beside checkpoints."""
+    """Raise `ConfigurationError` where something else is in the place of a run's file or folder."""
     for name in (*RECORDS, LAST, PREVIOUS):
         check_regular(folder / name)
-    beside = shards_of(folder / LAST)
-    if beside.exists() and not beside.is_dir():
-        raise ConfigurationError(f"{beside} is no folder, and a run may make one of that name: move away what is in its place")
+    for beside in (shards_of(folder / LAST), folder / CLIENTS):
+        if beside.exists() and not beside.is_dir():
+            raise ConfigurationError(
+                f"{beside} is no folder, and a run may make one of that name: move away what is in its place"
+            )
 
 
 def move(path: Path, to: Path) -> None:

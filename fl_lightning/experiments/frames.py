@@ -1,4 +1,4 @@
-"""Runs as data frames, of a sweep or not: a row per run, a row per evaluation, and the trained module.
+"""Runs as data frames, of a sweep or not: a row per run, per evaluation, or per client and round; and the trained module.
 
 A number that was changed in a record after the run is not given out: such a run is `failed`, and its measures are NaN.
 """
@@ -13,11 +13,13 @@ from typing import Any
 import pandas as pd
 from torch import nn
 
+from fl_lightning.callbacks.client_record import CLIENTS
 from fl_lightning.callbacks.earlier import EARLIER
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.experiments.results import outcome
 from fl_lightning.experiments.run_folder import RunFolder
 from fl_lightning.federation import Federation
+from fl_lightning.files.round_tables import read_round_tables
 from fl_lightning.files.yaml_files import load_yaml
 
 PARTS = {"rule": ("model", "aggregator"), "attacks": ("model", "attacks"), "model": ("model", "client"), "data": ("data",)}
@@ -57,6 +59,41 @@ def curves(folder: str | os.PathLike[str]) -> pd.DataFrame:
     """
     rows = [{"run": name, **entry} for name, run in folders(Path(folder)) for entry in run.metrics]
     return pd.DataFrame(rows, columns=None if rows else ["run", "round", "acc", "asr"])
+
+
+def clients(folder: str | os.PathLike[str]) -> pd.DataFrame:
+    """A row per client and round of each of these runs that has a `ClientRecord`, as far as it is written.
+
+    Returns:
+        `run`, the columns of `ClientRecord` without `logged`, and instead of that a column `client/<name>` for each name that
+        clients logged, such as `client/loss`; NaN where there is nothing. `round` counts from 0: what `curves` has at round
+        t + 1 was measured after round t.
+
+    Raises:
+        ConfigurationError: as `runs`; no run has such a record; a file of one is damaged.
+
+    Example:
+        >>> from fl_lightning.experiments.frames import clients
+        >>> clients("runs/x").query("round == 7 and verdict == 0")[["client", "malicious"]]  # doctest: +SKIP
+    """
+    tables = [(name, client_table(run)) for name, run in folders(Path(folder))]
+    found = [table.assign(run=name) for name, table in tables if table is not None]
+    if not found:
+        raise ConfigurationError(
+            f"no run in {folder} has rows of clients, in a folder {CLIENTS}/; add the callback ClientRecord to "
+            "trainer.callbacks, and run it again"
+        )
+    frame = pd.concat(found, ignore_index=True)
+    return frame[["run", *(column for column in frame.columns if column != "run")]]
+
+
+def client_table(run: RunFolder) -> pd.DataFrame | None:
+    """The rows of `ClientRecord` that a run has, what was logged in columns of its own; None without any."""
+    table = read_round_tables(run.path / CLIENTS)
+    if table is None or not table.num_rows:
+        return None
+    logged = pd.DataFrame([dict(entries) for entries in table["logged"].to_pylist()]).add_prefix("client/")
+    return pd.concat([table.drop_columns("logged").to_pandas(), logged], axis=1)
 
 
 def load_model(run: str | os.PathLike[str]) -> nn.Module:

@@ -9,6 +9,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fl_lightning.experiments import worst_report
+from fl_lightning.experiments.detection import sections
 from fl_lightning.experiments.figures import curves, numeric_axes, same_bytes, sensitivity, svg
 from fl_lightning.experiments.final import Final
 from fl_lightning.experiments.lifespans import lifespan_table
@@ -186,6 +187,11 @@ def where_it_ran(shown: Shown) -> dict[str, Any]:
     return {"machines": machines([folder.record for folder in shown.results.folders])}
 
 
+def detection(shown: Shown) -> dict[str, Any]:
+    """Which clients the rule turned away, of runs that recorded it."""
+    return {"detection": sections(shown.results)}
+
+
 SECTIONS: tuple[Callable[[Shown], dict[str, Any]], ...] = (
     overview,
     figures,
@@ -195,6 +201,7 @@ SECTIONS: tuple[Callable[[Shown], dict[str, Any]], ...] = (
     unfinished,
     by_setting,
     by_cell,
+    detection,
     where_it_ran,
 )
 

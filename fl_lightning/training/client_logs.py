@@ -101,14 +101,19 @@ def logs_to(
                 owner["log"] = shadowed
 
 
-def average_logs(of_ranks: list[list[tuple[int, dict[str, float]]]]) -> dict[str, float]:
-    """Average what clients logged, in cohort order, so that the number of ranks does not show.
+def sort_logs(of_ranks: list[list[tuple[int, dict[str, float]]]]) -> list[dict[str, float]]:
+    """What each client of the cohort logged, in cohort order, so that the number of ranks does not show.
 
     Args:
         of_ranks: per rank, (position in the cohort, metrics) of its clients.
     """
+    return [metrics for _, metrics in sorted((entry for rank in of_ranks for entry in rank), key=lambda entry: entry[0])]
+
+
+def average_logs(of_clients: list[dict[str, float]]) -> dict[str, float]:
+    """The average of what clients logged, each name over those who did."""
     values: dict[str, list[float]] = defaultdict(list)
-    for _, metrics in sorted((entry for rank in of_ranks for entry in rank), key=lambda entry: entry[0]):
+    for metrics in of_clients:
         for name, value in metrics.items():
             values[f"client/{name}"].append(value)
     return {name: sum(of_name) / len(of_name) for name, of_name in values.items()}

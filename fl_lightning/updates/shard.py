@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fl_lightning.errors import ConfigurationError
 from fl_lightning.seeding import generator
 from fl_lightning.updates.arriving import ArrivingBuckets, RowsOf
 from fl_lightning.updates.blocks import block_size
@@ -55,6 +56,8 @@ class UpdateShard:
     Attributes:
         root: (S,) float32, the server's own update from its root set, for rules that ask for one.
         kept: (S,) bool, the coordinates that the rule's mask let move, where it has aggregated these updates and has a mask.
+        verdict: (N,) float32 on the CPU in [0, 1], how much each client counted beside the one that counted most; 0 is turned
+            away. None before a rule has aggregated these updates, and where it does not judge clients. See `judge`.
     """
 
     def __init__(
@@ -79,6 +82,7 @@ class UpdateShard:
         self.clients = clients
         self.root: Tensor | None = None
         self.kept: Tensor | None = None
+        self.verdict: Tensor | None = None
         self.num_coordinates = num_coordinates
         self.start = start
         self.layers = [num_coordinates] if layers is None else list(layers)
@@ -338,11 +342,43 @@ class UpdateShard:
         self.finite = self.finite.clone()
         self.finite[rows] = self.count(bad) == 0
 
+    def judge(self, counted: Tensor, most: float | None = None) -> None:
+        """Set `verdict`; for rules, whose `judges` is true then.
+
+        Be a_i the weight with which a rule let g_i into its result, and u_i the one that it would have had without suspicion:
+        1/N, or its share of the samples. The verdict is r_i = a_i / u_i, divided by the largest r that there could be. Where a
+        rule only takes away, as by clipping, that is 1, what an untouched client has. Where it shares out weight, so that
+        some win what others lose, it is the largest of the round. So neither sample counts nor lengths to which all updates
+        are brought show in it, and rules are comparable.
+
+        Args:
+            counted: (N,) at least 0, the r_i or any multiple of them; the same bits on all ranks.
+            most: what an untouched client has, where the rule only takes away; the largest of the round where left out.
+
+        Raises:
+            ConfigurationError: for anything but N finite numbers of at least 0.
+
+        Example:
+            >>> shard = UpdateShard.from_updates(torch.eye(3))
+            >>> shard.judge(torch.tensor([0.0, 0.1, 0.4]))
+            >>> shard.verdict
+            tensor([0.0000, 0.2500, 1.0000])
+        """
+        counted = counted.detach().cpu().double()
+        if counted.shape != (self.num_clients,) or not (counted.isfinite() & (counted >= 0)).all():
+            raise ConfigurationError(
+                f"a rule's verdict must be {self.num_clients} finite numbers of at least 0, one for each update, got the shape "
+                f"{tuple(counted.shape)} and {counted.flatten().tolist()[:5]} ...; see UpdateShard.judge"
+            )
+        most = float(counted.max()) if most is None else most
+        self.verdict = (counted / (most or 1.0)).clamp(0, 1).float()
+
     def keep(self, rows: Tensor) -> None:
         """Drop all clients but those where `rows` ((N,) bool) is true, one bucket at a time."""
         self.weights, self.malicious = self.weights[rows], self.malicious[rows]
         self.clients = None if self.clients is None else self.clients[rows.cpu()]
         self.finite = None if self.finite is None else self.finite_rows()[rows]
+        self.verdict = None if self.verdict is None else self.verdict[rows.cpu()]
         self.compiled = False  # a number of clients that may not come again is not worth it
         self.settle()
         assert isinstance(self.buckets, list)

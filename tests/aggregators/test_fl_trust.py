@@ -19,18 +19,25 @@ from fl_lightning.updates import UpdateShard
 NOTHING = "FLTrust: no update points the way of the server's own, so the update is zero"
 
 
-def trusted(updates: np.ndarray, root: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The rule as it is printed, on whole vectors: value and rounding bound per column."""
+def length(vector: list[float]) -> float:
+    return math.sqrt(math.fsum(value * value for value in vector))
 
-    def length(vector: list[float]) -> float:
-        return math.sqrt(math.fsum(value * value for value in vector))
 
-    rows, g0 = updates.astype(np.float64).tolist(), root.astype(np.float64).tolist()
+def trusts(updates: np.ndarray, root: np.ndarray) -> list[float]:
+    """The t_i as they are printed."""
+    g0 = root.astype(np.float64).tolist()
     trust = []
-    for row in rows:
+    for row in updates.astype(np.float64).tolist():
         lengths = length(row) * length(g0)
         cosine = math.fsum(a * b for a, b in zip(row, g0, strict=True)) / lengths if lengths else 0.0
         trust.append(max(0.0, cosine) if abs(cosine) > 1e-12 else 0.0)
+    return trust
+
+
+def trusted(updates: np.ndarray, root: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rule as it is printed, on whole vectors: value and rounding bound per column."""
+    rows, g0 = updates.astype(np.float64).tolist(), root.astype(np.float64).tolist()
+    trust = trusts(updates, root)
     if sum(trust) == 0:
         return np.zeros(len(g0)), np.zeros(len(g0))
     terms = np.array(

@@ -1,0 +1,207 @@
+"""Whether the clients that a rule turned away were the malicious ones."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, astuple, dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from torch import Tensor
+
+from fl_lightning.aggregators.base import Aggregator
+from fl_lightning.callbacks.history import History
+from fl_lightning.callbacks.trial import is_trial
+from fl_lightning.errors import ConfigurationError
+from fl_lightning.federation import Federation
+from fl_lightning.files.run_files import RoundLines
+from fl_lightning.updates.shard import UpdateShard
+
+log = logging.getLogger(__name__)
+
+DETECTION_FILE = "detection.jsonl"
+
+RATES = ("tpr", "fpr", "tpr_below", "fpr_below", "auroc", "clean_fpr", "clean_fpr_below")
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Clients of one round, or of several, by what they were and what the rule made of them.
+
+    Attributes:
+        rounds: that are counted here.
+        malicious: malicious clients that reported.
+        benign: benign ones.
+        away_malicious: malicious clients with verdict 0.
+        away_benign: benign ones.
+        below_malicious: malicious clients below the threshold, those with verdict 0 included.
+        below_benign: benign ones.
+        pairs: of a malicious and a benign client of the same round.
+        pairs_told: those of which the malicious one has the lower verdict; a tie is half a pair.
+    """
+
+    rounds: int = 0
+    malicious: int = 0
+    benign: int = 0
+    away_malicious: int = 0
+    away_benign: int = 0
+    below_malicious: int = 0
+    below_benign: int = 0
+    pairs: int = 0
+    pairs_told: float = 0.0
+
+    def __add__(self, other: Detections) -> Detections:
+        return Detections(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """`tpr`, `fpr`, `tpr_below`, `fpr_below`, `auroc`, as far as there is somebody to divide by."""
+        parts = {
+            "tpr": (self.away_malicious, self.malicious),
+            "fpr": (self.away_benign, self.benign),
+            "tpr_below": (self.below_malicious, self.malicious),
+            "fpr_below": (self.below_benign, self.benign),
+            "auroc": (self.pairs_told, self.pairs),
+        }
+        return {name: number / of for name, (number, of) in parts.items() if of}
+
+
+def detect(verdict: Tensor, malicious: Tensor, threshold: float) -> Detections:
+    """Count the clients of a round.
+
+    Args:
+        verdict: (N,) float32 in [0, 1].
+        malicious: (N,) bool.
+        threshold: share of the mean verdict.
+
+    Example:
+        >>> import torch
+        >>> found = detect(torch.tensor([0.0, 0.2, 1.0, 1.0]), torch.tensor([True, True, False, False]), 0.5)
+        >>> found.rates
+        {'tpr': 0.5, 'fpr': 0.0, 'tpr_below': 1.0, 'fpr_below': 0.0, 'auroc': 1.0}
+    """
+    away = verdict == 0
+    below = away | (verdict.double() < threshold * verdict.double().mean())
+    groups = (malicious, ~malicious)
+    lower, higher = verdict[malicious, None], verdict[~malicious]
+    told = int((lower < higher).sum()) + int((lower == higher).sum()) / 2
+    counts = [int((flags & group).sum()) for flags in (away, below) for group in groups]
+    return Detections(1, *(int(group.sum()) for group in groups), *counts, lower.numel() * higher.numel(), told)
+
+
+def rates(attacked: Detections, clean: Detections) -> dict[str, float]:
+    """The rates by the names of `RATES`, of rounds with and without attackers, as far as there is somebody to divide by."""
+    without = {f"clean_{name}": rate for name, rate in clean.rates.items()}  # there are no others than of benign clients
+    return attacked.rates | without
+
+
+class DetectionMetrics(L.Callback):
+    """Compares the rule's verdict on each client with whether it was malicious; the same on any number of ranks.
+
+    Logs per round, as `detection/<name>`:
+
+    - `turned_away`: clients with verdict 0, those excluded for an update that is not finite among them.
+    - `tpr`, `fpr`: share of the malicious, and of the benign clients that were turned away. Rounds with attackers alone.
+    - `tpr_below`, `fpr_below`: the same for clients whose verdict is less than `threshold` times the mean verdict of the
+      round, for rules that weight or clip and seldom give 0.
+    - `auroc`: of the verdict as a score, without any threshold: the probability that a malicious client has a lower one than
+      a benign client of the same round, ties counting one half.
+    - `clean_fpr`, `clean_fpr_below`: as `fpr`, in rounds without attackers, where there is no true positive rate.
+
+    `run.json` has them over the run as `detection`, counts added over rounds before they are divided, with the numbers of
+    `attacked_rounds` and `clean_rounds`. Each round's counts are a line of `detection.jsonl` in
+    `Trainer(default_root_dir=...)`: `round` (t, from 0) and the counts of `Detections`; a resumed run goes on with it.
+
+    A rule that does not judge clients leaves nothing to measure, which is said before training.
+
+    Args:
+        threshold: share of the mean verdict of the round's clients below which one counts as flagged, in (0, 1]. With the
+            default a client is flagged that counted less than half of what clients did on average.
+
+    Example:
+        >>> trainer = L.Trainer(strategy="federated", callbacks=[DetectionMetrics()])
+    """
+
+    def __init__(self, *, threshold: float = 0.5) -> None:
+        if not 0 < threshold <= 1:
+            raise ConfigurationError(
+                f"DetectionMetrics.threshold must lie in (0, 1], got {threshold}: it is a share of the round's mean verdict; "
+                ".5 is usual"
+            )
+        self.threshold = threshold
+        self.attacked = self.clean = Detections()  # of all rounds so far
+        self.lines: RoundLines | None = None
+        self.kept: dict[str, Any] = {}  # the file as it was at the checkpoint that the run goes on from
+
+    def measured(self, federation: L.LightningModule) -> list[str]:
+        """What may be logged in training, by its full names."""
+        assert isinstance(federation, Federation)
+        return [f"detection/{name}" for name in ("turned_away", *RATES)] if federation.aggregator.judges else []
+
+    def for_run_json(self, federation: Federation, history: History) -> dict[str, Any]:
+        """What `RunRecord` adds to `run.json`."""
+        found = self.over_the_run()
+        return {"detection": found} if found else {}
+
+    def over_the_run(self) -> dict[str, Any]:
+        """Numbers of rounds, clients turned away, and each of `RATES`, None where it is not defined; empty before a verdict."""
+        attacked, clean = self.attacked, self.clean
+        if not (both := attacked + clean).rounds:
+            return {}
+        found: dict[str, Any] = {"attacked_rounds": attacked.rounds, "clean_rounds": clean.rounds, "threshold": self.threshold}
+        found["turned_away"] = both.away_malicious + both.away_benign
+        return found | {name: rates(attacked, clean).get(name) for name in RATES}
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, Federation)
+        self.lines = None
+        if trainer.is_global_zero and not pl_module.aggregator.judges:
+            log.warning("DetectionMetrics measures nothing: %s", no_verdict(pl_module.aggregator))
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Open the file at the first round: what an earlier run left has been put aside by now."""
+        assert isinstance(pl_module, Federation)
+        if not trainer.global_step:
+            self.attacked = self.clean = Detections()
+        if self.lines is not None or is_trial(trainer) or not trainer.is_global_zero or not pl_module.aggregator.judges:
+            return
+        path = Path(trainer.default_root_dir) / DETECTION_FILE
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.lines = RoundLines(path, afresh=trainer.global_step == 0, kept=self.kept)
+        except OSError as error:
+            raise ConfigurationError(
+                f"trainer.default_root_dir: DetectionMetrics cannot write {path}: {error}; give a folder that can be written"
+            ) from error
+
+    def on_aggregate(self, federation: Federation, shard: UpdateShard, aggregate: Tensor) -> None:
+        outcome = federation.outcome
+        assert outcome is not None
+        if outcome.verdict is None:
+            return
+        found = detect(outcome.verdict, outcome.cohort.malicious, self.threshold)
+        of_round = (found, Detections()) if found.malicious else (Detections(), found)
+        self.attacked, self.clean = self.attacked + of_round[0], self.clean + of_round[1]
+        logged = {"turned_away": float(found.away_malicious + found.away_benign), **rates(*of_round)}
+        federation.log_dict({f"detection/{name}": value for name, value in logged.items()}, batch_size=1)
+        if self.lines is not None:
+            counts = {name: value for name, value in asdict(found).items() if name != "rounds"}
+            self.lines.add({"round": outcome.round, **counts})
+
+    def state_dict(self) -> dict[str, Any]:
+        file = {} if self.lines is None else self.lines.state()
+        return {"attacked": asdict(self.attacked), "clean": asdict(self.clean), "file": file}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.attacked, self.clean = Detections(**state_dict["attacked"]), Detections(**state_dict["clean"])
+        self.kept = state_dict["file"]
+
+
+def no_verdict(rule: Aggregator) -> str:
+    """That a rule does not judge clients, and what to do."""
+    remedy = "take another rule, or leave the callback out"
+    for part in rule.modules():
+        if isinstance(part, Aggregator) and getattr(part, "verdicts", None) is False:
+            remedy = f"set verdicts of {type(part).__name__} to true"
+    return f"{type(rule).__name__} does not judge clients; {remedy}"

@@ -1,0 +1,46 @@
+"""What became of the clients of a round, for callbacks to read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fl_lightning.cohort import Cohort
+from fl_lightning.updates.shard import UpdateShard
+
+
+@dataclass
+class RoundOutcome:
+    """The same on all ranks; `Federation.outcome` is that of the round under way, or of the last one.
+
+    Attributes:
+        round: t, from 0.
+        cohort: the N clients that reported, with `clients`, `malicious` and `weights` (sample counts), (N,) each.
+        stays: (N,) bool on the CPU, whose updates were finite; the others were excluded.
+        verdict: (N,) float32 on the CPU in [0, 1], see `UpdateShard.judge`; 0 for who was excluded. None where the rule does
+            not judge clients.
+        logs: what each client logged in training, by name; empty until the server has made its step.
+    """
+
+    round: int
+    cohort: Cohort
+    stays: Tensor
+    verdict: Tensor | None
+    logs: list[dict[str, float]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, cohort: Cohort, stays: Tensor, shard: UpdateShard, judges: bool) -> RoundOutcome:
+        """The outcome of a round after aggregation.
+
+        Args:
+            cohort: N clients.
+            stays: (N,) bool on the CPU.
+            shard: the updates of those that stay; its verdict is brought to the rows of the cohort.
+            judges: whether the rule does; it was not asked where no update was left.
+        """
+        verdict = torch.zeros(0) if judges and not shard.num_clients else shard.verdict
+        if verdict is not None:
+            verdict = torch.zeros(len(stays)).masked_scatter_(stays, verdict)
+        return cls(shard.round_number, cohort, stays, verdict)
