@@ -34,6 +34,7 @@ from fl_lightning.errors import ConfigurationError
 from fl_lightning.machine.fresh_memory import unfilled
 from fl_lightning.machine.strategy import FederatedStrategy
 from fl_lightning.modules.lightning_modules import ClientModule, attach
+from fl_lightning.modules.predicting import class_probabilities, predict, predicted_classes
 from fl_lightning.modules.undisturbed import Undisturbed
 from fl_lightning.options.monitors import check_logged, check_monitors
 from fl_lightning.options.remarks import remark
@@ -49,7 +50,6 @@ from fl_lightning.training.client_checks import check_kind
 from fl_lightning.training.client_logs import average_logs
 from fl_lightning.training.local_training import LocalTraining
 from fl_lightning.training.optimizers import read_optimizers
-from fl_lightning.training.prediction import class_probabilities, predict, predicted_classes
 from fl_lightning.updates.agreement import check_agreement, check_same_data
 from fl_lightning.updates.exchange import BUCKET_BYTES, Exchange
 from fl_lightning.updates.layout import buffer_layout, clamp_variances, named_state, parameter_layout
@@ -350,8 +350,8 @@ class Federation(Loadable, WatchedNames):
         self.buffers_layout = buffer_layout(self.client, nothing=self.buffer_policy == "keep")
         coordinates = self.parameters_layout.num_coordinates / self.trainer.world_size
         compiled = compiling_pays(self.compile_rules, coordinates, (self.trainer.max_epochs, self.trainer.max_steps), device)
-        self.exchange = Exchange(self.parameters_layout.sizes, device, bucket_bytes=self.bucket_bytes, compiled=compiled)
-        self.buffer_exchange = Exchange(self.buffers_layout.sizes, device, bucket_bytes=self.bucket_bytes)
+        self.exchange = Exchange(self.parameters_layout.layers, device, bucket_bytes=self.bucket_bytes, compiled=compiled)
+        self.buffer_exchange = Exchange(self.buffers_layout.layers, device, bucket_bytes=self.bucket_bytes)
 
     def prepare_data(self) -> None:
         """Fetch what attacks need, on one process per node."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fl_lightning.data.base import Samples
 from fl_lightning.errors import ConfigurationError
+from fl_lightning.updates.layers import Layer
 from fl_lightning.updates.plain import checked_root
 from fl_lightning.updates.shard import UpdateShard
 
@@ -90,8 +91,8 @@ class Aggregator(nn.Module):
     def check(self, num_clients: int) -> None:
         """Raise `ConfigurationError` if the rule is not defined for that many clients in a round."""
 
-    def check_model(self, layers: Sequence[int]) -> None:
-        """Raise `ConfigurationError` if the rule is not defined for a model of parameter tensors of these sizes."""
+    def check_model(self, layers: Sequence[Layer]) -> None:
+        """Raise `ConfigurationError` if the rule is not defined for a model of these parameter tensors."""
 
     def expect(self, num_malicious: int) -> None:
         """Learn how many malicious clients the cohort's setting puts into a round; called before `check`.

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.data.base import Samples
+from fl_lightning.updates.layers import Layer
 from fl_lightning.updates.shard import UpdateShard
 
 
@@ -40,7 +41,7 @@ class Mixing(Aggregator):
     def aggregate_buffers(self, shard: UpdateShard) -> Tensor:
         return self.rule.aggregate_buffers(shard)
 
-    def check_model(self, layers: Sequence[int]) -> None:
+    def check_model(self, layers: Sequence[Layer]) -> None:
         self.rule.check_model(layers)
 
     @property

@@ -55,7 +55,7 @@ def check_round(
         )
     with local.seen_by(client, int(data.sizes.max())):
         check_client(client, data.sizes, local, data.train)
-    rule.check_model(parameter_layout(client).sizes)
+    rule.check_model(parameter_layout(client).layers)
     try:
         server, scheduler = read_optimizers(configure_optimizers(), "the server")
     except (TypeError, ValueError) as error:

@@ -19,6 +19,7 @@ from torch import Tensor
 from fl_lightning.updates.arriving import ArrivingBuckets, Finish
 from fl_lightning.updates.blocks import block_size
 from fl_lightning.updates.gathering import all_gather, begin_gathering
+from fl_lightning.updates.layers import Layer, as_layers
 from fl_lightning.updates.shard import UpdateShard
 
 BUCKET_BYTES = 16 * 2**20
@@ -78,7 +79,7 @@ class Exchange:
     """The journey of (., d) vectors between ranks; the same on one process, without communication.
 
     Args:
-        layers: sizes of the tensors that make up the d coordinates.
+        layers: the tensors that make up the d coordinates; their sizes alone, where they stand for no model.
         device: where vectors live.
         bucket_bytes: memory for one bucket of N * s float32 during the exchange; at least one block of coordinates goes
             at a time, so that is the lower bound.
@@ -86,10 +87,10 @@ class Exchange:
     """
 
     def __init__(
-        self, layers: Sequence[int], device: torch.device, *, bucket_bytes: int = BUCKET_BYTES, compiled: bool = False
+        self, layers: Sequence[Layer | int], device: torch.device, *, bucket_bytes: int = BUCKET_BYTES, compiled: bool = False
     ) -> None:
-        self.layers = list(layers)
-        self.num_coordinates = num_coordinates = sum(layers)
+        self.layers = as_layers(layers)
+        self.num_coordinates = num_coordinates = sum(layer.size for layer in self.layers)
         self.device = device
         self.bucket_bytes = bucket_bytes
         self.compiled = compiled

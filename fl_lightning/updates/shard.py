@@ -20,6 +20,7 @@ from torch import Tensor
 from fl_lightning.seeding import generator
 from fl_lightning.updates.arriving import ArrivingBuckets, RowsOf
 from fl_lightning.updates.blocks import block_size
+from fl_lightning.updates.layers import Layer, as_layers
 from fl_lightning.updates.overflow import mend
 from fl_lightning.updates.pairwise_sums import PairwiseSums, gather_sums
 from fl_lightning.updates.plain import checked_malicious, checked_updates, checked_weights
@@ -45,7 +46,8 @@ class UpdateShard:
         clients: (N,) int64 on CPU, the clients' numbers; None where rows do not stand for clients.
         num_coordinates: d.
         start: the first coordinate on this rank.
-        layers: sizes of the tensors that the coordinates come from, adding up to d; one tensor where left out.
+        layers: the parameter tensors that the coordinates come from, in order; their sizes alone, adding up to d, where rows
+            have no model; one tensor where left out.
         distributed: whether the coordinates are shared out over the default process group.
         seed: the experiment's seed, for rules that draw.
         round_number: t, for the same.
@@ -66,7 +68,7 @@ class UpdateShard:
         num_coordinates: int,
         clients: Tensor | None = None,
         start: int = 0,
-        layers: Sequence[int] | None = None,
+        layers: Sequence[Layer | int] | None = None,
         distributed: bool = False,
         seed: int = 0,
         round_number: int = 0,
@@ -81,7 +83,7 @@ class UpdateShard:
         self.kept: Tensor | None = None
         self.num_coordinates = num_coordinates
         self.start = start
-        self.layers = [num_coordinates] if layers is None else list(layers)
+        self.layers = as_layers([num_coordinates] if layers is None else layers)
         self.distributed = distributed  # not the group itself: see Exchange
         self.seed = seed
         self.round_number = round_number
@@ -296,13 +298,9 @@ class UpdateShard:
 
     def layer_slices(self) -> list[tuple[int, slice]]:
         """Where this rank's columns belong: (index into `layers`, slice of the S columns), for layers that it touches."""
-        pieces, first = [], 0
-        for layer, size in enumerate(self.layers):
-            low, high = max(first, self.start), min(first + size, self.start + self.width)
-            if low < high:
-                pieces.append((layer, slice(low - self.start, high - self.start)))
-            first += size
-        return pieces
+        width = self.width
+        pieces = [(i, layer.columns(self.start, width)) for i, layer in enumerate(self.layers)]
+        return [(i, columns) for i, columns in pieces if columns.start < columns.stop]
 
     def count_by_layer(self, mask: Tensor) -> Tensor:
         """(number of layers,) int64, how many coordinates of each layer a mask ((S,) bool) holds, on all ranks together."""
