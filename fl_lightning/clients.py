@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from fl_lightning.aggregators.base import Aggregator
-from fl_lightning.aggregators.mixing import Mixing
+from fl_lightning.aggregators.mixing import has_own
 from fl_lightning.attacks.base import Attack, Attacker, Broadcast
 from fl_lightning.cohort import Cohort, assign_owners
 from fl_lightning.data.base import Samples, TensorSamples
@@ -109,8 +109,7 @@ class Clients:
         self.benign = benign
         self.structure = Structure(list(module.modules()))
         self.executor = LocalExecutor(module, local)
-        rules = [part for part in rule.modules() if isinstance(part, Aggregator) and not isinstance(part, Mixing)]
-        self.own_way = any(type(part).train_benign is not Aggregator.train_benign for part in rules)
+        self.own_way = has_own(rule, "train_benign")
         if self.own_way and (local.executor == "stacked" or local.branches > 1):
             log.warning("clients are not trained together, as %s trains them in its own way", type(rule).__name__)
         self.stacked = StackedTraining(module, local) if local.executor == "stacked" and not self.own_way else None

@@ -8,7 +8,7 @@ Memory on a rank is K_r * d for the updates plus two buckets of N * s: updates a
 which they are sent, each bucket is given up as soon as its coordinates have arrived, and the next one travels meanwhile.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -204,6 +204,43 @@ class Exchange:
         gathered = values.new_empty(self.world * self.padded)
         all_gather(gathered, padded)
         return gathered[: self.num_coordinates]
+
+    def to_ranks(self, shard: UpdateShard) -> Iterator[Tensor | None]:
+        """The way back, whole updates one at a time: row i of the shard to rank i % W.
+
+        All ranks must take all there is, at the same pace: W rows travel between them at a time.
+
+        Yields:
+            ceil(N / W) times this rank's next row, (d,) and not to be changed; None where it has none left.
+        """
+        shard.settle()
+        n, world, padded = shard.num_clients, self.world, self.padded
+        for first in range(0, n, world):
+            if not self.distributed or not padded:
+                yield shard.row(first) if not self.distributed else shard.weights.new_empty(0)
+                continue
+            leaving = torch.zeros(min(world, n - first), padded, device=self.device)
+            for j, row in enumerate(leaving, first):
+                row[: shard.width] = shard.row(j)
+            arriving = torch.empty(world if first + self.rank < n else 0, padded, device=self.device)
+            dist.all_to_all_single(
+                arriving.view(-1),
+                leaving.view(-1),
+                output_split_sizes=[padded * bool(len(arriving))] * world,
+                input_split_sizes=[padded * (rank < len(leaving)) for rank in range(world)],
+            )
+            yield arriving.view(-1)[: self.num_coordinates] if len(arriving) else None
+
+    def rows_to_all(self, rows: Tensor, number: int) -> Tensor:
+        """(K, q) on each rank -> (number, q) on every rank: of rows that are dealt out as by `to_ranks`, all in order."""
+        if not self.distributed:
+            return rows
+        most = -(-number // self.world)
+        own = rows.new_zeros(most, rows.shape[1])
+        own[: len(rows)] = rows
+        gathered = rows.new_empty(self.world * most, rows.shape[1])
+        all_gather(gathered, own)
+        return gathered.view(self.world, most, -1).transpose(0, 1).flatten(0, 1)[:number]
 
     def route(self, rows: dict[int, Tensor], source: Tensor, destination: Tensor, width: int) -> dict[int, Tensor]:
         """Send rows from rank to rank.

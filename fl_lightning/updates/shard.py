@@ -20,6 +20,7 @@ from torch import Tensor
 from fl_lightning.seeding import generator
 from fl_lightning.updates.arriving import ArrivingBuckets, RowsOf
 from fl_lightning.updates.blocks import block_size
+from fl_lightning.updates.examined import Examinable
 from fl_lightning.updates.layers import Layer, as_layers
 from fl_lightning.updates.overflow import mend
 from fl_lightning.updates.pairwise_sums import PairwiseSums, gather_sums
@@ -33,7 +34,7 @@ ROWS_AT_A_TIME = 4
 thousand rows took fifty times as long."""
 
 
-class UpdateShard:
+class UpdateShard(Examinable):
     """This rank's coordinates of all N updates of a round.
 
     Letters: N clients, d coordinates in all, S of them on this rank.
@@ -57,6 +58,8 @@ class UpdateShard:
     Attributes:
         root: (S,) float32, the server's own update from its root set, for rules that ask for one.
         kept: (S,) bool, the coordinates that the rule's mask let move, where it has aggregated these updates and has a mask.
+        broadcast: (S,) float32, the global weights that the clients started from, on this rank's coordinates: a view, not to be
+            changed. None for a plain tensor, and for buffers.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class UpdateShard:
         self.clients = clients
         self.root: Tensor | None = None
         self.kept: Tensor | None = None
+        self.broadcast: Tensor | None = None
         self.num_coordinates = num_coordinates
         self.start = start
         self.layers = as_layers([num_coordinates] if layers is None else layers)
@@ -228,7 +232,8 @@ class UpdateShard:
             rows[:, columns] = factors @ block
         mixed = self.with_rows(rows)
         mixed.malicious = ((matrix != 0).to(self.malicious.device) & self.malicious).any(dim=1)
-        mixed.clients, mixed.root = clients, self.root
+        mixed.clients, mixed.root, mixed.examination = clients, self.root, self.examination
+        mixed.mixture = matrix.double().cpu() if self.mixture is None else matrix.double().cpu() @ self.mixture
         return mixed
 
     def generator(self, purpose: str, *keys: int) -> torch.Generator:
@@ -342,6 +347,7 @@ class UpdateShard:
         self.clients = None if self.clients is None else self.clients[rows.cpu()]
         self.finite = None if self.finite is None else self.finite_rows()[rows]
         self.compiled = False  # a number of clients that may not come again is not worth it
+        self.keep_examined(rows)
         self.settle()
         assert isinstance(self.buckets, list)
         for i, bucket in enumerate(self.buckets):
@@ -352,6 +358,7 @@ class UpdateShard:
         parts = []
         for rows in (slice(None, first), slice(first, None)):
             part = copy(self)
+            part.examination = None  # who is examined has been split before
             whole = self.buckets
             part.buckets = [bucket[rows] for bucket in whole] if isinstance(whole, list) else RowsOf(whole, rows)
             part.finite = None if self.finite is None else self.finite[rows]
@@ -363,7 +370,7 @@ class UpdateShard:
 
     def with_rows(self, rows: Tensor) -> UpdateShard:
         """Other vectors, (M, S) float32, at the same coordinates; benign, of weight 1 and of no client."""
-        return UpdateShard(
+        others = UpdateShard(
             [rows],
             torch.ones(len(rows), device=rows.device),
             torch.zeros(len(rows), dtype=torch.bool, device=rows.device),
@@ -374,6 +381,8 @@ class UpdateShard:
             seed=self.seed,
             round_number=self.round_number,
         )
+        others.broadcast = self.broadcast
+        return others
 
 
 def inner_products(values: Tensor) -> Tensor:
