@@ -43,13 +43,13 @@ class Examinable:
         there is nothing to ask: the rule examines nothing, attackers are not done yet, the shard is a plain tensor's.
         """
         found = self._measured()
-        return found and found.clients
+        return None if found is None else found.clients
 
     @property
     def examined_broadcast(self) -> Tensor | None:
         """(q,) float32, the same of the model that the clients were sent."""
         found = self._measured()
-        return found and found.broadcast
+        return None if found is None else found.broadcast
 
     def _measured(self) -> Examined | None:
         if self._examined is None and self.examination is not None:
@@ -62,4 +62,5 @@ class Examinable:
             return
         everyone = torch.eye(len(rows), dtype=torch.float64) if self.mixture is None else self.mixture
         self.mixture = everyone[rows.cpu()]
-        self._examined = self._examined and Examined(self._examined.clients[rows], self._examined.broadcast)
+        if self._examined is not None:
+            self._examined = Examined(self._examined.clients[rows], self._examined.broadcast)
