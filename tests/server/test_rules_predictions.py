@@ -75,7 +75,7 @@ def test_draws_differ_from_round_to_round() -> None:
     [
         (
             lambda batch: torch.zeros(len(batch[0]), dtype=torch.int64),
-            r"Bad.predict must return .*, got a tensor of torch.int64",
+            r"Bad.predict must .* got a tensor of torch.int64",
         ),
         (lambda batch: "class 1", r"Bad.predict must return logits or probabilities \(b, C\), got 'class 1'"),
         (lambda batch: torch.zeros(3, CLASSES), r"Bad.predict gives an output of shape \(3, 3\) for 2 samples"),
