@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from fl_lightning.aggregators.base import Aggregator
-from fl_lightning.aggregators.mixing import Mixing
+from fl_lightning.aggregators.mixing import has_own
 from fl_lightning.attacks.base import Attack, Attacker, Broadcast
 from fl_lightning.cohort import Cohort, assign_owners
 from fl_lightning.data.base import Samples, TensorSamples
@@ -125,8 +125,7 @@ class Clients:
         if self.in_python and any(of.chosen != "sequential" for of in (self.executor, self.of_attackers)):
             names = " and ".join(dict.fromkeys(type(attack).__name__ for attack in self.in_python))
             log.info("malicious clients are trained step by step in Python, as %s follows their steps; others are not", names)
-        rules = [part for part in rule.modules() if isinstance(part, Aggregator) and not isinstance(part, Mixing)]
-        self.own_way = any(type(part).train_benign is not Aggregator.train_benign for part in rules)
+        self.own_way = has_own(rule, "train_benign")
         if self.own_way and (local.executor == "stacked" or local.branches > 1):
             log.warning("clients are not trained together, as %s trains them in its own way", type(rule).__name__)
         self.stacked = StackedTraining(module, local) if local.executor == "stacked" and not self.own_way else None

@@ -12,8 +12,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import lightning as L
@@ -34,15 +34,19 @@ from fl_lightning.errors import ConfigurationError
 from fl_lightning.machine.fresh_memory import unfilled
 from fl_lightning.machine.strategy import FederatedStrategy
 from fl_lightning.modules.lightning_modules import ClientModule, attach
+from fl_lightning.modules.predicting import class_probabilities, predicted_classes
 from fl_lightning.modules.undisturbed import Undisturbed
 from fl_lightning.options.monitors import check_logged, check_monitors
 from fl_lightning.options.remarks import remark
 from fl_lightning.options.trainer_options import check_trainer, make_trial
 from fl_lightning.resources import Compile, compiling_pays, prepare_memory
 from fl_lightning.seeding import drawn_by_chance, warn_of_chance
+from fl_lightning.server.edits import Edits
+from fl_lightning.server.examination import Examination
 from fl_lightning.server.exclusion import exclude_nonfinite
 from fl_lightning.server.last_round import Evaluations
 from fl_lightning.server.outcome import RoundOutcome
+from fl_lightning.server.phases import Phases
 from fl_lightning.server.round_checks import check_evaluation, check_not_compiled, check_round
 from fl_lightning.server.step import take_step
 from fl_lightning.server.taken_names import WatchedNames
@@ -50,7 +54,6 @@ from fl_lightning.training.client_checks import check_kind
 from fl_lightning.training.client_logs import average_logs, sort_logs
 from fl_lightning.training.local_training import LocalTraining
 from fl_lightning.training.optimizers import read_optimizers
-from fl_lightning.training.prediction import class_probabilities, predict, predicted_classes
 from fl_lightning.training.recipe import Attackers, recipe_of
 from fl_lightning.training.stopwatch import ATTACKERS_TRAINING
 from fl_lightning.updates.agreement import check_agreement, check_same_data
@@ -150,11 +153,13 @@ class Federation(Loadable, WatchedNames):
         self.last_step: Tensor | None
         self.register_buffer("last_step", None)  # (d,), old minus new, where an attack watches it
         self.seconds: dict[str, float] = defaultdict(float)
+        self.stopwatch = Phases()
         self.client_updates = 0
         self.excluded_updates = 0
         self.evaluations = Evaluations()
         self.by_chance = drawn_by_chance()
         self.refused_rounds = 0
+        self.rounds_done = 0  # of the weights here, also where they are of a checkpoint
         self.undisturbed = Undisturbed(seed)
         self.outcome: RoundOutcome | None = None
 
@@ -164,6 +169,7 @@ class Federation(Loadable, WatchedNames):
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Round t: local training, exchange, attack, aggregation, server step."""
         t = self.global_step
+        refused = self.edits.before_broadcast(t, self.last_step)
         self.clients.check_module(t)
         cohort = self.cohort.draw(self.seed, t, self.data.sizes)  # N clients
         broadcast = Broadcast(self.parameters_layout.flatten(self.client), self.last_step, t)  # (d,)
@@ -176,6 +182,7 @@ class Federation(Loadable, WatchedNames):
             everyone = trained.owner, trained.weights, trained.malicious, trained.clients  # (N + E,) each
             rows = self.exchange.to_coordinates(trained.updates, *everyone, seed=self.seed, round_number=t)  # (N + E, S)
             buffer_rows = self.buffer_exchange.to_coordinates(trained.buffer_updates, *everyone)
+            rows.broadcast = broadcast.weights[self.exchange.start : self.exchange.stop]
             shard, others = rows.split(len(cohort))  # (N, S)
             buffer_shard, _ = buffer_rows.split(len(cohort))
 
@@ -190,6 +197,7 @@ class Federation(Loadable, WatchedNames):
 
         with self.phase("aggregation"):
             stays = exclude_nonfinite(cohort, shard, buffer_shard)  # (N,)
+            self.examination.offer(shard, buffer_shard, broadcast.weights)
             aggregate = self.aggregator(shard) if shard.num_clients else torch.zeros(shard.width, device=self.device)  # (S,)
             shard.settle()  # whatever the rule looked at
             self.outcome = RoundOutcome.of(cohort, stays, shard, self.aggregator.judges)
@@ -202,13 +210,16 @@ class Federation(Loadable, WatchedNames):
                 callback.on_aggregate(self, shard, aggregate)
 
         with self.phase("aggregation"):
-            refused = self.server_step(gradient if shard.num_clients else None, broadcast)
-            if not refused:
+            unchanged = self.server_step(gradient if shard.num_clients else None, broadcast)
+            if not unchanged:
                 self.update_buffers(buffer_shard)
+        refused |= unchanged | self.edits.after_step(t)
         if self.last_step is not None:
             self.last_step = broadcast.weights - self.parameters_layout.flatten(self.client)
+        self.rounds_done = self.global_step
         self.client_updates += len(cohort)
-        self.excluded_updates += (excluded := int((~stays).sum()))
+        excluded = int((~stays).sum())
+        self.excluded_updates += excluded
         self.refused_rounds += refused
         # Loggers take `step` as their x-axis: rounds done, the same for what is logged in training and in evaluation.
         logged = {"step": float(self.global_step), "round/excluded_updates": float(excluded), "round/refused": float(refused)}
@@ -283,7 +294,7 @@ class Federation(Loadable, WatchedNames):
 
     def predict(self, batch: Any) -> Tensor:
         """Logits of the global model for a batch as `training_step` takes it."""
-        return predict(self.client, batch)
+        return self.aggregator.predict(self.client, batch, self.undisturbed.generator("predict", self.rounds_done))
 
     def on_validation_start(self) -> None:
         self._evaluation_began = time.perf_counter()
@@ -332,18 +343,20 @@ class Federation(Loadable, WatchedNames):
         self.local.warn_of_slow_precision(device)
         self._lay_out(device)
         malicious = set(self.cohort.malicious_clients(self.seed, len(data.clients)).tolist())
+        of_both = (self.exchange, self.buffer_exchange), (self.parameters_layout, self.buffers_layout)
         self.clients = Clients(
             self.client,
             data,
             self.attacks,
             self.aggregator,
             self.local,
-            (self.exchange, self.buffer_exchange),
-            (self.parameters_layout, self.buffers_layout),
+            *of_both,
             self.seed,
             benign=[client for client in range(len(data.clients)) if client not in malicious],
             recipe=self.recipe,
         )
+        self.examination = Examination(self.aggregator, self.client, *of_both, data, self.seed, self.phase)
+        self.edits = Edits(self.aggregator, self.client, self.parameters_layout, self.seed, self.phase)
         if stage == "fit":
             ranks_on_node = trainer.world_size // trainer.num_nodes
             server, _ = read_optimizers(self.configure_optimizers(), "the server")
@@ -355,7 +368,7 @@ class Federation(Loadable, WatchedNames):
         if stage == "fit":
             check_monitors(trainer, self)
             remark(trainer, self.cohort, self.attacks, self.aggregator, data, self.seed, self.recipe)
-            check_evaluation(self.client.to(device), data)
+            check_evaluation(self.client.to(device), data, self.aggregator)
 
     def check(self, data: FederatedDataModule) -> None:
         """Raise `ConfigurationError` if cohort, rule, client or attacks do not fit the data that were dealt out."""
@@ -368,8 +381,8 @@ class Federation(Loadable, WatchedNames):
         self.buffers_layout = buffer_layout(self.client, nothing=self.buffer_policy == "keep")
         coordinates = self.parameters_layout.num_coordinates / self.trainer.world_size
         compiled = compiling_pays(self.compile_rules, coordinates, (self.trainer.max_epochs, self.trainer.max_steps), device)
-        self.exchange = Exchange(self.parameters_layout.sizes, device, bucket_bytes=self.bucket_bytes, compiled=compiled)
-        self.buffer_exchange = Exchange(self.buffers_layout.sizes, device, bucket_bytes=self.bucket_bytes)
+        self.exchange = Exchange(self.parameters_layout.layers, device, bucket_bytes=self.bucket_bytes, compiled=compiled)
+        self.buffer_exchange = Exchange(self.buffers_layout.layers, device, bucket_bytes=self.bucket_bytes)
 
     def prepare_data(self) -> None:
         """Fetch what attacks need, on one process per node."""
@@ -415,6 +428,7 @@ class Federation(Loadable, WatchedNames):
             own = self.exchange  # of however many ranks wrote it, this one's part
             part = resuming.parts(checkpoint[sharded_state.KEY], path, own.start, own.stop, own.rank, own.world)
             self.clients.memory = sharded_state.recall(part, self.aggregator, own.device)
+        self.rounds_done = int(checkpoint["global_step"])
         self.seconds = defaultdict(float, record["seconds"])
         self.evaluations.round = record.get("evaluated", -1)
         for name in COUNTED:
@@ -433,11 +447,6 @@ class Federation(Loadable, WatchedNames):
             )
         return data
 
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Add the time of a part of the round to `seconds[name]`."""
-        began = time.perf_counter()
-        yield
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        self.seconds[name] += time.perf_counter() - began
+    def phase(self, name: str) -> AbstractContextManager[None]:
+        """Add the time of a part of the round to `seconds[name]`, but for phases inside it."""
+        return self.stopwatch.phase(name, self.seconds, self.device)

@@ -12,6 +12,7 @@ import torch
 from torch.optim import SGD, Optimizer
 
 from fl_lightning.aggregators.base import Aggregator
+from fl_lightning.aggregators.mixing import has_own
 from fl_lightning.attacks.base import Attack
 from fl_lightning.clients import Clients
 from fl_lightning.cohort import CohortSampler, assign_owners
@@ -51,12 +52,13 @@ def prepare_memory(
         local_clients=most,
         bucket_bytes=exchange.bucket_bytes,
         num_buffers=clients.buffer_exchange.num_coordinates,
-        data_bytes=tensor_bytes([data.train, *data.evaluation.values(), data.root_samples]),
+        data_bytes=tensor_bytes([data.train, *data.evaluation.values(), data.root_samples, [rule.probe], rule.probe]),
         optimizer_copies=state_copies(optimizer),
         server_copies=state_copies(server),
         gather_copies=int(on_cpu),  # gloo's all-gather makes one of its own
         recorded=recorded,
         branches=most if clients.local.executor == "stacked" else min(most, clients.branches) if recorded else 1,
+        examined=has_own(rule, "examine"),
         watched=any(attack.watches_steps for attack in attacks),
     )
     give_freed_memory_back()  # of a run before

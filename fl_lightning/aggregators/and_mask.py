@@ -78,7 +78,7 @@ def rescale_layers(masked: Tensor, mask: Tensor, shard: UpdateShard) -> Tensor:
         mask: (S,) bool, the kept coordinates.
         shard: tells which columns belong to which layer.
     """
-    sizes = torch.tensor(shard.layers, dtype=torch.float64)
+    sizes = torch.tensor([layer.size for layer in shard.layers], dtype=torch.float64)
     factors = (1 / (1e-10 + shard.count_by_layer(mask).cpu().double() / sizes)).tolist()
     for layer, columns in shard.layer_slices():
         masked[columns] *= factors[layer]

@@ -12,7 +12,10 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from fl_lightning.data.base import Samples
+from fl_lightning.data.probe import Probe, ProbeBatches
 from fl_lightning.errors import ConfigurationError
+from fl_lightning.modules.predicting import predict
+from fl_lightning.updates.layers import Layer
 from fl_lightning.updates.plain import checked_root
 from fl_lightning.updates.shard import UpdateShard
 
@@ -29,8 +32,9 @@ class Aggregator(nn.Module):
     any number of ranks to any other. What is small and the same on every rank may be a buffer instead.
 
     A rule that reaches beyond aggregation says so by hooks: `needs_root` (an update of the server's own), `needs_clients`
-    (whose updates it sees), `judges` (how much each client counted), `train_benign` and `client_memory_size` (another local
-    training), `accepts` (predictions).
+    (whose updates it sees), `judges` (how much each client counted), `examine` (measurements of the models that clients
+    submit), `train_benign` and `client_memory_size` (another local training), `before_broadcast` and `after_step` (the global
+    model itself), `predict` and `accepts` (predictions).
 
     Called on a plain (N, d) tensor, array or list of rows a rule works in one process, with `weights` (N,) as an optional
     second argument. Rows that are not finite are left out, which a warning says; if none is left that counts the result is
@@ -38,10 +42,13 @@ class Aggregator(nn.Module):
 
     Attributes:
         num_malicious: for rules that assume a number of malicious clients per round, that number where it was given.
+        probe: the inputs that `examine` is given: `Noise(samples=...)`, drawn anew in every round; `"root"`, the samples of
+            `data.root`; `Samples` or a tensor of inputs (P, ...) of the rule's own, as the model takes them; or none.
         memory: what `recall` keeps, by name: (S,) float32 each.
     """
 
     num_malicious: int | None = None
+    probe: Probe = None
     _expected_malicious: int | None = None
 
     def __init__(self) -> None:
@@ -92,8 +99,8 @@ class Aggregator(nn.Module):
     def check(self, num_clients: int) -> None:
         """Raise `ConfigurationError` if the rule is not defined for that many clients in a round."""
 
-    def check_model(self, layers: Sequence[int]) -> None:
-        """Raise `ConfigurationError` if the rule is not defined for a model of parameter tensors of these sizes."""
+    def check_model(self, layers: Sequence[Layer]) -> None:
+        """Raise `ConfigurationError` if the rule is not defined for a model of these parameter tensors."""
 
     def expect(self, num_malicious: int) -> None:
         """Learn how many malicious clients the cohort's setting puts into a round; called before `check`.
@@ -173,6 +180,64 @@ class Aggregator(nn.Module):
         """Whether the rule must know whose updates the rows are (`UpdateShard.clients`), so that rows mixed from several
         clients' updates are not for it."""
         return False
+
+    def examine(self, module: L.LightningModule, probe: ProbeBatches, generator: torch.Generator) -> Tensor:
+        """Measure one model: (q,) numbers, as many for every model, which need not be finite.
+
+        A rule that overrides this finds the measurements of a round in `UpdateShard.examined`, (N, q), and those of the model
+        that clients were sent in `UpdateShard.examined_broadcast`, (q,). Models are measured when one of these is first read,
+        on any rank each, so the hook must call no collective; a round in which neither is read costs nothing.
+
+        Args:
+            module: what the client submitted: the broadcast weights minus its update, after attackers rewrote it. Its
+                floating-point buffers (BatchNorm's running statistics) are those that it submitted, or the global ones where
+                `Federation(buffers="keep")`; counters and frozen parameters are the global ones. In evaluation mode, without
+                gradients unless they are turned on (`torch.enable_grad()`). It may be changed; that is put back.
+            probe: the batches of `self.probe`, the same for all models of a round; `len(probe)` is the number of samples.
+            generator: CPU generator of this client and round. The global generators are seeded likewise.
+
+        Updates that are not finite have been excluded before. Inside `Bucketing` and the like, where the rule sees mixed
+        updates, the models are the mixed ones.
+        """
+        raise NotImplementedError
+
+    def before_broadcast(self, module: L.LightningModule, round_number: int) -> None:
+        """Edit the global model before the clients of a round are sent it; nothing by default.
+
+        Clients start from what it is then, their updates are differences to that, and the server steps from there.
+
+        Args:
+            module: the global model, in training mode and with gradients turned on, as for a training step. Values of
+                parameters and buffers may be changed in place (under `torch.no_grad()`); what else is changed is put back.
+                Values that are not finite have the whole edit taken back, and a warning says so.
+            round_number: t, from 0.
+
+        Called on every rank, and must do the same on all: draws come from the global generators, which are seeded alike by
+        (seed, hook, round). What it must know of earlier rounds belongs into a buffer of the rule, as it has to outlast a
+        resume.
+        """
+
+    def after_step(self, module: L.LightningModule, round_number: int) -> None:
+        """The same at the end of every round, after the server's step, also one that was refused.
+
+        What this leaves is what is evaluated, written to checkpoints and found at the end of a run.
+        """
+
+    def predict(self, module: L.LightningModule, batch: Any, generator: torch.Generator) -> Tensor:
+        """What is predicted for an evaluation batch, which Acc and ASR count: (b, C) logits or probabilities.
+
+        The global model's logits by default; a rule that votes calls `super().predict(...)` for each of its models.
+
+        Args:
+            module: the global model, in evaluation mode and without gradients. Whoever changes it puts it back.
+            batch: as `training_step` takes it; its targets are not to be looked at.
+            generator: CPU generator of this round, evaluation set and batch: the same whichever rank has the batch.
+
+        Returns:
+            (b, C) floats, the largest of which is the prediction; (b,) or (b, 1) logits for two classes.
+            `accepts` gets their softmax, or they themselves where all rows are probabilities.
+        """
+        return predict(module, batch)
 
     def train_benign(
         self, client: L.LightningModule, samples: Samples, num_classes: int, generator: torch.Generator, memory: Tensor

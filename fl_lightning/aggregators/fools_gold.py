@@ -13,6 +13,7 @@ from torch import Tensor
 from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.aggregators.distances import DECIMALS, cosine_distances
 from fl_lightning.errors import ConfigurationError
+from fl_lightning.updates.layers import Layer
 from fl_lightning.updates.order_statistics import median
 from fl_lightning.updates.overflow import MOST
 from fl_lightning.updates.shard import UpdateShard, inner_products
@@ -73,7 +74,7 @@ class FoolsGold(Aggregator):
     def needs_clients(self) -> bool:
         return self.use_history
 
-    def check_model(self, layers: Sequence[int]) -> None:
+    def check_model(self, layers: Sequence[Layer]) -> None:
         self.first_layer(layers)
 
     @property
@@ -113,7 +114,7 @@ class FoolsGold(Aggregator):
             seen[columns] = float(layer >= first)
         return seen
 
-    def first_layer(self, layers: Sequence[int]) -> int:
+    def first_layer(self, layers: Sequence[Layer]) -> int:
         """The first parameter tensor that is compared.
 
         Raises:

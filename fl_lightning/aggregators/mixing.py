@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import lightning as L
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor
 
 from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.data.base import Samples
+from fl_lightning.data.probe import ProbeBatches
+from fl_lightning.updates.layers import Layer
 from fl_lightning.updates.shard import UpdateShard
 
 
@@ -27,6 +30,7 @@ class Mixing(Aggregator):
     def __init__(self, rule: Aggregator) -> None:
         super().__init__()
         self.rule = rule
+        self.probe = rule.probe
 
     @abstractmethod
     def matrix(self, shard: UpdateShard) -> Tensor:
@@ -66,7 +70,7 @@ class Mixing(Aggregator):
     def aggregate_buffers(self, shard: UpdateShard) -> Tensor:
         return self.rule.aggregate_buffers(shard)
 
-    def check_model(self, layers: Sequence[int]) -> None:
+    def check_model(self, layers: Sequence[Layer]) -> None:
         self.rule.check_model(layers)
 
     @property
@@ -76,6 +80,18 @@ class Mixing(Aggregator):
     @property
     def needs_clients(self) -> bool:
         return self.rule.needs_clients
+
+    def examine(self, module: L.LightningModule, probe: ProbeBatches, generator: torch.Generator) -> Tensor:
+        return self.rule.examine(module, probe, generator)
+
+    def before_broadcast(self, module: L.LightningModule, round_number: int) -> None:
+        self.rule.before_broadcast(module, round_number)
+
+    def after_step(self, module: L.LightningModule, round_number: int) -> None:
+        self.rule.after_step(module, round_number)
+
+    def predict(self, module: L.LightningModule, batch: Any, generator: torch.Generator) -> Tensor:
+        return self.rule.predict(module, batch, generator)
 
     def train_benign(
         self, client: L.LightningModule, samples: Samples, num_classes: int, generator: torch.Generator, memory: Tensor
@@ -87,3 +103,18 @@ class Mixing(Aggregator):
 
     def accepts(self, probabilities: Tensor) -> Tensor:
         return self.rule.accepts(probabilities)
+
+
+def has_own(rule: Aggregator, hook: str) -> bool:
+    """Whether a rule, or one inside it, does something of its own in a hook. Passing it on to the rule inside is nothing.
+
+    >>> from fl_lightning.aggregators import FLIP, Bucketing, FedAvg
+    >>> [has_own(Bucketing(rule=rule), "train_benign") for rule in (FLIP(), FedAvg())]
+    [True, False]
+    """
+    for part in rule.modules():
+        if isinstance(part, Aggregator):
+            passive = Mixing if isinstance(part, Mixing) else Aggregator
+            if getattr(type(part), hook) is not getattr(passive, hook):
+                return True
+    return False

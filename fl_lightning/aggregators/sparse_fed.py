@@ -15,6 +15,7 @@ from fl_lightning.aggregators.norm_clipping import check_max_norm, clip_factors,
 from fl_lightning.aggregators.votes import GUARD
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.updates.largest import largest
+from fl_lightning.updates.layers import Layer
 from fl_lightning.updates.overflow import MOST
 from fl_lightning.updates.shard import UpdateShard
 
@@ -72,8 +73,8 @@ class SparseFed(Aggregator):
         self.rho = rho
         self.max_norm = max_norm
 
-    def check_model(self, layers: Sequence[int]) -> None:
-        self.count(sum(layers))
+    def check_model(self, layers: Sequence[Layer]) -> None:
+        self.count(sum(layer.size for layer in layers))
 
     @property
     def judges(self) -> bool:

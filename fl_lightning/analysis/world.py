@@ -25,8 +25,8 @@ from fl_lightning.errors import ConfigurationError
 from fl_lightning.federation import Federation
 from fl_lightning.files.yaml_files import write_yaml
 from fl_lightning.modules.outputs import is_one_logit
+from fl_lightning.modules.predicting import predict
 from fl_lightning.training.local_round import LocalRound
-from fl_lightning.training.prediction import predict
 from fl_lightning.updates.layout import Snapshot
 
 T = TypeVar("T")

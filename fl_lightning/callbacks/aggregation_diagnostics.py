@@ -38,20 +38,19 @@ class AggregationDiagnostics(L.Callback):
     def on_aggregate(self, federation: Federation, shard: UpdateShard, aggregate: Tensor) -> None:
         if shard.num_clients:
             mask = federation.aggregator.mask(shard) if shard.kept is None else shard.kept
-            values = diagnose(shard, aggregate, mask, federation.parameters_layout.names)
+            values = diagnose(shard, aggregate, mask)
             if not self.per_layer:
                 values = {name: value for name, value in values.items() if not name.startswith("kept_fraction/")}
             federation.log_dict({f"diagnostics/{name}": value for name, value in values.items()}, batch_size=1)
 
 
-def diagnose(shard: UpdateShard, aggregate: Tensor, mask: Tensor, layer_names: list[str]) -> dict[str, float]:
+def diagnose(shard: UpdateShard, aggregate: Tensor, mask: Tensor) -> dict[str, float]:
     """The figures of one round.
 
     Args:
         shard: (N, S) updates after attacks and exclusions, N >= 1.
         aggregate: (S,) float32, what the rule made of them.
         mask: (S,) bool, the coordinates that the rule keeps.
-        layer_names: one per entry of `shard.layers`.
     """
     n, malicious = shard.num_clients, shard.malicious
 
@@ -71,8 +70,8 @@ def diagnose(shard: UpdateShard, aggregate: Tensor, mask: Tensor, layer_names: l
         "norm_before": float(norms[n]),
         "norm_after": float(norms[n + 1]),
     }
-    for name, count, size in zip(layer_names, kept.tolist(), shard.layers, strict=True):
-        figures[f"kept_fraction/{name}"] = count / size
+    for layer, count in zip(shard.layers, kept.tolist(), strict=True):
+        figures[f"kept_fraction/{layer.name}"] = count / layer.size
     for name, group in (("benign", ~malicious), ("malicious", malicious)):
         if group.any():
             figures[f"update_norm_{name}"] = float(norms[:n][group.cpu()].mean())

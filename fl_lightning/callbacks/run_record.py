@@ -54,8 +54,8 @@ class RunRecord(L.Callback):
     `client_updates_per_second` (evaluation not counted),
     `peak_memory_bytes` (the largest of all ranks), `excluded_updates`, `refused_rounds`, `initial_weights_sha256` and
     `weights_sha256` (of the global parameters and buffers before the first round and in the end), what other callbacks add
-    (`lifespan` by `BackdoorLifespan`, `detection` by `DetectionMetrics`), `sha256` (of all the others, by which damage is noticed;
-    `config.yaml` has one in its last line).
+    (`lifespan` by `BackdoorLifespan`, `detection` by `DetectionMetrics`), `sha256` (of all the others, by which damage is
+    noticed; `config.yaml` has one in its last line).
 
     A run that does not go on with what is in the folder puts that aside, into `earlier/1`, `earlier/2` and so on. A resumed run
     refuses a checkpoint that was written under another configuration, and no two runs train in one folder at the same time:

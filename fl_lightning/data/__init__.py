@@ -18,6 +18,7 @@ from fl_lightning.data.module import FederatedDataModule, Task
 from fl_lightning.data.partition import IID, ByKey, Dirichlet, FullCopies, PackedKeys, Partition
 from fl_lightning.data.phishing import Phishing
 from fl_lightning.data.phishing_table import PhishingTable
+from fl_lightning.data.probe import Noise
 from fl_lightning.data.quantity_skew import DirichletSizes, LogNormalSizes, PowerLawSizes
 from fl_lightning.data.root import RootSet
 from fl_lightning.data.southwest import Southwest
@@ -40,6 +41,7 @@ __all__ = [
     "GloVe",
     "LogNormalSizes",
     "MapSamples",
+    "Noise",
     "PackedKeys",
     "Partition",
     "Phishing",

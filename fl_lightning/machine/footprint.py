@@ -47,7 +47,8 @@ class Term(NamedTuple):
 class Footprint:
     """The memory of a round on the rank that trains the most clients.
 
-    What is held all through the round, plus the most that one of its phases takes: training, exchange, aggregation.
+    What is held all through the round, plus the most that one of its phases takes: training, exchange, aggregation, examination
+    if there is one.
 
     Attributes:
         num_clients: N, with what is trained beside the clients, as far as it is known before (a rule's root update).
@@ -66,6 +67,7 @@ class Footprint:
         recorded: whether steps are recorded, on weights, gradients and momenta of their own that last.
         branches: clients that are trained together, each in tensors of its own; 1 for one after the other. Where steps are
             recorded there are tensors for two more: those that recordings are made with, and those of a client that is alone.
+        examined: whether the rule examines the models that clients submit. What it measures is not counted.
         watched: whether an attack watches the global model's steps, so that the last one is kept.
 
     Example:
@@ -88,6 +90,7 @@ class Footprint:
     gather_copies: int = 0
     recorded: bool = False
     branches: int = 1
+    examined: bool = False
     watched: bool = False
 
     @property
@@ -145,7 +148,14 @@ class Footprint:
             bucket = min(n * s, max(n * block_size(d), self.bucket_bytes // FLOAT32))
             exchange.append(numbers("arriving buckets", "2 * bucket", BUCKETS_IN_FLIGHT, bucket))
             aggregation.append(numbers("gathered aggregate", "(1 + W * copies) * S", 1 + gathered, s))
-        return {"training": training, "exchange": exchange, "aggregation": aggregation}
+        examination = [
+            shard,
+            buffers,
+            Term("model as it was, twice", "the model, 2 times", 2 * self.model_bytes),
+            numbers("model on its way", "3 * (W * S)", 3, world * s),
+        ]
+        phases = {"training": training, "exchange": exchange, "aggregation": aggregation}
+        return {**phases, "examination": examination} if self.examined else phases
 
     @property
     def total(self) -> int:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from fl_lightning.errors import enumerated
 from fl_lightning.modules.bits import as_integers
 from fl_lightning.modules.kept_python import KeptPython
-from fl_lightning.seeding import bookmark, derive_seed, seed_global_generators, seed_source
+from fl_lightning.seeding import bookmark, derive_seed, generator, seed_global_generators, seed_source
 
 log = logging.getLogger(__name__)
 
@@ -141,6 +141,7 @@ class Undisturbed:
         self._keepsake: Keepsake | None = None
         self._own_draws = ExitStack()
         self._named: set[str] = set()
+        self._place = (0, 0)
 
     def begin(self) -> None:
         """Before the first batch. A callback may still put other weights into the module."""
@@ -152,6 +153,10 @@ class Undisturbed:
         """After the last one."""
         self._keepsake = None
         self._own_draws.close()
+
+    def generator(self, purpose: str, *keys: int) -> torch.Generator:
+        """A CPU generator for draws on the batch under way, keyed by its set, its number there, and `keys`."""
+        return generator(self.seed, purpose, *keys, *self._place)
 
     @contextmanager
     def batch(self, module: nn.Module, trainer: L.Trainer | None, batch_idx: int, dataloader_idx: int) -> Iterator[None]:
@@ -166,6 +171,7 @@ class Undisturbed:
         if self._keepsake is None:
             self._keepsake = Keepsake(module)
         number = batch_idx * trainer.world_size + trainer.global_rank
+        self._place = (dataloader_idx, number)
         seed_global_generators(derive_seed(self.seed, "evaluation", dataloader_idx, number))
         self._keepsake.seed(self.seed, "evaluation", dataloader_idx, number)
         yield
@@ -188,6 +194,19 @@ def batches_of(trainer: L.Trainer) -> list[int | float]:
     if trainer.predicting:
         return trainer.num_predict_batches
     return trainer.num_test_batches if trainer.testing else trainer.num_val_batches
+
+
+@contextmanager
+def gradients_aside(module: nn.Module) -> Iterator[None]:
+    """Around steps of somebody else's: parameters have no gradients inside, and those that they had again after it."""
+    kept = [(parameter, parameter.grad) for parameter in module.parameters()]
+    for parameter, _ in kept:
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        for parameter, gradient in kept:
+            parameter.grad = gradient
 
 
 @contextmanager

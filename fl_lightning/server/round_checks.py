@@ -6,19 +6,27 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning as L
+import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
 
 from fl_lightning.aggregators.base import Aggregator
+from fl_lightning.aggregators.mixing import has_own
 from fl_lightning.attacks.base import Attack
+from fl_lightning.checked import shown
 from fl_lightning.cohort import CohortSampler
-from fl_lightning.data.module import FederatedDataModule
+from fl_lightning.data.module import FederatedDataModule, Task
+from fl_lightning.data.probe import check_probe
 from fl_lightning.errors import ConfigurationError
+from fl_lightning.modules.undisturbed import undisturbed
+from fl_lightning.seeding import generator
 from fl_lightning.server.attackers_checks import check_attackers
 from fl_lightning.server.optimizer import check_server_optimizer
 from fl_lightning.training.client_checks import check_client
 from fl_lightning.training.local_training import LocalTraining
 from fl_lightning.training.optimizers import read_optimizers
-from fl_lightning.training.prediction import check_predictions
+from fl_lightning.training.prediction import check_logits, check_predictions
 from fl_lightning.training.recipe import Recipe
 from fl_lightning.updates.layout import parameter_layout
 
@@ -57,9 +65,10 @@ def check_round(
             f"{type(rule).__name__} needs clean samples of the server's own; set data.root, for example {{samples: 100}}, to "
             "keep some training samples from the clients"
         )
+    check_probe(rule.probe, data, type(rule).__name__)
     with local.seen_by(client, int(data.sizes.max())):
         check_client(client, data.sizes, local, data.train)
-    rule.check_model(parameter_layout(client).sizes)
+    rule.check_model(parameter_layout(client).layers)
     try:
         server, scheduler = read_optimizers(configure_optimizers(), "the server")
     except (TypeError, ValueError) as error:
@@ -72,11 +81,28 @@ def check_round(
     check_attackers(client, data, attacks, local, recipe)
 
 
-def check_evaluation(client: L.LightningModule, data: FederatedDataModule) -> None:
-    """See that the client's predictions can be evaluated; random numbers are as before then."""
+def check_evaluation(client: L.LightningModule, data: FederatedDataModule, rule: Aggregator) -> None:
+    """See that the client's predictions, and the rule's, can be evaluated; random numbers are as before then."""
     assert data.task is not None, "setup() of the data module has not run"
     with isolate_rng():
         check_predictions(client, data.train, data.task.num_classes, data.task.test)
+        if has_own(rule, "predict"):
+            check_rules_predictions(rule, client, data.task)
+
+
+def check_rules_predictions(rule: Aggregator, client: L.LightningModule, task: Task) -> None:
+    """Raise `ConfigurationError` if a rule's own predictions for two test samples are no logits or probabilities."""
+    name, count = f"{type(rule).__name__}.predict", min(2, len(task.test))
+    batch = move_data_to_device(task.test.batch(torch.arange(count)), next(client.parameters()).device)
+    with undisturbed(client), torch.no_grad():
+        client.eval()
+        predicted = rule.predict(client, batch, generator(0, "predict"))
+    if not isinstance(predicted, Tensor) or not predicted.is_floating_point():
+        found = f"a tensor of {predicted.dtype}" if isinstance(predicted, Tensor) else shown(predicted)
+        raise ConfigurationError(
+            f"{name} must return logits or probabilities (b, C), got {found}; not classes, but their shares"
+        )
+    check_logits(predicted, count, task.num_classes, name)
 
 
 def check_not_compiled(federation: L.LightningModule) -> None:

@@ -23,11 +23,11 @@ from fl_lightning.data.base import Samples
 from fl_lightning.errors import ConfigurationError, folded
 from fl_lightning.modules.hooks import uncalled_hooks
 from fl_lightning.modules.lightning_modules import ClientModule, overrides
+from fl_lightning.modules.predicting import predict
 from fl_lightning.modules.undisturbed import undisturbed
 from fl_lightning.training.batches import epoch_parts
 from fl_lightning.training.local_training import LocalTraining
 from fl_lightning.training.optimizers import LocalScheduler, configured
-from fl_lightning.training.prediction import predict
 
 log = logging.getLogger(__name__)
 

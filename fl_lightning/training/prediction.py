@@ -1,10 +1,8 @@
-"""What a client's model predicts, whatever its own batches and outputs look like."""
+"""Whether what a client's model predicts can be evaluated."""
 
 from __future__ import annotations
 
-import inspect
 import logging
-from functools import cache
 from typing import Any
 
 import lightning as L
@@ -14,9 +12,9 @@ from torch import Tensor
 
 from fl_lightning.data.base import Samples
 from fl_lightning.errors import ConfigurationError, cause
-from fl_lightning.modules.hooks import transferred
 from fl_lightning.modules.lightning_modules import overrides
-from fl_lightning.modules.outputs import REMEDY, is_one_logit, read_logits
+from fl_lightning.modules.outputs import REMEDY, is_one_logit
+from fl_lightning.modules.predicting import are_probabilities, predict
 from fl_lightning.modules.undisturbed import undisturbed
 
 log = logging.getLogger(__name__)
@@ -24,80 +22,8 @@ log = logging.getLogger(__name__)
 ENOUGH = 64
 """Samples for which the logits of a model do not all lie in [0, 1] by chance."""
 
-SUMS_TO_ONE = 1e-4
-"""How far from 1 the sum of a row of probabilities may be."""
-
 RESHAPING = ("view", "reshape", "squeeze", "unsqueeze", "select", "slice", "alias", "clone", "tocopy", "unsafeview", "t")
 """Operations that leave the numbers of an output as they are."""
-
-
-def predict(module: L.LightningModule, batch: Any) -> Tensor:
-    """Logits for a batch as `training_step` takes it: by `predict_step` if the module has one, else by `forward` on the
-    inputs of an `(inputs, targets)` batch. What of an output is logits says `read_logits`. The module's own hooks of batch
-    transfer come first."""
-    batch = transferred(module, batch, next(module.parameters()).device)
-    if overrides(module, "predict_step"):
-        output = module.predict_step(*(batch, 0, 0)[: num_arguments(type(module))])
-        logits = read_logits(output, f"predict_step of the client {type(module).__name__}")
-    elif isinstance(batch, (tuple, list)):
-        logits = read_logits(module(batch[0]), f"forward of the client {type(module).__name__}")
-    else:
-        raise ConfigurationError(
-            f"batches are of type {type(batch).__name__}, not (inputs, targets); give {type(module).__name__} a "
-            "predict_step(batch, batch_idx) that returns logits"
-        )
-    return logits if logits.ndim > 1 else with_batch_axis(logits, batch)
-
-
-def with_batch_axis(logits: Tensor, batch: Any) -> Tensor:
-    """Logits () or (C,) of a batch of one sample, as models with a `squeeze()` give them, as (1,) or (1, C)."""
-    if logits.ndim == 0:
-        return logits.reshape(1)
-    targets = batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
-    alone = isinstance(targets, Tensor) and targets.shape[:1] == (1,)
-    return logits[None] if alone and len(logits) != 1 else logits
-
-
-@cache
-def num_arguments(kind: type) -> int:
-    """How many of (batch, batch_idx, dataloader_idx) a class's `predict_step` takes."""
-    parameters = list(inspect.signature(kind.predict_step).parameters.values())[1:]  # pyrefly: ignore[missing-attribute]
-    named = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return 2 if any(p.kind is p.VAR_POSITIONAL for p in parameters) else len(named)
-
-
-def predicted_classes(logits: Tensor) -> Tensor:
-    """(b,) int64 classes of logits (b, C); logits (b,) or (b, 1) stand for two classes, split at 0. -1 where one is NaN.
-
-    >>> predicted_classes(torch.tensor([[0.1, 0.9], [0.2, torch.nan]]))
-    tensor([ 1, -1])
-    """
-    if is_one_logit(logits):
-        logits = logits.reshape(len(logits), 1)
-        classes = (logits[:, 0] > 0).long()
-    else:
-        classes = logits.argmax(dim=1)
-    return classes.masked_fill_(logits.isnan().any(1), -1)
-
-
-def class_probabilities(logits: Tensor) -> Tensor:
-    """(b, C) float32 probabilities of logits (b, C), or of (b,) or (b, 1) for two classes.
-
-    A batch whose rows are probabilities already, as of models that end in a softmax, is left as it is.
-
-    >>> class_probabilities(torch.tensor([0.0]))
-    tensor([[0.5000, 0.5000]])
-    """
-    if is_one_logit(logits):
-        second = logits.reshape(len(logits)).float().sigmoid()
-        return torch.stack([1 - second, second], dim=1)
-    logits = logits.float()
-    return torch.where(are_probabilities(logits), logits, logits.softmax(dim=1))
-
-
-def are_probabilities(rows: Tensor) -> Tensor:
-    """() bool: whether all rows of (b, C) are at least 0 and sum to 1."""
-    return (rows >= 0).all() & ((rows.sum(1) - 1).abs() < SUMS_TO_ONE).all()
 
 
 def check_predictions(module: L.LightningModule, samples: Samples, num_classes: int, test: Samples | None = None) -> None:

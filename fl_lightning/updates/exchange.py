@@ -8,7 +8,7 @@ Memory on a rank is K_r * d for the updates plus two buckets of N * s: updates a
 which they are sent, each bucket is given up as soon as its coordinates have arrived, and the next one travels meanwhile.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from fl_lightning.updates.arriving import ArrivingBuckets, Finish
 from fl_lightning.updates.blocks import block_size
 from fl_lightning.updates.gathering import all_gather, begin_gathering
+from fl_lightning.updates.layers import Layer, as_layers
 from fl_lightning.updates.shard import UpdateShard
 
 BUCKET_BYTES = 16 * 2**20
@@ -78,7 +79,7 @@ class Exchange:
     """The journey of (., d) vectors between ranks; the same on one process, without communication.
 
     Args:
-        layers: sizes of the tensors that make up the d coordinates.
+        layers: the tensors that make up the d coordinates; their sizes alone, where they stand for no model.
         device: where vectors live.
         bucket_bytes: memory for one bucket of N * s float32 during the exchange; at least one block of coordinates goes
             at a time, so that is the lower bound.
@@ -86,10 +87,10 @@ class Exchange:
     """
 
     def __init__(
-        self, layers: Sequence[int], device: torch.device, *, bucket_bytes: int = BUCKET_BYTES, compiled: bool = False
+        self, layers: Sequence[Layer | int], device: torch.device, *, bucket_bytes: int = BUCKET_BYTES, compiled: bool = False
     ) -> None:
-        self.layers = list(layers)
-        self.num_coordinates = num_coordinates = sum(layers)
+        self.layers = as_layers(layers)
+        self.num_coordinates = num_coordinates = sum(layer.size for layer in self.layers)
         self.device = device
         self.bucket_bytes = bucket_bytes
         self.compiled = compiled
@@ -203,6 +204,43 @@ class Exchange:
         gathered = values.new_empty(self.world * self.padded)
         all_gather(gathered, padded)
         return gathered[: self.num_coordinates]
+
+    def to_ranks(self, shard: UpdateShard) -> Iterator[Tensor | None]:
+        """The way back, whole updates one at a time: row i of the shard to rank i % W.
+
+        All ranks must take all there is, at the same pace: W rows travel between them at a time.
+
+        Yields:
+            ceil(N / W) times this rank's next row, (d,) and not to be changed; None where it has none left.
+        """
+        shard.settle()
+        n, world, padded = shard.num_clients, self.world, self.padded
+        for first in range(0, n, world):
+            if not self.distributed or not padded:
+                yield shard.row(first) if not self.distributed else shard.weights.new_empty(0)
+                continue
+            leaving = torch.zeros(min(world, n - first), padded, device=self.device)
+            for j, row in enumerate(leaving, first):
+                row[: shard.width] = shard.row(j)
+            arriving = torch.empty(world if first + self.rank < n else 0, padded, device=self.device)
+            dist.all_to_all_single(
+                arriving.view(-1),
+                leaving.view(-1),
+                output_split_sizes=[padded * bool(len(arriving))] * world,
+                input_split_sizes=[padded * (rank < len(leaving)) for rank in range(world)],
+            )
+            yield arriving.view(-1)[: self.num_coordinates] if len(arriving) else None
+
+    def rows_to_all(self, rows: Tensor, number: int) -> Tensor:
+        """(K, q) on each rank -> (number, q) on every rank: of rows that are dealt out as by `to_ranks`, all in order."""
+        if not self.distributed:
+            return rows
+        most = -(-number // self.world)
+        own = rows.new_zeros(most, rows.shape[1])
+        own[: len(rows)] = rows
+        gathered = rows.new_empty(self.world * most, rows.shape[1])
+        all_gather(gathered, own)
+        return gathered.view(self.world, most, -1).transpose(0, 1).flatten(0, 1)[:number]
 
     def route(self, rows: dict[int, Tensor], source: Tensor, destination: Tensor, width: int) -> dict[int, Tensor]:
         """Send rows from rank to rank.

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.updates.copying import copy_each
+from fl_lightning.updates.layers import Layer, layers_of
 
 
 class Layout:
@@ -28,6 +29,7 @@ class Layout:
         names: the tensors' names, in vector order.
         shapes: theirs.
         sizes: their numbers of elements.
+        layers: all of that, and where each begins in the vector.
         num_coordinates: d, the sum of the sizes.
     """
 
@@ -37,6 +39,7 @@ class Layout:
         self.names = [name for name, _ in named]
         self.shapes = [tensor.shape for _, tensor in named]
         self.sizes = [tensor.numel() for _, tensor in named]
+        self.layers: list[Layer] = layers_of(self.names, self.shapes)
         self.num_coordinates = sum(self.sizes)
 
     def tensors(self, module: nn.Module) -> list[Tensor]:

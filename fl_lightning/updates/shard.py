@@ -21,6 +21,8 @@ from fl_lightning.errors import ConfigurationError
 from fl_lightning.seeding import generator
 from fl_lightning.updates.arriving import ArrivingBuckets, RowsOf
 from fl_lightning.updates.blocks import block_size
+from fl_lightning.updates.examined import Examinable
+from fl_lightning.updates.layers import Layer, as_layers
 from fl_lightning.updates.overflow import mend
 from fl_lightning.updates.pairwise_sums import PairwiseSums, gather_sums
 from fl_lightning.updates.plain import checked_malicious, checked_updates, checked_weights
@@ -33,7 +35,7 @@ ROWS_AT_A_TIME = 4
 thousand rows took fifty times as long."""
 
 
-class UpdateShard:
+class UpdateShard(Examinable):
     """This rank's coordinates of all N updates of a round.
 
     Letters: N clients, d coordinates in all, S of them on this rank.
@@ -46,7 +48,8 @@ class UpdateShard:
         clients: (N,) int64 on CPU, the clients' numbers; None where rows do not stand for clients.
         num_coordinates: d.
         start: the first coordinate on this rank.
-        layers: sizes of the tensors that the coordinates come from, adding up to d; one tensor where left out.
+        layers: the parameter tensors that the coordinates come from, in order; their sizes alone, adding up to d, where rows
+            have no model; one tensor where left out.
         distributed: whether the coordinates are shared out over the default process group.
         seed: the experiment's seed, for rules that draw.
         round_number: t, for the same.
@@ -58,6 +61,8 @@ class UpdateShard:
         kept: (S,) bool, the coordinates that the rule's mask let move, where it has aggregated these updates and has a mask.
         verdict: (N,) float32 on the CPU in [0, 1], how much each client counted beside the one that counted most; 0 is turned
             away. None before a rule has aggregated these updates, and where it does not judge clients. See `judge`.
+        broadcast: (S,) float32, the global weights that the clients started from, on this rank's coordinates: a view, not to be
+            changed. None for a plain tensor, and for buffers.
     """
 
     def __init__(
@@ -69,7 +74,7 @@ class UpdateShard:
         num_coordinates: int,
         clients: Tensor | None = None,
         start: int = 0,
-        layers: Sequence[int] | None = None,
+        layers: Sequence[Layer | int] | None = None,
         distributed: bool = False,
         seed: int = 0,
         round_number: int = 0,
@@ -83,9 +88,10 @@ class UpdateShard:
         self.root: Tensor | None = None
         self.kept: Tensor | None = None
         self.verdict: Tensor | None = None
+        self.broadcast: Tensor | None = None
         self.num_coordinates = num_coordinates
         self.start = start
-        self.layers = [num_coordinates] if layers is None else list(layers)
+        self.layers = as_layers([num_coordinates] if layers is None else layers)
         self.distributed = distributed  # not the group itself: see Exchange
         self.seed = seed
         self.round_number = round_number
@@ -230,7 +236,8 @@ class UpdateShard:
             rows[:, columns] = factors @ block
         mixed = self.with_rows(rows)
         mixed.malicious = ((matrix != 0).to(self.malicious.device) & self.malicious).any(dim=1)
-        mixed.clients, mixed.root = clients, self.root
+        mixed.clients, mixed.root, mixed.examination = clients, self.root, self.examination
+        mixed.mixture = matrix.double().cpu() if self.mixture is None else matrix.double().cpu() @ self.mixture
         return mixed
 
     def generator(self, purpose: str, *keys: int) -> torch.Generator:
@@ -300,13 +307,9 @@ class UpdateShard:
 
     def layer_slices(self) -> list[tuple[int, slice]]:
         """Where this rank's columns belong: (index into `layers`, slice of the S columns), for layers that it touches."""
-        pieces, first = [], 0
-        for layer, size in enumerate(self.layers):
-            low, high = max(first, self.start), min(first + size, self.start + self.width)
-            if low < high:
-                pieces.append((layer, slice(low - self.start, high - self.start)))
-            first += size
-        return pieces
+        width = self.width
+        pieces = [(i, layer.columns(self.start, width)) for i, layer in enumerate(self.layers)]
+        return [(i, columns) for i, columns in pieces if columns.start < columns.stop]
 
     def count_by_layer(self, mask: Tensor) -> Tensor:
         """(number of layers,) int64, how many coordinates of each layer a mask ((S,) bool) holds, on all ranks together."""
@@ -380,6 +383,7 @@ class UpdateShard:
         self.finite = None if self.finite is None else self.finite_rows()[rows]
         self.verdict = None if self.verdict is None else self.verdict[rows.cpu()]
         self.compiled = False  # a number of clients that may not come again is not worth it
+        self.keep_examined(rows)
         self.settle()
         assert isinstance(self.buckets, list)
         for i, bucket in enumerate(self.buckets):
@@ -390,6 +394,7 @@ class UpdateShard:
         parts = []
         for rows in (slice(None, first), slice(first, None)):
             part = copy(self)
+            part.examination = None  # who is examined has been split before
             whole = self.buckets
             part.buckets = [bucket[rows] for bucket in whole] if isinstance(whole, list) else RowsOf(whole, rows)
             part.finite = None if self.finite is None else self.finite[rows]
@@ -401,7 +406,7 @@ class UpdateShard:
 
     def with_rows(self, rows: Tensor) -> UpdateShard:
         """Other vectors, (M, S) float32, at the same coordinates; benign, of weight 1 and of no client."""
-        return UpdateShard(
+        others = UpdateShard(
             [rows],
             torch.ones(len(rows), device=rows.device),
             torch.zeros(len(rows), dtype=torch.bool, device=rows.device),
@@ -412,6 +417,8 @@ class UpdateShard:
             seed=self.seed,
             round_number=self.round_number,
         )
+        others.broadcast = self.broadcast
+        return others
 
 
 def inner_products(values: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from fl_lightning.aggregators import (
 )
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.updates import UpdateShard
+from fl_lightning.updates.layers import as_layers
 
 
 def rules() -> dict[str, Aggregator]:
@@ -85,7 +86,7 @@ def test_a_rule_that_forgets_is_as_before_the_first_round(name: str) -> None:
     for seed in range(3):
         updates = torch.randn(5, 1200, generator=torch.Generator().manual_seed(seed)) + 0.5
         rounds.append(UpdateShard.from_updates(updates))
-        rounds[-1].layers, rounds[-1].root = [700, 300, 200], torch.ones(1200)
+        rounds[-1].layers, rounds[-1].root = as_layers([700, 300, 200]), torch.ones(1200)
     expected = [rule(shard) for shard in rounds]
     rule.forget()
     assert all(torch.equal(rule(shard), before) for shard, before in zip(rounds, expected, strict=True))

@@ -6,14 +6,15 @@ from fl_lightning import AggregationDiagnostics
 from fl_lightning.aggregators import FedAvg, Invariant
 from fl_lightning.callbacks.aggregation_diagnostics import diagnose
 from fl_lightning.updates import UpdateShard
+from fl_lightning.updates.layers import layers_of
 
 
 def test_hand_worked_round():
     updates = torch.tensor([[3.0, 1.0, 1.0], [3.0, 1.0, -1.0], [3.0, -1.0, 0.0], [3.0, 3.0, -9.0]])
     shard = UpdateShard.from_updates(updates, malicious=torch.tensor([False, False, False, True]))
-    shard.layers = [1, 2]
+    shard.layers = layers_of(["first", "second"], [(1,), (2,)])
     rule = Invariant(tau=0.2, alpha=0.25)
-    figures = diagnose(shard, rule(shard), rule.mask(shard), ["first", "second"])
+    figures = diagnose(shard, rule(shard), rule.mask(shard))
     # Kept: column 0 (4/4) and 1 (2/4), 2 (|1 - 2| / 4 = .25): all three; trimmed means 3, 1, -.5.
     assert figures["kept_fraction"] == 1.0
     assert figures["kept_fraction/first"] == 1.0
@@ -24,7 +25,7 @@ def test_hand_worked_round():
     assert figures["malicious_direction"] == 1.0
 
     strict = Invariant(tau=0.5, alpha=0.25)
-    figures = diagnose(shard, strict(shard), strict.mask(shard), ["first", "second"])
+    figures = diagnose(shard, strict(shard), strict.mask(shard))
     assert figures["kept_fraction"] == pytest.approx(1 / 3)
     assert figures["kept_fraction/second"] == 0.0
 
@@ -32,7 +33,7 @@ def test_hand_worked_round():
 def test_against_the_malicious_majority():
     updates = torch.tensor([[1.0, 1.0], [1.0, 1.0], [1.0, 1.0], [-1.0, 1.0]])
     shard = UpdateShard.from_updates(updates, malicious=torch.tensor([False, False, False, True]))
-    figures = diagnose(shard, FedAvg()(shard), FedAvg().mask(shard), ["all"])
+    figures = diagnose(shard, FedAvg()(shard), FedAvg().mask(shard))
     assert figures["malicious_direction"] == 0.5
 
 

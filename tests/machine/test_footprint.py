@@ -61,6 +61,11 @@ def test_what_an_attack_a_rule_and_optimizers_keep():
     assert phases["aggregation"] == 12 + 10 + 2 + 1 + sums + 20 * 1024 * 4 / D  # the server's optimizer as it was
 
 
+def test_models_are_examined_one_at_a_time():
+    plainly, phases = in_vectors(SMALL)[1], in_vectors(replace(SMALL, examined=True))[1]
+    assert phases == {**plainly, "examination": 10 + 2 + 3}  # half of twenty, the module's values twice, a model on its way
+
+
 def test_gloo_gathers_into_a_copy_of_its_own():
     plainly, with_copies = (in_vectors(replace(SMALL, sum_size=D, gather_copies=copies))[1]["aggregation"] for copies in (0, 1))
     assert with_copies - plainly == 1 + 2 * 2 * 16  # an aggregate, and two ranks' 16 sums of d float64

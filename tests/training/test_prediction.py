@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fl_lightning.data import TensorSamples
 from fl_lightning.errors import ConfigurationError
-from fl_lightning.training.prediction import check_predictions, class_probabilities, last_operation, predict, predicted_classes
+from fl_lightning.training.prediction import check_predictions, last_operation
 
 
 class Net(L.LightningModule):
@@ -160,24 +160,6 @@ def test_checking_leaves_the_module_as_it_was():
     assert net.layer.weight.grad is None
 
 
-@pytest.mark.parametrize("arguments", ["batch", "batch, batch_idx", "batch, batch_idx, dataloader_idx", "batch, *rest"])
-def test_predict_step_is_given_what_it_takes(arguments):
-    methods: dict[str, Any] = {}
-    exec(f"def predict_step(self, {arguments}): return self.layer(batch[0])", methods)
-    net = type("Own", (Net,), {"predict_step": methods["predict_step"]})()
-    batch = samples(5).batch(torch.arange(5))
-    assert torch.equal(predict(net, batch), net.layer(batch[0]))
-
-
-def test_a_batch_of_one_may_have_lost_its_axis():
-    one, two = samples().batch(torch.arange(1)), samples().batch(torch.arange(2))
-    for outputs in (1, 3):
-        net = Net(torch.squeeze, outputs)
-        expected = net.layer(two[0])
-        assert torch.equal(predict(net, two), expected.squeeze(1))
-        assert torch.equal(predict(net, one), expected[:1] if outputs > 1 else expected[0])
-
-
 def test_a_dict_without_its_axis_is_refused():
     class Own(Net):
         def predict_step(self, batch, batch_idx):
@@ -190,20 +172,3 @@ def test_a_dict_without_its_axis_is_refused():
     plain = samples()
     with pytest.raises(ConfigurationError, match=r"of shape \(3,\) for one, as may stand at the end.*keep the batch's axis"):
         check(Own(), Dicts(plain.inputs, plain.targets))
-
-
-def test_classes_of_outputs():
-    assert predicted_classes(torch.tensor([[0.1, 0.9, 0.0], [3.0, -torch.inf, 1.0]])).tolist() == [1, 0]
-    assert predicted_classes(torch.tensor([[0.1], [-0.1], [0.0]])).tolist() == [1, 0, 0]
-    assert predicted_classes(torch.tensor([0.1, torch.nan])).tolist() == [1, -1]
-    assert predicted_classes(torch.tensor([[torch.nan, torch.nan], [1.0, 2.0]])).tolist() == [-1, 1]
-    assert predicted_classes(torch.empty(0, 3)).tolist() == []
-
-
-def test_probabilities_of_outputs():
-    logits = torch.randn(6, 4)
-    expected = logits.softmax(1)
-    for outputs in (logits, logits.log_softmax(1), logits.softmax(1), logits.double()):
-        torch.testing.assert_close(class_probabilities(outputs), expected)
-    positive = torch.tensor([[0.2, 0.8], [0.5, 0.6]])  # only the first looks like probabilities
-    torch.testing.assert_close(class_probabilities(positive), positive.softmax(1))

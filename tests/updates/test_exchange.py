@@ -14,6 +14,7 @@ from torch import Tensor
 from fl_lightning.updates.blocks import block_size
 from fl_lightning.updates.exchange import Exchange
 from fl_lightning.updates.gathering import LENGTH_BYTES, PACKET_BYTES
+from fl_lightning.updates.layers import as_layers
 from fl_lightning.updates.shard import UpdateShard
 
 CPU = torch.device("cpu")
@@ -86,7 +87,7 @@ def journeys() -> dict[Any, Any]:
                 assert (shard.width, shard.start, shard.num_coordinates) == (mine.shape[1], exchange.start, d), where
                 assert torch.equal(shard.weights, weights), where
                 assert torch.equal(shard.malicious, malicious), where
-                assert shard.layers == layers
+                assert shard.layers == as_layers(layers)
                 for client in (0, NUM_CLIENTS - 1):
                     assert torch.equal(exchange.to_all(held[client].clone()), updates[client]), where
         exchange = Exchange(layers, CPU, bucket_bytes=1)

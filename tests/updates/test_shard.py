@@ -7,6 +7,7 @@ from ranks import on_ranks
 from torch import Tensor
 
 from fl_lightning.updates.exchange import Exchange
+from fl_lightning.updates.layers import as_layers
 from fl_lightning.updates.shard import CACHE_ELEMENTS, ROWS_AT_A_TIME, UpdateShard
 
 NAN, INF = float("nan"), float("inf")
@@ -41,7 +42,7 @@ def test_from_updates() -> None:
     assert shard.weights.tolist() == [1, 1, 1]
     assert shard.malicious.tolist() == [False] * 3
     assert (shard.num_clients, shard.width, shard.num_coordinates, shard.start) == (3, 5, 5, 0)
-    assert shard.layers == [5]
+    assert shard.layers == as_layers([5])
     assert not shard.distributed
 
     given = UpdateShard.from_updates(updates, torch.tensor([1, 2, 5]), torch.tensor([False, True, True]))
@@ -273,7 +274,7 @@ def test_with_rows_shares_coordinates_only() -> None:
     assert torch.equal(other.values, rows)
     assert other.weights.tolist() == [1, 1, 1]
     assert not other.malicious.any()
-    assert (other.num_coordinates, other.start, other.layers) == (10, 6, [7, 3])
+    assert (other.num_coordinates, other.start, other.layers) == (10, 6, as_layers([7, 3]))
     assert other.layer_slices() == shard.layer_slices()
     assert shard.num_clients == 2
 
