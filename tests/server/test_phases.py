@@ -3,6 +3,7 @@ from collections import defaultdict
 
 import pytest
 import torch
+
 from fl_lightning.server.phases import Phases
 
 
