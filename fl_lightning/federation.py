@@ -14,7 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Literal, Protocol, get_args, runtime_checkable
+from typing import Any, Literal, get_args
 
 import lightning as L
 import torch
@@ -29,7 +29,7 @@ from fl_lightning.checkpoints.trained import Loadable, weights_for
 from fl_lightning.clients import Clients
 from fl_lightning.cohort import CohortSampler
 from fl_lightning.data.alike import to_be_alike
-from fl_lightning.data.module import FederatedDataModule
+from fl_lightning.data.module import FederatedDataModule, data_of
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.machine.fresh_memory import unfilled
 from fl_lightning.machine.strategy import FederatedStrategy
@@ -45,7 +45,7 @@ from fl_lightning.server.edits import Edits
 from fl_lightning.server.examination import Examination
 from fl_lightning.server.exclusion import exclude_nonfinite
 from fl_lightning.server.last_round import Evaluations
-from fl_lightning.server.outcome import RoundOutcome
+from fl_lightning.server.outcome import RoundObserver, RoundOutcome
 from fl_lightning.server.phases import Phases
 from fl_lightning.server.round_checks import check_evaluation, check_not_compiled, check_round
 from fl_lightning.server.step import take_step
@@ -65,18 +65,6 @@ log = logging.getLogger(__name__)
 
 COUNTED = ("client_updates", "excluded_updates", "refused_rounds")
 """What is counted over all rounds, also those before a resume."""
-
-
-@runtime_checkable
-class RoundObserver(Protocol):
-    """A Lightning callback with this method is shown every round's updates and what became of them."""
-
-    def on_aggregate(self, federation: Federation, shard: UpdateShard, aggregate: Tensor) -> None:
-        """Called on all ranks between aggregation and server step; `aggregate` is (S,).
-
-        `federation.outcome` has the whole cohort and the rule's verdict on it. A callback that calls a collective must do so
-        on all ranks.
-        """
 
 
 class Federation(Loadable, WatchedNames):
@@ -439,13 +427,7 @@ class Federation(Loadable, WatchedNames):
     @property
     def data(self) -> FederatedDataModule:
         """The data module that the Trainer was given."""
-        data = self.trainer.datamodule  # pyrefly: ignore[missing-attribute]
-        if not isinstance(data, FederatedDataModule):
-            raise ConfigurationError(
-                f"a federation needs a FederatedDataModule as the Trainer's datamodule, got {type(data).__name__}; "
-                "FederatedDataModule.from_datasets makes one of any two data sets"
-            )
-        return data
+        return data_of(self.trainer)
 
     def phase(self, name: str) -> AbstractContextManager[None]:
         """Add the time of a part of the round to `seconds[name]`, but for phases inside it."""

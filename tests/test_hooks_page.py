@@ -15,7 +15,8 @@ from fl_lightning.aggregators import Aggregator, FedAvg
 from fl_lightning.attacks import Attack
 from fl_lightning.data import Partition, Samples
 from fl_lightning.data.module import FederatedDataModule
-from fl_lightning.federation import Federation, RoundObserver
+from fl_lightning.federation import Federation
+from fl_lightning.server.outcome import RoundObserver
 
 PAGE = (Path(__file__).parents[1] / "docs" / "reference" / "hooks.md").read_text()
 CLASSES = {

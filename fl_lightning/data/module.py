@@ -280,6 +280,21 @@ class PredictionBatches(EvaluationBatches):
         yield from (item[0] for item in super().__iter__() if item is not None)
 
 
+def data_of(trainer: Any) -> FederatedDataModule:
+    """The federated data module that a Trainer was given.
+
+    Raises:
+        ConfigurationError: it was given none, or another one.
+    """
+    data = trainer.datamodule
+    if not isinstance(data, FederatedDataModule):
+        raise ConfigurationError(
+            f"a federation needs a FederatedDataModule as the Trainer's datamodule, got {type(data).__name__}; "
+            "FederatedDataModule.from_datasets makes one of any two data sets"
+        )
+    return data
+
+
 def check_labels(targets: Tensor, num_classes: int, name: str) -> None:
     """Raise `ConfigurationError` unless all classes lie in [0, num_classes)."""
     if len(targets) == 0:

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from fl_lightning.cohort import Cohort
 from fl_lightning.updates.shard import UpdateShard
+
+
+@runtime_checkable
+class RoundObserver(Protocol):
+    """A Lightning callback with this method is shown every round's updates and what became of them."""
+
+    def on_aggregate(self, federation: Any, shard: UpdateShard, aggregate: Tensor) -> None:
+        """Called on all ranks between aggregation and server step, with the `Federation`; `aggregate` is (S,).
+
+        `federation.outcome` has the whole cohort and the rule's verdict on it. A callback that calls a collective must do so
+        on all ranks.
+        """
 
 
 @dataclass
