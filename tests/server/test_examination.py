@@ -154,7 +154,7 @@ def test_examining_changes_nothing_in_the_run() -> None:
 
 
 def test_draws_are_those_of_client_and_round() -> None:
-    found = []
+    found: list[Any] = []
     for factor in (1.0, -3.0):
         rule = Reckless()
         fit(tiny_federation(aggregator=rule, attacks=[Scale(factor)]), rounds=1)

@@ -64,7 +64,7 @@ def ran(federation: Any, world: int, rounds: int = 2, path: Any = None) -> tuple
 
 def on_a_rank(world: int, folder: str, begun: int | None) -> dict[str, Any]:
     """Whole runs, one that was begun on another number of ranks, and a beginning for others."""
-    found = {
+    found: dict[str, Any] = {
         "whole": ran(probing(), world, 3),
         "mixed": ran(probing(aggregator=NearestNeighborMixing(rule=Probing(), num_malicious=2)), world),
         "without clients here": ran(probing(cohort=CohortSampler(clients_per_round=1, malicious_fraction=0.0)), world),

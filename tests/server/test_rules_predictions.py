@@ -52,22 +52,23 @@ def test_a_checkpoint_is_evaluated_as_it_was_in_training(tmp_path: Path) -> None
     alone = tiny_trainer(callbacks=[BackdoorMetrics()])
     alone.validate(other, data, ckpt_path=tmp_path / "two.ckpt", verbose=False)
     assert metrics(alone) == found
-    shares = torch.cat(tiny_trainer().predict(other, data, ckpt_path=tmp_path / "two.ckpt"))
+    predicted: Any = tiny_trainer().predict(other, data, ckpt_path=tmp_path / "two.ckpt")
+    shares = torch.cat(predicted)
     targets = data.evaluation["clean"].targets
     accepted = (shares.argmax(1) == targets) & (shares.amax(1) > 0.5)
     assert float(accepted.double().mean()) == pytest.approx(found["val/acc"])
 
 
 def test_draws_differ_from_round_to_round() -> None:
+    drawn: list[int] = []
+
     class Drawing(Constant):
         def predict(self, module, batch, generator):
-            self.drawn.append(int(torch.randint(2**31, (1,), generator=generator)))
+            drawn.append(int(torch.randint(2**31, (1,), generator=generator)))
             return super().predict(module, batch, generator)
 
-    rule = Drawing()
-    rule.drawn: list[int] = []  # type: ignore[misc]
-    fit(tiny_federation(aggregator=rule), rounds=2, callbacks=[BackdoorMetrics()])
-    assert len(set(rule.drawn)) == len(rule.drawn) > 8
+    fit(tiny_federation(aggregator=Drawing()), rounds=2, callbacks=[BackdoorMetrics()])
+    assert len(set(drawn)) == len(drawn) > 8
 
 
 @pytest.mark.parametrize(
