@@ -5,7 +5,8 @@ import string
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from fl_lightning.experiments.final import NAMES, Final, mean, measured, why
+from fl_lightning.experiments.figures import NAMES
+from fl_lightning.experiments.final import Final, mean, measured, why
 from fl_lightning.experiments.groups import ATTACKS, Group, groups
 from fl_lightning.experiments.pictures import begun, file_name
 from fl_lightning.experiments.plain_text import is_number, latex_cell
