@@ -32,6 +32,7 @@ BLOCK = re.compile(rf"^(?:{NOT_RUN})?```(\w*)\n(.*?)^```$", flags=re.DOTALL | re
 PROGRAMS = ("fl-lightning", "torchrun", "python", "pip", "make", "sbatch", "srun", "NPROC=8", "OMP_NUM_THREADS=1", "pytest")
 STAND_INS = {  # files of a user's own, or of a run that was not run
     "FILE": "configs/sweeps/quickstart.yaml",
+    "my_sweep.yaml": "configs/sweeps/quickstart.yaml",
     "runs/x/config.yaml": "configs/quickstart.yaml",
     "runs/p/config.yaml": "configs/phishing/invariant.yaml",
     "runs/c/config.yaml": "configs/cifar10/edge_case.yaml",
@@ -130,7 +131,7 @@ def parses(words: list[str]) -> None:
     verb = words[0]
     if verb == "sweep":
         options, _ = parse_sweep_command(words[1:])
-        assert options.file.exists(), options.file
+        assert options.template or options.file.exists(), options.file
     elif verb == "report":
         assert words[1].startswith("runs/sweeps/") or Path(words[1]).exists(), words[1]
     elif verb in COMMANDS:  # analyses have parsers of their own, which compute as soon as they have parsed

@@ -78,7 +78,7 @@ def names(file: Any, folder: Any) -> argparse.ArgumentParser:
         "list": ("list what there is", SECTIONS, None),
         "init": ("copy configurations into a folder", None, folder),
         "sweep": ("run what is not finished of a sweep", None, file),
-        "report": ("write tables and curves of a sweep", None, file),
+        "report": ("write tables and figures of a sweep", None, file),
         "analyse": ("compute what the paper proves and draws", ANALYSES, None),
         "completion": ("print a script for a shell", SHELLS, None),
     }.items():

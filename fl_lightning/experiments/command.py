@@ -62,7 +62,7 @@ def sweep(args: Sequence[str]) -> None:
             f"Stopped: {tally(Counter(run.folder.state for run in runs))}. The same command goes on.", highlight=False
         )
         sys.exit(130)
-    console.print(f"{tally(states)}. Tables and curves: fl-lightning report {folder}", soft_wrap=True, highlight=False)
+    console.print(f"{tally(states)}. Tables and figures: fl-lightning report {folder}", soft_wrap=True, highlight=False)
     if states[State.FINISHED] < len(runs):
         sys.exit(1)
 

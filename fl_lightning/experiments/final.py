@@ -11,8 +11,6 @@ from fl_lightning.experiments.groups import Group
 from fl_lightning.experiments.results import AVERAGED, Results
 from fl_lightning.experiments.run_folder import State
 
-NAMES = {"acc": "Acc", "asr": "ASR"}
-
 WHY = {
     State.PENDING: "not run",
     State.RUNNING: "still running",

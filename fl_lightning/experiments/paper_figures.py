@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from fl_lightning.experiments.figures import COLORS, by_round
-from fl_lightning.experiments.final import NAMES, Final, mean, why
+from fl_lightning.experiments.figures import COLORS, NAMES, by_round
+from fl_lightning.experiments.final import Final, mean, why
 from fl_lightning.experiments.groups import Group
 from fl_lightning.experiments.lifespans import shade_window
 from fl_lightning.experiments.plain_text import one_line

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from fl_lightning.experiments.final import NAMES, Final, mean, measured, why
+from fl_lightning.experiments.figures import NAMES
+from fl_lightning.experiments.final import Final, mean, measured, why
 from fl_lightning.experiments.groups import ATTACKS, Group, groups
 from fl_lightning.experiments.pictures import begun, file_name
 from fl_lightning.experiments.plain_text import is_number, latex_cell

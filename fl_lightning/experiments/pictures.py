@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from fl_lightning.experiments.figures import svg
-from fl_lightning.experiments.final import NAMES, Final, measured
+from fl_lightning.experiments.figures import NAMES, svg
+from fl_lightning.experiments.final import Final, measured
 from fl_lightning.experiments.groups import Group, groups
 from fl_lightning.experiments.paper_figures import bars, heat_map, overlay
 from fl_lightning.experiments.plain_text import latex_cell
@@ -100,8 +100,14 @@ def pdf(figure: Figure) -> bytes:
     return content.getvalue()
 
 
-def latex_figures(found: Iterable[Picture], folder: str) -> str:
-    """A `figure` per picture, with its caption, for a paper that has `\\usepackage{graphicx}`."""
+def latex_figures(found: Iterable[Picture], sweep: str, folder: str) -> str:
+    """A `figure` per picture, with its caption, for a paper that has `\\usepackage{graphicx}`.
+
+    Args:
+        found: the pictures.
+        sweep: its name, which the labels begin with.
+        folder: where the files are.
+    """
     lines = [
         r"% Needs \usepackage{graphicx}, and \graphicspath{{FOLDER/}} for the folder of this file, if it is not the paper's.",
         "% A wide figure may be a figure* in a paper of two columns.",
@@ -113,7 +119,7 @@ def latex_figures(found: Iterable[Picture], folder: str) -> str:
             r"\centering",
             rf"\includegraphics[width={width}]{{{folder}/{picture.name}.pdf}}",
             rf"\caption{{{latex_cell(picture.caption)}}}",
-            rf"\label{{fig:{picture.name}}}",
+            rf"\label{{fig:{sweep}-{picture.name}}}",
             r"\end{figure}",
             "",
         ]

@@ -86,7 +86,7 @@ def write_report(results: Results, folder: Path, final: Final = Final.LAST) -> l
     as_text = {
         "table.md": f"# {markdown_cell(results.title)}\n\n{markdown(shown.table)}\n",
         "table.tex": latex_tables(results, final),
-        "figures.tex": latex_figures(shown.pictures, "figures"),
+        "figures.tex": latex_figures(shown.pictures, results.name, "figures"),
         "cells.csv": as_csv(results.cells),
         "runs.csv": as_csv(results.runs),
         "times.csv": times(results),

@@ -42,4 +42,4 @@ def write_template(file: Path, args: Sequence[str]) -> None:
             new.write(template())
     except FileExistsError as error:
         raise ConfigurationError(f"--template {file}: it is there already and is left as it is; give another name") from error
-    print(f"{file}: a sweep of 18 runs, two minutes on two cores. To list them: fl-lightning sweep {file} --dry-run")
+    print(f"{file}: a sweep of 18 runs, some three minutes on two cores. To list them: fl-lightning sweep {file} --dry-run")

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from fl_lightning.experiments.final import NAMES, Final
+from fl_lightning.experiments.figures import NAMES
+from fl_lightning.experiments.final import Final
 from fl_lightning.experiments.groups import Group
 from fl_lightning.experiments.paper_figures import value_map
 from fl_lightning.experiments.results import Results, records

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from fl_lightning.experiments.results import Results, read_results, write_index
 from fl_lightning.experiments.run_folder import RunFolder, State
@@ -30,7 +31,7 @@ def finished(curve: Curve) -> dict[str, object]:
 
 def made(
     root: Path,
-    cells: Mapping[tuple[str, ...], Sequence[Curve | State]],
+    cells: Mapping[Any, Sequence[Curve | State]],
     axes: Sequence[str] = ("rule", "attack"),
     title: str = "Made",
     center: Mapping[str, str] | None = None,
@@ -40,7 +41,7 @@ def made(
 
     Args:
         root: an empty folder.
-        cells: labels, one per axis -> by seed, the run's curve where it is finished, or the state that it is in.
+        cells: labels, a tuple of one per axis -> by seed, the run's curve where it is finished, or the state that it is in.
         axes: their names.
         title: of the sweep.
         center: as in a sweep's file.

@@ -7,9 +7,11 @@ import re
 import numpy as np
 import pytest
 from made_sweeps import made
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.collections import QuadMesh
+from matplotlib.collections import LineCollection, QuadMesh
 from matplotlib.colors import to_rgb
+from matplotlib.patches import Rectangle
 
 from fl_lightning.experiments.figures import same_bytes
 from fl_lightning.experiments.final import Final
@@ -48,7 +50,7 @@ def test_lines_are_means_over_seeds_and_bands_reach_from_the_smallest_to_the_lar
         assert np.array_equal(np.asarray(first.get_xdata()), rounds)
         np.testing.assert_allclose(np.asarray(first.get_ydata()), (values[0] + values[1]) / 2 * rounds / 12, rtol=1e-12)
         np.testing.assert_allclose(np.asarray(second.get_ydata()), (values[2] + values[3]) / 2 * rounds[:6] / 6, rtol=1e-12)
-        band = panel.collections[0].get_paths()[0].vertices
+        band = np.asarray(panel.collections[0].get_paths()[0].vertices)
         at_the_end = band[band[:, 0] == 12][:, 1]
         np.testing.assert_allclose((at_the_end.min(), at_the_end.max()), sorted(values[:2]), rtol=1e-12)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["FedAvg", "Krum"]
@@ -121,18 +123,24 @@ def lab(rgb: np.ndarray) -> np.ndarray:
     return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
 
 
+def widths(panel: Axes) -> list[float]:
+    return [bar.get_width() for bar in panel.patches if isinstance(bar, Rectangle)]
+
+
 def test_bars_are_means_at_the_end_with_sample_deviations(results):
     figure = bars(results, groups(results, two_axes=False)[0], Final.LAST)
     acc, asr = figure.axes
-    np.testing.assert_allclose([bar.get_width() for bar in acc.patches], [0.7, 0.6], rtol=1e-12)
-    np.testing.assert_allclose([bar.get_width() for bar in asr.patches], [0.4, 0.4], rtol=1e-12)
+    np.testing.assert_allclose(widths(acc), [0.7, 0.6], rtol=1e-12)
+    np.testing.assert_allclose(widths(asr), [0.4, 0.4], rtol=1e-12)
     assert [text.get_text() for text in acc.get_yticklabels()] == ["FedAvg", "Krum"]
-    (low, _), (high, _) = asr.collections[0].get_segments()[0]
+    error = asr.collections[0]
+    assert isinstance(error, LineCollection)
+    (low, _), (high, _) = error.get_segments()[0]
     assert (high - low) / 2 == pytest.approx(math.sqrt(((0.6 - 0.4) ** 2 + (0.2 - 0.4) ** 2) / (2 - 1)))
     assert low + high == pytest.approx(0.8)
     averaged = bars(results, groups(results, two_axes=False)[0], Final.MEAN)
     mean = np.mean([0.7 * t / 12 for t in range(3, 13)])  # of the last ten rounds of twelve
-    assert averaged.axes[0].patches[0].get_width() == pytest.approx(mean)
+    assert widths(averaged.axes[0])[0] == pytest.approx(mean)
 
 
 def test_where_there_is_no_bar_it_says_why(results):
@@ -184,9 +192,10 @@ def test_files_are_named_by_what_they_show_and_captions_say_what_it_is(results):
     assert found[2].text == f"Acc and ASR by rule: {deviations}, n = 2 seeds."
     assert found[3].text == "Acc and ASR by rule: last round, n = 1 seed."
     assert found[5].text == f"ASR by rule and attack: {deviations}, n = 1 to 2 seeds."
-    latex = latex_figures(found, "figures")
+    latex = latex_figures(found, "made", "figures")
     assert r"\includegraphics[width=\linewidth]{figures/acc_and_asr_by_round-DBA.pdf}" in latex
     assert r"\caption{50\% of a\_b (attack DBA). Acc" in latex
+    assert r"\label{fig:made-acc_and_asr_by_round-DBA}" in latex
     assert latex.count(r"\begin{figure}") == latex.count(r"\end{figure}") == len(found)
 
 

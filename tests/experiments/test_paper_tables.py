@@ -185,7 +185,9 @@ def test_plain_pdflatex_takes_tables_and_figures(tmp_path, results, hostile, opt
     (tmp_path / "figures").mkdir()
     for picture in found:
         (tmp_path / "figures" / f"{picture.name}.pdf").write_bytes(picture.pdf)
-    body = "\n".join([latex_tables(results, Final.LAST), latex_tables(hostile, Final.MEAN), latex_figures(found, "figures")])
+    body = "\n".join(
+        [latex_tables(results, Final.LAST), latex_tables(hostile, Final.MEAN), latex_figures(found, "made", "figures")]
+    )
     page = rf"\documentclass{options}{{article}}\usepackage{{booktabs,graphicx}}\begin{{document}}{body}\end{{document}}"
     (tmp_path / "paper.tex").write_text(page)
     command = [PDFLATEX, "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]

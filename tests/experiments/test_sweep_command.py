@@ -143,6 +143,7 @@ def test_dry_run_lists_and_writes_nothing(tmp_path, sweep, capsys):
         (["sweep", "small.yaml", "--ranks", "0"], "--ranks must be at least 1 and at most"),
         (["sweep", "small.yaml", "--", "--trainer.max_epcohs", "3"], "did you mean max_epochs"),
         (["report", "runs"], "runs is not the folder of a sweep"),
+        (["report", "small.yaml", "--measure", "median"], "invalid choice: 'median'"),
         (["report", "small.yaml"], "runs/sweeps/small is not the folder of a sweep"),
     ],
 )
