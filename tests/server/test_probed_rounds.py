@@ -55,7 +55,7 @@ def probing(**kwargs: Any) -> Any:
     return tiny_federation(**{"aggregator": rule, "attacks": [Scale(3.0)], "bucket_bytes": 1, **kwargs})
 
 
-def ran(federation: Any, world: int, rounds: int = 2, path: Any = None) -> tuple[Any, dict[str, float], list[Any]]:
+def ran(federation: Any, world: int, rounds: int = 1, path: Any = None) -> tuple[Any, dict[str, float], list[Any]]:
     trainer = fit(federation, rounds=rounds, ckpt_path=path, devices=world, callbacks=[BackdoorMetrics()])
     metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
     rule = federation.aggregator
@@ -65,13 +65,13 @@ def ran(federation: Any, world: int, rounds: int = 2, path: Any = None) -> tuple
 def on_a_rank(world: int, folder: str, begun: int | None) -> dict[str, Any]:
     """Whole runs, one that was begun on another number of ranks, and a beginning for others."""
     found: dict[str, Any] = {
-        "whole": ran(probing(), world, 3),
+        "whole": ran(probing(), world, 2),
         "mixed": ran(probing(aggregator=NearestNeighborMixing(rule=Probing(), num_malicious=2)), world),
         "without clients here": ran(probing(cohort=CohortSampler(clients_per_round=1, malicious_fraction=0.0)), world),
         "nan": ran(probing(attacks=[Scale(math.nan)]), world),
     }
     if begun is not None:
-        resumed = ran(probing(), world, 3, path=f"{folder}/{begun}.ckpt")
+        resumed = ran(probing(), world, 2, path=f"{folder}/{begun}.ckpt")
         assert resumed[:2] == found["whole"][:2]
         assert resumed[2] == found["whole"][2][1:]
     trainer = fit(probing(), rounds=1, devices=world)
