@@ -39,9 +39,10 @@ def prepare_memory(
     """
     exchange, data = clients.exchange, clients.data
     on_cpu = exchange.device.type == "cpu"
-    first = assign_owners(cohort.draw(clients.seed, 0, data.sizes).weights.long(), exchange.world)
+    first = assign_owners(clients.work(cohort.draw(clients.seed, 0, data.sizes)), exchange.world)
     with clients.local.seen_by(clients.module, int(data.sizes.max())):
         optimizer, _ = configured(clients.module)
+        of_attackers, _ = clients.of_attackers.configure(clients.module)
     n, most = cohort.clients_per_round, int(first.bincount().max())
     recorded = clients.executor.chosen != "sequential" and type(optimizer) is SGD  # or perhaps: auto decides later
     footprint = Footprint(
@@ -53,7 +54,7 @@ def prepare_memory(
         bucket_bytes=exchange.bucket_bytes,
         num_buffers=clients.buffer_exchange.num_coordinates,
         data_bytes=tensor_bytes([data.train, *data.evaluation.values(), data.root_samples, [rule.probe], rule.probe]),
-        optimizer_copies=state_copies(optimizer),
+        optimizer_copies=max(state_copies(optimizer), state_copies(of_attackers)),
         server_copies=state_copies(server),
         gather_copies=int(on_cpu),  # gloo's all-gather makes one of its own
         recorded=recorded,

@@ -312,7 +312,7 @@ ARGUMENTS = r"""
 --model.local 3 | model.local, 3
 --model.attacks '[3]' | model.attacks, 3
 --model.aggregator fl_lightning.aggregators.base.Aggregator | model.aggregator, Aggregator, Median
---model.attacks+ Attack | model.attacks, Attack, ValueTrigger
+--model.attacks+ Attack | model.attacks, Attack, DBA
 --data FederatedDataModule | data, FederatedDataModule, Phishing
 --data.init_args.partition Partition | data.partition, Partition
 --model.client lightning.LightningModule | model.client, LightningModule, MLP

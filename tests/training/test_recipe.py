@@ -8,7 +8,7 @@ import torch
 from attackers_by_hand import BATCH, by_hand, equal_data, federation_of, plain_client
 from tiny import Relabel, fit, vector
 
-from fl_lightning import AttackersTraining, LocalTraining
+from fl_lightning import AttackersTraining, LocalTraining, resources
 from fl_lightning.attacks import Attack, ConstrainAndScale
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.training.recipe import recipe_of
@@ -186,3 +186,11 @@ def test_the_rank_of_an_attacker_is_chosen_by_its_work():
     assert federation.clients.work(cohort).tolist() == [96 if bad else 24 for bad in cohort.malicious.tolist()]
     assert federation.seconds["attackers_training"] < federation.seconds["local_training"]
     assert federation.seconds["attackers_training"] > 0
+
+
+def test_memory_is_reckoned_with_the_larger_optimizer(monkeypatch):
+    seen: list[int] = []
+    monkeypatch.setattr(resources, "check_fits", lambda footprint, *_: seen.append(footprint.optimizer_copies))
+    for optimizer in (None, adam):
+        fit(federation_of([Relabel()], attackers_optimizer=optimizer), equal_data(), rounds=1)
+    assert seen == [1, 2]
