@@ -245,8 +245,8 @@ class Federation(Loadable, WatchedNames):
         """Predict a batch of an evaluation set; None where this rank has none left.
 
         Returns:
-            `hits` (b,) bool, whether the prediction is the label and the rule lets it stand; `undefined` (b,) bool, whether a
-            logit is NaN, so that there is none; `targets` (b,) int64, the labels.
+            `hits` (b,) bool, whether the prediction is the label and the rule lets it stand; `undefined` (b,) bool, whether
+            logits are NaN or infinite so that there is none; `targets` (b,) int64, the labels.
         """
         if batch is None:
             return None

@@ -31,6 +31,8 @@ class LastCheckpoint(ModelCheckpoint):
         every_n_rounds: rounds between checkpoints, at least 1.
     """
 
+    writes_on_sigterm = True
+
     def __init__(self, *, every_n_rounds: int = 1) -> None:
         if every_n_rounds < 1:
             raise ConfigurationError(f"checkpoint.every_n_rounds must be at least 1, got {every_n_rounds}")

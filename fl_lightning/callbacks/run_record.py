@@ -3,11 +3,13 @@
 import json
 import logging
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from fl_lightning.callbacks.digests import compare, config_sha256, experiment, weights_sha256
 from fl_lightning.callbacks.earlier import make_room, prepare
@@ -23,6 +25,7 @@ from fl_lightning.files.replacing import StorageError, is_file_of
 from fl_lightning.files.run_files import TRAINING_LOCK, LockedError, RoundLines, take_lock, write_whole, written_together
 from fl_lightning.files.sealed import sealed, with_digest
 from fl_lightning.files.yaml_files import write_yaml
+from fl_lightning.machine.strategy import FederatedStrategy
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +36,7 @@ class RunRecord(L.Callback):
     `metrics.jsonl` gets a line per evaluation, `round` and every `val/` metric as JSON. A run that goes on has the lines up to
     its checkpoint; those after it come again, the same.
     `run.json` is written as the run begins and as it ends; in between, `metrics.jsonl` tells how far it is. Its keys:
-    `state` (`running`, also of a run that was killed; `finished`, `stopped`, `interrupted` or `failed`: see `Ending`),
+    `state` (`running`, also of a run that was killed at once; `finished`, `stopped`, `interrupted` or `failed`: see `Ending`),
     `reason`, `finished` (whether the state is that),
     `acc`, `asr` (last evaluation, after `evaluated_round` rounds), `acc_last10`, `asr_last10` (means of the last evaluations,
     ten at most; null where there are fewer than three) with `acc_last10_rounds`, `asr_last10_rounds` (the rounds they are of),
@@ -81,6 +84,8 @@ class RunRecord(L.Callback):
     def _begin(self, trainer: L.Trainer, federation: Federation) -> None:
         if trainer.is_global_zero and not is_trial(trainer):
             self._write_first(trainer, federation)
+            if isinstance(trainer.strategy, FederatedStrategy):
+                trainer.strategy.on_cut_off = partial(self._cut_off, trainer, federation)
         self._began = trainer.global_step  # from now on the record in the folder is this run's, and no earlier one's
 
     def _write_first(self, trainer: L.Trainer, federation: Federation, *, again: bool = False) -> None:
@@ -163,6 +168,12 @@ class RunRecord(L.Callback):
         self._began = None
         self._unlock()
 
+    def _cut_off(self, trainer: L.Trainer, federation: Federation) -> None:
+        """SIGTERM ends the process within a round; called beside the training, of which nothing more will come."""
+        rounds = trainer.global_step
+        with suppress(OSError):
+            self._write(trainer, self._record(trainer, federation, broken_off(SIGTERMException(), rounds)))
+
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._unlock()
 
@@ -186,7 +197,8 @@ class RunRecord(L.Callback):
     ) -> dict[str, Any]:
         """What `run.json` says; on rank 0."""
         device, history = trainer.strategy.root_device, self.history
-        busy = sum(seconds for phase, seconds in federation.seconds.items() if phase != "evaluation")
+        of_phases = dict(federation.seconds)  # a copy, as a round may be under way
+        busy = sum(seconds for phase, seconds in of_phases.items() if phase != "evaluation")
         return {
             "state": ended.state,
             "reason": ended.reason,
@@ -204,7 +216,7 @@ class RunRecord(L.Callback):
             "refused_rounds": federation.refused_rounds,
             "executor": federation.clients.way,
             "client_updates_per_second": federation.client_updates / busy if busy else None,
-            "seconds": {phase: round(seconds, 4) for phase, seconds in federation.seconds.items()},
+            "seconds": {phase: round(seconds, 4) for phase, seconds in of_phases.items()},
             "peak_memory_bytes": peak_memory_bytes(device) if peak is None else peak,
             "world_size": trainer.world_size,
             "initial_weights_sha256": self.initial_weights,

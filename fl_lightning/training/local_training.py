@@ -31,6 +31,7 @@ from fl_lightning.training.client_errors import blamed
 from fl_lightning.training.client_logs import LogCollector, collected_logs
 from fl_lightning.training.client_steps import ClientSteps
 from fl_lightning.training.client_trainer import ClientTrainer, LocalPlan, passes
+from fl_lightning.training.idle_clients import Taken
 from fl_lightning.training.optimizers import configured
 
 log = logging.getLogger(__name__)
@@ -120,6 +121,7 @@ class LocalTraining:
         after_step: Callable[[int, int], None] | None = None,
         steps: int | None = None,
         stepper: Stepper | None = None,
+        taken: Taken | None = None,
     ) -> dict[str, float]:
         """Train the module, in place unless `stepper` keeps weights of its own.
 
@@ -130,6 +132,7 @@ class LocalTraining:
             after_step: called after every batch with the number of batches so far and in all.
             steps: batches to train on, as many epochs as they take, in place of what `epochs` says.
             stepper: takes the steps in a way of its own, bit for bit the same.
+            taken: counts batches, and those that are skipped.
 
         Returns:
             What the module logged, averaged over the steps.
@@ -165,6 +168,9 @@ class LocalTraining:
                         trainer.is_last_batch = last
                         batch = resident(transferred(module, given, device, client.hooks), device)
                         skips = not client.train_on(batch, batch_idx)
+                    if taken is not None:
+                        taken.batches += 1
+                        taken.skipped += client.skipped
                     step += len(sizes) - batch_idx if skips else 1
                     stops = trainer.should_stop
                     if after_step is not None:  # also where the module skipped the batch, which may be the last

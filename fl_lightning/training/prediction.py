@@ -67,17 +67,20 @@ def num_arguments(kind: type) -> int:
 
 
 def predicted_classes(logits: Tensor) -> Tensor:
-    """(b,) int64 classes of logits (b, C); logits (b,) or (b, 1) stand for two classes, split at 0. -1 where one is NaN.
+    """(b,) int64 classes of logits (b, C); logits (b,) or (b, 1) stand for two classes, split at 0.
 
-    >>> predicted_classes(torch.tensor([[0.1, 0.9], [0.2, torch.nan]]))
-    tensor([ 1, -1])
+    -1 where there is none: a logit is NaN, all are -inf, or several are +inf, so that no class is ahead. Finite logits that are
+    equal stand for the first of their classes.
+
+    >>> predicted_classes(torch.tensor([[0.1, 0.9], [0.2, torch.nan], [torch.inf, torch.inf], [0.0, torch.inf]]))
+    tensor([ 1, -1, -1,  1])
     """
     if is_one_logit(logits):
         logits = logits.reshape(len(logits), 1)
-        classes = (logits[:, 0] > 0).long()
-    else:
-        classes = logits.argmax(dim=1)
-    return classes.masked_fill_(logits.isnan().any(1), -1)
+        return (logits[:, 0] > 0).long().masked_fill_(logits[:, 0].isnan(), -1)
+    most, classes = logits.max(dim=1)  # NaN where there is one
+    several = (logits == torch.inf).sum(dim=1) > 1
+    return classes.masked_fill_(most.isnan() | (most == -torch.inf) | several, -1)
 
 
 def class_probabilities(logits: Tensor) -> Tensor:
@@ -185,10 +188,11 @@ def check_logits(logits: Tensor, count: int, num_classes: int, name: str) -> Non
             f"{name} gives an output of shape {tuple(logits.shape)} for {count} samples, but the task has {num_classes} "
             f"classes; it must give logits (b, C) with C >= {num_classes}" + (f": {REMEDY}" if logits.ndim > 2 else "")
         )
-    if logits.isnan().any():
+    if (predicted_classes(logits.detach()) < 0).any():
+        what = "NaN" if logits.isnan().any() else "infinite logits, among which no class is ahead,"
         raise ConfigurationError(
-            f"{name} predicts NaN for the first {count} samples before any training; look for NaN in the data, or in what the "
-            "module does to them"
+            f"{name} predicts {what} for the first {count} samples before any training; look for NaN and infinities in the "
+            "data, or in what the module does to them"
         )
     if outputs > num_classes:
         log.warning("%s has %d outputs, but the task has %d classes; the others are never right", name, outputs, num_classes)
