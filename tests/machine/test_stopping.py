@@ -128,6 +128,7 @@ class Stuck(L.Callback):
 
 def stuck(folder: str, checkpoints: bool) -> None:
     stopping.STOP_SECONDS = 0.1
+    os.environ.pop("MASTER_PORT", None)  # of the process that this one was forked from, which may still listen there
     with Path(folder, "said").open("w") as said:
         os.dup2(said.fileno(), 2)
         sys.stderr = os.fdopen(2, "w", closefd=False)
