@@ -34,6 +34,7 @@ from fl_lightning.errors import ConfigurationError
 from fl_lightning.machine.fresh_memory import unfilled
 from fl_lightning.machine.strategy import FederatedStrategy
 from fl_lightning.modules.lightning_modules import ClientModule, attach
+from fl_lightning.modules.subclasses import Made, check_methods
 from fl_lightning.modules.undisturbed import Undisturbed
 from fl_lightning.options.monitors import check_logged, check_monitors
 from fl_lightning.options.remarks import remark
@@ -42,6 +43,7 @@ from fl_lightning.resources import Compile, compiling_pays, prepare_memory
 from fl_lightning.seeding import drawn_by_chance, warn_of_chance
 from fl_lightning.server.exclusion import exclude_nonfinite
 from fl_lightning.server.last_round import Evaluations
+from fl_lightning.server.quiet_ends import watch
 from fl_lightning.server.round_checks import check_evaluation, check_not_compiled, check_round
 from fl_lightning.server.step import take_step
 from fl_lightning.server.taken_names import WatchedNames
@@ -72,7 +74,7 @@ class RoundObserver(Protocol):
         """
 
 
-class Federation(Loadable, WatchedNames):
+class Federation(Made, Loadable, WatchedNames):
     """A server, its clients, and those among them that attack.
 
     Args:
@@ -125,6 +127,7 @@ class Federation(Loadable, WatchedNames):
         if not 0 <= (seed := whole("the seed", seed)) < 2**32:
             raise ConfigurationError(f"the seed must lie in [0, 2**32), got {seed}")
         self.automatic_optimization = False
+        check_methods(self, Federation)
         self.client = client
         self.aggregator = made_of("model.aggregator", aggregator, Aggregator, "FedAvg()")
         self.attacks = [made_of("each of model.attacks", attack, Attack, "SignFlip()") for attack in attacks]
@@ -299,6 +302,7 @@ class Federation(Loadable, WatchedNames):
 
     def configure_callbacks(self) -> list[L.Callback]:
         """Add none, but look at the Trainer and its callbacks: Lightning asks for more before it checks or fetches anything."""
+        watch(self.trainer)
         check_trainer(self.trainer)
         make_trial(self.trainer)
         return []

@@ -13,6 +13,7 @@ from fl_lightning.attacks.base import Attack
 from fl_lightning.cohort import CohortSampler
 from fl_lightning.data.module import FederatedDataModule
 from fl_lightning.errors import ConfigurationError
+from fl_lightning.modules.subclasses import check_methods
 from fl_lightning.server.optimizer import check_server_optimizer
 from fl_lightning.training.client_checks import check_client
 from fl_lightning.training.local_training import LocalTraining
@@ -45,6 +46,9 @@ def check_round(
         ConfigurationError: for what does not fit, naming it.
     """
     assert data.task is not None, "setup() of the data module has not run"
+    check_methods(data, FederatedDataModule)
+    for part in (*(part for part in rule.modules() if isinstance(part, Aggregator)), *attacks):
+        check_methods(part, Attack if isinstance(part, Attack) else Aggregator)
     cohort.check(len(data.clients))
     rule.expect(cohort.malicious_per_round)
     rule.check(cohort.clients_per_round)
