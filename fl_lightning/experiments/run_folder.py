@@ -23,7 +23,7 @@ from fl_lightning.files.run_files import (
     take_lock,
     write_whole,
 )
-from fl_lightning.files.sealed import DamagedError, altered, unsealed
+from fl_lightning.files.sealed import DamagedError, altered, sealed, unsealed
 
 BEAT_SECONDS = 15.0
 """Time between two signs of life of a run."""
@@ -92,10 +92,7 @@ class RunFolder:
 
     @property
     def status(self) -> dict[str, Any]:
-        """The last attempt; empty before the first.
-
-        It decides nothing that a table says, so that it has no digest: what is wrong in it is over with the next attempt.
-        """
+        """The last attempt; empty before the first, and where it is damaged, which is over with the next attempt."""
         return read_json(own_file(self.path / "status.json"))
 
     @property
@@ -203,7 +200,7 @@ class RunFolder:
     def write_status(self, state: State, **more: Any) -> None:
         """Write `status.json`: the state, where and as what it runs, and more."""
         entry = {"state": state, "host": socket.gethostname(), "pid": os.getpid(), **more}
-        write_whole(self.path / "status.json", json.dumps(entry, indent=1) + "\n")
+        write_whole(self.path / "status.json", json.dumps(sealed(entry), indent=1) + "\n")
 
     def beat(self) -> None:
         """A sign of life; one that cannot be given, on a disk that is full or away, is not worth a run."""
