@@ -1,5 +1,8 @@
 """Where the package's files were before, as settings and programs of version 0.1 may name them."""
 
+import importlib
+from pkgutil import resolve_name
+
 MOVED = {
     "branched_training": "training.branched_training",
     "client_logs": "training.client_logs",
@@ -43,3 +46,26 @@ def new_name(path: str) -> str | None:
     if name in PUBLIC:
         return f"{package}.{name}"
     return ".".join(filter(None, (package, MOVED[module], name)))
+
+
+def is_there(path: str) -> bool:
+    """Whether a dotted path leads to something.
+
+    >>> is_there("fl_lightning.LocalTraining"), is_there("fl_lightning.machine.strategy.Strategist")
+    (True, False)
+    """
+    try:
+        resolve_name(path)
+    except (ImportError, AttributeError):
+        return False
+    return True
+
+
+def public_in(module: str) -> list[str]:
+    """The classes that a file of the package defines for others.
+
+    >>> public_in("fl_lightning.machine.strategy")
+    ['FederatedStrategy']
+    """
+    found = vars(importlib.import_module(module)).items()
+    return sorted(n for n, of in found if isinstance(of, type) and of.__module__ == module and n[0] != "_")
