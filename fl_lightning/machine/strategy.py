@@ -21,6 +21,7 @@ from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.trainer.states import TrainerFn
 
+from fl_lightning.checked import Checked
 from fl_lightning.checkpoints import sharded_state
 from fl_lightning.checkpoints.resuming import CheckpointFiles
 from fl_lightning.errors import ConfigurationError
@@ -41,7 +42,7 @@ MOST_SECONDS = 10**8
 """Three years; what clocks of the system can count to is not much more."""
 
 
-class FederatedStrategy(DDPStrategy):
+class FederatedStrategy(Checked, DDPStrategy):
     """Use as `Trainer(strategy="federated")`, on any number of devices and nodes, also in a notebook.
 
     Args:

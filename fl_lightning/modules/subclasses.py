@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from fl_lightning.checked import Checked
 from fl_lightning.errors import ConfigurationError
 
 
@@ -15,7 +16,7 @@ class UnmadeError(ConfigurationError, AttributeError):
     """An object lacks what its base's constructor sets; an AttributeError, so that `hasattr` works as ever."""
 
 
-class Made:
+class Made(Checked):
     """For classes of which users derive their own: says so where one's constructor does not call its base's."""
 
     if not TYPE_CHECKING:
@@ -43,7 +44,8 @@ def missing(thing: Any, name: str) -> AttributeError:
     """
     for base in type(thing).__mro__[1:]:
         constructor = vars(base).get("__init__")
-        if inspect.isfunction(constructor) and name[:2] != "__" and sets(constructor, name):
+        constructor = inspect.unwrap(constructor) if inspect.isfunction(constructor) else None
+        if constructor is not None and name[:2] != "__" and sets(constructor, name):
             kind = type(thing).__name__
             return UnmadeError(
                 f"the constructor of {kind} does not call super().__init__(), by which {base.__name__} sets {name}; call it "

@@ -21,7 +21,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torchmetrics import Metric
 
-from fl_lightning.checked import real, whole
+from fl_lightning.checked import real, whole, with_checked_numbers
 from fl_lightning.data.base import Samples
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.modules.hooks import transferred
@@ -63,6 +63,7 @@ class Stepper(Protocol):
         """Train on all batches that are left of those that were given. The stepper says where the weights are then."""
 
 
+@with_checked_numbers
 @dataclass(frozen=True)
 class LocalTraining:
     """How long and how a client trains in a round.

@@ -55,10 +55,7 @@ def message(*args: str) -> str:
             ["--model.client", "torch.nn.Linear"],
             "model.client: torch.nn.Linear is no LightningModule, which says what its",
         ),
-        (
-            ["--model.attacks+", "Crafted"],
-            "there is no class Crafted; known: A3FL, ALIE, Adaptive, Collude, DBA, EdgeCase, Gau",
-        ),
+        (["--model.attacks+", "Zzz"], "model.attacks: there is no class Zzz; known: A3FL, ALIE, Adaptive, Collude, DBA, "),
         (["--data", "IID"], "data: there is no class IID; known: "),
         (
             ["--data", "Phishing", "--data.partition", "Partition"],
