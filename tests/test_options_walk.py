@@ -15,7 +15,7 @@ from tiny import TinyClient
 
 import fl_lightning
 from fl_lightning import ConfigurationError
-from fl_lightning.aggregators import FedAvg
+from fl_lightning.aggregators import FedAvg, Krum
 from fl_lightning.catalogue.kinds import KINDS
 from fl_lightning.data import IID, RootSet, RotatedDigits
 
@@ -89,7 +89,8 @@ def test_what_stands_there_by_default_is_taken(cls):
 
 
 def test_numbers_of_numpy_are_taken_and_a_class_of_ones_own_looks_at_its_arguments_itself():
-    assert fl_lightning.aggregators.Krum(num_malicious=np.int64(1)).num_malicious == 1
+    of_numpy: Any = np.int64(1)
+    assert Krum(num_malicious=of_numpy).num_malicious == 1
 
     class Mine(FedAvg):
         def __init__(self, limit: float = math.inf) -> None:

@@ -26,6 +26,7 @@ from fl_lightning.files.run_files import TRAINING_LOCK, LockedError, RoundLines,
 from fl_lightning.files.sealed import sealed, with_digest
 from fl_lightning.files.yaml_files import write_yaml
 from fl_lightning.machine.strategy import FederatedStrategy
+from fl_lightning.modules.code_digests import VERSION, changed, code_digests
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ class RunRecord(L.Callback):
         self.config = config or {}
         self.history = History()
         self.initial_weights: str | None = None
+        self._code: dict[str, str] = {}
         self._began: int | None = None  # rounds done as the present fit began; None where none is under way
         self._lock: IO[str] | None = None
 
@@ -79,6 +81,7 @@ class RunRecord(L.Callback):
         else:
             self.history.clear()
             self.initial_weights = weights_sha256(pl_module.client) if trainer.is_global_zero else None
+        self._code = code_of(pl_module)
         self._begin(trainer, pl_module)
 
     def _begin(self, trainer: L.Trainer, federation: Federation) -> None:
@@ -235,6 +238,7 @@ class RunRecord(L.Callback):
             "closing": self.history.closing,
             "initial_weights": self.initial_weights,
             "config": self.config,
+            "code": {"python": VERSION, "classes": self._code},
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -258,8 +262,23 @@ class RunRecord(L.Callback):
                     + ". Resume with the configuration in config.yaml beside it, or start afresh in another folder "
                     "(--trainer.default_root_dir)"
                 )
-        if trainer.state.fn == "fit" and renew_time(trainer, checkpoint):
+        if trainer.state.fn != "fit":
+            return
+        code = checkpoint.get("callbacks", {}).get(self.state_key, {}).get("code", {})
+        if code.get("python") == VERSION and (new := changed(code["classes"], code_of(pl_module))):
+            log.warning(
+                "%s was changed since the checkpoint was written; the run goes on with the code as it is now, which is not what "
+                "it began with",
+                enumerated(new),
+            )
+        if renew_time(trainer, checkpoint):
             log.warning("max_time was over when the checkpoint was written; this start has it anew")
+
+
+def code_of(federation: L.LightningModule) -> dict[str, str]:
+    """Digests of the user's own code in a federation: client, rule and attacks."""
+    assert isinstance(federation, Federation)
+    return code_digests([*federation.client.modules(), *federation.aggregator.modules(), *federation.attacks])
 
 
 def text(record: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from fl_lightning.errors import ConfigurationError
+from fl_lightning.errors import ConfigurationError, folded
 from fl_lightning.files.regular_files import check_regular
 from fl_lightning.files.run_files import (
     TRAINING_LOCK,
@@ -30,6 +30,10 @@ BEAT_SECONDS = 15.0
 
 SILENT_SECONDS = 6 * BEAT_SECONDS
 """Time without one after which a run on another machine counts as gone."""
+
+
+MOST_LETTERS = 500
+"""Of a message in a table, which an exception may fill with pages."""
 
 
 class State(StrEnum):
@@ -118,8 +122,9 @@ class RunFolder:
 
     @property
     def message(self) -> str:
-        """Why the last attempt failed or stopped, on one line."""
-        return self.damage or str(self.status.get("message") or self.record.get("reason", ""))
+        """Why the last attempt failed or stopped, on one line that is not too long; the log has all of it."""
+        said = self.damage or folded(self.status.get("message") or self.record.get("reason", ""))
+        return said if len(said) <= MOST_LETTERS else f"{said[:MOST_LETTERS]}..."
 
     @property
     def attempt(self) -> int:
