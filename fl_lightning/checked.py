@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from numbers import Real
 from operator import index
-from typing import Any, TypeVar
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 from torch.optim import Optimizer
 
@@ -119,6 +122,81 @@ def finite_settings(optimizer: Optimizer, name: str) -> None:
                         f"{name} has {setting} = {number}, with which every step ends in weights that are not finite; give a "
                         "finite one"
                     )
+
+
+class Checked:
+    """Classes of this package whose constructors' numbers are looked at, as their annotations say what they are.
+
+    From Python anything can be given, such as True for a number or 2.5 for a number of clients. What a constructor refuses
+    itself, it says in words of its own.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.__module__.startswith("fl_lightning."):
+            with_checked_numbers(cls)
+
+
+def with_checked_numbers(cls: type[Kind]) -> type[Kind]:
+    """The class, whose constructor refuses what is not the kind of number that an argument's annotation names.
+
+    >>> @with_checked_numbers
+    ... class Rule:
+    ...     def __init__(self, trim: int, share: float = 0.2) -> None: ...
+    >>> Rule(2, share=math.nan)
+    Traceback (most recent call last):
+    fl_lightning.errors.ConfigurationError: Rule: share must be a finite number, got nan
+    """
+    if "__init__" not in vars(cls):
+        return cls
+    constructor: Any = cls.__init__
+
+    @functools.wraps(constructor)
+    def made(self: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            constructor(self, *args, **kwargs)
+        except ConfigurationError:
+            raise
+        except Exception:
+            check_numbers(type(self).__name__, constructor, args, kwargs)  # of which the exception may have come
+            raise
+        check_numbers(type(self).__name__, constructor, args, kwargs)
+
+    setattr(cls, "__init__", made)  # noqa: B010  type checkers go on to see the one that was written
+    return cls
+
+
+def check_numbers(kind: str, constructor: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Raise `ConfigurationError` for an argument that is no number of the kind that its annotation names."""
+    signature, kinds = numbers_of(constructor)
+    try:
+        given = signature.bind(None, *args, **kwargs).arguments
+    except TypeError:  # Python says what is wrong
+        return
+    for name, (wanted, optional) in kinds.items():
+        if name not in given or (given[name] is None and optional):
+            continue
+        value = given[name]
+        if wanted is bool and not isinstance(value, bool):
+            raise ConfigurationError(f"{kind}: {name} must be True or False, got {shown(value)}")
+        if wanted is int:
+            whole(f"{kind}: {name}", value)
+        if wanted is float and not math.isfinite(real(f"{kind}: {name}", value)):
+            raise ConfigurationError(f"{kind}: {name} must be a finite number, got {value}")
+
+
+@functools.cache
+def numbers_of(constructor: Any) -> tuple[inspect.Signature, dict[str, tuple[type, bool]]]:
+    """A constructor's signature; for each argument that is a number alone, or that or None, its type and whether it may be."""
+    signature = inspect.signature(constructor, eval_str=True)
+    found = {}
+    for name, parameter in signature.parameters.items():
+        hint = parameter.annotation
+        hints = set(get_args(hint)) if get_origin(hint) in (Union, UnionType) else {hint} if isinstance(hint, type) else set()
+        for wanted in (bool, int, float):
+            if hints - {NoneType} == {wanted}:
+                found[name] = wanted, NoneType in hints
+    return signature, found
 
 
 def shown(value: Any) -> str:

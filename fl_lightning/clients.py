@@ -29,6 +29,7 @@ from fl_lightning.training.branched_training import Averages, BranchedTraining
 from fl_lightning.training.client_steps import is_recordable
 from fl_lightning.training.executor import LocalExecutor, adds_in_any_order
 from fl_lightning.training.following import NEEDS_PYTHON, Following, followers
+from fl_lightning.training.idle_clients import Taken, check_anybody_trained
 from fl_lightning.training.local_round import LocalRound
 from fl_lightning.training.local_training import LocalTraining, NotTogetherError
 from fl_lightning.training.own_sources import OwnSources
@@ -135,6 +136,7 @@ class Clients:
         self.branches = 1 if one_by_one else local.branches or automatic
         self.leaks = followers(attacks, "leak")
         self.sources = OwnSources(module, data)
+        self.looked = False
         # Nobody's own code takes part, or an order of sums that is the GPU's.
         self.proven = self.own_way or adds_in_any_order(self.exchange.device) or (is_recordable(module) and plain(data.train))
 
@@ -206,6 +208,8 @@ class Clients:
                 train = partial(self.train_client, t, round_, position, memory)
                 keep(position, partial(dict, train() if self.proven else self.prove(train, round_, position)))
         self.of_attackers.start = self.executor.start = None
+        if not self.looked:
+            self.look(t, updates)
         self.sources.seed(self.seed, "between rounds", t)
         self.return_memory(memory, cohort.clients[benign], owner[benign])
         return Trained(
@@ -276,6 +280,16 @@ class Clients:
                 self.branched, self.branches = None, 1
         finally:
             self.executor.put_back()
+
+    def look(self, t: int, updates: LocalUpdates) -> None:
+        """In the first round of this process, on all ranks: see that somebody is trained."""
+        self.looked = True
+        batches, skipped = (
+            sum(getattr(executor.taken, name) for executor in {self.executor, self.of_attackers})
+            for name in ("batches", "skipped")
+        )
+        taken = Taken(batches, skipped, moved=updates.moved)
+        check_anybody_trained(self.exchange.collect(taken), type(self.module).__name__, t)
 
     @property
     def way(self) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from fl_lightning.checked import one_of, real, whole
+from fl_lightning.checked import one_of, real, whole, with_checked_numbers
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.seeding import generator
 
@@ -43,6 +43,7 @@ class Cohort:
         return len(self.clients)
 
 
+@with_checked_numbers
 @dataclass(frozen=True)
 class CohortSampler:
     """How clients are sampled in each round.

@@ -35,6 +35,7 @@ from fl_lightning.machine.fresh_memory import unfilled
 from fl_lightning.machine.strategy import FederatedStrategy
 from fl_lightning.modules.lightning_modules import ClientModule, attach
 from fl_lightning.modules.predicting import class_probabilities, predicted_classes
+from fl_lightning.modules.subclasses import Made, check_methods
 from fl_lightning.modules.undisturbed import Undisturbed
 from fl_lightning.options.monitors import check_logged, check_monitors
 from fl_lightning.options.remarks import remark
@@ -47,6 +48,7 @@ from fl_lightning.server.exclusion import exclude_nonfinite
 from fl_lightning.server.last_round import Evaluations
 from fl_lightning.server.outcome import RoundObserver, RoundOutcome
 from fl_lightning.server.phases import Phases
+from fl_lightning.server.quiet_ends import watch
 from fl_lightning.server.round_checks import check_evaluation, check_not_compiled, check_round
 from fl_lightning.server.step import take_step
 from fl_lightning.server.taken_names import WatchedNames
@@ -67,7 +69,7 @@ COUNTED = ("client_updates", "excluded_updates", "refused_rounds")
 """What is counted over all rounds, also those before a resume."""
 
 
-class Federation(Loadable, WatchedNames):
+class Federation(Made, Loadable, WatchedNames):
     """A server, its clients, and those among them that attack.
 
     Args:
@@ -126,6 +128,7 @@ class Federation(Loadable, WatchedNames):
         if not 0 <= (seed := whole("the seed", seed)) < 2**32:
             raise ConfigurationError(f"the seed must lie in [0, 2**32), got {seed}")
         self.automatic_optimization = False
+        check_methods(self, Federation)
         self.client = client
         self.aggregator = made_of("model.aggregator", aggregator, Aggregator, "FedAvg()")
         self.attacks = [made_of("each of model.attacks", attack, Attack, "SignFlip()") for attack in attacks]
@@ -260,8 +263,8 @@ class Federation(Loadable, WatchedNames):
         """Predict a batch of an evaluation set; None where this rank has none left.
 
         Returns:
-            `hits` (b,) bool, whether the prediction is the label and the rule lets it stand; `undefined` (b,) bool, whether a
-            logit is NaN, so that there is none; `targets` (b,) int64, the labels.
+            `hits` (b,) bool, whether the prediction is the label and the rule lets it stand; `undefined` (b,) bool, whether
+            logits are NaN or infinite so that there is none; `targets` (b,) int64, the labels.
         """
         if batch is None:
             return None
@@ -314,6 +317,7 @@ class Federation(Loadable, WatchedNames):
 
     def configure_callbacks(self) -> list[L.Callback]:
         """Add none, but look at the Trainer and its callbacks: Lightning asks for more before it checks or fetches anything."""
+        watch(self.trainer)
         check_trainer(self.trainer)
         make_trial(self.trainer)
         return []

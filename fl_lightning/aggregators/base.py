@@ -15,6 +15,7 @@ from fl_lightning.data.base import Samples
 from fl_lightning.data.probe import Probe, ProbeBatches
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.modules.predicting import predict
+from fl_lightning.modules.subclasses import Made
 from fl_lightning.updates.layers import Layer
 from fl_lightning.updates.plain import checked_root
 from fl_lightning.updates.shard import UpdateShard
@@ -22,7 +23,7 @@ from fl_lightning.updates.shard import UpdateShard
 log = logging.getLogger(__name__)
 
 
-class Aggregator(nn.Module):
+class Aggregator(Made, nn.Module):
     """A server rule: all clients' updates to one.
 
     A subclass implements `forward(shard) -> (S,)` and whatever of the other methods its definition asks for. Its

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fl_lightning.checked import with_checked_numbers
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.modules.outputs import class_logits
 
@@ -141,6 +142,7 @@ class Inverted:
     sizes: Tensor
 
 
+@with_checked_numbers
 @dataclass(frozen=True)
 class TriggerInversion:
     """Minimise CE(f(x'), t) + c ||M||_1 over mask and pattern, and keep the smallest mask that succeeded.

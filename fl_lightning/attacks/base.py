@@ -13,6 +13,7 @@ from fl_lightning.data.base import Samples
 from fl_lightning.data.joined import join
 from fl_lightning.data.module import FederatedDataModule
 from fl_lightning.errors import ConfigurationError
+from fl_lightning.modules.subclasses import Made
 from fl_lightning.seeding import generator
 from fl_lightning.updates.shard import UpdateShard
 
@@ -72,7 +73,7 @@ class Knowledge:
     last_step: Tensor | None = None
 
 
-class Attack:
+class Attack(Made):
     """Base of all attacks; override what the attack does.
 
     The constructor's keyword arguments are the attack's configuration. Malicious clients are chosen by the cohort, never

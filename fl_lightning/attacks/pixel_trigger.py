@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fl_lightning.attacks.base import Attack, Attacker, check_fraction, check_label
 from fl_lightning.attacks.poisoning import poison_share
+from fl_lightning.checked import real
 from fl_lightning.data.base import Samples, Stamp, TensorSamples
 from fl_lightning.data.pictures import has_channels_last
 from fl_lightning.errors import ConfigurationError
@@ -163,7 +164,11 @@ def colour(value: float | Sequence[float] | None) -> tuple[float, ...]:
     """A colour as a setting, as `Rectangle` takes it."""
     if value is None:
         return ()
-    return tuple(value) if isinstance(value, Sequence) else (value,)
+    numbers = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
+    for number in numbers:
+        if not math.isfinite(real("value", number)):
+            raise ConfigurationError(f"value must be a finite number, or one per channel, got {value}")
+    return numbers
 
 
 def images_for(triggers: Sequence[Rectangle], samples: Samples) -> Samples:

@@ -4,11 +4,12 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from fl_lightning.checked import Checked
 from fl_lightning.federation import Federation
 from fl_lightning.updates.shard import UpdateShard
 
 
-class AggregationDiagnostics(L.Callback):
+class AggregationDiagnostics(Checked, L.Callback):
     """Logs, per round and the same on any number of ranks:
 
     - `diagnostics/kept_fraction`: share of the coordinates that the rule's mask keeps, 1 for rules without a mask.

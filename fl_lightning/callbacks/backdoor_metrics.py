@@ -24,15 +24,15 @@ class BackdoorMetrics(L.Callback):
     - `acc_source`: accuracy on the clean test samples of the class under attack, where the attack has one.
 
     Each rank counts its own batches and the counts are added, so every sample counts once. `validate` and `test` end with a
-    table of them, and loggers get them at the round of the checkpoint. Samples for which the model gives NaN count as
-    wrong, and as no success of the attack; that there are some is said once.
+    table of them, and loggers get them at the round of the checkpoint. Samples for which the model gives NaN, or infinite
+    logits among which no class is ahead, count as wrong, and as no success of the attack; that there are some is said once.
     """
 
     reserved = ("val/acc", "val/asr")  # also where no attack stamps samples, and there is no ASR
 
     def __init__(self) -> None:
         self.metrics: dict[str, MeanMetric] = {}
-        self.undefined = torch.zeros(2, dtype=torch.int64)  # of this rank's samples: for how many a logit is NaN; all
+        self.undefined = torch.zeros(2, dtype=torch.int64)  # of this rank's samples: for how many there is no prediction; all
         self._told = False
         self._loaded: int | None = None  # the round of the checkpoint that `validate` or `test` was given
 
@@ -81,13 +81,13 @@ class BackdoorMetrics(L.Callback):
             pl_module.log(f"{stage(trainer)}/{name}", metric.compute(), prog_bar=name in ("acc", "asr"))
 
     def _tell_undefined(self, trainer: L.Trainer) -> None:
-        """Say once that the model gives NaN, on all ranks together."""
+        """Say once that the model predicts nothing for some samples, on all ranks together."""
         number, of = trainer.strategy.reduce(self.undefined, reduce_op="sum").tolist()
         if number and not self._told:
             self._told = True
             log.warning(
-                "after round %d the model gives NaN for %d of %d evaluated samples; they count as wrong in Acc and as no "
-                "success in ASR, here and in later evaluations",
+                "after round %d the model gives NaN or infinite logits for %d of %d evaluated samples, so that there is no "
+                "predicted class; they count as wrong in Acc and as no success in ASR, here and in later evaluations",
                 self._round(trainer),
                 number,
                 of,

@@ -11,6 +11,7 @@ from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
 from fl_lightning.callbacks.earlier import make_room, prepare
 from fl_lightning.callbacks.trial import is_trial
+from fl_lightning.checked import Checked
 from fl_lightning.checkpoints import resuming
 from fl_lightning.checkpoints.resuming import CheckpointFiles, Pair
 from fl_lightning.errors import ConfigurationError
@@ -21,7 +22,7 @@ from fl_lightning.server.last_round import is_last
 log = logging.getLogger(__name__)
 
 
-class LastCheckpoint(ModelCheckpoint):
+class LastCheckpoint(Checked, ModelCheckpoint):
     """Writes `last.ckpt` into the run's folder at the end of every n-th round, of the last one, and of one that SIGTERM ends.
 
     The file is replaced in one step, so a run that is killed at any moment leaves a whole checkpoint; `--ckpt_path last`
@@ -30,6 +31,8 @@ class LastCheckpoint(ModelCheckpoint):
     Args:
         every_n_rounds: rounds between checkpoints, at least 1.
     """
+
+    writes_on_sigterm = True
 
     def __init__(self, *, every_n_rounds: int = 1) -> None:
         if every_n_rounds < 1:

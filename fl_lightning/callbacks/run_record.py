@@ -3,11 +3,13 @@
 import json
 import logging
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Protocol, runtime_checkable
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from fl_lightning.callbacks.digests import compare, config_sha256, experiment, weights_sha256
 from fl_lightning.callbacks.earlier import make_room, prepare
@@ -23,6 +25,8 @@ from fl_lightning.files.replacing import StorageError, is_file_of
 from fl_lightning.files.run_files import TRAINING_LOCK, LockedError, RoundLines, take_lock, write_whole, written_together
 from fl_lightning.files.sealed import sealed, with_digest
 from fl_lightning.files.yaml_files import write_yaml
+from fl_lightning.machine.strategy import FederatedStrategy
+from fl_lightning.modules.code_digests import VERSION, changed, code_digests
 from fl_lightning.training.stopwatch import ATTACKERS_TRAINING
 
 log = logging.getLogger(__name__)
@@ -43,7 +47,7 @@ class RunRecord(L.Callback):
     `metrics.jsonl` gets a line per evaluation, `round` and every `val/` metric as JSON. A run that goes on has the lines up to
     its checkpoint; those after it come again, the same.
     `run.json` is written as the run begins and as it ends; in between, `metrics.jsonl` tells how far it is. Its keys:
-    `state` (`running`, also of a run that was killed; `finished`, `stopped`, `interrupted` or `failed`: see `Ending`),
+    `state` (`running`, also of a run that was killed at once; `finished`, `stopped`, `interrupted` or `failed`: see `Ending`),
     `reason`, `finished` (whether the state is that),
     `acc`, `asr` (last evaluation, after `evaluated_round` rounds), `acc_last10`, `asr_last10` (means of the last evaluations,
     ten at most; null where there are fewer than three) with `acc_last10_rounds`, `asr_last10_rounds` (the rounds they are of),
@@ -71,6 +75,7 @@ class RunRecord(L.Callback):
         self.config = config or {}
         self.history = History()
         self.initial_weights: str | None = None
+        self._code: dict[str, str] = {}
         self._began: int | None = None  # rounds done as the present fit began; None where none is under way
         self._lock: IO[str] | None = None
 
@@ -88,11 +93,14 @@ class RunRecord(L.Callback):
         else:
             self.history.clear()
             self.initial_weights = weights_sha256(pl_module.client) if trainer.is_global_zero else None
+        self._code = code_of(pl_module)
         self._begin(trainer, pl_module)
 
     def _begin(self, trainer: L.Trainer, federation: Federation) -> None:
         if trainer.is_global_zero and not is_trial(trainer):
             self._write_first(trainer, federation)
+            if isinstance(trainer.strategy, FederatedStrategy):
+                trainer.strategy.on_cut_off = partial(self._cut_off, trainer, federation)
         self._began = trainer.global_step  # from now on the record in the folder is this run's, and no earlier one's
 
     def _write_first(self, trainer: L.Trainer, federation: Federation, *, again: bool = False) -> None:
@@ -175,6 +183,12 @@ class RunRecord(L.Callback):
         self._began = None
         self._unlock()
 
+    def _cut_off(self, trainer: L.Trainer, federation: Federation) -> None:
+        """SIGTERM ends the process within a round; called beside the training, of which nothing more will come."""
+        rounds = trainer.global_step
+        with suppress(OSError):
+            self._write(trainer, self._record(trainer, federation, broken_off(SIGTERMException(), rounds)))
+
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._unlock()
 
@@ -198,7 +212,8 @@ class RunRecord(L.Callback):
     ) -> dict[str, Any]:
         """What `run.json` says; on rank 0."""
         device, history = trainer.strategy.root_device, self.history
-        busy = sum(seconds for phase, seconds in federation.seconds.items() if phase not in ("evaluation", ATTACKERS_TRAINING))
+        of_phases = dict(federation.seconds)  # a copy, as a round may be under way
+        busy = sum(seconds for phase, seconds in of_phases.items() if phase not in ("evaluation", ATTACKERS_TRAINING))
         further: dict[str, Any] = {}
         for callback in trainer.callbacks:  # pyrefly: ignore[missing-attribute]
             if isinstance(callback, Recorded):
@@ -221,7 +236,7 @@ class RunRecord(L.Callback):
             "refused_rounds": federation.refused_rounds,
             "executor": federation.clients.way,
             "client_updates_per_second": federation.client_updates / busy if busy else None,
-            "seconds": {phase: round(seconds, 4) for phase, seconds in federation.seconds.items()},
+            "seconds": {phase: round(seconds, 4) for phase, seconds in of_phases.items()},
             "peak_memory_bytes": peak_memory_bytes(device) if peak is None else peak,
             "world_size": trainer.world_size,
             "initial_weights_sha256": self.initial_weights,
@@ -240,6 +255,7 @@ class RunRecord(L.Callback):
             "closing": self.history.closing,
             "initial_weights": self.initial_weights,
             "config": self.config,
+            "code": {"python": VERSION, "classes": self._code},
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -263,8 +279,23 @@ class RunRecord(L.Callback):
                     + ". Resume with the configuration in config.yaml beside it, or start afresh in another folder "
                     "(--trainer.default_root_dir)"
                 )
-        if trainer.state.fn == "fit" and renew_time(trainer, checkpoint):
+        if trainer.state.fn != "fit":
+            return
+        code = checkpoint.get("callbacks", {}).get(self.state_key, {}).get("code", {})
+        if code.get("python") == VERSION and (new := changed(code["classes"], code_of(pl_module))):
+            log.warning(
+                "%s was changed since the checkpoint was written; the run goes on with the code as it is now, which is not "
+                "what it began with",
+                enumerated(new),
+            )
+        if renew_time(trainer, checkpoint):
             log.warning("max_time was over when the checkpoint was written; this start has it anew")
+
+
+def code_of(federation: L.LightningModule) -> dict[str, str]:
+    """Digests of the user's own code in a federation: client, rule and attacks."""
+    assert isinstance(federation, Federation)
+    return code_digests([*federation.client.modules(), *federation.aggregator.modules(), *federation.attacks])
 
 
 def text(record: dict[str, Any]) -> str:

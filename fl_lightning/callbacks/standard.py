@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from fl_lightning.callbacks import BackdoorMetrics, LastCheckpoint, RoundProgressBar, RunRecord
+from fl_lightning.errors import ConfigurationError
 
 STANDARD = (BackdoorMetrics, RunRecord, RoundProgressBar, LastCheckpoint)
 """Callbacks that are there without being asked for."""
@@ -60,7 +62,18 @@ def standard_callbacks(
 
 
 def standard_loggers(folder: str | Path) -> list[Logger]:
-    """TensorBoard and CSV, in the run's folder."""
+    """TensorBoard and CSV, in the run's folder.
+
+    Raises:
+        ConfigurationError: something else than a folder is in the place of theirs.
+    """
+    for name in ("tensorboard", "csv"):
+        place = Path(folder) / name
+        if os.path.lexists(place) and not place.is_dir():
+            raise ConfigurationError(
+                f"{place} is no folder, and a run's logger has one of that name: move away what is in its place, or give "
+                "another trainer.default_root_dir"
+            )
     return [TensorBoardLogger(folder, name="tensorboard", default_hp_metric=False), CSVLogger(folder, name="csv")]
 
 

@@ -28,16 +28,20 @@ def check_dealing(partition: Any) -> None:
         found = f"the class {partition.__name__}" if isinstance(partition, type) else repr(partition)
         remedy = "IID(num_clients=10)" if not isinstance(partition, type) else f"{partition.__name__}(num_clients=10)"
         raise ConfigurationError(f"data.partition must be a partition such as {remedy}, got {found}")
-    if callable(partition) and not isinstance(partition, Partition):
+    if callable(partition):
         try:
             inspect.signature(partition).bind(None, None, None)
         except TypeError as error:
             raise ConfigurationError(
-                f"data.partition is called with (targets, generator, keys), but {getattr(partition, '__name__', partition)} "
-                f"does not take these: {error}"
+                f"data.partition is called with (targets, generator, keys), but {named(partition)} does not take these: {error}"
             ) from error
         except ValueError:  # a builtin that does not say what it takes
             pass
+
+
+def named(partition: Any) -> str:
+    """A function's name, or the class of what is called like one."""
+    return getattr(partition, "__name__", type(partition).__name__)
 
 
 def deal(partition: Any, targets: Tensor, generator: torch.Generator, keys: Tensor | None) -> list[Tensor]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 from fl_lightning.data.base import Samples, TensorSamples
+from fl_lightning.modules.subclasses import Made
 
 
-class EdgePool(ABC):
+class EdgePool(Made, ABC):
     """Edge-case samples under their true labels, split into what attackers train on and what the attack is measured on.
 
     Attributes:
@@ -23,7 +24,7 @@ class EdgePool(ABC):
     label: int | None = None
     group_size: int = 1
 
-    def prepare(self) -> None:  # noqa: B027 - pools that ship with the package have nothing to fetch
+    def prepare(self) -> None:
         """Fetch what is not on this machine yet; safe to call again and from several processes at once."""
 
     @abstractmethod

@@ -22,6 +22,7 @@ from fl_lightning.data.root import RootSet
 from fl_lightning.data.sample_form import Key
 from fl_lightning.data.steady_reading import SteadyReading
 from fl_lightning.errors import ConfigurationError
+from fl_lightning.modules.subclasses import Made
 from fl_lightning.seeding import generator
 
 TRIED = 32
@@ -47,7 +48,7 @@ class Task:
     keys: Tensor | None = None
 
 
-class FederatedDataModule(L.LightningDataModule):
+class FederatedDataModule(Made, L.LightningDataModule):
     """Deals a task's training samples out to clients and serves evaluation in batches.
 
     A subclass implements `load`. Evaluation batches have the same boundaries on any number of ranks (rank r takes

@@ -17,12 +17,13 @@ from torch import Tensor
 
 from fl_lightning.checked import real, whole
 from fl_lightning.errors import ConfigurationError
+from fl_lightning.modules.subclasses import Made
 
 MOST_CLIENTS = 10_000_000
 """More would take minutes to deal out and gigabytes to list."""
 
 
-class Partition(ABC):
+class Partition(Made, ABC):
     """Deals n training samples out to clients; constructor arguments are the configuration."""
 
     @property

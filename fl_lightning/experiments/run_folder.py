@@ -11,7 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from fl_lightning.errors import ConfigurationError
+from fl_lightning.errors import ConfigurationError, folded
 from fl_lightning.files.regular_files import check_regular
 from fl_lightning.files.run_files import (
     TRAINING_LOCK,
@@ -23,13 +23,17 @@ from fl_lightning.files.run_files import (
     take_lock,
     write_whole,
 )
-from fl_lightning.files.sealed import DamagedError, altered, unsealed
+from fl_lightning.files.sealed import DamagedError, altered, sealed, unsealed
 
 BEAT_SECONDS = 15.0
 """Time between two signs of life of a run."""
 
 SILENT_SECONDS = 6 * BEAT_SECONDS
 """Time without one after which a run on another machine counts as gone."""
+
+
+MOST_LETTERS = 500
+"""Of a message in a table, which an exception may fill with pages."""
 
 
 class State(StrEnum):
@@ -92,10 +96,7 @@ class RunFolder:
 
     @property
     def status(self) -> dict[str, Any]:
-        """The last attempt; empty before the first.
-
-        It decides nothing that a table says, so that it has no digest: what is wrong in it is over with the next attempt.
-        """
+        """The last attempt; empty before the first, and where it is damaged, which is over with the next attempt."""
         return read_json(own_file(self.path / "status.json"))
 
     @property
@@ -121,8 +122,9 @@ class RunFolder:
 
     @property
     def message(self) -> str:
-        """Why the last attempt failed or stopped, on one line."""
-        return self.damage or str(self.status.get("message") or self.record.get("reason", ""))
+        """Why the last attempt failed or stopped, on one line that is not too long; the log has all of it."""
+        said = self.damage or folded(self.status.get("message") or self.record.get("reason", ""))
+        return said if len(said) <= MOST_LETTERS else f"{said[:MOST_LETTERS]}..."
 
     @property
     def attempt(self) -> int:
@@ -203,7 +205,7 @@ class RunFolder:
     def write_status(self, state: State, **more: Any) -> None:
         """Write `status.json`: the state, where and as what it runs, and more."""
         entry = {"state": state, "host": socket.gethostname(), "pid": os.getpid(), **more}
-        write_whole(self.path / "status.json", json.dumps(entry, indent=1) + "\n")
+        write_whole(self.path / "status.json", json.dumps(sealed(entry), indent=1) + "\n")
 
     def beat(self) -> None:
         """A sign of life; one that cannot be given, on a disk that is full or away, is not worth a run."""

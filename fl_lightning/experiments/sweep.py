@@ -198,13 +198,13 @@ def parse_sweep(content: Any, path: Path) -> Sweep:
         raise ConfigurationError(f"axes.seed must be a list of whole numbers in [0, 2**32), got {seeds}")
     if len(set(seeds)) < len(seeds):
         raise ConfigurationError(f"axes.seed has a seed twice: {seeds}")
-    values = {name: parse_axis(name, axis, path.parent) for name, axis in axes.items()}
+    values = {name: parse_axis(name, axis, path) for name, axis in axes.items()}
     excluded = conditions(content.get("exclude", []), "exclude", values)
     (center,) = conditions([content.get("center", {})], "center", values)
     (baseline,) = conditions([content.get("baseline", {})], "baseline", values)
     (attack_free,) = conditions([content.get("attack_free", {})], "attack_free", values)
     paper = conditions(content.get("paper", []), "paper", values, MEASURES)
-    base = parse_layers(content.get("base", []), "base", path.parent)
+    base = parse_layers(content.get("base", []), "base", path)
     check_number(values, seeds, center)
     cells = []
     for cell in combinations(values, center):
@@ -249,7 +249,7 @@ def combinations(values: Mapping[str, Mapping[str, Any]], center: Mapping[str, s
     return (dict(zip(values, labels, strict=True)) for labels in further(list(values), False))
 
 
-def parse_axis(name: str, axis: Any, folder: Path) -> dict[str, list[Layer]]:
+def parse_axis(name: str, axis: Any, path: Path) -> dict[str, list[Layer]]:
     """Label -> layers, of an axis given by labels, or by a setting and its values."""
     if isinstance(axis, dict) and set(axis) == set(SETTING_KEYS):
         if not isinstance(axis["values"], list) or not axis["values"]:
@@ -260,27 +260,31 @@ def parse_axis(name: str, axis: Any, folder: Path) -> dict[str, list[Layer]]:
     for label in axis:
         if label is None or isinstance(label, bool):
             raise ConfigurationError(f"axes.{name}: the label {label!r} is no text to YAML; put it in quotes")
-    return unique(name, [(label, parse_layers(layers, f"axes.{name}.{label}", folder)) for label, layers in axis.items()])
+    return unique(name, [(label, parse_layers(layers, f"axes.{name}.{label}", path)) for label, layers in axis.items()])
 
 
 def unique(name: str, labelled: Sequence[tuple[Any, list[Layer]]]) -> dict[str, list[Layer]]:
     """The layers by label, after seeing that no two labels look the same."""
     found: dict[str, list[Layer]] = {}
     for label, layers in labelled:
+        if not str(label).strip():
+            raise ConfigurationError(f"axes.{name} has a label that is empty; give it a text, by which tables call its cells")
         if str(label) in found:
             raise ConfigurationError(f"axes.{name} has {label} twice")
         found[str(label)] = layers
     return found
 
 
-def parse_layers(layers: Any, name: str, folder: Path) -> list[Layer]:
-    """Files, with paths made absolute, and settings, in order; None stands for nothing."""
+def parse_layers(layers: Any, name: str, path: Path) -> list[Layer]:
+    """Files, with paths made absolute, and settings, in order; None stands for nothing. `path` is the sweep's own."""
     found: list[Layer] = []
     for layer in layers if isinstance(layers, list) else [] if layers is None else [layers]:
         if isinstance(layer, dict):
             found.append(layer)
         elif isinstance(layer, str):
-            file = (folder / layer).resolve()
+            file = (path.parent / layer).resolve()
+            if file == path.resolve():
+                raise ConfigurationError(f"{name}: {layer} is this very sweep; give the configuration of a run")
             if not file.is_file():
                 raise ConfigurationError(f"{name}: there is no file {file}")
             found.append(str(file))

@@ -3,8 +3,10 @@
 import fcntl
 import hashlib
 import json
+import logging
 import math
 import os
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -18,6 +20,12 @@ from fl_lightning.files.sealed import DamagedError, unsealed
 
 TRAINING_LOCK = "training.lock"
 """In a run's folder; held by rank 0 of whatever trains there."""
+
+
+MOST_ROUNDS = 2**53
+"""What a file of results can hold as a number of rounds, a float like all others."""
+
+log = logging.getLogger(__name__)
 
 
 class LockedError(Exception):
@@ -114,18 +122,43 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _read(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The entries up to the first line that is none, as a kill or a power cut may leave one, and the bytes that they take."""
+    """The entries up to the first line that is none, as a kill or a power cut may leave one, and the bytes that they take.
+
+    A last line that is not whole is what a kill leaves, or being written; any other is damage, and named.
+    """
     entries, size = [], 0
-    for line in path.read_bytes().splitlines(keepends=True):
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            break
-        if not line.endswith(b"\n") or not isinstance(entry, dict) or "round" not in entry:
+    lines = path.read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(lines, start=1):
+        entry = _entry(line)
+        if entry is None:
+            if line.endswith(b"\n") or number < len(lines):
+                log.warning(
+                    "%s is damaged: line %d of %d is no entry of a round; it and what follows are left out",
+                    path,
+                    number,
+                    len(lines),
+                )
             break
         entries.append(entry)
         size += len(line)
     return entries, size
+
+
+def _entry(line: bytes) -> dict[str, Any] | None:
+    """What a line says: a round, and numbers, or lists of them, or null; None if it is not whole, or says something else."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not line.endswith(b"\n") or not isinstance(entry, dict) or not _is_number(entry.get("round")):
+        return None
+    values = [part for value in entry.values() for part in (value if isinstance(value, list) else [value])]
+    whole = type(entry["round"]) is int and 0 <= entry["round"] < MOST_ROUNDS
+    return entry if whole and all(value is None or _is_number(value) for value in values) else None
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def read_json(path: Path) -> dict[str, Any]:

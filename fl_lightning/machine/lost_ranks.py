@@ -7,7 +7,7 @@ waited, and how the run goes on.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from fl_lightning.errors import ConfigurationError
@@ -26,13 +26,17 @@ LOST = "another rank has ended"
 """In the message where one has ended; it is never the reason why a run failed, only what the other ranks saw of it."""
 
 
+GO_ON = "go on with --ckpt_path last if there is a checkpoint"
+"""What to do where nothing more is known."""
+
+
 class LostRankError(ConfigurationError):
     """This rank cannot go on, as another one does not."""
 
 
 @contextmanager
-def explained(timeout_seconds: float) -> Iterator[None]:
-    """Raise what a collective says of a rank that is lost as an error of one line.
+def explained(timeout_seconds: float, advice: Callable[[], str] = lambda: GO_ON) -> Iterator[None]:
+    """Raise what a collective says of a rank that is lost as an error of one line, with advice on how to go on.
 
     Raises:
         LostRankError: a rank did not answer for so long, or has ended.
@@ -40,25 +44,22 @@ def explained(timeout_seconds: float) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        message = what_happened(error, timeout_seconds)
+        message = what_happened(error, timeout_seconds, advice)
         if message is None:
             raise
         raise LostRankError(message) from error
 
 
-def what_happened(error: BaseException | None, timeout_seconds: float) -> str | None:
+def what_happened(error: BaseException | None, timeout_seconds: float, advice: Callable[[], str] = lambda: GO_ON) -> str | None:
     """What an exception, or one that it was raised because of, says of another rank; None if nothing."""
     while error is not None:
         if isinstance(error, RuntimeError) and WAITED.search(str(error)):
             return (
                 f"another rank has sent nothing for {timeout_seconds:g} s: it was stopped, hangs, or takes longer to start "
                 "or for its clients; how long to wait is set by --trainer.strategy fl_lightning.FederatedStrategy "
-                "--trainer.strategy.timeout_seconds SECONDS; go on with --ckpt_path last"
+                f"--trainer.strategy.timeout_seconds SECONDS; {advice()}"
             )
         if isinstance(error, RuntimeError) and ENDED.search(str(error)):
-            return (
-                f"{LOST}: by an error, which it printed, or killed, as the system does where memory runs out; go on with "
-                "--ckpt_path last"
-            )
+            return f"{LOST}: by an error, which it printed, or killed, as the system does where memory runs out; {advice()}"
         error = error.__cause__ or error.__context__
     return None

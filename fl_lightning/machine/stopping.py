@@ -27,6 +27,7 @@ class Stopping:
     """Notes SIGTERM, also while this process waits within a collective, where Python's own handlers do not run.
 
     Args:
+        last_words: called before this process ends at once, for what is to be said of the run; it returns how to go on.
         pass_on: called with the signal when it has come, for processes that this one started.
         users: the handler that there was before Lightning's, which is called too.
 
@@ -34,8 +35,13 @@ class Stopping:
         received: whether it has come.
     """
 
-    def __init__(self, pass_on: Callable[[int], None] = lambda _: None, users: Any = None) -> None:
-        self.pass_on, self.users = pass_on, users
+    def __init__(
+        self,
+        pass_on: Callable[[int], None] = lambda _: None,
+        users: Any = None,
+        last_words: Callable[[], str] = lambda: "start it again",
+    ) -> None:
+        self.pass_on, self.users, self.last_words = pass_on, users, last_words
         self.received = False
         self._ended = threading.Event()
         self._before: Any = None
@@ -75,10 +81,13 @@ class Stopping:
         self.received = True
         self.pass_on(signal.SIGTERM)
         if not self._ended.wait(STOP_SECONDS):
-            print(
-                f"error: {ENDED_BY_SIGTERM} in a round that went on for {STOP_SECONDS:g} s more; go on with --ckpt_path last",
-                file=sys.stderr,
-                flush=True,
-            )
-            self.pass_on(signal.SIGKILL)
-            os._exit(128 + signal.SIGTERM)
+            try:
+                how = self.last_words()
+                print(
+                    f"error: {ENDED_BY_SIGTERM} in a round that went on for {STOP_SECONDS:g} s more; {how}",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            finally:  # whatever those words came to: nobody else ends this process
+                self.pass_on(signal.SIGKILL)
+                os._exit(128 + signal.SIGTERM)

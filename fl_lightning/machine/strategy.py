@@ -21,12 +21,14 @@ from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.trainer.states import TrainerFn
 
+from fl_lightning.checked import Checked
 from fl_lightning.checkpoints import sharded_state
 from fl_lightning.checkpoints.resuming import CheckpointFiles
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.files.replacing import StorageError
 from fl_lightning.machine import lost_ranks
 from fl_lightning.machine.cores import Affinities, keep_to_own_cores, run_as_before
+from fl_lightning.machine.going_on import how_to_go_on
 from fl_lightning.machine.lost_ranks import LostRankError
 from fl_lightning.machine.notebook import NotebookLauncher, interactive
 from fl_lightning.machine.restarts import meet_again, restart
@@ -40,7 +42,7 @@ MOST_SECONDS = 10**8
 """Three years; what clocks of the system can count to is not much more."""
 
 
-class FederatedStrategy(DDPStrategy):
+class FederatedStrategy(Checked, DDPStrategy):
     """Use as `Trainer(strategy="federated")`, on any number of devices and nodes, also in a notebook.
 
     Args:
@@ -48,6 +50,9 @@ class FederatedStrategy(DDPStrategy):
         timeout_seconds: how long ranks wait for one that sends nothing, as it was stopped or hangs, before they end with an
             error; longer than ranks take to start, and than the clients of one take more than those of another.
         options: of `DDPStrategy`.
+
+    Attributes:
+        on_cut_off: called where SIGTERM ends this process within a round, from a thread of its own.
 
     Raises:
         ConfigurationError: the time is not more than 0, or is given as `timeout` too.
@@ -68,6 +73,7 @@ class FederatedStrategy(DDPStrategy):
         self.own_cores = own_cores
         self.timeout_seconds = timeout_seconds
         self.stopping: Stopping | None = None
+        self.on_cut_off: Callable[[], None] = nothing_to_do
         self.cores_before: Affinities = {}
 
     def configure_ddp(self) -> None:
@@ -93,13 +99,16 @@ class FederatedStrategy(DDPStrategy):
         def launched(*args: Any, **kwargs: Any) -> Any:
             """All that a Trainer does goes through here, so every collective does, whoever calls it."""
             try:
-                with lost_ranks.explained(self.timeout_seconds):
+                with lost_ranks.explained(self.timeout_seconds, self._how_to_go_on):
                     return launch(*args, **kwargs)
             except LostRankError:
                 launcher.kill(signal.SIGKILL)  # the rest of the processes that this one started: one may be stopped
                 raise
 
         launcher.launch = launched
+
+    def _how_to_go_on(self) -> str:
+        return how_to_go_on(None if self.lightning_module is None else self.lightning_module._trainer)
 
     def setup_distributed(self) -> None:
         first = not dist.is_initialized()
@@ -120,10 +129,16 @@ class FederatedStrategy(DDPStrategy):
         # Rank 0 alone would be heard there; `agree_to_stop` hears all.
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
         pass_on = self._launcher.kill if isinstance(self._launcher, _SubprocessScriptLauncher) else ignore
-        self.stopping = Stopping(pass_on, trainer._signal_connector._original_handlers.get(signal.SIGTERM))
+        users = trainer._signal_connector._original_handlers.get(signal.SIGTERM)
+        self.stopping = Stopping(pass_on, users, self._cut_off)
         self.stopping.begin()
         if restart():
             log.warning("torchrun started the ranks again, for the %s. time: %s", restart(), goes_on(trainer))
+
+    def _cut_off(self) -> str:
+        """This process ends within a round: have that recorded, and say how to go on."""
+        self.on_cut_off()
+        return how_to_go_on(self._trainer)
 
     def agree_to_stop(self) -> None:
         """At the end of a round, on all ranks: have Lightning end the run after it if SIGTERM has come to any of them."""
@@ -135,7 +150,8 @@ class FederatedStrategy(DDPStrategy):
         if stop:
             trainer = self._trainer
             trainer._signal_connector.received_sigterm = True
-            log.warning("SIGTERM: the run ends after round %d; go on with --ckpt_path last", trainer.global_step)
+            how = how_to_go_on(trainer, after_the_round=True)
+            log.warning("SIGTERM: the run ends after round %d; %s", trainer.global_step, how)
 
     def on_validation_start(self) -> None:
         self._end_at_once_outside_training()
@@ -157,6 +173,7 @@ class FederatedStrategy(DDPStrategy):
         if self.stopping is not None:
             self.stopping.end()
             self.stopping = None
+        self.on_cut_off = nothing_to_do
         super().teardown()
         run_as_before(self.cores_before)
         self.cores_before = {}
@@ -199,6 +216,10 @@ class FederatedStrategy(DDPStrategy):
             raise ConfigurationError(
                 f"the checkpoint is of another model: {error}; use the configuration in config.yaml beside it"
             ) from error
+
+
+def nothing_to_do() -> None:
+    """Where nobody keeps a record."""
 
 
 def ignore(number: int) -> None:

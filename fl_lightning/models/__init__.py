@@ -1,6 +1,6 @@
 """Client networks, one file each.
 
-It imports `errors` alone. Read `base.py` first: what all of them share is a loss and an optimizer.
+It imports `checked` and `errors` alone. Read `base.py` first: what all of them share is a loss and an optimizer.
 """
 
 from fl_lightning.models.base import Classifier

@@ -16,8 +16,10 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torch.optim import Optimizer
 
+from fl_lightning.checked import Checked
 
-class Classifier(L.LightningModule):
+
+class Classifier(Checked, L.LightningModule):
     """A client that learns to classify by cross entropy, which it logs as `loss`; a subclass gives `forward`.
 
     Nothing is read back from a GPU in a step, so that it never waits.

@@ -55,17 +55,20 @@ def num_arguments(kind: type) -> int:
 
 
 def predicted_classes(logits: Tensor) -> Tensor:
-    """(b,) int64 classes of logits (b, C); logits (b,) or (b, 1) stand for two classes, split at 0. -1 where one is NaN.
+    """(b,) int64 classes of logits (b, C); logits (b,) or (b, 1) stand for two classes, split at 0.
 
-    >>> predicted_classes(torch.tensor([[0.1, 0.9], [0.2, torch.nan]]))
-    tensor([ 1, -1])
+    -1 where there is none: a logit is NaN, all are -inf, or several are +inf, so that no class is ahead. Finite logits that are
+    equal stand for the first of their classes.
+
+    >>> predicted_classes(torch.tensor([[0.1, 0.9], [0.2, torch.nan], [torch.inf, torch.inf], [0.0, torch.inf]]))
+    tensor([ 1, -1, -1,  1])
     """
     if is_one_logit(logits):
         logits = logits.reshape(len(logits), 1)
-        classes = (logits[:, 0] > 0).long()
-    else:
-        classes = logits.argmax(dim=1)
-    return classes.masked_fill_(logits.isnan().any(1), -1)
+        return (logits[:, 0] > 0).long().masked_fill_(logits[:, 0].isnan(), -1)
+    most, classes = logits.max(dim=1)  # NaN where there is one
+    several = (logits == torch.inf).sum(dim=1) > 1
+    return classes.masked_fill_(most.isnan() | (most == -torch.inf) | several, -1)
 
 
 def class_probabilities(logits: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from fl_lightning.errors import ConfigurationError, by_likeness, folded
 from fl_lightning.options.layers import inside
-from fl_lightning.options.parser import PARTS, enumerated
+from fl_lightning.options.parser import PARTS, enumerated, offered
 
 WITHOUT_WORK: tuple[type, ...] = (*PARTS, LRScheduler, nn.Module)
 """Classes that say what others have in common, and do nothing by themselves."""
@@ -29,7 +29,7 @@ def check_read(config: Any) -> None:
     """
     for place, cls, node in entries(config, ""):
         if cls in WITHOUT_WORK or abstract(cls):
-            known = dict.fromkeys(other.__name__ for other in sorted(concrete(cls), key=own_first))
+            known = dict.fromkeys(other.__name__ for other in sorted(filter(offered, concrete(cls)), key=own_first))
             raise ConfigurationError(
                 f"{place}: {cls.__name__} says what classes of its kind have in common, and none can be made of it; "
                 f"known: {enumerated(known)}"

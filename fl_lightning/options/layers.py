@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fl_lightning.errors import ConfigurationError, folded, nearest
-from fl_lightning.options.old_names import new_name
+from fl_lightning.options.old_names import is_there, new_name, public_in
 
 OF_A_CLASS = ("init_args", "dict_kwargs")
 """What may stand beside `class_path`."""
@@ -55,8 +55,14 @@ def check_entry(node: Mapping[Any, Any], place: str) -> None:
 
 def check_name(path: str, place: str) -> None:
     """Raise where a class goes by a name that it had in an earlier version."""
-    if (name := new_name(path)) is not None:
+    if (name := new_name(path)) is None:
+        return
+    if is_there(name):
         raise ConfigurationError(f"{place}: {path} is {name} now; write that in its place")
+    module, _, wrong = name.rpartition(".")
+    raise ConfigurationError(
+        f"{place}: there is no {path}; that file is {module} now, and has no {wrong}: {nearest(wrong, public_in(module))}"
+    )
 
 
 def check_names(node: Any, place: str) -> None:

@@ -1,5 +1,7 @@
 """What the package's files and settings were called before, as settings and programs of earlier versions may name them."""
 
+import importlib
+from pkgutil import resolve_name
 from typing import Any
 
 from fl_lightning.errors import ConfigurationError
@@ -67,3 +69,26 @@ def without_every(layer: dict[str, Any]) -> dict[str, Any]:
 
 
 EVERY = "model.cohort.every is model.cohort.interval now, for every kind of participation; write interval: {} in its place"
+
+
+def is_there(path: str) -> bool:
+    """Whether a dotted path leads to something.
+
+    >>> is_there("fl_lightning.LocalTraining"), is_there("fl_lightning.machine.strategy.Strategist")
+    (True, False)
+    """
+    try:
+        resolve_name(path)
+    except (ImportError, AttributeError):
+        return False
+    return True
+
+
+def public_in(module: str) -> list[str]:
+    """The classes that a file of the package defines for others.
+
+    >>> public_in("fl_lightning.machine.strategy")
+    ['FederatedStrategy']
+    """
+    found = vars(importlib.import_module(module)).items()
+    return sorted(n for n, of in found if isinstance(of, type) and of.__module__ == module and n[0] != "_")

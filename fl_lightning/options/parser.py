@@ -6,7 +6,9 @@ the settings of a class is met by that class's parser, which alone knows what th
 
 from __future__ import annotations
 
+import inspect
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn, get_args, get_origin
 
@@ -138,7 +140,7 @@ def explain(message: str, parser: Parser) -> tuple[str, str]:
     ):
         message = re.sub(noise, "", message)
     text = in_our_terms(message) or unknown_setting(message, parser)
-    text = text or unknown_class(message, parser, keys[:1]) or wrong_type(message)
+    text = text or unknown_class(message, parser, keys[:1]) or unfit_class(message, parser, keys[:1]) or wrong_type(message)
     if text is not None:
         return ".".join(keys), text
     if "No module named" in message:
@@ -195,14 +197,37 @@ def unknown_class(message: str, parser: Parser, keys: list[str]) -> str | None:
     if wrong is None:
         return None
     name = wrong[1] or wrong[2]
-    bases = [base for action in parser._actions if action.dest in keys for base in classes(getattr(action, "_typehint", None))]
-    known = {cls.__name__ for base in bases or PARTS for cls in subclasses(base)}
+    known = {cls.__name__ for base in kinds_of(parser, keys) or PARTS for cls in subclasses(base) if offered(cls)}
     if not known:  # no class is wanted
         return None
     hint = nearest(name, known)
     if not hint.startswith("did"):
         hint = f"known: {enumerated(sorted(known), MOST_LETTERS)}; one of yours goes by its import path"
     return f"there is no class {name}; {hint}"
+
+
+def unfit_class(message: str, parser: Parser, keys: list[str]) -> str | None:
+    """For a class that is there and cannot stand where it does: what may."""
+    other = re.search(r"Import path (\S+) does not correspond to a subclass of (\w+)", message)
+    base = re.search(r"Expected an instantiatable class, but (\S+) is abstract", message)
+    if other is None and base is None:
+        return None
+    known = sorted({cls.__name__ for kind in kinds_of(parser, keys) for cls in subclasses(kind) if offered(cls)})
+    listed = f"; known: {enumerated(known, MOST_LETTERS)}" if known else ""
+    if base is not None:
+        return f"{base[1]} says what classes of its kind have in common, and none can be made of it{listed}"
+    assert other is not None
+    if other[2] == "ClientModule":
+        return (
+            f"{other[1]} is no LightningModule, which says what its loss is and how it is optimized; give one, which may hold "
+            f"it as a layer{listed}"
+        )
+    return f"{other[1]} is no {other[2]}{listed}; one of yours goes by its import path"
+
+
+def kinds_of(parser: Parser, keys: list[str]) -> list[type]:
+    """The classes that the settings of these names are declared to take."""
+    return [base for action in parser._actions if action.dest in keys for base in classes(getattr(action, "_typehint", None))]
 
 
 def wrong_type(message: str) -> str | None:
@@ -254,6 +279,19 @@ def classes(hint: Any) -> Iterator[type]:
         yield from [] if hint is type(None) else [hint]
     for part in get_args(hint):
         yield from classes(part)
+
+
+def offered(cls: type) -> bool:
+    """Whether a class may be what somebody meant: one of which objects are made, and none of this package's own parts."""
+    if cls in PARTS or inspect.isabstract(cls):
+        return False
+    wing = ".".join(cls.__module__.split(".")[:2])
+    if not wing.startswith("fl_lightning."):
+        return True
+    exported = set(getattr(sys.modules[wing], "__all__", ()))
+    if not issubclass(cls, L.LightningModule):  # the federation itself is nobody's client
+        exported |= set(sys.modules["fl_lightning"].__all__)
+    return cls.__name__ in exported
 
 
 def subclasses(base: type) -> list[type]:

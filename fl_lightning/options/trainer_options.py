@@ -161,6 +161,11 @@ def check_callbacks(trainer: TrainerOfAnyKind) -> None:
         for refused, why in REFUSED_CALLBACKS.items():
             if isinstance(callback, refused):
                 raise ConfigurationError(f"trainer.callbacks: {type(callback).__name__} cannot work in a federation: {why}")
+        if type(callback) is lightning_callbacks.Checkpoint:  # and none that is derived from it
+            raise ConfigurationError(
+                "trainer.callbacks: Checkpoint cannot work in a federation: it is what Lightning's checkpoints have in common, "
+                "and keeps nothing; leave it out, which leaves last.ckpt, or give ModelCheckpoint"
+            )
         if getattr(callback, "_train_time_interval", None) is not None:
             raise ConfigurationError(
                 f"trainer.callbacks: {type(callback).__name__}(train_time_interval=...) is never looked at in a federation; "

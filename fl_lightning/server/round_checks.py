@@ -19,6 +19,7 @@ from fl_lightning.cohort import CohortSampler
 from fl_lightning.data.module import FederatedDataModule, Task
 from fl_lightning.data.probe import check_probe
 from fl_lightning.errors import ConfigurationError
+from fl_lightning.modules.subclasses import check_methods
 from fl_lightning.modules.undisturbed import undisturbed
 from fl_lightning.seeding import generator
 from fl_lightning.server.attackers_checks import check_attackers
@@ -57,6 +58,9 @@ def check_round(
         ConfigurationError: for what does not fit, naming it.
     """
     assert data.task is not None, "setup() of the data module has not run"
+    check_methods(data, FederatedDataModule)
+    for part in (*(part for part in rule.modules() if isinstance(part, Aggregator)), *attacks):
+        check_methods(part, Attack if isinstance(part, Attack) else Aggregator)
     cohort.check(len(data.clients))
     rule.expect(cohort.malicious_per_round)
     rule.check(cohort.clients_per_round)

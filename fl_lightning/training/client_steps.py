@@ -51,7 +51,7 @@ class ClientSteps:
         self.batch: Any = None
         self.batch_idx = 0
         self.outputs: Any = None
-        self.evaluated = False
+        self.evaluated = self.skipped = False
 
     @cached_property
     def use(self) -> Use:
@@ -81,9 +81,9 @@ class ClientSteps:
 
     def train_on(self, batch: Any, batch_idx: int) -> bool:
         """Train on one batch; False where the module wants no more of this epoch."""
-        self.batch, self.batch_idx, self.evaluated = batch, batch_idx, False
+        self.batch, self.batch_idx, self.evaluated, self.skipped = batch, batch_idx, False, False
         if self.call("on_train_batch_start", batch, batch_idx) == -1:
-            self.trainer.is_last_batch = True
+            self.trainer.is_last_batch = self.skipped = True
             return False
         if "optimizer_step" in self.hooks:
             trainer = self.trainer
@@ -139,6 +139,7 @@ class ClientSteps:
             self.module.optimizer_zero_grad(self.trainer.current_epoch, self.batch_idx, self.optimizer)
         elif self.looks_at_gradients:
             self.optimizer.zero_grad(set_to_none=True)
+        self.skipped = loss is None
         if loss is None:
             return None
         self.call("on_before_backward", loss)

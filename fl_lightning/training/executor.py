@@ -26,6 +26,7 @@ from fl_lightning.data.base import Samples
 from fl_lightning.errors import cause, enumerated
 from fl_lightning.modules.kept_python import KeptPython
 from fl_lightning.training.client_steps import is_recordable
+from fl_lightning.training.idle_clients import Taken
 from fl_lightning.training.local_training import Follower, LocalTraining
 from fl_lightning.training.optimizers import Configure, configured
 from fl_lightning.training.recorded_steps import RecordedSteps, python_state
@@ -59,6 +60,7 @@ class LocalExecutor:
         start: what clients start from, where they train; set in every round.
         ahead: whether what the last client ended with, but for buffers, is in `weights` alone, and the module's parameters are
             as they were.
+        taken: what became of the batches that were taken as the module has them.
         chosen: `sequential` or `graph`; None while that is open.
         reason: why, in a few words.
     """
@@ -73,6 +75,7 @@ class LocalExecutor:
         self.chosen: Literal["sequential", "graph"] | None = None
         self.reason = "asked for"
         self.seconds = 0.0
+        self.taken = Taken()
         if local.executor in ("sequential", "stacked"):
             self.chosen = "sequential"
         elif local.executor == "auto" and not is_recordable(module):
@@ -148,7 +151,7 @@ class LocalExecutor:
         if self.chosen is None and not patient and after_step is None and steps is None and len(samples):
             return self._try(samples, draws)
         began = time.perf_counter()
-        logs = self._train(samples, draws(), after_step, steps)
+        logs = self._train(samples, draws(), after_step, steps, taken=self.taken)
         self.seconds += time.perf_counter() - began
         return logs
 
@@ -171,7 +174,7 @@ class LocalExecutor:
             self._choose("sequential", self._refusal(error))
         self.start.restore(self.module)
         self.put_back()
-        return self._train(samples, draws(), after_step, steps)
+        return self._train(samples, draws(), after_step, steps, taken=self.taken)
 
     def _try(self, samples: Samples, draws: Draws) -> dict[str, float]:
         """Train a client in both ways, from the same draws, and choose. The module ends as sequential training leaves it."""
@@ -183,7 +186,8 @@ class LocalExecutor:
             self.put_back()
             self._wait()
             began = time.perf_counter()
-            logs = self._train(samples, draws(), stepper=stepper)
+            taken = self.taken if stepper is None else None
+            logs = self._train(samples, draws(), stepper=stepper, taken=taken)
             self._wait()
             return time.perf_counter() - began, [tensor.clone() for _, tensor in named_state(self.module)], logs
 

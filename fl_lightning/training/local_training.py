@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import Metric
 
-from fl_lightning.checked import real, whole
+from fl_lightning.checked import real, whole, with_checked_numbers
 from fl_lightning.data.base import Samples
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.modules.hooks import transferred
@@ -31,6 +31,7 @@ from fl_lightning.training.client_errors import blamed
 from fl_lightning.training.client_logs import LogCollector, collected_logs
 from fl_lightning.training.client_steps import ClientSteps
 from fl_lightning.training.client_trainer import ClientTrainer, LocalPlan, passes
+from fl_lightning.training.idle_clients import Taken
 from fl_lightning.training.optimizers import Configure, configured
 
 log = logging.getLogger(__name__)
@@ -75,6 +76,7 @@ class Follower(Protocol):
         """Whether the client has trained enough, after a pass over its data."""
 
 
+@with_checked_numbers
 @dataclass(frozen=True)
 class LocalTraining:
     """How long and how a client trains in a round.
@@ -138,6 +140,7 @@ class LocalTraining:
         stepper: Stepper | None = None,
         configure: Configure = configured,
         follower: Follower | None = None,
+        taken: Taken | None = None,
     ) -> dict[str, float]:
         """Train the module, in place unless `stepper` keeps weights of its own.
 
@@ -150,6 +153,7 @@ class LocalTraining:
             stepper: takes the steps in a way of its own, bit for bit the same.
             configure: makes the optimizer and its scheduler.
             follower: of a client without a stepper, has a say in its loss and in its end.
+            taken: counts batches, and those that are skipped.
 
         Returns:
             What the module logged, averaged over the steps.
@@ -188,6 +192,9 @@ class LocalTraining:
                         trainer.is_last_batch = last
                         batch = resident(transferred(module, given, device, client.hooks), device)
                         skips = not client.train_on(batch, batch_idx)
+                    if taken is not None:
+                        taken.batches += 1
+                        taken.skipped += client.skipped
                     step += len(sizes) - batch_idx if skips else 1
                     if follower is not None and (last or skips) and follower.finished(logs):
                         trainer.should_stop = True

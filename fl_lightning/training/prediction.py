@@ -14,7 +14,7 @@ from fl_lightning.data.base import Samples
 from fl_lightning.errors import ConfigurationError, cause
 from fl_lightning.modules.lightning_modules import overrides
 from fl_lightning.modules.outputs import REMEDY, is_one_logit
-from fl_lightning.modules.predicting import are_probabilities, predict
+from fl_lightning.modules.predicting import are_probabilities, predict, predicted_classes
 from fl_lightning.modules.undisturbed import undisturbed
 
 log = logging.getLogger(__name__)
@@ -111,10 +111,11 @@ def check_logits(logits: Tensor, count: int, num_classes: int, name: str) -> Non
             f"{name} gives an output of shape {tuple(logits.shape)} for {count} samples, but the task has {num_classes} "
             f"classes; it must give logits (b, C) with C >= {num_classes}" + (f": {REMEDY}" if logits.ndim > 2 else "")
         )
-    if logits.isnan().any():
+    if (predicted_classes(logits.detach()) < 0).any():
+        what = "NaN" if logits.isnan().any() else "infinite logits, among which no class is ahead,"
         raise ConfigurationError(
-            f"{name} predicts NaN for the first {count} samples before any training; look for NaN in the data, or in what the "
-            "module does to them"
+            f"{name} predicts {what} for the first {count} samples before any training; look for NaN and infinities in the "
+            "data, or in what the module does to them"
         )
     if outputs > num_classes:
         log.warning("%s has %d outputs, but the task has %d classes; the others are never right", name, outputs, num_classes)

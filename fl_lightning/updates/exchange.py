@@ -66,6 +66,11 @@ class LocalUpdates:
         """(K_r,) bool, which of the updates are finite everywhere; NaN and infinities survive in the extremes."""
         return self._extremes.isfinite().all(dim=2).all(dim=0)
 
+    @property
+    def moved(self) -> bool:
+        """Whether one of the updates is anything but zeros."""
+        return bool(self._extremes.any())
+
     def close(self) -> None:
         """Give up everything but the updates, which are about to travel; whoever gets a part of one sees if it is finite."""
         self.new = self._old_parts = self._new_parts = self.new.new_empty(0)

@@ -8,6 +8,7 @@ from test_results import make
 
 from fl_lightning.cli import main
 from fl_lightning.experiments import report as reports
+from fl_lightning.experiments.run_folder import RunFolder, State
 from fl_lightning.files.sealed import sealed, with_digest
 
 
@@ -111,3 +112,22 @@ def test_a_record_that_is_damaged_does_not_end_a_report(tmp_path, capsys, record
     status, said = report(folder, capsys)
     assert (status, said) == (0, "")
     assert (folder / "report.html").exists()
+
+
+@pytest.mark.parametrize("line", ['{"round": "x"}', '{"round": 2, "acc": "0.5"}', "{", '{"round": [1]}'])
+def test_evaluations_that_are_damaged_are_named_and_do_not_end_a_report(tmp_path, capsys, caplog, line):
+    folder = make(tmp_path)
+    metrics = tmp_path / "pool" / "00" / "metrics.jsonl"
+    metrics.write_text(f'{{"round": 1, "acc": 0.5, "asr": 0.25}}\n{line}\n{{"round": 3, "acc": 0.5, "asr": 0.25}}\n')
+    assert report(folder, capsys)[0] == 0
+    assert f"{metrics} is damaged: line 2 of 3 is no entry of a round" in caplog.text
+
+
+@pytest.mark.parametrize("damage", [lambda t: t.replace("failed", "fabled"), lambda t: t[:-9], lambda t: "[]"])
+def test_a_last_attempt_that_is_damaged_says_nothing(tmp_path, damage):
+    run = RunFolder(tmp_path)
+    run.write_status(State.FAILED, message="no room", attempt=3)
+    assert (run.state, run.message, run.attempt) == (State.FAILED, "no room", 3)
+    status = tmp_path / "status.json"
+    status.write_text(damage(status.read_text()))
+    assert (run.state, run.message, run.attempt) == (State.PENDING, "", 0)

@@ -125,3 +125,43 @@ def test_a_lock_is_held_by_one(tmp_path):
 
 def test_no_file_has_no_lines(tmp_path):
     assert read_lines(tmp_path / "metrics.jsonl") == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"{\n",
+        b"[1]\n",
+        b'{"acc": 0.5}\n',
+        b'{"round": "2"}\n',
+        b'{"round": 2.5}\n',
+        b'{"round": true}\n',
+        b'{"round": [2]}\n',
+        b'{"round": -2}\n',
+        b'{"round": 1' + b"0" * 400 + b"}\n",
+        b'{"round": 2, "acc": "0.5"}\n',
+        b'{"round": 2, "acc": {}}\n',
+        b'{"round": 2, "acc": true}\n',
+        b'{"round": 2, "acc": NaN}\n',
+        b'{"round": 2, "acc": 1e999}\n',
+        b'{"round": 2, "counts": [1, "2"]}\n',
+        b"\xff\xfe\n",
+        b"[" * 100_000 + b"\n",
+    ],
+    ids=lambda line: line[:24].decode(errors="replace").strip(),
+)
+def test_a_line_that_is_damaged_is_named_and_left_out(tmp_path, caplog, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"round": 1, "acc": 0.5, "asr": null, "counts": [1, 2]}\n' + line + b'{"round": 3}\n')
+    assert read_lines(path) == [{"round": 1, "acc": 0.5, "asr": None, "counts": [1, 2]}]
+    assert f"{path} is damaged: line 2 of 3 is no entry of a round; it and what follows are left out" in caplog.text
+    lines = RoundLines(path, afresh=False)
+    lines.add({"round": 2, "acc": 0.25})
+    assert [entry["round"] for entry in read_lines(path)] == [1, 2]
+
+
+def test_a_line_that_is_being_written_is_no_damage(tmp_path, caplog):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"round": 1}\n{"round": 2, "a')
+    assert read_lines(path) == [{"round": 1}]
+    assert not caplog.text

@@ -1,8 +1,10 @@
 """SIGTERM, to one rank or to a process that does not hear it."""
 
 import hashlib
+import json
 import os
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -11,13 +13,15 @@ from typing import Any
 import lightning as L
 import pytest
 import torch.distributed as dist
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from ranks import CONTEXT, on_ranks
 from tiny import tiny_data, tiny_federation, tiny_trainer
 
-from fl_lightning import LastCheckpoint
+from fl_lightning import LastCheckpoint, RunRecord
 from fl_lightning.checkpoints.resuming import whole
 from fl_lightning.machine import stopping
+from fl_lightning.machine.going_on import how_to_go_on
 from fl_lightning.machine.stopping import Stopping
 
 
@@ -111,3 +115,56 @@ def validated(folder: str) -> Any:
 
 def test_an_evaluation_has_nothing_to_save_and_ends_at_once(tmp_path):
     assert on_ranks(2, validated, str(tmp_path)) == [([signal.SIG_DFL], 2)] * 2
+
+
+class Stuck(L.Callback):
+    """A round that goes on for ever once SIGTERM has come."""
+
+    def on_aggregate(self, federation, shard, aggregate) -> None:
+        if federation.global_step == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+
+
+def stuck(folder: str, checkpoints: bool) -> None:
+    stopping.STOP_SECONDS = 0.1
+    os.environ.pop("MASTER_PORT", None)  # of the process that this one was forked from, which may still listen there
+    with Path(folder, "said").open("w") as said:
+        os.dup2(said.fileno(), 2)
+        sys.stderr = os.fdopen(2, "w", closefd=False)
+        own = [LastCheckpoint()] if checkpoints else []
+        callbacks = [Stuck(), RunRecord(), *own]
+        trainer = tiny_trainer(9, callbacks=callbacks, default_root_dir=folder, enable_checkpointing=checkpoints)
+        trainer.fit(tiny_federation(), tiny_data())
+
+
+@pytest.mark.parametrize(
+    ("checkpoints", "how"),
+    [
+        (True, "there is no checkpoint yet, so that the run begins again"),
+        (False, "no checkpoint is written, as checkpoints are"),
+    ],
+)
+def test_a_first_round_that_is_given_up_says_what_there_is_to_go_on_with(tmp_path, checkpoints, how):
+    process = CONTEXT.Process(target=stuck, args=(str(tmp_path), checkpoints), daemon=True)
+    process.start()
+    process.join(60)
+    assert process.exitcode == 128 + signal.SIGTERM
+    assert f"in a round that went on for 0.1 s more; {how}" in (tmp_path / "said").read_text()
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert (record["state"], record["reason"], record["rounds"]) == ("interrupted", "SIGTERM after round 0", 0)
+
+
+def test_it_is_said_how_a_run_goes_on(tmp_path):
+    trainer = tiny_trainer(9, default_root_dir=tmp_path)
+    assert how_to_go_on(trainer, after_the_round=True).startswith("no checkpoint is written")
+    own, others = LastCheckpoint(), ModelCheckpoint(tmp_path / "others")
+    trainer = tiny_trainer(9, default_root_dir=tmp_path, enable_checkpointing=True, callbacks=[others])
+    assert how_to_go_on(trainer, after_the_round=True).startswith("there is no checkpoint yet")
+    others.best_model_path = "others/epoch=1.ckpt"
+    assert how_to_go_on(trainer) == "go on with ckpt_path=others/epoch=1.ckpt"
+    trainer = tiny_trainer(9, default_root_dir=tmp_path, enable_checkpointing=True, callbacks=[own])
+    assert how_to_go_on(trainer).startswith("there is no checkpoint yet")
+    assert how_to_go_on(trainer, after_the_round=True) == "go on with --ckpt_path last"
+    (tmp_path / "last.ckpt").touch()
+    assert how_to_go_on(trainer) == "go on with --ckpt_path last"

@@ -1,3 +1,4 @@
+import itertools
 from typing import Any
 
 import lightning as L
@@ -59,3 +60,14 @@ def test_probabilities_of_outputs():
         torch.testing.assert_close(class_probabilities(outputs), expected)
     positive = torch.tensor([[0.2, 0.8], [0.5, 0.6]])  # only the first looks like probabilities
     torch.testing.assert_close(class_probabilities(positive), positive.softmax(1))
+
+
+def test_a_row_in_which_no_class_is_ahead_has_no_prediction():
+    """Against the definition, by hand: a class is predicted if softmax, in its limit, has one most likely class."""
+    values = [-torch.inf, -1.0, 2.0, torch.inf, torch.nan]
+    for row in itertools.product(values, repeat=3):
+        if any(v != v for v in row) or all(v == -torch.inf for v in row) or sum(v == torch.inf for v in row) > 1:
+            expected = -1
+        else:
+            expected = max(range(3), key=lambda c: (row[c], -c))
+        assert predicted_classes(torch.tensor([row])).tolist() == [expected], row

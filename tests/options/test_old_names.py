@@ -77,3 +77,18 @@ def test_a_run_of_version_0_1_goes_on(before: Path) -> None:
     assert record["state"] == "finished"
     rounds = [json.loads(line)["round"] for line in (before / "metrics.jsonl").read_text().splitlines()]
     assert rounds == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("fl_lightning.strategy.FederatedStrategie", r"has no FederatedStrategie: did you mean FederatedStrategy\?"),
+        (
+            "fl_lightning.executors.Foo",
+            r"fl_lightning\.training\.executor now, and has no Foo: known: LocalExecutor",
+        ),
+    ],
+)
+def test_a_new_name_that_is_not_there_is_not_offered(path: str, said: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"there is no {path}; .*{said}"):
+        check_layer({"trainer": {"strategy": path}}, "")

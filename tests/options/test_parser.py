@@ -47,6 +47,20 @@ def message(*args: str) -> str:
             "trainer.callbacks: EarlyStopping has no setting patiense; did you mean patience? ",
         ),
         (["--data", "Phising"], "data: there is no class Phising; did you mean Phishing?"),
+        (
+            ["--model.client", "Zzz"],
+            "model.client: there is no class Zzz; known: CNN, LSTM, MLP, ResNet18",
+        ),
+        (
+            ["--model.client", "torch.nn.Linear"],
+            "model.client: torch.nn.Linear is no LightningModule, which says what its",
+        ),
+        (["--model.attacks+", "Zzz"], "model.attacks: there is no class Zzz; known: A3FL, ALIE, Adaptive, Collude, DBA, "),
+        (["--data", "IID"], "data: there is no class IID; known: "),
+        (
+            ["--data", "Phishing", "--data.partition", "Partition"],
+            "data.partition: Partition says what classes of its kind have in common, and none can be made of it; known: ",
+        ),
         (["--model.aggregator.tau", "much"], "model.aggregator.tau: must be a number, got much"),
         (["--model.cohort.participation", "x"], "model.cohort.participation: must be one of fixed_share, random_pool, "),
         (["--trainer.max_epochs", "1.5"], "trainer.max_epochs: must be a whole number or null, got 1.5"),

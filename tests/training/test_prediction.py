@@ -172,3 +172,10 @@ def test_a_dict_without_its_axis_is_refused():
     plain = samples()
     with pytest.raises(ConfigurationError, match=r"of shape \(3,\) for one, as may stand at the end.*keep the batch's axis"):
         check(Own(), Dicts(plain.inputs, plain.targets))
+
+
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf])
+def test_a_model_that_predicts_only_infinities_is_refused_before_training(value):
+    samples = TensorSamples(torch.randn(4, 4), torch.arange(4) % 3)
+    with pytest.raises(ConfigurationError, match="predicts infinite logits, among which no class is ahead, for the first 2"):
+        check_predictions(Net(lambda z: z * 0 + value), samples, 3)
