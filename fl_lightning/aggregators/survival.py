@@ -5,6 +5,7 @@ from torch import Tensor
 
 from fl_lightning.updates.order_statistics import order_statistics
 from fl_lightning.updates.shard import CACHE_ELEMENTS, UpdateShard
+from fl_lightning.updates.trimming import GPU_ELEMENTS
 
 
 def judge_by_coordinates(shard: UpdateShard, trim: int, kept: Tensor | None = None) -> None:
@@ -26,7 +27,7 @@ def judge_by_coordinates(shard: UpdateShard, trim: int, kept: Tensor | None = No
     """
     n = shard.num_clients
     counts = torch.zeros(n, dtype=torch.int64, device=shard.weights.device)
-    step = max(256, CACHE_ELEMENTS // n)
+    step = max(256, (GPU_ELEMENTS if counts.is_cuda else CACHE_ELEMENTS) // n)
     for columns, bucket in shard.columns():
         masks = bucket.new_ones(bucket.shape[1], dtype=torch.bool) if kept is None else kept[columns]
         for values, mask in zip(bucket.split(step, 1), masks.split(step), strict=True):

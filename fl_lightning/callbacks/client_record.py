@@ -135,7 +135,7 @@ def schema() -> pyarrow.Schema:
     )
 
 
-def norms_and_cosines(shard: UpdateShard, aggregate: Tensor) -> list[tuple[float, float | None]]:
+def norms_and_cosines(shard: UpdateShard, aggregate: Tensor) -> list[tuple[float | None, float | None]]:
     """Of each update its norm and its cosine with the aggregate ((S,) float32), None with or of a zero vector.
 
     Example:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from torch import Tensor
 
 from fl_lightning.aggregators.base import Aggregator
@@ -86,8 +87,8 @@ def detect(verdict: Tensor, malicious: Tensor, threshold: float) -> Detections:
     groups = (malicious, ~malicious)
     lower, higher = verdict[malicious, None], verdict[~malicious]
     told = int((lower < higher).sum()) + int((lower == higher).sum()) / 2
-    counts = [int((flags & group).sum()) for flags in (away, below) for group in groups]
-    return Detections(1, *(int(group.sum()) for group in groups), *counts, lower.numel() * higher.numel(), told)
+    counts = [int((flags & group).sum()) for flags in (torch.ones_like(away), away, below) for group in groups]
+    return Detections(1, *counts, pairs=lower.numel() * higher.numel(), pairs_told=told)
 
 
 def rates(attacked: Detections, clean: Detections) -> dict[str, float]:

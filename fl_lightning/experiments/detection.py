@@ -163,6 +163,9 @@ def list_rounds(table: pd.DataFrame) -> list[tuple[int, str, str, str]]:
     found = []
     for t, rows in table[table["round"] > table["round"].max() - MOST_ROUNDS].groupby("round"):
         away, malicious = rows["verdict"] == 0, rows["malicious"]
-        groups = (away & malicious, away & ~malicious, ~away & malicious)
-        found.append((int(t), *(", ".join(map(str, rows["client"][group])) or "-" for group in groups)))
+        bad, good, passed = (
+            ", ".join(map(str, rows["client"][group])) or "-"
+            for group in (away & malicious, away & ~malicious, ~away & malicious)
+        )
+        found.append((int(t), bad, good, passed))
     return found

@@ -131,7 +131,7 @@ def read_file(path: Path, before: int | None = None) -> pyarrow.Table:
     own_file(path)
     try:
         table = parquet.ParquetFile(path).read()
-        return table if before is None else table.filter(pyarrow.compute.less(table["round"], before))
+        return table if before is None else table.filter(pyarrow.compute.field("round") < before)
     except (OSError, ValueError, KeyError, MemoryError, pyarrow.ArrowException) as error:
         raise ConfigurationError(
             f"{path} is damaged ({in_one_line(error)}); put a copy of it back, or delete it: the record lacks its rounds then"

@@ -67,7 +67,9 @@ def resumed(folder):
 
 
 def rows(folder):
-    return read_round_tables(folder / "clients").to_pylist()
+    table = read_round_tables(folder / "clients")
+    assert table is not None
+    return table.to_pylist()
 
 
 def test_killed_and_resumed_on_other_ranks_each_row_is_there_once(tmp_path):
