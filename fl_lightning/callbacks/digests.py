@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from fl_lightning.modules.bits import as_bytes
+from fl_lightning.modules.bits import named_sha256
 
 LONGEST = 120
 """Letters of a setting's value in a message."""
@@ -15,37 +15,42 @@ LONGEST = 120
 
 def weights_sha256(module: nn.Module) -> str:
     """SHA-256 over names, types, shapes and bytes of a module's parameters and buffers."""
-    digest = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(as_bytes(tensor))
-    return digest.hexdigest()
+    return named_sha256(module.state_dict().items())
 
 
-def config_sha256(config: Mapping[str, Any]) -> str:
+def config_sha256(config: Mapping[str, Any], **weights: Any) -> str:
     """SHA-256 of what defines the experiment: see `experiment`."""
-    return hashlib.sha256(json.dumps(experiment(config), sort_keys=True, default=str).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(experiment(config, **weights), sort_keys=True, default=str).encode()).hexdigest()
 
 
-def experiment(config: Mapping[str, Any], *, rounds: bool = True) -> dict[str, Any]:
+def experiment(
+    config: Mapping[str, Any], *, rounds: bool = True, start: str | None = None, prefix: str | None = None
+) -> dict[str, Any]:
     """The part of a configuration that decides the numbers: not where data lie, not how many ranks, not what is logged.
 
     Args:
         config: a resolved configuration.
         rounds: whether the number of rounds belongs to it; a resumed run may be made longer.
+        start: the digest of the weights in `model.start_from`, which stands for their path.
+        prefix: the `config_hash` of the run that this one was forked from, where that had other settings.
     """
     chosen = {key: value for key, value in config.items() if key in ("seed_everything", "model", "data")}
     if "data" in chosen:
         chosen["data"] = without_paths(chosen["data"])
     if isinstance(chosen.get("model"), dict):  # neither what changes no bit, nor where attackers' data lie
         model = chosen["model"] = {k: v for k, v in chosen["model"].items() if k not in ("compile_rules", "bucket_bytes")}
-        if model.get("server_scheduler") is None:  # as in records of before there was one
-            model.pop("server_scheduler", None)
+        for name in ("server_scheduler", "start_from"):  # as in records of before there were any
+            if model.get(name) is None:
+                model.pop(name, None)
+        if "start_from" in model and start is not None:
+            model["start_from"] = start
         if "attacks" in model:
             model["attacks"] = without_paths(model["attacks"])
         if isinstance(model.get("local"), dict):
             same = ("branches",) if model["local"].get("executor") == "stacked" else ("branches", "executor")
             model["local"] = {key: value for key, value in model["local"].items() if key not in same}
+    if prefix is not None:
+        chosen["prefix"] = prefix
     if rounds and "trainer" in config:
         chosen["max_epochs"] = config["trainer"].get("max_epochs")
     return chosen

@@ -42,8 +42,9 @@ class RunRecord(L.Callback):
     `executor` (how rank 0 took local steps in the end),
     `client_updates_per_second` (evaluation not counted),
     `peak_memory_bytes` (the largest of all ranks), `excluded_updates`, `refused_rounds`, `initial_weights_sha256` and
-    `weights_sha256` (of the global parameters and buffers before the first round and in the end), `sha256` (of all the others,
-    by which damage is noticed; `config.yaml` has one in its last line).
+    `weights_sha256` (of the global parameters and buffers before the first round and in the end), `start_from` (`path` and
+    `sha256` of the weights that it began with, null for the client's own), `sha256` (of all the others, by which damage is
+    noticed; `config.yaml` has one in its last line).
 
     A run that does not go on with what is in the folder puts that aside, into `earlier/1`, `earlier/2` and so on. A resumed run
     refuses a checkpoint that was written under another configuration, and no two runs train in one folder at the same time:
@@ -59,13 +60,14 @@ class RunRecord(L.Callback):
         self.config = config or {}
         self.history = History()
         self.initial_weights: str | None = None
+        self.start: dict[str, Any] | None = None  # path and digest of what `model.start_from` named as the run began
         self._began: int | None = None  # rounds done as the present fit began; None where none is under way
         self._lock: IO[str] | None = None
 
     @property
     def config_hash(self) -> str:
         """SHA-256 of what defines the experiment: see `experiment`."""
-        return config_sha256(self.config)
+        return config_sha256(self.config, start=None if self.start is None else self.start["sha256"])
 
     # ---- the beginning: whatever can be found wrong without training has been by now ------------------------------------
 
@@ -79,6 +81,7 @@ class RunRecord(L.Callback):
         self._begin(trainer, pl_module)
 
     def _begin(self, trainer: L.Trainer, federation: Federation) -> None:
+        self.start = federation.warm_start.record
         if trainer.is_global_zero and not is_trial(trainer):
             self._write_first(trainer, federation)
         self._began = trainer.global_step  # from now on the record in the folder is this run's, and no earlier one's
@@ -207,6 +210,7 @@ class RunRecord(L.Callback):
             "seconds": {phase: round(seconds, 4) for phase, seconds in federation.seconds.items()},
             "peak_memory_bytes": peak_memory_bytes(device) if peak is None else peak,
             "world_size": trainer.world_size,
+            "start_from": self.start,
             "initial_weights_sha256": self.initial_weights,
             "weights_sha256": weights,
             "config_hash": self.config_hash,
@@ -238,7 +242,9 @@ class RunRecord(L.Callback):
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         written = checkpoint.get("callbacks", {}).get(self.state_key, {}).get("config")
         if written is not None:
-            differences = list(compare(experiment(written, rounds=False), experiment(self.config, rounds=False)))
+            begun = (checkpoint.get("federation", {}).get("start_from") or {}).get("sha256")
+            there, here = (experiment(config, rounds=False, start=begun) for config in (written, self.config))
+            differences = list(compare(there, here))
             if differences:
                 raise ConfigurationError(
                     "the checkpoint was written under another configuration: "
