@@ -146,6 +146,18 @@ class CohortSampler:
         share = round(self.malicious_fraction * self.clients_per_round, 9)
         return -int(-share // 1), int(share // 1)
 
+    def may_attack(self, round_number: int) -> bool:
+        """Whether a malicious client may be active in a round, counted from 0, as far as settings alone tell.
+
+        >>> [CohortSampler(start_round=2).may_attack(t) for t in (1, 2)]
+        [False, True]
+        """
+        if not self.malicious_fraction or round_number < self.start_round:
+            return False
+        if self.participation == "fixed_frequency":
+            return (round_number - self.start_round) % self.every == 0
+        return self.participation != "single_shot" or round_number in self.rounds
+
     def malicious_clients(self, seed: int, num_clients: int) -> Tensor:
         """(number of malicious clients,) int64, their numbers, ascending; the same in every round."""
         order = torch.randperm(num_clients, generator=generator(seed, "malicious clients"))

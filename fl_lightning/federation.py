@@ -24,7 +24,7 @@ from torch import Tensor
 from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.attacks.base import Attack, Broadcast, Knowledge, stamp_evaluation
 from fl_lightning.checked import made_of, maker, one_of, shown, whole
-from fl_lightning.checkpoints import resuming, sharded_state
+from fl_lightning.checkpoints import forking, resuming, sharded_state
 from fl_lightning.checkpoints.trained import Loadable, weights_for
 from fl_lightning.checkpoints.warm_start import WarmStart
 from fl_lightning.clients import Clients
@@ -402,6 +402,7 @@ class Federation(Loadable, WatchedNames):
         record = resuming.record_of(checkpoint, self.seed, rounds if self.trainer.state.fn == "fit" else None)
         weights_for(self.client, checkpoint, path, "give the model that it was trained with, or start afresh")
         self.warm_start = WarmStart.of(record.get("start_from"))
+        forking.settle(checkpoint, self.state_dict(), self.attacks)
         for attack, state in zip(self.attacks, record["attacks"], strict=True):
             attack.load_state_dict(state)
         if sharded_state.KEY in checkpoint and path is not None:

@@ -67,11 +67,17 @@ def without_paths(value: Any) -> Any:
 
 def compare(there: Any, here: Any, name: str = "") -> Iterator[str]:
     """Each setting in which two configurations differ, in words."""
+    for setting, one, other in differing(there, here, name):
+        yield f"{setting} is {one!r:.{LONGEST}} there and {other!r:.{LONGEST}} here"
+
+
+def differing(there: Any, here: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Each setting in which two configurations differ, and its two values."""
     if isinstance(there, Mapping) and isinstance(here, Mapping):
         for key in sorted({*there, *here}):
-            yield from compare(there.get(key), here.get(key), f"{name}.{key}" if name else str(key))
+            yield from differing(there.get(key), here.get(key), f"{name}.{key}" if name else str(key))
     elif isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
         for i, (one, other) in enumerate(zip(there, here, strict=True)):
-            yield from compare(one, other, f"{name}[{i}]")
+            yield from differing(one, other, f"{name}[{i}]")
     elif there != here:
-        yield f"{name} is {there!r:.{LONGEST}} there and {here!r:.{LONGEST}} here"
+        yield name, there, here

@@ -43,8 +43,10 @@ class RunRecord(L.Callback):
     `client_updates_per_second` (evaluation not counted),
     `peak_memory_bytes` (the largest of all ranks), `excluded_updates`, `refused_rounds`, `initial_weights_sha256` and
     `weights_sha256` (of the global parameters and buffers before the first round and in the end), `start_from` (`path` and
-    `sha256` of the weights that it began with, null for the client's own), `sha256` (of all the others, by which damage is
-    noticed; `config.yaml` has one in its last line).
+    `sha256` of the weights that it began with, null for the client's own), `prefix` (of a sweep's run that was forked from
+    another: that one's `id`, its `round` and `config_hash`, its `rule` where this one has another, and whether the run is
+    `exact`, as if run from its start), `sha256` (of all the others, by which damage is noticed; `config.yaml` has one in its
+    last line).
 
     A run that does not go on with what is in the folder puts that aside, into `earlier/1`, `earlier/2` and so on. A resumed run
     refuses a checkpoint that was written under another configuration, and no two runs train in one folder at the same time:
@@ -61,13 +63,16 @@ class RunRecord(L.Callback):
         self.history = History()
         self.initial_weights: str | None = None
         self.start: dict[str, Any] | None = None  # path and digest of what `model.start_from` named as the run began
+        self.prefix: dict[str, Any] | None = None  # of a forked run: what it was forked from
         self._began: int | None = None  # rounds done as the present fit began; None where none is under way
         self._lock: IO[str] | None = None
 
     @property
     def config_hash(self) -> str:
         """SHA-256 of what defines the experiment: see `experiment`."""
-        return config_sha256(self.config, start=None if self.start is None else self.start["sha256"])
+        start = None if self.start is None else self.start["sha256"]
+        prefix = None if self.prefix is None or self.prefix["exact"] else self.prefix["config_hash"]
+        return config_sha256(self.config, start=start, prefix=prefix)
 
     # ---- the beginning: whatever can be found wrong without training has been by now ------------------------------------
 
@@ -77,6 +82,7 @@ class RunRecord(L.Callback):
             self.history.go_on()
         else:
             self.history.clear()
+            self.prefix = None
             self.initial_weights = weights_sha256(pl_module.client) if trainer.is_global_zero else None
         self._begin(trainer, pl_module)
 
@@ -211,6 +217,7 @@ class RunRecord(L.Callback):
             "peak_memory_bytes": peak_memory_bytes(device) if peak is None else peak,
             "world_size": trainer.world_size,
             "start_from": self.start,
+            "prefix": self.prefix,
             "initial_weights_sha256": self.initial_weights,
             "weights_sha256": weights,
             "config_hash": self.config_hash,
@@ -226,6 +233,7 @@ class RunRecord(L.Callback):
             "metrics": self.history.text,
             "closing": self.history.closing,
             "initial_weights": self.initial_weights,
+            "prefix": self.prefix,
             "config": self.config,
         }
 
@@ -238,6 +246,7 @@ class RunRecord(L.Callback):
                 self.history.add(entry)
         self.history.closing = state_dict.get("closing")
         self.initial_weights = state_dict.get("initial_weights")
+        self.prefix = state_dict.get("prefix")
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         written = checkpoint.get("callbacks", {}).get(self.state_key, {}).get("config")

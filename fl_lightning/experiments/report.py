@@ -41,7 +41,7 @@ def write_report(results: Results, folder: Path) -> list[Path]:
         cell_curves = [svg(curves(results.group(cell), "")) for cell in range(len(shown))]
         sensitivities = {axis: svg(sensitivity(results, axis)) for axis in numeric_axes(results)}
     written = {
-        "table.md": f"# {markdown_cell(results.title)}\n\n{markdown(shown)}\n",
+        "table.md": f"# {markdown_cell(results.title)}\n\n{markdown(shown)}\n{of_prefixes(results)}",
         "table.tex": latex(shown, results.title),
         "cells.csv": as_csv(results.cells),
         "runs.csv": as_csv(results.runs),
@@ -54,6 +54,16 @@ def write_report(results: Results, folder: Path) -> list[Path]:
         (folder / name).parent.mkdir(exist_ok=True)
         write_whole(folder / name, text)
     return [folder / name for name in written]
+
+
+def of_prefixes(results: Results) -> str:
+    """The prefixes that runs begin with, in Markdown; they are no cells of the table."""
+    rows = [
+        f"| {p['id']} | {p['seed']} | {markdown_cell(str(p['rule']))} | {p['shared']} | {p['rounds']} | {p['state']} |"
+        for p in records(results.prefixes)
+    ]
+    head = "\nPrefixes, run once for the runs that begin with them:\n\n| prefix | seed | rule | runs | rounds | state |\n"
+    return f"{head}|---|---|---|---|---|---|\n" + "\n".join(rows) + "\n" if rows else ""
 
 
 def page(results: Results, shown: pd.DataFrame, cell_curves: list[str], sensitivities: dict[str, str]) -> str:
@@ -74,6 +84,7 @@ def page(results: Results, shown: pd.DataFrame, cell_curves: list[str], sensitiv
         ],
         sensitivities=sensitivities,
         seeds=results.seeds,
+        prefixes=records(results.prefixes),
         failures=[run for run in records(results.runs) if run["state"] == State.FAILED],
         stopped=[run for run in records(results.runs) if run["state"] == State.STOPPED],
         machines=machines([folder.record for folder in results.folders]),

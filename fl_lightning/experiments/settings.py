@@ -49,11 +49,15 @@ def with_seed(config: Mapping[str, Any], seed: int) -> dict[str, Any]:
     return {**config, "seed_everything": seed, "model": {**config["model"], "seed": seed}, "data": data}
 
 
-def run_id(config: Mapping[str, Any]) -> str:
+def run_id(config: Mapping[str, Any], prefix: str | None = None) -> str:
     """Twelve hexadecimal digits of a SHA-256 over all settings that decide what a run computes and measures.
 
     Where data lie, how many ranks there are and what is logged where do not belong to it; weights that a run starts from do, by
     what they are.
+
+    Args:
+        config: all settings.
+        prefix: the id of the run that this one is forked from, where it is another run than from its start by that.
 
     Raises:
         ConfigurationError: such weights cannot be read.
@@ -61,7 +65,7 @@ def run_id(config: Mapping[str, Any]) -> str:
     decisive = {key: value for key, value in config["trainer"].items() if key not in INDECISIVE}
     start_from = config["model"].get("start_from")
     start = None if start_from is None else start_sha256(start_from)
-    text = json.dumps([experiment(config, start=start), decisive], sort_keys=True, default=str)
+    text = json.dumps([experiment(config, start=start, prefix=prefix), decisive], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
