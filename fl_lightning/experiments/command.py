@@ -215,7 +215,7 @@ def send(runs: Sequence[Run], folder: Path, options: argparse.Namespace, console
     console.print(f"{len(missing)} of {len(runs)} runs submitted as job arrays: {', '.join(jobs) or 'none'}", highlight=False)
     if held:
         console.print(
-            f"{len(held)} runs begin with prefixes that are at work now; give the same command when those have ended",
+            f"{len(held)} more begin with prefixes that are at work now; give the same command when those have ended",
             highlight=False,
         )
 

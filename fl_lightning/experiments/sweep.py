@@ -105,8 +105,9 @@ class Sweep:
                 federation = build_once(with_seed(config, self.seeds[0]))
                 clean = None
                 if self.prefix is not None:
-                    clean = self.prefix.clean(config, settings([*cell.layers, *self.prefix.layers]))
-                    self.prefix.check(federation, build_once(with_seed(clean, self.seeds[0])))
+                    layers = self.prefix.layers
+                    clean = self.prefix.clean(config, settings([*cell.layers, *layers]) if layers else config)
+                    self.prefix.check(federation, build_once(with_seed(clean, self.seeds[0])) if layers else federation)
                 for seed in self.seeds:
                     seeded = with_seed(config, seed)
                     fork = None if clean is None else Fork.of(seeded, with_seed(clean, seed), seed, root)

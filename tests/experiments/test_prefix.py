@@ -1,15 +1,20 @@
 """First rounds that a sweep's runs share: what may be shared, what is refused, and that nothing shows in the results."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import tiny_federation
 
-from fl_lightning import ConfigurationError
+from fl_lightning import CohortSampler, ConfigurationError
+from fl_lightning.attacks import Neurotoxin
 from fl_lightning.cli import main
+from fl_lightning.configuration import resolve
 from fl_lightning.experiments import forks, job
 from fl_lightning.experiments.planned import Run, missing_prefixes, prefixes
+from fl_lightning.experiments.prefix import Prefix
 from fl_lightning.experiments.results import read_results, write_index
 from fl_lightning.experiments.run_folder import RunFolder, State
 from fl_lightning.experiments.scheduler import write_config
@@ -30,9 +35,9 @@ def text(prefix: str, rules: str = RULES, cohort: str = "{start_round: 2}", more
     return f"base: {layers}\naxes:\n  rule: {rules}\n  seed: {seeds}\nprefix: {prefix}\n{more}"
 
 
-def planned(folder: Path, *args: Any, overrides: Any = (), **kwargs: Any) -> list[Run]:
+def planned(folder: Path, *args: Any, **kwargs: Any) -> list[Run]:
     (folder / "some.yaml").write_text(text(*args, **kwargs))
-    return read_sweep(folder / "some.yaml").runs(folder / "runs" / "pool", {}, overrides)
+    return read_sweep(folder / "some.yaml").runs(folder / "runs" / "pool")
 
 
 def test_runs_share_what_is_the_same_before_they_fork(tmp_path):
@@ -49,79 +54,116 @@ def test_runs_share_what_is_the_same_before_they_fork(tmp_path):
     # One that is forked from itself is the run that it was; one whose rule changes is another.
     assert fedavg.id == run_id(fedavg.config)
     assert invariant.id != run_id(invariant.config)
-    own = planned(tmp_path, "{rounds: 2}")
-    assert len({run.fork.run.id for run in own}) == 2
-    assert all(run.fork.exact and run.fork.rule is None and run.id == run_id(run.config) for run in own)
 
 
 def test_attacks_may_differ_after_the_prefix(tmp_path):
     attacks = "{a: null, b: {model: {attacks: [{class_path: ValueTrigger, init_args: {poison_fraction: 0.3}}]}}}"
-    apart = planned(tmp_path, "{rounds: 2}", rules=attacks)
     together = planned(tmp_path, "{rounds: 2, settings: {model: {attacks: []}}}", rules=attacks)
-    assert len({run.fork.run.id for run in apart}) == 2
     assert len({run.fork.run.id for run in together}) == 1
     assert [(run.fork.exact, run.fork.rule) for run in together] == [(False, None)] * 2  # rows of the prefix have no ASR
-    assert {run.id for run in apart}.isdisjoint(run.id for run in together)
+    assert all(run.id != run_id(run.config) for run in together)
 
 
 ONE = "{x: null}"
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("prefix", "message"),
     [
-        ({"prefix": "3"}, r"prefix must have `rounds` and may have `settings`, got 3"),
-        ({"prefix": "{settings: null}"}, r"prefix must have `rounds`"),
-        ({"prefix": "{rounds: 0}"}, r"prefix\.rounds must be a whole number of at least 1, got 0"),
-        ({"prefix": "{rounds: true}"}, r"prefix\.rounds must be .*, got True"),
-        ({"prefix": "{rounds: 2, setting: null}"}, r"prefix: unknown key setting; did you mean settings"),
-        ({"prefix": "{rounds: 2, settings: gone.yaml}"}, r"prefix\.settings: there is no file .*gone\.yaml"),
-        ({"prefix": "{rounds: 2, settings: 3}"}, r"prefix\.settings must be a file, settings, or a list"),
-        ({"prefix": "{rounds: 2, settings: {model: {agregator: FedAvg}}}"}, r"^x: .*did you mean aggregator"),
-        ({"prefix": "{rounds: 4}"}, r"^x: prefix\.rounds = 4, but trainer\.max_epochs = 4, so that no round is left"),
-        (
-            {"cohort": "{}"},
-            r"^x: model\.cohort\.start_round = 0: attackers may be active in round 0, but the prefix of 2 rounds must be clean;"
-            r" have them begin with round 2, or give fewer",
-        ),
-        ({"cohort": "{start_round: 1}"}, r"start_round = 1: attackers may be active in round 1"),
-        (
-            {"cohort": "{participation: single_shot, rounds: [1, 3]}"},
-            r"model\.cohort\.rounds = \[1, 3\]: attackers may be active in round 1",
-        ),
-        (
-            {"settings": "{model: {cohort: {malicious_fraction: 0}}}"},
-            r"prefix\.settings changes model\.cohort\.malicious_fraction from 0\.2 to 0(\.0)?, but .* begin with round 2",
-        ),
-        ({"settings": "{model: {cohort: {start_round: 0}}}"}, r"prefix\.settings: by model\.cohort\.start_round = 0 malicious"),
-        ({"settings": "{seed_everything: 3}"}, r"changes .*seed"),
-        ({"settings": "{data: {init_args: {num_test: 300}}}"}, r"changes data\.init_args\.num_test from \d+ to 300"),
-        ({"settings": "{model: {local: {epochs: 2}}}"}, r"changes model\.local\.epochs from 1\.?0? to 2"),
-        ({"settings": "{model: {client: {init_args: {sizes: [45, 9, 2]}}}}"}, r"changes model\.client\.init_args\.sizes"),
-        ({"settings": "{model: {start_from: w.pt}}"}, r"changes model\.start_from from None to 'w\.pt'"),
-        ({"settings": "{trainer: {check_val_every_n_epoch: 1}}"}, r"changes trainer\.check_val_every_n_epoch from 3 to 1"),
-        (
-            {
-                "rules": "{x: {model: {attacks: [{class_path: ValueTrigger}, {class_path: Neurotoxin}]}}}",
-                "settings": "{model: {attacks: []}}",
-            },
-            r"Neurotoxin needs to know the server's last step .* leave model\.attacks out of prefix\.settings",
-        ),
-        ({"overrides": ["--trainer.enable_checkpointing", "false"]}, r"enable_checkpointing = false, but runs go on from the"),
+        ("3", r"prefix must have `rounds` and may have `settings`, got 3"),
+        ("{settings: null}", r"prefix must have `rounds`"),
+        ("{rounds: 0}", r"prefix\.rounds must be a whole number of at least 1, got 0"),
+        ("{rounds: true}", r"prefix\.rounds must be .*, got True"),
+        ("{rounds: 2, setting: null}", r"prefix: unknown key setting; did you mean settings"),
+        ("{rounds: 2, settings: gone.yaml}", r"prefix\.settings: there is no file .*gone\.yaml"),
+        ("{rounds: 2, settings: 3}", r"prefix\.settings must be a file, settings, or a list"),
+        ("{rounds: 2, settings: {model: {agregator: FedAvg}}}", r"^x: .*did you mean aggregator"),
+        ("{rounds: 4}", r"^x: prefix\.rounds = 4, but trainer\.max_epochs = 4, so that no round is left"),
     ],
 )
-def test_what_would_not_be_the_same_run_is_refused_before_anything_runs(tmp_path, given, message):
-    settings = given.pop("settings", None)
-    prefix = given.pop("prefix", "{rounds: 2}" if settings is None else f"{{rounds: 2, settings: {settings}}}")
+def test_a_mistake_in_it_is_named_before_anything_runs(tmp_path, prefix, message):
     with pytest.raises(ConfigurationError, match=message) as caught:
-        planned(tmp_path, prefix, **{"rules": ONE, **given})
+        planned(tmp_path, prefix, rules=ONE)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_cell_without_attackers_needs_no_window(tmp_path):
-    (run,) = planned(tmp_path, "{rounds: 2}", rules=ONE, cohort="{malicious_fraction: 0}")
-    assert run.fork.exact
+@pytest.fixture(scope="module")
+def quickstart() -> dict[str, Any]:
+    return resolve(["fit", "--config", str(BASE)])
+
+
+def overlaid(config: Any, place: str, value: Any) -> Any:
+    """A configuration with another value at a place."""
+    key, _, below = place.partition(".")
+    return {**config, key: overlaid(config[key], below, value) if below else value}
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ("model.cohort.malicious_fraction", 0.0, r"from 0\.2 to 0\.0, but .* attackers that begin with round 2"),
+        ("model.cohort.clients_per_round", 10, r"from 20 to 10"),
+        ("model.cohort.participation", "random_pool", r"from 'fixed_share' to 'random_pool'"),
+        ("seed_everything", 3, r"from 0 to 3"),
+        ("data.init_args.num_test", 300, r"from \d+ to 300"),
+        ("model.local.epochs", 2, r"from 1(\.0)? to 2"),
+        ("model.client.init_args.sizes", [45, 9, 2], r"from .* to \[45, 9, 2\]"),
+        ("model.start_from", "w.pt", r"from None to 'w\.pt'"),
+        ("trainer.check_val_every_n_epoch", 7, r"from 1 to 7"),
+    ],
+)
+def test_what_benign_training_depends_on_must_be_the_runs_own(quickstart, place, value, message):
+    with pytest.raises(ConfigurationError, match=rf"^prefix\.settings changes {re.escape(place)} {message}"):
+        Prefix(2, []).clean(quickstart, overlaid(quickstart, place, value))
+
+
+def test_what_may_differ_and_what_must_be_there(quickstart):
+    other = overlaid(overlaid(quickstart, "model.attacks", []), "model.cohort.start_round", 5)
+    clean = Prefix(2, []).clean(quickstart, other)
+    assert clean == overlaid(other, "trainer.max_epochs", 2)
+    silent = overlaid(quickstart, "trainer.enable_checkpointing", False)
+    with pytest.raises(ConfigurationError, match=r"enable_checkpointing = false, but runs go on from the last checkpoint"):
+        Prefix(2, []).clean(silent, silent)
+
+
+@pytest.mark.parametrize(
+    ("cohort", "message"),
+    [
+        (
+            {},
+            r"model\.cohort\.start_round = 0: attackers may be active in round 0, but the prefix of 2 rounds must be clean",
+        ),
+        ({"start_round": 1}, r"start_round = 1: attackers may be active in round 1, .* begin with round 2, or give fewer"),
+        ({"participation": "random_pool"}, r"active in round 0"),
+        ({"participation": "fixed_frequency", "every": 5, "start_round": 1}, r"active in round 1"),
+        ({"participation": "single_shot", "rounds": (1, 3)}, r"model\.cohort\.rounds = \[1, 3\]: .* active in round 1"),
+        ({"start_round": 2}, None),
+        ({"malicious_fraction": 0.0}, None),
+        ({"participation": "fixed_frequency", "every": 5, "start_round": 2}, None),
+        ({"participation": "single_shot", "rounds": (2, 3)}, None),
+    ],
+)
+def test_a_run_whose_attackers_begin_too_early_is_refused(cohort, message):
+    federation = tiny_federation(cohort=CohortSampler(**{"clients_per_round": 7, "malicious_fraction": 0.3, **cohort}))
+    if message is None:
+        Prefix(2, []).check(federation, federation)
+        return
+    with pytest.raises(ConfigurationError, match=message):
+        Prefix(2, []).check(federation, federation)
+    calm = tiny_federation(cohort=federation.cohort, attacks=[])
+    Prefix(2, []).check(calm, calm)  # there is nobody who attacks
+
+
+def test_what_the_prefix_itself_must_not_do_or_lack():
+    late = tiny_federation(cohort=CohortSampler(clients_per_round=7, malicious_fraction=0.3, start_round=2))
+    early = tiny_federation(cohort=CohortSampler(clients_per_round=7, malicious_fraction=0.3), attacks=[])
+    with pytest.raises(ConfigurationError, match=r"prefix\.settings: by model\.cohort\.start_round = 0 malicious clients take"):
+        Prefix(2, []).check(late, early)
+    watching = tiny_federation(cohort=late.cohort, attacks=[Neurotoxin()])
+    with pytest.raises(ConfigurationError, match=r"Neurotoxin needs to know the server's last step .* out of prefix\.settings"):
+        Prefix(2, []).check(watching, tiny_federation(cohort=late.cohort, attacks=[]))
+    Prefix(2, []).check(watching, watching)
 
 
 def finish(run: Run, **record: Any) -> None:
@@ -162,27 +204,27 @@ def test_a_run_is_not_begun_by_a_prefix_that_is_none(tmp_path):
 
 
 def test_prefixes_are_listed_apart_and_are_no_cells(tmp_path, capsys):
-    (tmp_path / "some.yaml").write_text(text(FEDAVG_FIRST))
+    (tmp_path / "some.yaml").write_text(text(FEDAVG_FIRST, rules=ONE))
     sweep = read_sweep(tmp_path / "some.yaml")
     runs = sweep.runs(tmp_path / "runs" / "pool")
     main(["sweep", "some.yaml", "--dry-run"])
     shown = capsys.readouterr().out
     assert "prefixes: 1 pending" in shown
-    assert shown.rstrip().endswith("2 pending")
+    assert shown.rstrip().endswith("1 pending")
     assert shown.count(runs[0].fork.run.id) == 1
     assert "0/2" in shown
     finish(runs[0].fork.run, rounds=2, acc=0.5, acc_last10_rounds=[])
     write_index(tmp_path / "runs" / "sweeps" / "some", sweep, runs)
     results = read_results(tmp_path / "runs" / "sweeps" / "some", tmp_path / "runs" / "pool")
-    assert (len(results.runs), len(results.cells)) == (2, 2)
+    assert (len(results.runs), len(results.cells)) == (1, 1)
     (row,) = results.prefixes.to_dict("records")
     assert {key: row[key] for key in ("id", "rule", "shared", "rounds", "state")} == {
-        "id": runs[0].fork.run.id, "rule": "FedAvg", "shared": 2, "rounds": 2, "state": "finished",
+        "id": runs[0].fork.run.id, "rule": "FedAvg", "shared": 1, "rounds": 2, "state": "finished",
     }  # fmt: skip
     main(["report", str(tmp_path / "runs" / "sweeps" / "some")])
     folder = tmp_path / "runs" / "sweeps" / "some"
-    assert f"| {row['id']} | 0 | FedAvg | 2 | 2 | finished |" in (folder / "table.md").read_text()
-    assert "shared by 2 runs" in (folder / "report.html").read_text()
+    assert f"| {row['id']} | 0 | FedAvg | 1 | 2 | finished |" in (folder / "table.md").read_text()
+    assert ", of 1 run:" in (folder / "report.html").read_text()
     assert row["id"] not in (folder / "runs.csv").read_text()
 
 
@@ -206,6 +248,3 @@ def test_a_sweep_runs_its_prefix_once_and_its_runs_are_as_without(tmp_path, caps
         assert whole.record[key] == fedavg.folder.record[key], key
     assert invariant.folder.record["prefix"]["rule"] == "FedAvg"
     assert invariant.folder.record["config_hash"] != whole.record["config_hash"]
-    written = fedavg.fork.run.folder.log.stat().st_mtime_ns
-    main(["sweep", "some.yaml", *LESS])
-    assert fedavg.fork.run.folder.log.stat().st_mtime_ns == written
