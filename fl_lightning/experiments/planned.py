@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fl_lightning.callbacks.digests import experiment
 from fl_lightning.experiments.forks import begun
-from fl_lightning.experiments.prefix import FOLDER, rule_of
+from fl_lightning.experiments.prefix import FOLDER, rule_of, same_rounds
 from fl_lightning.experiments.run_folder import RunFolder
 from fl_lightning.experiments.settings import Layer, run_id
 
@@ -92,9 +91,8 @@ class Fork:
         name = run_id(clean)
         folder = root.absolute().parent / FOLDER / name
         prefix = Run(Cell({"prefix": f"prefix {name}"}, []), seed, placed(clean, folder), RunFolder(folder))
-        exact = experiment(config, rounds=False) == experiment(clean, rounds=False)
         other_rule = config["model"]["aggregator"] != clean["model"]["aggregator"]
-        return cls(prefix, clean["trainer"]["max_epochs"], exact, rule_of(clean) if other_rule else None)
+        return cls(prefix, clean["trainer"]["max_epochs"], same_rounds(config, clean), rule_of(clean) if other_rule else None)
 
 
 def placed(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fl_lightning.callbacks.digests import differing
+from fl_lightning.callbacks.digests import differing, experiment
 from fl_lightning.cohort import CohortSampler
 from fl_lightning.errors import SOME_LETTERS, ConfigurationError, enumerated
 from fl_lightning.experiments.settings import Layer
@@ -44,6 +44,8 @@ class Prefix:
     def clean(self, config: Mapping[str, Any], overlaid: Mapping[str, Any]) -> dict[str, Any]:
         """The prefix's configuration.
 
+        In it attackers begin with round t, if at all: runs in which they do later have the rounds before it in common.
+
         Args:
             config: the run's.
             overlaid: the same with `layers` on top.
@@ -69,7 +71,9 @@ class Prefix:
                 f"prefix.settings changes {enumerated(changed, SOME_LETTERS, '; ')}, but {ALLOWED}; leave it out: attackers "
                 f"that begin with round {self.rounds} (model.cohort.start_round) leave the rounds before clean"
             )
-        return {**overlaid, "trainer": {**overlaid["trainer"], "max_epochs": self.rounds}}
+        begins = cohort_of(overlaid).get("start_round") or 0
+        late = with_cohort(overlaid, start_round=self.rounds) if begins > self.rounds else overlaid
+        return {**late, "trainer": {**overlaid["trainer"], "max_epochs": self.rounds}}
 
     def check(self, federation: Federation, clean: Federation) -> None:
         """See that no attacker is active before the prefix ends.
@@ -107,8 +111,27 @@ class Prefix:
 def own(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that a run and its prefix must have alike."""
     model = {key: value for key, value in config["model"].items() if key not in ("aggregator", "attacks")}
-    cohort = model.get("cohort") or {}
+    cohort = cohort_of(config)
     return {**config, "model": {**model, "cohort": {key: cohort.get(key) for key in OF_DRAWS}}}
+
+
+def same_rounds(config: Mapping[str, Any], clean: Mapping[str, Any]) -> bool:
+    """Whether a run would have the rounds of a prefix, to the bit, where nobody attacks before it ends."""
+    one, other = (experiment(with_cohort(each, start_round=0), rounds=False) for each in (config, clean))
+    return one == other
+
+
+def cohort_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings of `model.cohort`, also of a class of a user's own."""
+    cohort = config["model"].get("cohort") or {}
+    return cohort.get("init_args", {}) if "class_path" in cohort else cohort
+
+
+def with_cohort(config: Mapping[str, Any], **settings: Any) -> dict[str, Any]:
+    """A configuration with other settings of `model.cohort`."""
+    cohort, changed = config["model"].get("cohort") or {}, {**cohort_of(config), **settings}
+    changed = {**cohort, "init_args": changed} if "class_path" in cohort else changed
+    return {**config, "model": {**config["model"], "cohort": changed}}
 
 
 def named(cohort: CohortSampler) -> str:

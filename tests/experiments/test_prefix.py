@@ -14,7 +14,7 @@ from fl_lightning.cli import main
 from fl_lightning.configuration import resolve
 from fl_lightning.experiments import forks, job
 from fl_lightning.experiments.planned import Run, missing_prefixes, prefixes
-from fl_lightning.experiments.prefix import Prefix
+from fl_lightning.experiments.prefix import Prefix, same_rounds
 from fl_lightning.experiments.results import read_results, write_index
 from fl_lightning.experiments.run_folder import RunFolder, State
 from fl_lightning.experiments.scheduler import write_config
@@ -119,9 +119,15 @@ def test_what_benign_training_depends_on_must_be_the_runs_own(quickstart, place,
 
 
 def test_what_may_differ_and_what_must_be_there(quickstart):
-    other = overlaid(overlaid(quickstart, "model.attacks", []), "model.cohort.start_round", 5)
+    other = overlaid(overlaid(quickstart, "model.attacks", []), "model.cohort.start_round", 2)
     clean = Prefix(2, []).clean(quickstart, other)
     assert clean == overlaid(other, "trainer.max_epochs", 2)
+    assert not same_rounds(quickstart, clean)  # without attacks there is no ASR
+    for begin in (2, 3, 9):  # they have the first two rounds in common
+        late = overlaid(quickstart, "model.cohort.start_round", begin)
+        clean = Prefix(2, []).clean(late, late)
+        assert clean["model"]["cohort"]["start_round"] == 2
+        assert same_rounds(late, clean)
     silent = overlaid(quickstart, "trainer.enable_checkpointing", False)
     with pytest.raises(ConfigurationError, match=r"enable_checkpointing = false, but runs go on from the last checkpoint"):
         Prefix(2, []).clean(silent, silent)
@@ -228,6 +234,7 @@ def test_prefixes_are_listed_apart_and_are_no_cells(tmp_path, capsys):
     assert row["id"] not in (folder / "runs.csv").read_text()
 
 
+@pytest.mark.slow
 def test_a_sweep_runs_its_prefix_once_and_its_runs_are_as_without(tmp_path, capsys):
     (tmp_path / "some.yaml").write_text(text(FEDAVG_FIRST))
     main(["sweep", "some.yaml", "--jobs", "2", *LESS])
