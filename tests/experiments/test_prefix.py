@@ -13,7 +13,7 @@ from fl_lightning.attacks import Neurotoxin
 from fl_lightning.cli import main
 from fl_lightning.configuration import resolve
 from fl_lightning.experiments import forks, job
-from fl_lightning.experiments.planned import Run, missing_prefixes, prefixes
+from fl_lightning.experiments.planned import Fork, Run, missing_prefixes, prefixes
 from fl_lightning.experiments.prefix import Prefix, same_rounds
 from fl_lightning.experiments.results import read_results, write_index
 from fl_lightning.experiments.run_folder import RunFolder, State
@@ -40,9 +40,15 @@ def planned(folder: Path, *args: Any, **kwargs: Any) -> list[Run]:
     return read_sweep(folder / "some.yaml").runs(folder / "runs" / "pool")
 
 
+def forked(run: Run) -> Fork:
+    """What a run begins with."""
+    assert run.fork is not None
+    return run.fork
+
+
 def test_runs_share_what_is_the_same_before_they_fork(tmp_path):
     fedavg, again, invariant, other = planned(tmp_path, FEDAVG_FIRST, seeds="[0, 1]")
-    forks_ = [run.fork for run in (fedavg, again, invariant, other)]
+    forks_ = [forked(run) for run in (fedavg, again, invariant, other)]
     assert [fork.run.id for fork in forks_] == [forks_[0].run.id, forks_[1].run.id] * 2
     assert [(fork.round, fork.exact, fork.rule) for fork in forks_] == [(2, True, None)] * 2 + [(2, False, "FedAvg")] * 2
     prefix = forks_[0].run
@@ -59,8 +65,8 @@ def test_runs_share_what_is_the_same_before_they_fork(tmp_path):
 def test_attacks_may_differ_after_the_prefix(tmp_path):
     attacks = "{a: null, b: {model: {attacks: [{class_path: ValueTrigger, init_args: {poison_fraction: 0.3}}]}}}"
     together = planned(tmp_path, "{rounds: 2, settings: {model: {attacks: []}}}", rules=attacks)
-    assert len({run.fork.run.id for run in together}) == 1
-    assert [(run.fork.exact, run.fork.rule) for run in together] == [(False, None)] * 2  # rows of the prefix have no ASR
+    assert len({forked(run).run.id for run in together}) == 1
+    assert [(forked(run).exact, forked(run).rule) for run in together] == [(False, None)] * 2  # rows of the prefix have no ASR
     assert all(run.id != run_id(run.config) for run in together)
 
 
@@ -179,7 +185,7 @@ def finish(run: Run, **record: Any) -> None:
 
 def test_a_run_is_not_begun_by_a_prefix_that_is_none(tmp_path):
     (run,) = planned(tmp_path, "{rounds: 2}", rules=ONE)
-    prefix = run.fork.run
+    prefix = forked(run).run
     assert missing_prefixes([run]) == [prefix]
     for each in (prefix, run):
         write_config(each)
@@ -217,15 +223,15 @@ def test_prefixes_are_listed_apart_and_are_no_cells(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "prefixes: 1 pending" in shown
     assert shown.rstrip().endswith("1 pending")
-    assert shown.count(runs[0].fork.run.id) == 1
+    assert shown.count(forked(runs[0]).run.id) == 1
     assert "0/2" in shown
-    finish(runs[0].fork.run, rounds=2, acc=0.5, acc_last10_rounds=[])
+    finish(forked(runs[0]).run, rounds=2, acc=0.5, acc_last10_rounds=[])
     write_index(tmp_path / "runs" / "sweeps" / "some", sweep, runs)
     results = read_results(tmp_path / "runs" / "sweeps" / "some", tmp_path / "runs" / "pool")
     assert (len(results.runs), len(results.cells)) == (1, 1)
     (row,) = results.prefixes.to_dict("records")
     assert {key: row[key] for key in ("id", "rule", "shared", "rounds", "state")} == {
-        "id": runs[0].fork.run.id, "rule": "FedAvg", "shared": 1, "rounds": 2, "state": "finished",
+        "id": forked(runs[0]).run.id, "rule": "FedAvg", "shared": 1, "rounds": 2, "state": "finished",
     }  # fmt: skip
     main(["report", str(tmp_path / "runs" / "sweeps" / "some")])
     folder = tmp_path / "runs" / "sweeps" / "some"
@@ -244,7 +250,7 @@ def test_a_sweep_runs_its_prefix_once_and_its_runs_are_as_without(tmp_path, caps
     assert said.count("finished: prefix") == 1
     pool, given = tmp_path / "runs" / "pool", {"Phishing.num_train": 2000, "Phishing.num_test": 300}
     fedavg, invariant = read_sweep(tmp_path / "some.yaml").runs(pool, given)
-    assert fedavg.folder.log.read_text().startswith(f"forked from {fedavg.fork.run.folder.path} after round 2\n")
+    assert fedavg.folder.log.read_text().startswith(f"forked from {forked(fedavg).run.folder.path} after round 2\n")
     assert "the rule was FedAvg until then, and the run's own begins without a memory" in invariant.folder.log.read_text()
     plain = ["--config", str(fedavg.folder.config), "--trainer.default_root_dir", "plain"]
     main(["fit", *plain])
