@@ -157,7 +157,8 @@ def test_what_may_differ_and_what_must_be_there(quickstart):
     ],
 )
 def test_a_run_whose_attackers_begin_too_early_is_refused(cohort, message):
-    federation = tiny_federation(cohort=CohortSampler(**{"clients_per_round": 7, "malicious_fraction": 0.3, **cohort}))
+    settings: dict[str, Any] = {"clients_per_round": 7, "malicious_fraction": 0.3, **cohort}
+    federation = tiny_federation(cohort=CohortSampler(**settings))
     if message is None:
         Prefix(2, []).check(federation, federation)
         return
