@@ -99,6 +99,7 @@ def fetch_and_check(model: Federation, datamodule: FederatedDataModule) -> None:
     model.prepare_data()
     datamodule.setup("fit")
     model.check(datamodule)
+    model.warm_start.check(model.client)
 
 
 class FederatedCLI(LightningCLI):

@@ -24,8 +24,9 @@ from torch import Tensor
 from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.attacks.base import Attack, Broadcast, Knowledge, stamp_evaluation
 from fl_lightning.checked import made_of, maker, one_of, shown, whole
-from fl_lightning.checkpoints import resuming, sharded_state
+from fl_lightning.checkpoints import forking, resuming, sharded_state
 from fl_lightning.checkpoints.trained import Loadable, weights_for
+from fl_lightning.checkpoints.warm_start import WarmStart
 from fl_lightning.clients import Clients
 from fl_lightning.cohort import CohortSampler
 from fl_lightning.data.alike import to_be_alike
@@ -97,6 +98,9 @@ class Federation(Made, Loadable, WatchedNames):
         bucket_bytes: memory for one bucket of coordinates during the exchange.
         compile_rules: whether rules that can (TrimmedMean, Median, Invariant, MeanVarianceRatio, but not inside others) run
             compiled, with the same bits: `auto` if the rounds save more time than compiling takes, `always`, or `never`.
+        start_from: where the first round's weights (parameters and buffers) come from, in place of the client's own: a run's
+            folder, a checkpoint, or a file of `torch.save` with a `state_dict`, of the same model. Rounds count from 0. A run
+            that goes on from its checkpoint needs it no more.
 
     Example:
         >>> from fl_lightning.aggregators import Invariant
@@ -120,6 +124,7 @@ class Federation(Made, Loadable, WatchedNames):
         seed: int = 0,
         bucket_bytes: int = BUCKET_BYTES,
         compile_rules: Compile = "auto",
+        start_from: str | None = None,
     ) -> None:
         super().__init__()
         check_kind(client)
@@ -141,6 +146,7 @@ class Federation(Made, Loadable, WatchedNames):
         self.seed = seed
         self.bucket_bytes = whole("model.bucket_bytes", bucket_bytes, 1)
         self.compile_rules: Compile = one_of("model.compile_rules", compile_rules, get_args(Compile))
+        self.warm_start = WarmStart.at(start_from)
         self.last_step: Tensor | None
         self.register_buffer("last_step", None)  # (d,), old minus new, where an attack watches it
         self.seconds: dict[str, float] = defaultdict(float)
@@ -288,6 +294,7 @@ class Federation(Made, Loadable, WatchedNames):
         return self.aggregator.predict(self.client, batch, self.undisturbed.generator("predict", self.rounds_done))
 
     def on_validation_start(self) -> None:
+        self.warm_start.begin(self.client, self.trainer, anew=False)
         self._evaluation_began = time.perf_counter()
         self.evaluations.round = self.global_step
         self.undisturbed.begin()
@@ -299,6 +306,7 @@ class Federation(Made, Loadable, WatchedNames):
     on_test_start, on_test_end = on_validation_start, on_validation_end
 
     def on_predict_start(self) -> None:
+        self.warm_start.begin(self.client, self.trainer, anew=False)
         self.undisturbed.begin()
 
     def on_predict_end(self) -> None:
@@ -390,7 +398,8 @@ class Federation(Made, Loadable, WatchedNames):
 
     def on_fit_start(self) -> None:
         """Give every rank rank 0's weights."""
-        if self.by_chance and self.trainer.ckpt_path is None:
+        self.warm_start.begin(self.client, self.trainer)
+        if self.by_chance and self.warm_start.path is None and self.trainer.ckpt_path is None:
             warn_of_chance(self.seed)
         for _, tensor in named_state(self.client):
             tensor.copy_(self.exchange.broadcast(tensor.contiguous()))
@@ -407,6 +416,7 @@ class Federation(Made, Loadable, WatchedNames):
             "seed": self.seed,
             "seconds": dict(self.seconds),
             "evaluated": self.evaluations.round,
+            "start_from": self.warm_start.record,
             **{name: getattr(self, name) for name in COUNTED},
         }
 
@@ -414,6 +424,8 @@ class Federation(Made, Loadable, WatchedNames):
         rounds, path = self.trainer.max_epochs, self.trainer.ckpt_path
         record = resuming.record_of(checkpoint, self.seed, rounds if self.trainer.state.fn == "fit" else None)
         weights_for(self.client, checkpoint, path, "give the model that it was trained with, or start afresh")
+        self.warm_start = WarmStart.of(record.get("start_from"))
+        forking.settle(checkpoint, self.state_dict(), self.attacks)
         for attack, state in zip(self.attacks, record["attacks"], strict=True):
             attack.load_state_dict(state)
         if sharded_state.KEY in checkpoint and path is not None:

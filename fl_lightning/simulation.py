@@ -220,7 +220,8 @@ class Simulation:
         trainer = {"max_epochs": self.rounds, "default_root_dir": str(self.folder), "devices": describe(self.devices)}
         trainer |= {"callbacks": describe(self.callbacks)} | describe(self.trainer_options)
         config = {"seed_everything": self.seed, "trainer": trainer, "model": model, "data": data}
-        return config | {"initial_weights": "of a module that was made before, not by the seed"} if given else config
+        of_module = given and self.federation_options.get("start_from") is None
+        return config | {"initial_weights": "of a module that was made before, not by the seed"} if of_module else config
 
     def _made(self) -> dict[str, Any]:
         """What the module says of itself that a function makes, and of its first weights if they are the same every time."""

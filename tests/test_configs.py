@@ -108,6 +108,9 @@ def test_runs_one_round(config, tmp_path):
             write_images(tmp_path / folder, "test", 44, classes)
     if kind == "twitter":
         write_tweets(tmp_path)
+    if config.name == "warm_start.yaml":
+        clean = ["--config", str(config.with_name("pixel_trigger.yaml")), *ONE_ROUND]
+        main(["fit", *clean, "--trainer.default_root_dir", "runs/digits/clean"])
     if config.name == "table.yaml":
         write_table(tmp_path / "table.csv")
     files = [config]

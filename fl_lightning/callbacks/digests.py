@@ -8,9 +8,9 @@ from typing import Any
 from torch import nn
 
 from fl_lightning.cohort import SELDOM
-from fl_lightning.modules.bits import as_bytes
+from fl_lightning.modules.bits import named_sha256
 
-LATER = ("server_scheduler", "attackers", "attackers_optimizer", "attackers_scheduler")
+LATER = ("server_scheduler", "start_from", "attackers", "attackers_optimizer", "attackers_scheduler")
 """Settings of `model` that earlier versions did not have; left out, the experiment is that of their records."""
 
 LATER_OF_ATTACKS = {"per_batch": False}
@@ -22,24 +22,24 @@ LONGEST = 120
 
 def weights_sha256(module: nn.Module) -> str:
     """SHA-256 over names, types, shapes and bytes of a module's parameters and buffers."""
-    digest = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(as_bytes(tensor))
-    return digest.hexdigest()
+    return named_sha256(module.state_dict().items())
 
 
-def config_sha256(config: Mapping[str, Any]) -> str:
+def config_sha256(config: Mapping[str, Any], **weights: Any) -> str:
     """SHA-256 of what defines the experiment: see `experiment`."""
-    return hashlib.sha256(json.dumps(experiment(config), sort_keys=True, default=str).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(experiment(config, **weights), sort_keys=True, default=str).encode()).hexdigest()
 
 
-def experiment(config: Mapping[str, Any], *, rounds: bool = True) -> dict[str, Any]:
+def experiment(
+    config: Mapping[str, Any], *, rounds: bool = True, start: str | None = None, prefix: str | None = None
+) -> dict[str, Any]:
     """The part of a configuration that decides the numbers: not where data lie, not how many ranks, not what is logged.
 
     Args:
         config: a resolved configuration.
         rounds: whether the number of rounds belongs to it; a resumed run may be made longer.
+        start: the digest of the weights in `model.start_from`, which stands for their path.
+        prefix: the `config_hash` of the run that this one was forked from, where that had other settings.
     """
     chosen = {key: value for key, value in config.items() if key in ("seed_everything", "model", "data")}
     if "data" in chosen:
@@ -49,6 +49,8 @@ def experiment(config: Mapping[str, Any], *, rounds: bool = True) -> dict[str, A
         for name in LATER:
             if model.get(name) is None:
                 model.pop(name, None)
+        if "start_from" in model and start is not None:
+            model["start_from"] = start
         if "aggregator" in model:  # verdicts change no bit
             model["aggregator"] = without(model["aggregator"], "verdicts")
         if "attacks" in model:
@@ -64,6 +66,8 @@ def experiment(config: Mapping[str, Any], *, rounds: bool = True) -> dict[str, A
             model["cohort"] = with_interval(model["cohort"])
             if rounds:  # a digest, which is that of records of before there was a window
                 model["cohort"] = with_every(model["cohort"])
+    if prefix is not None:
+        chosen["prefix"] = prefix
     if rounds and "trainer" in config:
         chosen["max_epochs"] = config["trainer"].get("max_epochs")
     return chosen
@@ -109,11 +113,17 @@ def without_later(attack: Any) -> Any:
 
 def compare(there: Any, here: Any, name: str = "") -> Iterator[str]:
     """Each setting in which two configurations differ, in words."""
+    for setting, one, other in differing(there, here, name):
+        yield f"{setting} is {one!r:.{LONGEST}} there and {other!r:.{LONGEST}} here"
+
+
+def differing(there: Any, here: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Each setting in which two configurations differ, and its two values."""
     if isinstance(there, Mapping) and isinstance(here, Mapping):
         for key in sorted({*there, *here}):
-            yield from compare(there.get(key), here.get(key), f"{name}.{key}" if name else str(key))
+            yield from differing(there.get(key), here.get(key), f"{name}.{key}" if name else str(key))
     elif isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
         for i, (one, other) in enumerate(zip(there, here, strict=True)):
-            yield from compare(one, other, f"{name}[{i}]")
+            yield from differing(one, other, f"{name}[{i}]")
     elif there != here:
-        yield f"{name} is {there!r:.{LONGEST}} there and {here!r:.{LONGEST}} here"
+        yield name, there, here

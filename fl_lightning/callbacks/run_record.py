@@ -57,9 +57,11 @@ class RunRecord(L.Callback):
     `executor` (how rank 0 took local steps in the end),
     `client_updates_per_second` (evaluation not counted),
     `peak_memory_bytes` (the largest of all ranks), `excluded_updates`, `refused_rounds`, `initial_weights_sha256` and
-    `weights_sha256` (of the global parameters and buffers before the first round and in the end), what other callbacks add
-    (`lifespan` by `BackdoorLifespan`, `detection` by `DetectionMetrics`), `sha256` (of all the others, by which damage is
-    noticed; `config.yaml` has one in its last line).
+    `weights_sha256` (of the global parameters and buffers before the first round and in the end), `start_from` (`path` and
+    `sha256` of the weights that it began with, null for the client's own), `prefix` (of a sweep's run that was forked from
+    another: that one's `id`, its `round` and `config_hash`, its `rule` where this one has another, and whether the run is
+    `exact`, as if run from its start), what other callbacks add (`lifespan` by `BackdoorLifespan`, `detection` by
+    `DetectionMetrics`), `sha256` (of all the others, by which damage is noticed; `config.yaml` has one in its last line).
 
     A run that does not go on with what is in the folder puts that aside, into `earlier/1`, `earlier/2` and so on. A resumed run
     refuses a checkpoint that was written under another configuration, and no two runs train in one folder at the same time:
@@ -76,13 +78,17 @@ class RunRecord(L.Callback):
         self.history = History()
         self.initial_weights: str | None = None
         self._code: dict[str, str] = {}
+        self.start: dict[str, Any] | None = None  # path and digest of what `model.start_from` named as the run began
+        self.prefix: dict[str, Any] | None = None  # of a forked run: what it was forked from
         self._began: int | None = None  # rounds done as the present fit began; None where none is under way
         self._lock: IO[str] | None = None
 
     @property
     def config_hash(self) -> str:
         """SHA-256 of what defines the experiment: see `experiment`."""
-        return config_sha256(self.config)
+        start = None if self.start is None else self.start["sha256"]
+        prefix = None if self.prefix is None or self.prefix["exact"] else self.prefix["config_hash"]
+        return config_sha256(self.config, start=start, prefix=prefix)
 
     # ---- the beginning: whatever can be found wrong without training has been by now ------------------------------------
 
@@ -92,11 +98,13 @@ class RunRecord(L.Callback):
             self.history.go_on()
         else:
             self.history.clear()
+            self.prefix = None
             self.initial_weights = weights_sha256(pl_module.client) if trainer.is_global_zero else None
         self._code = code_of(pl_module)
         self._begin(trainer, pl_module)
 
     def _begin(self, trainer: L.Trainer, federation: Federation) -> None:
+        self.start = federation.warm_start.record
         if trainer.is_global_zero and not is_trial(trainer):
             self._write_first(trainer, federation)
             if isinstance(trainer.strategy, FederatedStrategy):
@@ -239,6 +247,8 @@ class RunRecord(L.Callback):
             "seconds": {phase: round(seconds, 4) for phase, seconds in of_phases.items()},
             "peak_memory_bytes": peak_memory_bytes(device) if peak is None else peak,
             "world_size": trainer.world_size,
+            "start_from": self.start,
+            "prefix": self.prefix,
             "initial_weights_sha256": self.initial_weights,
             "weights_sha256": weights,
             "config_hash": self.config_hash,
@@ -254,6 +264,7 @@ class RunRecord(L.Callback):
             "metrics": self.history.text,
             "closing": self.history.closing,
             "initial_weights": self.initial_weights,
+            "prefix": self.prefix,
             "config": self.config,
             "code": {"python": VERSION, "classes": self._code},
         }
@@ -267,11 +278,14 @@ class RunRecord(L.Callback):
                 self.history.add(entry)
         self.history.closing = state_dict.get("closing")
         self.initial_weights = state_dict.get("initial_weights")
+        self.prefix = state_dict.get("prefix")
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         written = checkpoint.get("callbacks", {}).get(self.state_key, {}).get("config")
         if written is not None:
-            differences = list(compare(experiment(written, rounds=False), experiment(self.config, rounds=False)))
+            begun = (checkpoint.get("federation", {}).get("start_from") or {}).get("sha256")
+            there, here = (experiment(config, rounds=False, start=begun) for config in (written, self.config))
+            differences = list(compare(there, here))
             if differences:
                 raise ConfigurationError(
                     "the checkpoint was written under another configuration: "

@@ -19,7 +19,11 @@ from fl_lightning.checked import shown
 from fl_lightning.checkpoints import checkpoint_files, resuming
 from fl_lightning.checkpoints.resuming import LAST
 from fl_lightning.errors import SOME_LETTERS, ConfigurationError, enumerated, in_one_line
+from fl_lightning.files.sealed import DamagedError
 from fl_lightning.files.yaml_files import load_yaml
+
+CLIENT = "client."
+"""What names of the client's tensors begin with in a federation's checkpoint."""
 
 
 class Loadable:
@@ -69,8 +73,7 @@ def load_weights(client: nn.Module, checkpoint: Mapping[str, Any], file: Path) -
 
 def weights_for(client: nn.Module, checkpoint: Mapping[str, Any], file: Any, remedy: str) -> dict[str, Any]:
     """The global model of a checkpoint, after seeing that every tensor has its place in the module."""
-    prefix = "client."
-    weights = {name.removeprefix(prefix): w for name, w in checkpoint["state_dict"].items() if name.startswith(prefix)}
+    weights = {name.removeprefix(CLIENT): w for name, w in checkpoint["state_dict"].items() if name.startswith(CLIENT)}
     different = list(differences(client.state_dict(), weights))
     if different:
         raise ConfigurationError(
@@ -100,26 +103,42 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     Raises:
         ConfigurationError: damaged, or no checkpoint of a federation.
     """
-    stamp = checkpoint_files.check(file)
+    checkpoint = read_file(file)
+    if not isinstance(checkpoint, dict) or "federation" not in checkpoint or "state_dict" not in checkpoint:
+        raise ConfigurationError(f"{file} is not a checkpoint of a federation; give the {LAST} of a run")
+    return checkpoint
+
+
+def read_file(file: Path) -> Any:
+    """What a file of `torch.save` holds, on the CPU, after a look at its digest or checksums; nothing in it is run.
+
+    Raises:
+        ConfigurationError: damaged, or no such file.
+    """
     try:
-        if stamp is None:  # of an earlier version: its parts have checksums
+        if not is_pickle(file) and checkpoint_files.check(file) is None:  # of other programs: its parts have checksums
             with zipfile.ZipFile(file) as parts:
                 damaged = parts.testzip()
             if damaged is not None:
                 raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except DamagedError:
+        raise
     except pickle.UnpicklingError as error:
         raise ConfigurationError(
-            f"the checkpoint {file} holds more than tensors and plain data, of a callback's perhaps, which could be a program "
-            "and is not read; give one that was written without that callback"
+            f"the checkpoint {file} holds more than tensors and plain data, of a callback's perhaps or a whole module, which "
+            "could be a program and is not read; give one that was written without that, as module.state_dict() is"
         ) from error
     except Exception as error:  # whatever may be wrong with bytes
         raise ConfigurationError(
             f"the checkpoint {file} cannot be read ({in_one_line(error)}); it is damaged or no checkpoint: give another one"
         ) from error
-    if not isinstance(checkpoint, dict) or "federation" not in checkpoint or "state_dict" not in checkpoint:
-        raise ConfigurationError(f"{file} is not a checkpoint of a federation; give the {LAST} of a run")
-    return checkpoint
+
+
+def is_pickle(file: Path) -> bool:
+    """Whether a file is of the kind that `torch.save` wrote before version 1.6, which has neither digest nor checksums."""
+    with file.open("rb") as opened:
+        return opened.read(1) == b"\x80"
 
 
 def settings_of(checkpoint: Mapping[str, Any], file: Path) -> dict[str, Any]:
@@ -157,14 +176,14 @@ def make_client(settings: dict[str, Any], file: Path) -> nn.Module:
         ) from error
 
 
-def differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> Iterator[str]:
-    """Each tensor by which a model differs from that of a checkpoint, in words."""
+def differences(here: Mapping[str, Any], there: Mapping[str, Any], where: str = "the checkpoint") -> Iterator[str]:
+    """Each tensor by which a model differs from that of a checkpoint, or of what is named, in words."""
     for name in [*there, *(name for name in here if name not in there)]:
         if name not in here:
-            yield f"{name} is in the checkpoint alone"
+            yield f"{name} is in {where} alone"
         elif name not in there:
-            yield f"{name} is not in the checkpoint"
+            yield f"{name} is not in {where}"
         else:
             shapes = [None if is_lazy(t) else tuple(getattr(t, "shape", ())) for t in (here[name], there[name])]
             if None not in shapes and shapes[0] != shapes[1]:
-                yield f"{name} is {shapes[1]} in the checkpoint and {shapes[0]} here"
+                yield f"{name} is {shapes[1]} in {where} and {shapes[0]} here"

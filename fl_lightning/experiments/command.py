@@ -14,12 +14,14 @@ from rich.text import Text
 from fl_lightning.errors import ConfigurationError, nearest
 from fl_lightning.experiments.arguments import Parser
 from fl_lightning.experiments.final import Final
+from fl_lightning.experiments.forks import begun
+from fl_lightning.experiments.planned import Run, missing_prefixes, prefixes
 from fl_lightning.experiments.report import write_report
 from fl_lightning.experiments.results import POOL, SWEEPS, locate, read_results, write_index
 from fl_lightning.experiments.run_folder import State
 from fl_lightning.experiments.scheduler import run_all, write_config
 from fl_lightning.experiments.slurm import SlurmOptions, submit
-from fl_lightning.experiments.sweep import Run, check_name, read_sweep
+from fl_lightning.experiments.sweep import check_name, read_sweep
 from fl_lightning.experiments.tables import table
 from fl_lightning.experiments.template import STDOUT, write_template
 from fl_lightning.options.class_settings import class_setting
@@ -52,6 +54,7 @@ def sweep(args: Sequence[str]) -> None:
     folder = options.runs / SWEEPS / planned.name
     given = [f"{name}={value}" for name, value in options.settings if not name.endswith("path")]
     write_index(folder, planned, everything, [*given, *overrides])
+    say_rules(runs, console)
     if options.slurm:
         send(runs, folder, options, console)
         return
@@ -195,10 +198,28 @@ def chosen(runs: Sequence[Run], only: Sequence[tuple[str, str]]) -> list[Run]:
     return found
 
 
+def say_rules(runs: Sequence[Run], console: Console) -> None:
+    """Say where runs begin with another rule than theirs, in a line."""
+    rules = {run.fork.rule for run in runs if run.fork is not None and run.fork.rule is not None}
+    if rules:
+        console.print(
+            f"The prefix is trained with {', '.join(sorted(rules))}; a run with another rule begins it after the prefix, "
+            "without a memory, and so differs from one that is run from its start.",
+            soft_wrap=True,
+            highlight=False,
+        )
+
+
 def send(runs: Sequence[Run], folder: Path, options: argparse.Namespace, console: Console) -> None:
-    """Submit what is neither finished nor at work to SLURM."""
-    missing = [run for run in runs if run.folder.state not in (State.FINISHED, State.RUNNING)]
-    for run in missing:
+    """Submit what is neither finished nor at work to SLURM: prefixes first, and after them the runs that begin with them."""
+    over = (State.FINISHED, State.RUNNING)
+    shared = missing_prefixes(runs)
+    at_work = {prefix.id for prefix in shared if prefix.folder.state is State.RUNNING}
+    missing = [run for run in runs if run.folder.state not in over]
+    held = [run for run in missing if run.fork is not None and run.fork.run.id in at_work and not begun(run.folder)]
+    missing = [run for run in missing if run not in held]
+    shared = [prefix for prefix in shared if prefix.id not in at_work]
+    for run in (*shared, *missing):
         write_config(run)
     slurm = SlurmOptions(
         partition=options.partition,
@@ -212,21 +233,39 @@ def send(runs: Sequence[Run], folder: Path, options: argparse.Namespace, console
         array_limit=options.array_limit,
         extra=options.sbatch,
     )
-    jobs = submit([run.folder.path for run in missing], folder / "slurm", slurm) if missing else []
+    before = submit([prefix.folder.path for prefix in shared], folder / "slurm", slurm)
+    jobs = submit([run.folder.path for run in missing], folder / "slurm", slurm, before)
+    if before:
+        console.print(f"{len(shared)} prefixes submitted as job arrays: {', '.join(before)}", highlight=False)
     console.print(f"{len(missing)} of {len(runs)} runs submitted as job arrays: {', '.join(jobs) or 'none'}", highlight=False)
+    if held:
+        console.print(
+            f"{len(held)} more begin with prefixes that are at work now; give the same command when those have ended",
+            highlight=False,
+        )
 
 
 def show(runs: Sequence[Run], console: Console) -> None:
-    """List runs with their states."""
+    """List runs with their states, and apart from them the prefixes that they begin with."""
+    if shared := prefixes(runs):
+        listed = Table("prefix", "seed", "runs", "state", "round", "")
+        for prefix in shared:
+            number = sum(run.fork is not None and run.fork.run.id == prefix.id for run in runs)
+            listed.add_row(*map(Text, (prefix.id, str(prefix.seed), str(number), *standing(prefix))))
+        console.print(listed)
+        console.print(f"prefixes: {tally(Counter(prefix.folder.state for prefix in shared))}", highlight=False)
     listed = Table("id", *runs[0].cell.labels, "seed", "state", "round", "")
     for run in runs:
-        evaluations = run.folder.metrics
-        state = run.folder.state
-        reached = f"{evaluations[-1]['round'] if evaluations else 0}/{run.config['trainer'].get('max_epochs')}"
-        why = run.folder.message if state in (State.FAILED, State.STOPPED) else ""
-        listed.add_row(*map(Text, (run.id, *run.cell.labels.values(), str(run.seed), str(state), reached, why)))
+        listed.add_row(*map(Text, (run.id, *run.cell.labels.values(), str(run.seed), *standing(run))))
     console.print(listed)
     console.print(tally(Counter(run.folder.state for run in runs)), highlight=False)
+
+
+def standing(run: Run) -> tuple[str, str, str]:
+    """A run's state, the round that it has reached, and why it failed or stopped."""
+    evaluations, state = run.folder.metrics, run.folder.state
+    reached = f"{evaluations[-1]['round'] if evaluations else 0}/{run.config['trainer'].get('max_epochs')}"
+    return str(state), reached, run.folder.message if state in (State.FAILED, State.STOPPED) else ""
 
 
 def tally(states: Counter[State]) -> str:

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from fl_lightning.experiments.plain_text import is_number, one_line
+from fl_lightning.experiments.planned import UNVARIED
 from fl_lightning.experiments.results import Results, records
-from fl_lightning.experiments.sweep import UNVARIED
 
 RULES = ("rule", "rules", "aggregator", "aggregators", "defence", "defences", "defense", "defenses")
 """Names of an axis whose labels are compared with each other, whatever other axes there are."""

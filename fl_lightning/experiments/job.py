@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fl_lightning.errors import ConfigurationError
-from fl_lightning.experiments import failures
+from fl_lightning.experiments import failures, forks
 from fl_lightning.experiments.run_folder import BEAT_SECONDS, RunFolder, State
 from fl_lightning.files.regular_files import check_regular
 from fl_lightning.files.run_files import LockedError
@@ -50,8 +50,9 @@ def run(
         0 if the run is finished, else the command's exit status, minus the signal's number if a signal ended it.
 
     Raises:
-        ConfigurationError: the settings are not what was written, or something else is in the place of one of the run's files.
-        LockedError: another process is at work in the folder.
+        ConfigurationError: the settings are not what was written, something else is in the place of one of the run's files, or
+            the prefix that the run begins with is of no use.
+        LockedError: another process is at work in the folder, or in the prefix's.
     """
     stop = stop or threading.Event()
     with folder.lock() as descriptor:
@@ -63,12 +64,13 @@ def run(
         check_regular(folder.log)
         try:
             folder.check_config()
+            forked = forks.begin(folder)
         except ConfigurationError as error:
             folder.write_status(State.FAILED, attempt=attempt, message=str(error))
             raise
         with folder.log.open("a") as output:
             began = output.tell()
-            print(*set_aside_damage(folder.path), sep="\n", end="", file=output, flush=True)
+            print(*set_aside_damage(folder.path), forked and f"{forked}\n", sep="", end="", file=output, flush=True)
             child = subprocess.Popen(
                 command,
                 env=environment,
@@ -175,8 +177,8 @@ def main(args: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     try:
         return run(folder, command, stop=stop)
-    except LockedError:
-        print(f"error: another process is at work in {path}", file=sys.stderr)
+    except LockedError as error:
+        print(f"error: another process is at work in {str(error).removesuffix('/lock')}", file=sys.stderr)
         return LOCKED
     except ConfigurationError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -11,8 +11,8 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from fl_lightning.experiments.planned import Run
 from fl_lightning.experiments.run_folder import State
-from fl_lightning.experiments.sweep import Run
 
 
 class SweepProgress:

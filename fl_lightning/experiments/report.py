@@ -84,7 +84,7 @@ def write_report(results: Results, folder: Path, final: Final = Final.LAST) -> l
             {axis: svg(sensitivity(results, axis)) for axis in numeric_axes(results)},
         )
     as_text = {
-        "table.md": f"# {markdown_cell(results.title)}\n\n{markdown(shown.table)}\n",
+        "table.md": f"# {markdown_cell(results.title)}\n\n{markdown(shown.table)}\n{of_prefixes(results)}",
         "table.tex": latex_tables(results, final),
         "figures.tex": latex_figures(shown.pictures, results.name, "figures"),
         "cells.csv": as_csv(results.cells),
@@ -107,6 +107,16 @@ def write_report(results: Results, folder: Path, final: Final = Final.LAST) -> l
         (folder / name).parent.mkdir(exist_ok=True)
         write_whole(folder / name, content)
     return [folder / name for name in written]
+
+
+def of_prefixes(results: Results) -> str:
+    """The prefixes that runs begin with, in Markdown; they are no cells of the table."""
+    rows = [
+        f"| {p['id']} | {p['seed']} | {markdown_cell(str(p['rule']))} | {p['shared']} | {p['rounds']} | {p['state']} |"
+        for p in records(results.prefixes)
+    ]
+    head = "\nPrefixes, run once for the runs that begin with them:\n\n| prefix | seed | rule | runs | rounds | state |\n"
+    return f"{head}|---|---|---|---|---|---|\n" + "\n".join(rows) + "\n" if rows else ""
 
 
 # ---- the page, section by section ------------------------------------------------------------------------------------
@@ -144,6 +154,11 @@ def lifespans(shown: Shown) -> dict[str, Any]:
     """How long backdoors live."""
     lives = shown.lives
     return {"lives": None if lives is None else {"columns": list(lives.columns), "rows": lives.to_numpy().tolist()}}
+
+
+def first_rounds(shown: Shown) -> dict[str, Any]:
+    """The prefixes that runs begin with."""
+    return {"prefixes": records(shown.results.prefixes)}
 
 
 def unfinished(shown: Shown) -> dict[str, Any]:
@@ -198,6 +213,7 @@ SECTIONS: tuple[Callable[[Shown], dict[str, Any]], ...] = (
     table_of_cells,
     lifespans,
     under_worst_attacks,
+    first_rounds,
     unfinished,
     by_setting,
     by_cell,

@@ -14,8 +14,10 @@ import pandas as pd
 from fl_lightning.callbacks.history import FEWEST, LAST
 from fl_lightning.callbacks.lifespan import columns
 from fl_lightning.errors import ConfigurationError
+from fl_lightning.experiments.planned import UNVARIED, Run, prefixes
+from fl_lightning.experiments.prefix import FOLDER, rule_of
 from fl_lightning.experiments.run_folder import RunFolder, State
-from fl_lightning.experiments.sweep import MEASURES, UNVARIED, Run, Sweep, read_sweep
+from fl_lightning.experiments.sweep import MEASURES, Sweep, read_sweep
 from fl_lightning.experiments.worst_case_plan import WorstCasePlan
 from fl_lightning.files.run_files import own_file, read_json, write_whole
 from fl_lightning.files.sealed import DamagedError, sealed, unsealed
@@ -56,6 +58,8 @@ class Results:
             `last10_first_round`, `last10_last_round`, `rounds`, `excluded_updates`, `lifespan` and what begins so (of
             `BackdoorLifespan`, where any run has it), `message` (why it failed or stopped);
             measures are NaN unless the run is finished, and means and what they are of where it has too few evaluations.
+        prefixes: one row per prefix that runs begin with, which is no cell: `id`, `seed`, `rule`, `shared` (by how many runs),
+            and the columns of a run from `state` on.
     """
 
     name: str
@@ -69,6 +73,7 @@ class Results:
     paper: list[dict[str, float]]
     folders: list[RunFolder]
     runs: pd.DataFrame
+    prefixes: pd.DataFrame
 
     @cached_property
     def cells(self) -> pd.DataFrame:
@@ -148,7 +153,7 @@ def write_index(folder: Path, sweep: Sweep, runs: Sequence[Run], given: Sequence
         {"labels": cell.labels, "paper": cell.paper, "runs": {run.seed: run.id for run in runs if run.cell is cell}}
         for cell in sweep.cells
     ]
-    index = {
+    index: dict[str, Any] = {
         "name": sweep.name,
         "given": list(given),
         "title": sweep.title,
@@ -159,6 +164,17 @@ def write_index(folder: Path, sweep: Sweep, runs: Sequence[Run], given: Sequence
         "worst_case": None if sweep.worst_case is None else asdict(sweep.worst_case),
         "cells": by_cell,
     }
+    shared = prefixes(runs)
+    if shared:
+        index["prefixes"] = [
+            {
+                "id": prefix.id,
+                "seed": prefix.seed,
+                "rule": rule_of(prefix.config),
+                "shared": sum(run.fork is not None and run.fork.run.id == prefix.id for run in runs),
+            }
+            for prefix in shared
+        ]
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / INDEX, json.dumps(sealed(index), indent=1) + "\n")
 
@@ -193,6 +209,7 @@ def read_results(folder: Path, pool: Path) -> Results:
         paper=[cell["paper"] for cell in index["cells"]],
         folders=folders,
         runs=pd.DataFrame(rows),
+        prefixes=pd.DataFrame([{**p, **outcome(RunFolder(pool.parent / FOLDER / p["id"]))} for p in index.get("prefixes", [])]),
     )
 
 
@@ -217,6 +234,8 @@ def read_index(folder: Path) -> dict[str, Any]:
     for cell in index["cells"] if whole else ():
         parts = [cell.get(key) for key in ("labels", "paper", "runs")] if isinstance(cell, dict) else [None]
         whole = whole and all(isinstance(part, dict) for part in parts) and len(cell["runs"]) == len(index["seeds"])
+    shared = index.get("prefixes", [])
+    whole = whole and isinstance(shared, list) and all(isinstance(p, dict) and isinstance(p.get("id"), str) for p in shared)
     if not whole:
         raise ConfigurationError(f"{file} is damaged; {anew}")
     return index
@@ -237,6 +256,7 @@ def check_names(index: dict[str, Any], file: Path) -> None:
     for kind, names, pattern in (
         ("an axis", index["cells"][0]["labels"], r"\w[\w .-]*"),
         ("a run", [run_id for cell in index["cells"] for run_id in cell["runs"].values()], r"[\w-]+"),
+        ("a prefix", [prefix["id"] for prefix in index.get("prefixes", [])], r"[\w-]+"),
     ):
         for name in names:
             if not re.fullmatch(pattern, name):

@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 import threading
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -13,16 +13,19 @@ import torch
 from rich.console import Console
 
 from fl_lightning.errors import ConfigurationError
-from fl_lightning.experiments import job
+from fl_lightning.experiments import forks, job
+from fl_lightning.experiments.planned import Run, missing_prefixes
 from fl_lightning.experiments.progress import SweepProgress
 from fl_lightning.experiments.run_folder import RunFolder, State
-from fl_lightning.experiments.sweep import Run
 from fl_lightning.files.run_files import LockedError, write_whole
 from fl_lightning.files.sealed import with_digest
 from fl_lightning.files.yaml_files import write_yaml
 
 ELSEWHERE_SECONDS = 1.0
 """Time between two looks at a run that another process is at work on."""
+
+PREFIX_SECONDS = 0.2
+"""The same at prefixes that all other runs wait for."""
 
 
 OF_A_LAUNCH = (
@@ -33,9 +36,10 @@ OF_A_LAUNCH = (
 
 
 def write_config(run: Run) -> None:
-    """Put a run's settings into its folder, from which it is started."""
+    """Put a run's settings, and what it begins with, into its folder, from which it is started."""
     run.folder.path.mkdir(parents=True, exist_ok=True)
     if not run.folder.finished:
+        forks.note(run)
         write_whole(run.folder.config, with_digest(write_yaml(run.config)))
 
 
@@ -53,7 +57,7 @@ def fit_command(folder: RunFolder, ranks: int | None = None) -> list[str]:
 
 
 def run_all(runs: Sequence[Run], *, jobs: int, ranks: int | None, console: Console) -> Counter[State]:
-    """Run what is not finished; a failed run does not stop the others.
+    """Run what is not finished, prefixes before the runs that begin with them; a failed run does not stop the others.
 
     Ctrl-C and SIGTERM stop all that is running, and end in KeyboardInterrupt; the same sweep goes on later from the last
     checkpoints.
@@ -67,32 +71,47 @@ def run_all(runs: Sequence[Run], *, jobs: int, ranks: int | None, console: Conso
     Returns:
         how many runs are in which state in the end.
     """
-    for run in runs:
+    shared = missing_prefixes(runs)
+    every = [*shared, *runs]
+    for run in every:
         write_config(run)
-    stop, waiting = threading.Event(), deque(run for run in runs if not run.folder.finished)
+    stop, guard = threading.Event(), threading.Lock()
+    waiting = [run for run in every if not run.folder.finished]
+    to_come = {run.id for run in shared}  # prefixes that are not over
+
+    def take() -> Run | None:
+        """The next run that can begin; None where all wait for prefixes."""
+        with guard:
+            ready = (run for run in waiting if run.fork is None or run.fork.run.id not in to_come)
+            if (run := next(ready, None)) is not None:
+                waiting.remove(run)
+            return run
 
     def work(environment: dict[str, str]) -> None:
         """Take one run after the other until none is left."""
         while waiting and not stop.is_set():
-            try:
-                run = waiting.popleft()
-            except IndexError:  # another slot was quicker
-                return
+            run = take()
+            if run is None:
+                stop.wait(PREFIX_SECONDS)
+                continue
             progress.started(run)
             try:
                 job.run(run.folder, fit_command(run.folder, ranks), environment, stop)
             except LockedError:  # a run that outlived the sweep that started it, or somebody else's: others first
-                waiting.append(run)
+                with guard:
+                    waiting.append(run)
                 progress.put_back(run, run.folder.whereabouts)
                 stop.wait(ELSEWHERE_SECONDS)
+                continue
             except ConfigurationError as error:  # of this run's folder, as the next
                 progress.ended(run, str(error))
             except OSError as error:
                 progress.ended(run, f"{run.folder.path}: {error}")
             else:
                 progress.ended(run)
+            to_come.discard(run.id)
 
-    with SweepProgress(runs, jobs, console) as progress, stopping(stop), ThreadPoolExecutor(jobs) as pool:
+    with SweepProgress(every, jobs, console) as progress, stopping(stop), ThreadPoolExecutor(jobs) as pool:
         for run in runs:
             if run.folder.finished:
                 progress.ended(run)

@@ -7,8 +7,10 @@ from typing import Any
 
 from fl_lightning.callbacks.ending import spent
 from fl_lightning.callbacks.run_record import experiment
+from fl_lightning.checkpoints.warm_start import start_sha256
 from fl_lightning.configuration import build
 from fl_lightning.errors import ConfigurationError
+from fl_lightning.federation import Federation
 from fl_lightning.files.yaml_files import as_argument
 from fl_lightning.options.trainer_options import refusals
 
@@ -47,13 +49,23 @@ def with_seed(config: Mapping[str, Any], seed: int) -> dict[str, Any]:
     return {**config, "seed_everything": seed, "model": {**config["model"], "seed": seed}, "data": data}
 
 
-def run_id(config: Mapping[str, Any]) -> str:
+def run_id(config: Mapping[str, Any], prefix: str | None = None) -> str:
     """Twelve hexadecimal digits of a SHA-256 over all settings that decide what a run computes and measures.
 
-    Where data lie, how many ranks there are and what is logged where do not belong to it.
+    Where data lie, how many ranks there are and what is logged where do not belong to it; weights that a run starts from do, by
+    what they are.
+
+    Args:
+        config: all settings.
+        prefix: the id of the run that this one is forked from, where it is another run than from its start by that.
+
+    Raises:
+        ConfigurationError: such weights cannot be read.
     """
     decisive = {key: value for key, value in config["trainer"].items() if key not in INDECISIVE}
-    text = json.dumps([experiment(config), decisive], sort_keys=True, default=str)
+    start_from = config["model"].get("start_from")
+    start = None if start_from is None else start_sha256(start_from)
+    text = json.dumps([experiment(config, start=start, prefix=prefix), decisive], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -69,8 +81,12 @@ def check_ends(config: Mapping[str, Any]) -> None:
         raise ConfigurationError(f"ckpt_path is {config['ckpt_path']}, but a run of a sweep goes on from its own; leave it out")
 
 
-def build_once(config: Mapping[str, Any]) -> None:
-    """Make Trainer, model and data, so that what training would refuse is found before the first run; data are not read."""
+def build_once(config: Mapping[str, Any]) -> Federation:
+    """Make Trainer, model and data, so that what training would refuse is found before the first run; data are not read.
+
+    Returns:
+        The model.
+    """
     trainer = {
         **config["trainer"],
         "logger": False,
@@ -79,7 +95,9 @@ def build_once(config: Mapping[str, Any]) -> None:
         "devices": 1,
         "num_nodes": 1,
     }
-    made = build(["fit", "--config", as_argument({**config, "trainer": trainer})]).trainer
+    built = build(["fit", "--config", as_argument({**config, "trainer": trainer})])
+    made, federation = built.trainer, built.model
+    federation.warm_start.check(federation.client)
     for name, value, remedy in refusals(made):
         raise ConfigurationError(f"trainer.{name} = {value!r} {remedy}")
     for callback in spent(made):
@@ -87,3 +105,4 @@ def build_once(config: Mapping[str, Any]) -> None:
             f"trainer: the time of {type(callback).__name__} is over before the first round, so that no run would ever be "
             "finished; give a max_time that is enough for some rounds"
         )
+    return federation

@@ -64,13 +64,14 @@ class SlurmOptions:
         ]
 
 
-def submit(folders: Sequence[Path], lists: Path, options: SlurmOptions) -> list[str]:
+def submit(folders: Sequence[Path], lists: Path, options: SlurmOptions, after: Sequence[str] = ()) -> list[str]:
     """Submit runs as job arrays, task i of which takes line i + 1 of a list.
 
     Args:
         folders: the runs' folders, each with its `config.yaml`.
         lists: where the lists (`array-<k>.txt`) and what SLURM's tasks say (`slurm-<job>_<task>.log`) go.
         options: what each run asks for.
+        after: ids of arrays that must have ended before, well or not, as those of prefixes.
 
     Returns:
         The ids of the arrays, in order.
@@ -91,22 +92,24 @@ def submit(folders: Sequence[Path], lists: Path, options: SlurmOptions) -> list[
     jobs: list[str] = []
     for start in range(0, len(folders), size):
         chunk = folders[start : start + size]
+        before = [*after, *(jobs[-1:] if options.at_once else ())]
         flags = [
             "--parsable",
             f"--array=0-{len(chunk) - 1}" + (f"%{options.at_once}" if options.at_once else ""),
             f"--output={str(lists).replace('%', '%%')}/slurm-%A_%a.log",
-            *([f"--dependency=afterany:{jobs[-1]}"] if options.at_once and jobs else []),
+            *([f"--dependency=afterany:{':'.join(before)}"] if before else []),
             *options.flags(),
             *options.extra,
         ]
         try:
             jobs.append(sbatch([*flags, str(script), str(write_list(chunk, lists))], options))
         except ConfigurationError as error:
-            if not jobs:
+            submitted = [*after, *jobs]
+            if not submitted:
                 raise
+            what = f"The first {start} of {len(folders)} runs" if jobs else "Their prefixes"
             raise ConfigurationError(
-                f"{error}. The first {start} of {len(folders)} runs are submitted as {', '.join(jobs)}; "
-                f"`scancel {' '.join(jobs)}` takes them back"
+                f"{error}. {what} are submitted as {', '.join(jobs or after)}; `scancel {' '.join(submitted)}` takes them back"
             ) from error
     return jobs
 

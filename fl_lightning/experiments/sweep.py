@@ -16,10 +16,13 @@
     baseline: {rule: FedAvg}               # what the report compares ASR with
     attack_free: {rule: no attack}         # the ASR that there is without attack
     worst_case: {rule: rule, attack: attack, choose_on: [0]}    # settings by their worst attack: see `worst_attack.py`
+    prefix:                                # the first rounds, run once for all runs that have them in common
+      rounds: 100
+      settings: {model: {aggregator: {class_path: FedAvg}}}      # read on top of the run's own, for these rounds alone
 
 A cell is a combination of all axes but `seed`; a run is a cell with a seed. With `center: {alpha: 0.25, tau: 0.6}` one axis is
 varied at a time: only combinations that differ from the centre in at most one of the axes it names are run. A sweep has 100,000
-runs at most.
+runs at most. `prefix.settings` is a file, settings, or a list of these, and may be left out; see `prefix.py`.
 """
 
 import math
@@ -31,13 +34,15 @@ from typing import Any
 
 from fl_lightning.configuration import resolve
 from fl_lightning.errors import ConfigurationError, nearest
+from fl_lightning.experiments.planned import Cell, Fork, Run, placed
+from fl_lightning.experiments.prefix import Prefix
 from fl_lightning.experiments.run_folder import RunFolder
 from fl_lightning.experiments.settings import Layer, arguments, build_once, check_ends, run_id, with_seed
 from fl_lightning.experiments.worst_case_plan import WorstCasePlan, read_plan
 from fl_lightning.files.yaml_files import as_argument, load_yaml
 from fl_lightning.options.class_settings import check_classes, named_classes, with_settings
 
-KEYS = ("name", "title", "base", "axes", "exclude", "center", "paper", "baseline", "attack_free", "worst_case")
+KEYS = ("name", "title", "base", "axes", "exclude", "center", "paper", "baseline", "attack_free", "worst_case", "prefix")
 """What a sweep's file may say; docs/reference/sweep_file.md explains each."""
 
 SETTING_KEYS = ("setting", "values")
@@ -49,58 +54,11 @@ MEASURES = ("acc", "asr")
 MOST_RUNS = 100_000
 """In a sweep, before `exclude`; their settings alone take hours to read."""
 
-UNVARIED = "base"
-"""What the only cell of a sweep is called whose seeds alone vary."""
-
 TAKEN = (
     *("seed", "id", "state", "rounds", "excluded_updates", "message", "n", "planned", *MEASURES),
     *("lifespan", "asr_reduction", "excess_reduction", "Acc", "ASR", "difference", "of the excess"),
 )
 """What no axis may be called, as columns of the results are."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A combination of all axes but the seed.
-
-    Args:
-        labels: axis -> label.
-        layers: what its configuration is read from, in order.
-        paper: the paper's values by measure; empty where it has none.
-    """
-
-    labels: dict[str, str]
-    layers: list[Layer]
-    paper: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        return ", ".join(self.labels.values()) or UNVARIED
-
-
-@dataclass(frozen=True)
-class Run:
-    """A cell with a seed: one `fit`.
-
-    Args:
-        cell: the cell.
-        seed: the experiment's seed.
-        config: all settings.
-        folder: where it runs; named by `run_id`.
-    """
-
-    cell: Cell
-    seed: int
-    config: dict[str, Any]
-    folder: RunFolder
-
-    @property
-    def id(self) -> str:
-        return self.folder.path.name
-
-    @property
-    def name(self) -> str:
-        return f"{self.cell.name}, seed {self.seed}"
 
 
 @dataclass(frozen=True)
@@ -116,6 +74,7 @@ class Sweep:
         baseline: labels of the cell that ASR is compared with, empty if there is none.
         attack_free: labels of the cell without attack, empty if there is none.
         worst_case: how settings are chosen by their worst attack, None if they are not.
+        prefix: the first rounds that runs share, if they do.
     """
 
     name: str
@@ -126,6 +85,7 @@ class Sweep:
     baseline: dict[str, str] = field(default_factory=dict)
     attack_free: dict[str, str] = field(default_factory=dict)
     worst_case: WorstCasePlan | None = None
+    prefix: Prefix | None = None
 
     def runs(self, root: Path, given: Mapping[str, Any] | None = None, overrides: Sequence[str] = ()) -> list[Run]:
         """All runs, their settings read and checked, without touching a file.
@@ -140,21 +100,31 @@ class Sweep:
         """
         given = dict(given or {})
         known: set[str] = set()
+
+        def settings(layers: Sequence[Layer]) -> dict[str, Any]:
+            config = resolve(["fit", *arguments(layers), *overrides])
+            known.update(named_classes(config))
+            return resolve(["fit", "--config", as_argument(with_settings(config, given))]) if given else config
+
         runs = []
         for cell in self.cells:
             try:
-                config = resolve(["fit", *arguments(cell.layers), *overrides])
-                known |= set(named_classes(config))
-                config = resolve(["fit", "--config", as_argument(with_settings(config, given))]) if given else config
+                config = settings(cell.layers)
                 check_ends(config)
-                build_once(with_seed(config, self.seeds[0]))
+                federation = build_once(with_seed(config, self.seeds[0]))
+                clean = None
+                if self.prefix is not None:
+                    layers = self.prefix.layers
+                    clean = self.prefix.clean(config, settings([*cell.layers, *layers]) if layers else config)
+                    self.prefix.check(federation, build_once(with_seed(clean, self.seeds[0])) if layers else federation)
+                for seed in self.seeds:
+                    seeded = with_seed(config, seed)
+                    fork = None if clean is None else Fork.of(seeded, with_seed(clean, seed), seed, root)
+                    inexact = fork is not None and not fork.exact
+                    folder = root.absolute() / run_id(seeded, fork.run.id if fork is not None and inexact else None)
+                    runs.append(Run(cell, seed, placed(seeded, folder), RunFolder(folder), fork))
             except ConfigurationError as error:
                 raise ConfigurationError(f"{cell.name}: {error}") from error
-            for seed in self.seeds:
-                seeded = with_seed(config, seed)
-                folder = root.absolute() / run_id(seeded)
-                seeded["trainer"] = {**seeded["trainer"], "default_root_dir": str(folder)}
-                runs.append(Run(cell, seed, seeded, RunFolder(folder)))
         check_classes(given, known)
         check_distinct(runs)
         return runs
@@ -205,6 +175,7 @@ def parse_sweep(content: Any, path: Path) -> Sweep:
     (attack_free,) = conditions([content.get("attack_free", {})], "attack_free", values)
     paper = conditions(content.get("paper", []), "paper", values, MEASURES)
     base = parse_layers(content.get("base", []), "base", path)
+    prefix = parse_prefix(content["prefix"], path) if content.get("prefix") is not None else None
     check_number(values, seeds, center)
     cells = []
     for cell in combinations(values, center):
@@ -219,7 +190,20 @@ def parse_sweep(content: Any, path: Path) -> Sweep:
     check_name(name)
     title = " ".join(str(content.get("title", name)).split())
     plan = read_plan(content["worst_case"], values, seeds) if "worst_case" in content else None
-    return Sweep(name, title, cells, seeds, center, baseline, attack_free, plan)
+    return Sweep(name, title, cells, seeds, center, baseline, attack_free, plan, prefix)
+
+
+def parse_prefix(entry: Any, file: Path) -> Prefix:
+    """What stands under `prefix`; `file` is the sweep's."""
+    if not isinstance(entry, dict) or "rounds" not in entry:
+        raise ConfigurationError(f"prefix must have `rounds` and may have `settings`, got {entry}")
+    for key in entry:
+        if key not in ("rounds", "settings"):
+            raise ConfigurationError(f"prefix: unknown key {key}; {nearest(str(key), ('rounds', 'settings'))}")
+    rounds = entry["rounds"]
+    if type(rounds) is not int or rounds < 1:
+        raise ConfigurationError(f"prefix.rounds must be a whole number of at least 1, got {rounds!r}")
+    return Prefix(rounds, parse_layers(entry.get("settings"), "prefix.settings", file))
 
 
 def check_number(values: Mapping[str, Mapping[str, Any]], seeds: Sequence[int], center: Mapping[str, str]) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable, Mapping
+
 import torch
 from torch import Tensor
 
@@ -31,3 +34,17 @@ def as_bytes(tensor: Tensor) -> bytes:
     b'\\x01\\x02'
     """
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def named_sha256(named: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 over names, types, shapes and bytes of tensors, in this order."""
+    digest = hashlib.sha256()
+    for name, tensor in named:
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(as_bytes(tensor))
+    return digest.hexdigest()
+
+
+def tensors_sha256(named: Mapping[str, Tensor]) -> str:
+    """The same in the order of the names: equal for equal tensors, in whatever order a file has them."""
+    return named_sha256(sorted(named.items()))

@@ -8,9 +8,9 @@ import pytest
 from rich.console import Console
 
 from fl_lightning.experiments import progress as module
+from fl_lightning.experiments.planned import Cell, Run
 from fl_lightning.experiments.progress import SweepProgress, left, line
 from fl_lightning.experiments.run_folder import RunFolder, State
-from fl_lightning.experiments.sweep import Cell, Run
 
 
 def run(root: Path, name: str) -> Run:

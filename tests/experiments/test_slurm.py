@@ -18,6 +18,7 @@ import yaml
 from fl_lightning.cli import main
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.experiments.slurm import SlurmOptions, submit
+from fl_lightning.files.run_files import locked
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"
@@ -248,6 +249,33 @@ def test_runs_are_cut_into_arrays(sbatch, tmp_path):
         assert [a for a in arguments if "dependency" in a] == ([f"--dependency=afterany:{99 + k}"] if k else [])
     written = "".join((lists / f"array-{k}.txt").read_text() for k in range(3)).splitlines()
     assert written == [str(folder) for folder in names(tmp_path, range(7))]
+
+
+def test_prefixes_are_submitted_before_the_runs_that_begin_with_them(sbatch, tmp_path, capsys):
+    (tmp_path / "two.yaml").write_text(
+        f"{{base: [{QUICKSTART}, {{model: {{cohort: {{start_round: 2}}}}}}], prefix: {{rounds: 2}}, axes: {{seed: [0, 1]}}}}"
+    )
+    sweep = ["sweep", "two.yaml", "--slurm", "--array-limit", "1"]
+    main([*sweep, "--at-once", "1"])
+    calls = [arguments for arguments, _ in read(sbatch)]
+    dependencies = [[a.partition("afterany:")[2] for a in arguments if "dependency" in a] for arguments in calls]
+    assert dependencies == [[], ["100"], ["100:101"], ["100:101:102"]]
+    lists = [Path(Path(arguments[-1]).read_text().strip()) for arguments in calls]
+    assert [folder.parent.name for folder in lists] == ["prefixes", "prefixes", "pool", "pool"]
+    for prefix, run in zip(lists[:2], lists[2:], strict=True):
+        assert json.loads((run / "prefix.json").read_text())["folder"] == f"../../prefixes/{prefix.name}"
+        assert (prefix / "config.yaml").exists()
+    assert (
+        "2 prefixes submitted as job arrays: 100, 101\n2 of 2 runs submitted as job arrays: 102, 103" in capsys.readouterr().out
+    )
+    (lists[0] / "run.json").write_text('{"finished": true}')
+    with locked(lists[1] / "lock"):  # this prefix is at work, on whatever machine
+        main(sweep)
+    (arguments, _), *more = read(sbatch)[4:]
+    assert not more
+    assert Path(Path(arguments[-1]).read_text().strip()) == lists[2]
+    assert not [a for a in arguments if "dependency" in a]
+    assert "1 more begin with prefixes that are at work now" in capsys.readouterr().out
 
 
 def test_a_later_submission_leaves_earlier_lists_alone(sbatch, tmp_path):

@@ -15,10 +15,10 @@ from rich.console import Console
 
 from fl_lightning.cli import main
 from fl_lightning.experiments import scheduler
+from fl_lightning.experiments.planned import Cell, Run
 from fl_lightning.experiments.report import FILES
 from fl_lightning.experiments.run_folder import RunFolder, State
 from fl_lightning.experiments.scheduler import environments, fit_command
-from fl_lightning.experiments.sweep import Cell, Run
 
 ROOT = Path(__file__).parents[2]
 SWEEP = f"""
