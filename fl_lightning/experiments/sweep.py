@@ -48,6 +48,8 @@ KEYS = ("name", "title", "base", "axes", "exclude", "center", "paper", "baseline
 SETTING_KEYS = ("setting", "values")
 """Of an axis that is not given by labels."""
 
+PREFIX_KEYS = ("rounds", "settings")
+
 MEASURES = ("acc", "asr")
 """What the paper's tables give for a cell."""
 
@@ -198,8 +200,8 @@ def parse_prefix(entry: Any, file: Path) -> Prefix:
     if not isinstance(entry, dict) or "rounds" not in entry:
         raise ConfigurationError(f"prefix must have `rounds` and may have `settings`, got {entry}")
     for key in entry:
-        if key not in ("rounds", "settings"):
-            raise ConfigurationError(f"prefix: unknown key {key}; {nearest(str(key), ('rounds', 'settings'))}")
+        if key not in PREFIX_KEYS:
+            raise ConfigurationError(f"prefix: unknown key {key}; {nearest(str(key), PREFIX_KEYS)}")
     rounds = entry["rounds"]
     if type(rounds) is not int or rounds < 1:
         raise ConfigurationError(f"prefix.rounds must be a whole number of at least 1, got {rounds!r}")

@@ -134,6 +134,12 @@ def test_what_may_differ_and_what_must_be_there(quickstart):
         clean = Prefix(2, []).clean(late, late)
         assert clean["model"]["cohort"]["start_round"] == 2
         assert same_rounds(late, clean)
+    for window in ({"end_round": 9}, {"end_round": 7, "interval": 3, "after": "absent"}):  # and whatever comes later
+        ending = quickstart
+        for name, value in {"start_round": 3, **window}.items():
+            ending = overlaid(ending, f"model.cohort.{name}", value)
+        assert Prefix(2, []).clean(ending, ending) == clean
+        assert same_rounds(ending, clean)
     silent = overlaid(quickstart, "trainer.enable_checkpointing", False)
     with pytest.raises(ConfigurationError, match=r"enable_checkpointing = false, but runs go on from the last checkpoint"):
         Prefix(2, []).clean(silent, silent)
@@ -148,11 +154,11 @@ def test_what_may_differ_and_what_must_be_there(quickstart):
         ),
         ({"start_round": 1}, r"start_round = 1: attackers may be active in round 1, .* begin with round 2, or give fewer"),
         ({"participation": "random_pool"}, r"active in round 0"),
-        ({"participation": "fixed_frequency", "every": 5, "start_round": 1}, r"active in round 1"),
+        ({"participation": "fixed_frequency", "interval": 5, "start_round": 1}, r"active in round 1"),
         ({"participation": "single_shot", "rounds": (1, 3)}, r"model\.cohort\.rounds = \[1, 3\]: .* active in round 1"),
         ({"start_round": 2}, None),
         ({"malicious_fraction": 0.0}, None),
-        ({"participation": "fixed_frequency", "every": 5, "start_round": 2}, None),
+        ({"participation": "fixed_frequency", "interval": 5, "start_round": 2}, None),
         ({"participation": "single_shot", "rounds": (2, 3)}, None),
     ],
 )

@@ -8,7 +8,9 @@ import pytest
 import yaml
 
 from fl_lightning import ConfigurationError
-from fl_lightning.experiments.sweep import KEYS, MEASURES, SETTING_KEYS, parse_sweep
+from fl_lightning.experiments.sweep import KEYS, MEASURES, PREFIX_KEYS, SETTING_KEYS, parse_sweep
+from fl_lightning.experiments.worst_case_plan import KEYS as PLAN_KEYS
+from fl_lightning.experiments.worst_case_plan import MAX_LOSS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "sweep_file.md").read_text()
 ROWS = {key: cells.split(" | ") for key, cells in re.findall(r"^\| `([\w.]+)` \| (.*) \|$", PAGE, flags=re.MULTILINE)}
@@ -19,10 +21,14 @@ AXES: dict[str, Any] = {
     "alpha": {"setting": "model.aggregator.init_args.alpha", "values": [0.1, 0.25]},
 }
 
+INNER = {"paper": MEASURES, "worst_case": PLAN_KEYS, "prefix": PREFIX_KEYS}
+"""Keys of entries that are mappings."""
+
 
 def test_there_is_a_row_for_every_key_and_no_other():
     of_axes = ["axes.NAME.LABEL", *(f"axes.NAME.{key}" for key in SETTING_KEYS), "axes.seed"]
-    assert sorted(ROWS) == sorted([*KEYS, *of_axes, *(f"paper.{measure}" for measure in MEASURES)])
+    inner = [f"{key}.{name}" for key, names in INNER.items() for name in names]
+    assert sorted(ROWS) == sorted([*KEYS, *of_axes, *inner])
     assert all(len(cells) == 4 for cells in ROWS.values())
 
 
@@ -31,7 +37,7 @@ def test_examples_are_valid(key):
     example = yaml.safe_load(ROWS[key][3].strip("`"))
     (name,) = example
     assert name == key.split(".")[0]
-    sweep = parse_sweep({"axes": AXES, **example}, Path("some.yaml"))
+    sweep = parse_sweep({"axes": {**AXES, "seed": [0, 1]}, **example}, Path("some.yaml"))
     assert sweep.cells
 
 
@@ -47,6 +53,7 @@ def test_defaults_are_those_of_the_page():
     )
     assert [ROWS[key][1] for key in ("exclude", "paper")] == ["`[]`"] * 2
     assert not any(cell.paper for cell in sweep.cells)
-    assert (sweep.baseline, sweep.attack_free) == ({}, {})
+    assert (sweep.baseline, sweep.attack_free, sweep.worst_case, sweep.prefix) == ({}, {}, None, None)
+    assert ROWS["worst_case.max_loss"][1] == f"`{MAX_LOSS}`"
     with pytest.raises(ConfigurationError, match="a sweep needs `axes`"):
         parse_sweep({}, Path("some.yaml"))
