@@ -24,8 +24,8 @@ from torch import Tensor
 from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.attacks.base import Attack, Broadcast, Knowledge, stamp_evaluation
 from fl_lightning.checked import made_of, maker, one_of, shown, whole
-from fl_lightning.checkpoints import forking, resuming, sharded_state
-from fl_lightning.checkpoints.trained import Loadable, weights_for
+from fl_lightning.checkpoints import resuming
+from fl_lightning.checkpoints.trained import Loadable
 from fl_lightning.checkpoints.warm_start import WarmStart
 from fl_lightning.clients import Clients
 from fl_lightning.cohort import CohortSampler
@@ -43,6 +43,7 @@ from fl_lightning.options.remarks import remark
 from fl_lightning.options.trainer_options import check_trainer, make_trial
 from fl_lightning.resources import Compile, compiling_pays, prepare_memory
 from fl_lightning.seeding import drawn_by_chance, warn_of_chance
+from fl_lightning.server import progress
 from fl_lightning.server.edits import Edits
 from fl_lightning.server.examination import Examination
 from fl_lightning.server.exclusion import exclude_nonfinite
@@ -65,9 +66,6 @@ from fl_lightning.updates.layout import buffer_layout, clamp_variances, named_st
 from fl_lightning.updates.shard import UpdateShard
 
 log = logging.getLogger(__name__)
-
-COUNTED = ("client_updates", "excluded_updates", "refused_rounds")
-"""What is counted over all rounds, also those before a resume."""
 
 
 class Federation(Made, Loadable, WatchedNames):
@@ -407,36 +405,10 @@ class Federation(Made, Loadable, WatchedNames):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if not hasattr(self, "clients"):  # somebody saves what was refused before its setup
             return
-        # Rank 0's parameters are everyone's; what rules and clients remember is every rank's own.
-        kept = sharded_state.entry(self.aggregator, self.exchange.start, self.clients.memory, self.clients.memory_size)
-        if kept is not None:
-            checkpoint[sharded_state.KEY] = kept
-        checkpoint["federation"] = {
-            "attacks": [attack.state_dict() for attack in self.attacks],
-            "seed": self.seed,
-            "seconds": dict(self.seconds),
-            "evaluated": self.evaluations.round,
-            "start_from": self.warm_start.record,
-            **{name: getattr(self, name) for name in COUNTED},
-        }
+        progress.write(self, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        rounds, path = self.trainer.max_epochs, self.trainer.ckpt_path
-        record = resuming.record_of(checkpoint, self.seed, rounds if self.trainer.state.fn == "fit" else None)
-        weights_for(self.client, checkpoint, path, "give the model that it was trained with, or start afresh")
-        self.warm_start = WarmStart.of(record.get("start_from"))
-        forking.settle(checkpoint, self.state_dict(), self.attacks)
-        for attack, state in zip(self.attacks, record["attacks"], strict=True):
-            attack.load_state_dict(state)
-        if sharded_state.KEY in checkpoint and path is not None:
-            own = self.exchange  # of however many ranks wrote it, this one's part
-            part = resuming.parts(checkpoint[sharded_state.KEY], path, own.start, own.stop, own.rank, own.world)
-            self.clients.memory = sharded_state.recall(part, self.aggregator, own.device)
-        self.rounds_done = int(checkpoint["global_step"])
-        self.seconds = defaultdict(float, record["seconds"])
-        self.evaluations.round = record.get("evaluated", -1)
-        for name in COUNTED:
-            setattr(self, name, record.get(name, 0))
+        progress.read(self, checkpoint)
 
     # ---- small things ------------------------------------------------------------------------------------------------
 
