@@ -1,30 +1,20 @@
 """An attack with a beginning, an end and pauses: whom cohorts hold, and that nobody attacks outside."""
 
-import copy
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
-from ranks import on_ranks
-from tiny import Scale, TinyClient, tiny_data, tiny_federation, tiny_tensors, tiny_trainer, vector
-from torch import Tensor, nn
+from tiny import Scale, tiny_data, tiny_federation, tiny_trainer, vector
 
 from fl_lightning import (
-    BackdoorLifespan,
     BackdoorMetrics,
     CohortSampler,
     ConfigurationError,
-    Federation,
-    LastCheckpoint,
-    LocalTraining,
     RunRecord,
 )
 from fl_lightning.aggregators import FedAvg
-from fl_lightning.attacks import Attack, Attacker, Neurotoxin, ValueTrigger
-from fl_lightning.callbacks.digests import compare, config_sha256, experiment, weights_sha256
-from fl_lightning.data import IID, Samples
-from fl_lightning.seeding import generator
+from fl_lightning.attacks import Attack, ValueTrigger
 
 SIZES = torch.arange(100) % 37 + 1
 KINDS: dict[str, dict[str, Any]] = {
@@ -134,46 +124,6 @@ def test_too_few_benign_clients_for_rounds_without_the_others():
     CohortSampler(participation="random_pool", end_round=3).check(24)
 
 
-# ---- records of before -----------------------------------------------------------------------------------------------
-
-OLD = {"clients_per_round": 20, "malicious_fraction": 0.2, "start_round": 0, "attackers": 1, "rounds": []}
-
-
-def digest(**cohort: Any) -> str:
-    return config_sha256({"model": {"cohort": {**OLD, **cohort}}})
-
-
-SAME = [
-    ("fixed_share", 10, None),
-    ("fixed_share", 10, 1),
-    ("fixed_frequency", 10, None),
-    ("fixed_frequency", 10, 10),
-    ("fixed_frequency", 3, 3),
-    ("single_shot", 10, None),
-]
-"""Kind, `every` as it was written before, and `interval` of now."""
-
-
-@pytest.mark.parametrize(("kind", "every", "interval"), SAME)
-def test_a_window_left_out_leaves_the_digest_as_it_was(kind, every, interval):
-    window = {"interval": interval, "end_round": None, "after": "benign"}
-    assert digest(participation=kind, every=every) == digest(participation=kind, **window)
-    assert digest(participation=kind, **window) != digest(participation=kind, **{**window, "end_round": 5})
-    assert digest(participation=kind, **window) != digest(participation=kind, **{**window, "interval": 7})
-
-
-def test_the_digest_of_before_is_the_one_that_it_was():
-    assert digest(participation="fixed_share", every=10)[:16] == "cf47edf16decedf2"
-
-
-def test_a_difference_goes_by_its_name_of_now():
-    there, here = (
-        {"model": {"cohort": {**OLD, "participation": "fixed_frequency", key: n}}} for key, n in (("every", 3), ("interval", 5))
-    )
-    told = list(compare(experiment(there, rounds=False), experiment(here, rounds=False)))
-    assert told == ["model.cohort.interval is 3 there and 5 here"]
-
-
 # ---- rounds ----------------------------------------------------------------------------------------------------------
 
 
@@ -245,173 +195,3 @@ def test_a_quiet_round_is_that_of_a_federation_without_attack():
     tiny_trainer(2).fit(attacked, tiny_data())
     tiny_trainer(2).fit(never, tiny_data())
     assert torch.equal(vector(attacked.client), vector(never.client))
-
-
-# ---- by hand ---------------------------------------------------------------------------------------------------------
-
-SEED, CLIENTS, EACH, BATCH, LR, FACTOR = 4, 8, 12, 4, 0.1, 2.0
-
-
-class Stamped(Attack):
-    """The first half of a client's samples get 4 in their last column and class 0, and the update is doubled."""
-
-    target_label = 0
-
-    def poison(self, dataset: Samples, attacker: Attacker) -> Samples:
-        inputs, targets = dataset.batch(torch.arange(len(dataset)))
-        inputs, targets = inputs.clone(), targets.clone()
-        inputs[: EACH // 2, -1], targets[: EACH // 2] = 4.0, 0
-        return type(tiny_tensors(1))(inputs, targets)
-
-    def corrupt(self, shard, knowledge) -> None:
-        for bucket in shard.buckets:
-            bucket[shard.malicious] *= FACTOR
-
-    def stamp(self, test: Samples) -> Samples:
-        inputs, targets = test.batch(torch.arange(len(test)))
-        inputs = inputs[targets != 0].clone()
-        inputs[:, -1] = 4.0
-        return type(tiny_tensors(1))(inputs, torch.zeros(len(inputs), dtype=torch.int64))
-
-
-class Plain(TinyClient):
-    """A perceptron, and SGD without more."""
-
-    def __init__(self) -> None:
-        super().__init__(norm=False, dropout=0.0)
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=LR)
-
-
-def by_hand(model: nn.Module, clients: list[tuple[Tensor, Tensor]], cohorts: list[list[tuple[int, bool]]]) -> list[Tensor]:
-    """Federated averaging of equal clients in plain torch, (d,) weights after every round; each client by (number, attacks)."""
-    found = []
-    for t, cohort in enumerate(cohorts):
-        before, total = vector(model), torch.zeros_like(vector(model))
-        for client, attacks in cohort:
-            local = copy.deepcopy(model)
-            x, y = (part.clone() for part in clients[client])
-            if attacks:
-                x[: EACH // 2, -1], y[: EACH // 2] = 4.0, 0
-            for batch in torch.randperm(EACH, generator=generator(SEED, "batches", t, client)).split(BATCH):
-                loss = nn.functional.cross_entropy(local.net(x[batch]), y[batch])  # type: ignore[operator, union-attr]
-                for p, g in zip(local.parameters(), torch.autograd.grad(loss, list(local.parameters())), strict=True):
-                    p.data -= LR * g
-            total += (before - vector(local)) * (FACTOR if attacks else 1.0)
-        new, start = before - total / len(cohort), 0
-        for p in model.parameters():
-            p.data = new[start : start + p.numel()].view_as(p).clone()
-            start += p.numel()
-        found.append(new)
-    return found
-
-
-class Weights(L.Callback):
-    """Keeps the weights after every round."""
-
-    def __init__(self) -> None:
-        self.kept: list[Tensor] = []
-
-    def on_train_epoch_end(self, trainer, pl_module) -> None:
-        self.kept.append(vector(pl_module.client).clone())
-
-
-@pytest.mark.parametrize("after", ["benign", "absent"])
-def test_five_rounds_agree_with_a_loop_written_by_hand(after):
-    cohort = CohortSampler(4, 0.25, start_round=1, end_round=4, interval=2, after=after)
-    torch.manual_seed(SEED)
-    client = Plain()
-    start, weights, record = copy.deepcopy(client), Weights(), RunRecord()
-    data = tiny_data(IID(num_clients=CLIENTS), n=CLIENTS * EACH, seed=SEED)
-    local = LocalTraining(batch_size=BATCH, executor="sequential")
-    federation = Federation(client, FedAvg(), [Stamped()], cohort, local, seed=SEED)
-    tiny_trainer(5, callbacks=[weights, BackdoorMetrics(), record], fast_dev_run=5).fit(federation, data)
-    malicious = cohort.malicious_clients(SEED, CLIENTS).tolist()
-    drawn = [cohort.draw(SEED, t, data.sizes).clients.tolist() for t in range(5)]
-    assert [len(set(malicious) & set(clients)) for clients in drawn] == [1, 1, 1, 1, 1 if after == "benign" else 0]
-    cohorts = [[(c, c in malicious and t in (1, 3)) for c in clients] for t, clients in enumerate(drawn)]
-    own = [data.client(c).batch(torch.arange(EACH)) for c in range(CLIENTS)]
-    model = copy.deepcopy(start)
-    expected = by_hand(model, own, cohorts)
-    for found, value in zip(weights.kept, expected, strict=True):
-        torch.testing.assert_close(found, value, rtol=0, atol=1e-6)
-    always = [[(c, c in malicious) for c in clients] for clients in drawn]
-    never = [[(c, False) for c in clients] for clients in drawn]
-    for other in (always, never):  # the loop tells them apart
-        assert (by_hand(copy.deepcopy(start), own, other)[-1] - expected[-1]).abs().max() > 1e-3
-    test = tiny_tensors(50, seed=1)
-    x = test.inputs[test.targets != 0].clone()
-    x[:, -1] = 4.0
-    asr = float((model.net(x).argmax(1) == 0).float().mean())  # type: ignore[operator, union-attr]
-    assert record.history.entries[-1]["asr"] == pytest.approx(asr)
-
-
-# ---- resuming --------------------------------------------------------------------------------------------------------
-
-
-class Grows(Attack):
-    """Remembers in how many rounds it planned, and writes that into the data."""
-
-    def __init__(self) -> None:
-        self.rounds = 0
-
-    def plan(self, module, datasets, attackers) -> None:
-        self.rounds += 1
-
-    def poison(self, dataset, attacker):
-        inputs, targets = dataset.batch(torch.arange(len(dataset)))
-        return type(tiny_tensors(1))(inputs + 0.1 * self.rounds, targets)
-
-    def state_dict(self):
-        return {"rounds": self.rounds}
-
-    def load_state_dict(self, state) -> None:
-        self.rounds = state["rounds"]
-
-
-class KilledError(Exception):
-    pass
-
-
-class KillAt(L.Callback):
-    """Ends the process' training in the middle of a round."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_aggregate(self, federation, shard, aggregate) -> None:
-        if federation.global_step >= self.step:
-            raise KilledError
-
-
-def windowed(folder: str, world: int, kill_at: int | None) -> tuple[Any, ...]:
-    """Final weights, lifespan and how often the attack planned, of eight rounds with attacks in 1, 3 and 5."""
-    attacks: list[Attack] = [
-        ValueTrigger(column=5, value=4.0, source_label=1, target_label=0),
-        Neurotoxin(fraction=0.3),
-        Grows(),
-    ]
-    cohort = CohortSampler(clients_per_round=5, malicious_fraction=0.3, start_round=1, end_round=6, interval=2, after="absent")
-    federation = tiny_federation(attacks=attacks, cohort=cohort)
-    record, lifespan = RunRecord({"model": "tiny"}), BackdoorLifespan(kappa=0.1, horizons=[1, 2])
-    callbacks: list[L.Callback] = [lifespan, BackdoorMetrics(), record, LastCheckpoint()]
-    callbacks += [] if kill_at is None else [KillAt(kill_at)]
-    trainer = tiny_trainer(8, devices=world, callbacks=callbacks, default_root_dir=folder, enable_checkpointing=True)
-    try:
-        trainer.fit(federation, tiny_data(), ckpt_path="last")
-    except KilledError:
-        return ("killed",)
-    assert isinstance(attacks[2], Grows)
-    found = lifespan.found(federation, record.history).as_json()
-    return weights_sha256(federation.client), found, attacks[2].rounds
-
-
-def test_a_run_goes_on_within_and_after_the_window_on_other_numbers_of_ranks(tmp_path):
-    whole = windowed(str(tmp_path / "whole"), 1, None)
-    assert whole[2] == 3
-    assert whole[1]["attack_over"] == 6
-    folder = str(tmp_path / "parts")
-    assert windowed(folder, 1, 2) == ("killed",)
-    assert on_ranks(2, windowed, folder, 2, 7)[0] == ("killed",)
-    assert windowed(folder, 1, None) == whole

@@ -8,105 +8,21 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from cuda_graphs import Graph, act_out
+from branched_clients import RAGGED, Net, assert_same, by, in_turn, ragged, rng, samples, side_by_side
 from ranks import on_ranks
 from tiny import Relabel, Shrink, TinyClient, fit, tiny_data, tiny_federation
 from torch import Tensor, nn
-from torch.optim import SGD
 
 from fl_lightning import Federation, LocalTraining, resources
 from fl_lightning.aggregators import FLIP
 from fl_lightning.attacks import Attack
 from fl_lightning.data import TensorSamples
 from fl_lightning.errors import ConfigurationError
-from fl_lightning.models import CNN, MLP, Classifier
+from fl_lightning.models import CNN, MLP
 from fl_lightning.training import recorded_steps
 from fl_lightning.training.branched_training import BranchedTraining
-from fl_lightning.training.flat_state import look
 from fl_lightning.training.local_training import NotTogetherError
-from fl_lightning.updates.layout import Snapshot, buffer_layout, named_state, parameter_layout
-
-RAGGED = (40, 8, 43, 0, 40, 24, 17)
-
-Result = tuple[list[Tensor], dict[str, float]]
-
-
-class Net(Classifier):
-    """BatchNorm, a buffer that is replaced, a frozen parameter, logs; whatever a test is about is put in by keyword."""
-
-    def __init__(self, *layers: nn.Module, configure: Any = None) -> None:
-        super().__init__(optimizer=lambda parameters: SGD(parameters, lr=0.1, momentum=0.9))
-        self.net = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), *layers, nn.Linear(16, 3))
-        self.frozen = nn.Parameter(torch.ones(6), requires_grad=False)
-        self.register_buffer("average", torch.zeros(()))
-        self.configure = configure
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self.net(inputs * self.frozen)
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        loss = super().training_step(batch, batch_idx)
-        self.log("loss", loss)
-        self.average = 0.5 * self.average + loss.detach()
-        return loss
-
-    def configure_optimizers(self) -> Any:
-        return super().configure_optimizers() if self.configure is None else self.configure(self)
-
-
-def by(interval: str) -> Any:
-    def configure(module: Net) -> Any:
-        optimizer = SGD(module.parameters(), lr=0.2, momentum=0.9)
-        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.5)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval}}
-
-    return configure
-
-
-def samples(n: int, shape: tuple[int, ...] = (6,), seed: int = 0, **kwargs: Any) -> TensorSamples:
-    draws = torch.Generator().manual_seed(seed)
-    return TensorSamples(torch.randn(n, *shape, generator=draws), torch.randint(3, (n,), generator=draws), **kwargs)
-
-
-def rng(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def sent(module: Any) -> list[Tensor]:
-    """What a client sends: weights and floating-point buffers."""
-    return [tensor.clone() for layout in (parameter_layout, buffer_layout) for tensor in layout(module).tensors(module)]
-
-
-def in_turn(module: Any, local: LocalTraining, clients: list[TensorSamples]) -> list[Result]:
-    start, found = Snapshot(module), []
-    for i, data in enumerate(clients):
-        logs = local.train(module, data, rng(i))
-        found.append((sent(module), logs))
-        start.restore(module)
-    return found
-
-
-def side_by_side(training: BranchedTraining, clients: list[TensorSamples]) -> list[Result]:
-    module, found = training.module, {}
-    before = [tensor.clone() for _, tensor in named_state(module)]
-    given = [(data, rng(i)) for i, data in enumerate(clients)]
-    for i, logs, held in training.train(given, buffer_layout(module).names):
-        found[i] = [tensor.clone() for tensor in (*held.weights, *held.buffers)], logs
-    assert all(torch.equal(a, b) for a, (_, b) in zip(before, named_state(module), strict=True)), "the module was trained"
-    return [(tensors, logs()) for tensors, logs in (found[i] for i in range(len(clients)))]
-
-
-def assert_same(module: Any, local: LocalTraining, clients: list[TensorSamples], rounds: int = 1) -> BranchedTraining:
-    training, expected = BranchedTraining(copy.deepcopy(module), local), in_turn(module, local, clients)
-    for _ in range(rounds):
-        for (a, of_a), (b, of_b) in zip(expected, side_by_side(training, clients), strict=True):
-            assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
-            assert of_a == of_b
-    return training
-
-
-def ragged(**kwargs: Any) -> list[TensorSamples]:
-    return [samples(n, seed=i, **kwargs) for i, n in enumerate(RAGGED)]
+from fl_lightning.updates.layout import named_state
 
 
 @pytest.mark.parametrize("branches", [2, 3, 7, 20])
@@ -340,105 +256,3 @@ def test_the_memory_of_clients_trained_together_is_reckoned_with(
         fit(tiny_federation(local=LocalTraining(**local)), tiny_data(), rounds=1)
     assert ("clients together" in str(told.value)) == bool(many)
     assert re.search(many, str(told.value))
-
-
-# ---- CUDA graphs, acted out on a CPU ---------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
-    return act_out(monkeypatch)
-
-
-def test_a_cuda_graph_holds_a_branch_for_each_client(graphs: list[Graph]) -> None:
-    torch.manual_seed(0)
-    assert_same(Net(), LocalTraining(epochs=2.0, batch_size=8, branches=3), ragged(), rounds=4)
-    assert max(len(graph.calls) for graph in graphs) == 3
-    for graph in graphs:
-        count = len(graph.calls)
-        assert len(set(graph.streams)) == count
-        assert len({places[0].data_ptr() for _, places, _ in graph.calls}) == count, "clients share weights"
-        if count > 1:  # all branch off from the stream of the capture, which waits for all of them in the end
-            assert graph.forked
-            assert graph.joined == graph.streams
-
-
-def test_clients_that_are_alone_in_a_kind_of_step_share_its_cuda_graph(graphs: list[Graph]) -> None:
-    torch.manual_seed(0)
-    training = assert_same(Net(), LocalTraining(epochs=2.0, batch_size=8, branches=3), ragged(), rounds=5)
-    alone = [graph for graph in graphs if len(graph.calls) == 1]
-    assert len(alone) > 1
-    for graph in alone:
-        ((_, tensors, _),) = graph.calls
-        assert tensors[0] is training.alone[0]
-    kinds = [tuple(look(tensor) for tensor in graph.calls[0][1]) for graph in alone]
-    assert len(set(kinds)) == len(kinds), "a kind was recorded twice"
-
-
-CHANGING = (56, 35, 56, 11, 35, 56, 35)
-"""Batches of eight: the three of 35 end with a batch of three, while those of 56 in the seats before theirs go on."""
-
-
-def test_a_cuda_graph_of_several_clients_is_one_of_the_first_seats(
-    graphs: list[Graph], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real, moved = BranchedTraining._to_the_front, []
-
-    def to_the_front(self: BranchedTraining, seats: Any, places: list[int]) -> list[int]:
-        moved.append(places != list(range(len(places))))
-        return real(self, seats, places)
-
-    monkeypatch.setattr(BranchedTraining, "_to_the_front", to_the_front)
-    torch.manual_seed(0)
-    clients = [samples(n, seed=i) for i, n in enumerate(CHANGING)]
-    training = assert_same(Net(), LocalTraining(batch_size=8, branches=5), clients, rounds=4)
-    assert any(moved)
-    several = [graph for graph in graphs if len(graph.calls) > 1]
-    for graph in several:
-        assert all(tensors[0] is training.states[b][0] for b, (_, tensors, _) in enumerate(graph.calls))
-    kinds = [(len(graph.calls), tuple(look(tensor) for tensor in graph.calls[0][1])) for graph in several]
-    assert len(set(kinds)) == len(kinds), "a kind was recorded twice"
-
-
-def test_those_who_change_seats_keep_their_learning_rates(graphs: list[Graph]) -> None:
-    torch.manual_seed(0)
-    clients = [samples(n, seed=i) for i, n in enumerate(CHANGING)]
-    assert_same(Net(configure=by("step")), LocalTraining(batch_size=8, branches=5), clients, rounds=4)
-    assert graphs
-
-
-def test_one_client_is_a_cuda_graph_without_branches(graphs: list[Graph]) -> None:
-    torch.manual_seed(0)
-    module, local = Net(), LocalTraining(epochs=2.0, batch_size=8)
-    expected = in_turn(module, local, ragged())
-    stepper, start = recorded_steps.RecordedSteps(module, local), Snapshot(module)
-    for i, data in enumerate(ragged()):
-        logs = local.train(module, data, rng(i), stepper=stepper)
-        assert all(torch.equal(x, y) for x, y in zip(expected[i][0], sent(module), strict=True))
-        assert logs == expected[i][1]
-        start.restore(module)
-    assert graphs
-    assert {len(graph.calls) for graph in graphs} == {1}
-    assert parameter_layout(module).num_coordinates > 0
-
-
-def test_a_buffer_that_comes_later_finds_room() -> None:
-    torch.manual_seed(0)
-    module: Any = MLP(sizes=(6, 16, 3))
-    local, clients = LocalTraining(batch_size=8, branches=3), ragged()
-    training = BranchedTraining(module, local)
-    side_by_side(training, clients)
-    module.register_buffer("late", torch.ones(5))
-    for (a, _), (b, _) in zip(in_turn(module, local, clients), side_by_side(training, clients), strict=True):
-        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_branches_of_a_cuda_graph_give_the_same_bits() -> None:
-    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
-    torch.manual_seed(0)
-    module = CNN(image_size=8, channels=[4, 6], hidden=8).cuda()
-    images = [samples(n, (3, 8, 8), seed=i).to(torch.device("cuda")) for i, n in enumerate((*CHANGING, 41, 24))]
-    training = assert_same(module, LocalTraining(batch_size=8, branches=5), images, rounds=4)
-    assert training.steps.recordings

@@ -1,27 +1,23 @@
 """Stacked training against `LocalTraining.train` on the same seeds."""
 
 import copy
-import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import lightning as L
 import pytest
 import torch
-import torchmetrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stacked_clients import CLASSES, FEATURES, Client, assert_refused, rng, state, tables
 from torch import Tensor, nn, optim
 
 from fl_lightning.data import MapSamples, TensorSamples
 from fl_lightning.data.base import Samples
-from fl_lightning.models import CNN, LSTM, MLP
+from fl_lightning.models import CNN, MLP
 from fl_lightning.training.local_training import LocalTraining
-from fl_lightning.training.stack import NotStackableError
 from fl_lightning.training.stacked_training import StackedTraining
 
-FEATURES, CLASSES = 6, 3
 RAGGED = [20, 0, 130, 5, 64, 66, 2, 64]
 
 FLOAT32, FLOAT64 = 1e-4, 1e-10
@@ -31,47 +27,6 @@ BatchNorm on two samples multiplies the rounding of its inputs, 2^-24 of their s
 which a client here takes three, in both ways. In float64 that is 2^29 times less, 2e-13, and a fault stands out.
 """
 Result = tuple[dict[str, Tensor], dict[str, float]]
-Configure = Callable[[Any], Any]
-
-
-def rng(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def table(n: int, seed: int = 0, **kwargs: Any) -> TensorSamples:
-    inputs = torch.randn(n, FEATURES, generator=rng(seed))
-    return TensorSamples(inputs, inputs[:, :CLASSES].argmax(1), **kwargs)
-
-
-def tables(sizes: Sequence[int], **kwargs: Any) -> list[Samples]:
-    return [table(n, seed=i, **kwargs) for i, n in enumerate(sizes)]
-
-
-def sgd(self: nn.Module) -> Any:
-    return optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
-
-
-class Client(L.LightningModule):
-    """A small network; whatever a test is about is put in by keyword."""
-
-    def __init__(
-        self, *layers: nn.Module, configure: Configure = sgd, after: Callable[[Any, Tensor], Any] | None = None
-    ) -> None:
-        super().__init__()
-        self.first, self.last = nn.Linear(FEATURES, 17), nn.Linear(17, CLASSES)
-        self.rest = nn.Sequential(*layers, nn.ReLU(), self.last)
-        self.configure, self.after = configure, after
-
-    def training_step(self, batch: Any, batch_idx: int) -> Any:
-        loss = nn.functional.cross_entropy(self.rest(self.first(batch[0])), batch[1])
-        return loss if self.after is None else self.after(self, loss)
-
-    def configure_optimizers(self) -> Any:
-        return self.configure(self)
-
-
-def state(client: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in (*client.named_parameters(), *client.named_buffers())}
 
 
 def one_by_one(client: L.LightningModule, local: LocalTraining, data: Sequence[Samples]) -> list[Result]:
@@ -129,24 +84,6 @@ def check(client: L.LightningModule, local: LocalTraining, data: Sequence[Sample
     found = together(client, local, data)
     check_equal(client, found, one_by_one(client, local, data), tolerance)
     return found
-
-
-def assert_refused(client: L.LightningModule, reason: str, data: Sequence[Samples] | None = None, epochs: float = 1.0) -> None:
-    """The module is refused with one line, and it and the generators are as they were."""
-    client.eval()
-    before, attributes = state(client), [dict(vars(part)) for part in client.modules()]
-    generators = [rng(i) for i in range(3)]
-    with pytest.raises(NotStackableError, match=reason) as refusal:
-        StackedTraining(client, LocalTraining(epochs=epochs, batch_size=8)).train(
-            list(zip(data or tables([20, 9, 16]), generators, strict=True))
-        )
-    assert str(refusal.value).startswith(f"{type(client).__name__} cannot be trained in a stack: ")
-    assert "\n" not in str(refusal.value)
-    after = state(client)
-    assert all(torch.equal(before[name], after[name]) for name in before)
-    assert all(parameter.grad is None for parameter in client.parameters())
-    assert [dict(vars(part)) for part in client.modules()] == attributes
-    assert all(torch.equal(g.get_state(), rng(i).get_state()) for i, g in enumerate(generators))
 
 
 @pytest.mark.parametrize("epochs", [0.3, 1.0, 1.5, 3.0])
@@ -355,97 +292,3 @@ def test_one_object_trains_round_after_round():
         check_equal(before, found, expected)
     assert client.training
     assert "log" not in vars(client)
-
-
-def test_what_draws_at_random_is_refused():
-    assert_refused(Client(nn.Dropout(0.5)), "draws random numbers")
-    assert_refused(Client(after=lambda _, loss: loss * random.random()), "global random generators")
-
-    class Noisy(MapSamples):
-        def batch(self, indices, generator=None):
-            inputs, targets = super().batch(indices, generator)
-            return inputs + torch.randn(inputs.shape), targets
-
-    assert_refused(Client(), "global random generators", [Noisy(table(20, seed=i)) for i in range(3)])
-
-
-def test_an_lstm_is_refused():
-    texts = [TensorSamples(torch.ones(n, 5, FEATURES + 1), torch.arange(n) % 2) for n in (20, 9, 16)]
-    assert_refused(LSTM(dimension=FEATURES, hidden=5), "LSTM cannot .*aten::lstm", texts)
-
-
-class WholeTensor(optim.SGD):
-    pass
-
-
-class Hooked(Client):
-    def on_after_backward(self): ...
-
-
-class Growing(Client):
-    seen: list[int] = []  # noqa: RUF012  the mistake that is meant
-
-    def training_step(self, batch, batch_idx):
-        self.seen.append(1)
-        return super().training_step(batch, batch_idx)
-
-
-@pytest.mark.parametrize(
-    ("client", "reason"),
-    [
-        (lambda: Client(configure=lambda self: WholeTensor(self.parameters(), lr=0.1)), "optimizer WholeTensor"),
-        (lambda: Client(configure=lambda self: optim.Adafactor(self.parameters())), "optimizer Adafactor"),
-        (lambda: Client(configure=lambda _: optim.SGD([nn.Parameter(torch.ones(1))])), "no parameters of the module"),
-        (lambda: Client(configure=lambda self: [sgd(self), sgd(self)]), "exactly one optimizer"),
-        (lambda: Client(after=lambda *_: None), "skips a batch"),
-        (lambda: Client(after=lambda _, loss: loss if loss > 0 else 2 * loss), "data-dependent control flow"),
-        (lambda: Client(after=lambda _, loss: loss * loss.item()), r"\.item\(\)"),
-        (lambda: Client(after=lambda self, loss: self.log("metric", torchmetrics.MeanMetric()) or loss), "logs torchmetrics"),
-        (lambda: Client(after=lambda self, loss: setattr(self, "seen", loss) or loss), "sets the attribute 'seen'"),
-        (lambda: Client(after=lambda self, loss: loss * self.trainer.current_epoch), "the Trainer"),
-        (lambda: Hooked(), "has hooks of its own, which are called for one client at a time: on_after_backward"),
-        (lambda: Growing(), "its training_step changes Growing.seen, which would be one for all clients"),
-        (lambda: Client(after=lambda *_: "loss"), "got str"),
-    ],
-)
-def test_other_refusals(client, reason):
-    assert_refused(client(), reason)
-
-
-def test_a_metric_inside_is_refused():
-    client = Client()
-    client.accuracy = torchmetrics.MeanMetric()
-    assert_refused(client, "holds torchmetrics")
-
-
-def test_parameters_used_behind_the_modules_back_are_refused():
-    client = Client()
-    hidden = [client.first.weight]
-    client.after = lambda _, loss: loss + hidden[0].square().sum()
-    assert_refused(client, "other ways than as attributes")
-
-
-def test_hooks_are_refused():
-    client = Client()
-    client.first.weight.register_hook(lambda gradient: 2 * gradient)
-    assert_refused(client, "hooks")
-
-
-def test_an_update_in_place_of_what_is_shared_is_refused():
-    client = Client()
-    client.frozen = nn.Parameter(torch.zeros(()), requires_grad=False)
-    client.after = lambda self, loss: self.frozen.add_(loss.detach()) + loss
-    assert_refused(client, "shape")
-
-
-def test_data_that_cannot_be_stacked_are_refused():
-    wide = TensorSamples(torch.zeros(20, 1, FEATURES), torch.zeros(20).long())
-    assert_refused(Client(), "different shapes, types or names", [table(20), wide, table(16)])
-    words = [MapSamples([("text", 0)] * 20) for _ in range(3)]
-    assert_refused(Client(), "something else than tensors", words)
-    mixed = [MapSamples([({"x": torch.zeros(FEATURES), str(i): 1}, 0)] * 20) for i in range(3)]
-    assert_refused(Client(), "different shapes, types or names", mixed)
-
-
-def test_errors_of_the_user_are_the_reason():
-    assert_refused(Client(nn.BatchNorm1d(17)), "more than 1 value per channel", tables([1, 9, 16]))
