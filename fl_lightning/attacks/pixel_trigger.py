@@ -167,7 +167,7 @@ def colour(value: float | Sequence[float] | None) -> tuple[float, ...]:
     numbers = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
     for number in numbers:
         if not math.isfinite(real("value", number)):
-            raise ConfigurationError(f"value must be a finite number, or one per channel, got {value}")
+            raise ConfigurationError(f"value is {list(numbers)}; it must be finite")
     return numbers
 
 

@@ -298,8 +298,8 @@ class RunRecord(L.Callback):
         code = checkpoint.get("callbacks", {}).get(self.state_key, {}).get("code", {})
         if code.get("python") == VERSION and (new := changed(code["classes"], code_of(pl_module))):
             log.warning(
-                "%s was changed since the checkpoint was written; the run goes on with the code as it is now, which is not "
-                "what it began with",
+                "%s was changed since the checkpoint was written; the run goes on with the code as it is now, not as "
+                "it began with",
                 enumerated(new),
             )
         if renew_time(trainer, checkpoint):

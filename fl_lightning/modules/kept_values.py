@@ -6,6 +6,7 @@ Each way to keep one is called with the object and gives what was kept for as lo
 
 from __future__ import annotations
 
+import io
 import sys
 from array import array
 from typing import Any, Protocol
@@ -22,6 +23,9 @@ LARGEST_BYTES = 2**24
 
 LARGEST_COUNTED_BYTES = 2**28
 """Of a tensor that is kept by PyTorch's own count of its changes, which does not know those of `tensor.data`."""
+
+BUFFERS = (io.StringIO, io.BytesIO)
+"""Files in memory, which can be written back."""
 
 NUMBERS = (float, complex, np.inexact)
 """Those that may be NaN."""
@@ -45,7 +49,7 @@ class Whole(Protocol):
 
 def is_whole(value: Any) -> bool:
     """Whether it is of a kind that `keep_whole` knows."""
-    return isinstance(value, (Tensor, np.ndarray, array, bytearray)) or is_table(value)
+    return isinstance(value, (Tensor, np.ndarray, array, bytearray, *BUFFERS)) or is_table(value)
 
 
 def is_table(value: Any) -> bool:
@@ -61,6 +65,8 @@ def can_be_kept(value: Any) -> bool:
         return not odd and value.nbytes <= (LARGEST_BYTES if value.is_inference() else LARGEST_COUNTED_BYTES)
     if isinstance(value, np.ndarray):
         return value.dtype != object and value.nbytes <= LARGEST_BYTES
+    if isinstance(value, BUFFERS):
+        return not value.closed and len(value.getvalue()) <= LARGEST_BYTES
     if isinstance(value, (array, bytearray)):
         return len(value) * getattr(value, "itemsize", 1) <= LARGEST_BYTES
     return bool(np.sum(value.memory_usage()) <= LARGEST_BYTES)
@@ -79,6 +85,8 @@ def keep_whole(value: Any) -> Whole:
         return KeptTensor(value) if value.nbytes <= LARGEST_BYTES else CountedTensor(value)
     if isinstance(value, np.ndarray):
         return KeptArray(value)
+    if isinstance(value, BUFFERS):
+        return KeptBuffer(value)
     return KeptBytes(value) if isinstance(value, (array, bytearray)) else KeptTable(value)
 
 
@@ -141,8 +149,28 @@ class KeptBytes:
         holder[:] = values
 
 
+class KeptBuffer:
+    """A file in memory: what is written in it, and where it is read or written next."""
+
+    def __init__(self, holder: io.StringIO | io.BytesIO) -> None:
+        self.values: Any = holder.getvalue(), holder.tell()
+
+    def __call__(self, holder: Any) -> Any:
+        same = not holder.closed and (holder.getvalue(), holder.tell()) == self.values
+        return self.values if same else None
+
+    def put(self, holder: Any, values: Any) -> None:
+        if holder.closed:  # for good
+            return
+        text, place = values
+        holder.seek(0)
+        holder.truncate()
+        holder.write(text)
+        holder.seek(place)
+
+
 class KeptTable:
-    """A DataFrame or Series: values, index and columns."""
+    """A DataFrame or Series: values, index, columns and attributes."""
 
     def __init__(self, table: Any) -> None:
         self.values = table.copy()
@@ -156,8 +184,10 @@ class KeptTable:
 
 def alike(one: Any, other: Any) -> bool:
     """Whether two tables are equal, their types and names included."""
-    return bool(one.equals(other)) and all(
-        a.equals(b) and a.dtype == b.dtype and a.names == b.names for a, b in zip(one.axes, other.axes, strict=True)
+    return (
+        bool(one.equals(other))
+        and same(dict(one.attrs), dict(other.attrs))
+        and all(a.equals(b) and a.dtype == b.dtype and a.names == b.names for a, b in zip(one.axes, other.axes, strict=True))
     )
 
 

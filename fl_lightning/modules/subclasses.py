@@ -42,22 +42,19 @@ def missing(thing: Any, name: str) -> AttributeError:
         thing: whose `__getattr__` was called.
         name: the attribute.
     """
-    for base in type(thing).__mro__[1:]:
-        constructor = vars(base).get("__init__")
-        constructor = inspect.unwrap(constructor) if inspect.isfunction(constructor) else None
-        if constructor is not None and name[:2] != "__" and sets(constructor, name):
-            kind = type(thing).__name__
+    kind = type(thing).__name__
+    for base in type(thing).__mro__[1:] if name[:2] != "__" else ():
+        if base is nn.Module:
+            lacks = "_modules" not in vars(thing)
+        else:
+            constructor = inspect.unwrap(vars(base).get("__init__", missing))
+            lacks = constructor is not missing and name in getattr(constructor, "__code__", missing.__code__).co_names
+        if lacks:
             return UnmadeError(
                 f"the constructor of {kind} does not call super().__init__(), by which {base.__name__} sets {name}; call it "
                 "first, with the settings that it takes"
             )
-    return AttributeError(f"{type(thing).__name__!r} object has no attribute {name!r}")
-
-
-def sets(constructor: Any, name: str) -> bool:
-    """Whether a constructor is likely to set an attribute: it names it, or is that of `nn.Module`, which sets by texts."""
-    code = constructor.__code__
-    return name in code.co_names or (constructor is nn.Module.__init__ and name in code.co_consts)
+    return AttributeError(f"{kind!r} object has no attribute {name!r}")
 
 
 def check_methods(thing: Any, base: type) -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
 from fl_lightning.errors import ConfigurationError, said
 from fl_lightning.training.client_trainer import ClientTrainer
 
@@ -65,7 +67,8 @@ class blamed:  # noqa: N801  used as a function; a generator would take longer t
 
 def ends_quietly(error: BaseException) -> bool:
     """Whether loops and interpreters take it for an end that was wanted, as `next(...)` of an empty iterator."""
-    return isinstance(error, (StopIteration, GeneratorExit)) or (isinstance(error, SystemExit) and not error.code)
+    leaves = isinstance(error, SystemExit) and not error.code and not isinstance(error, SIGTERMException)
+    return leaves or isinstance(error, (StopIteration, GeneratorExit))
 
 
 def where(trainer: ClientTrainer) -> str:

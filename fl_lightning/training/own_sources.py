@@ -9,6 +9,7 @@ then on, and what cannot be put back is named.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -71,7 +72,8 @@ class OwnSources:
             if self.found is None:
                 self.search()
             assert self.found is not None, "search() has run"
-            roots = {"data": self.data.train, **self.found.globals}
+            environment = getattr(os.environ, "_data", {})  # what Python reads; where it matters to clients, it is put back
+            roots = {"data": self.data.train, "os.environ": environment, **self.found.globals}
             own = [of for part in self.module.modules() for of in (part, *part._parameters.values(), *part._buffers.values())]
             self.start = KeptPython(roots, searched=SEARCHED_OF_DATA, but=own)
 

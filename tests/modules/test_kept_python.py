@@ -1,3 +1,4 @@
+import io
 import random
 from array import array
 from collections import defaultdict, deque
@@ -276,3 +277,27 @@ def test_global_names_are_followed_if_asked_for():
     helper()
     assert sorted(kept.restore()) == [f"{__name__}.COUNT", f"{__name__}.LINES"]
     assert (count, lines) == (COUNT, LINES)
+
+
+@pytest.mark.parametrize("made", [io.StringIO, io.BytesIO])
+def test_files_in_memory_have_their_text_and_their_place_again(made):
+    text: Any = "abcdef" if made is io.StringIO else b"abcdef"
+    holder = SimpleNamespace(file=made(text))
+    holder.file.seek(2)
+    kept = KeptPython({"h": holder})
+    assert kept.restore() == []
+    for change in (lambda f: f.write(text[:1]), lambda f: f.read(1), lambda f: f.truncate(0), lambda f: f.seek(9)):
+        change(holder.file)
+        assert kept.restore() == ["h.file"]
+        assert (holder.file.getvalue(), holder.file.tell()) == (text, 2)
+    holder.file.close()  # for good, which can only be told
+    assert kept.restore() == ["h.file"]
+
+
+def test_attributes_of_a_table_are_put_back():
+    holder = Holder()
+    holder.table.attrs["read"] = 0
+    kept = KeptPython({"": holder})
+    holder.table.attrs["read"] += 1
+    assert kept.restore() == ["table"]
+    assert holder.table.attrs == {"read": 0}

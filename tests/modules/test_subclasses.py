@@ -53,16 +53,17 @@ class BareData(FederatedDataModule):
 
 def bare(kind: Any) -> None:
     """Train with an object of such a class."""
+    make: Any = kind
     if issubclass(kind, Federation):
-        fit(kind())
+        fit(make())
     elif issubclass(kind, Aggregator):
-        fit(tiny_federation(aggregator=kind()))
+        fit(tiny_federation(aggregator=make()))
     elif issubclass(kind, Attack):
-        fit(tiny_federation(attacks=[kind()]), rounds=1)
+        fit(tiny_federation(attacks=[make()]), rounds=1)
     elif issubclass(kind, IID):
-        fit(tiny_federation(), tiny_data(kind()))
+        fit(tiny_federation(), tiny_data(make()))
     else:
-        fit(tiny_federation(), kind())
+        fit(tiny_federation(), make())
 
 
 @pytest.mark.parametrize("kind", [BareFederation, BareRule, BareTrimmed, BareAttack, BarePartition, BareData])

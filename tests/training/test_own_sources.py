@@ -1,5 +1,6 @@
 """What clients and data keep or draw by themselves shows neither in the order of clients nor in the number of ranks."""
 
+import os
 import random
 import types
 from functools import lru_cache
@@ -220,3 +221,19 @@ def test_generators_of_one_name_in_two_modules_are_both_found():
     vars(other)["OUTSIDE"] = np.random.default_rng(1)
     found = KeptPython({"a": lambda: OUTSIDE, "b": type(lambda: 0)((lambda: OUTSIDE).__code__, vars(other))}, values=False)
     assert {id(of) for of in found.generators.values()} == {id(OUTSIDE), id(vars(other)["OUTSIDE"])}
+
+
+class Counted(TinyClient):
+    """Counts in the environment of the process."""
+
+    def training_step(self, batch, batch_idx):
+        os.environ["COUNTED_STEPS"] = str(int(os.environ.get("COUNTED_STEPS", "0")) + 1)
+        return super().training_step(batch, batch_idx) * (1 + 0.1 * int(os.environ["COUNTED_STEPS"]))
+
+
+def test_the_environment_is_put_back_where_it_matters(caplog, monkeypatch):
+    monkeypatch.delenv("COUNTED_STEPS", raising=False)
+    train(Counted())
+    assert "COUNTED_STEPS" in caplog.text
+    assert "it is put back after every client" in caplog.text
+    assert "COUNTED_STEPS" not in os.environ
