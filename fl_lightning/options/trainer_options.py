@@ -176,6 +176,11 @@ def check_callbacks(trainer: TrainerOfAnyKind) -> None:
                 f"trainer.callbacks: {type(callback).__name__} has no logger to give its figures to, as trainer.logger is "
                 "False; leave the callback out, or give a logger, such as CSVLogger"
             )
+        if isinstance(callback, lightning_callbacks.EarlyStopping) and (patience := callback.patience) < 0:
+            raise ConfigurationError(
+                f"trainer.callbacks: EarlyStopping(patience={patience}) must be at least 0, the evaluations in a row without a "
+                "better value that are borne; 0 ends the run at the first"
+            )
         check_file(trainer, callback)
     check_twice(trainer.callbacks)
 

@@ -247,6 +247,7 @@ def test_what_may_not_be_meant_is_said_on_one_line(options, said, caplog):
     [
         (lambda: callbacks.EarlyStopping("val_loss"), "monitors val_loss, which nobody logs; logged are val/acc, val/asr"),
         (lambda: callbacks.EarlyStopping("val/ars"), "did you mean val/asr"),
+        (lambda: callbacks.EarlyStopping("val/asr", patience=-3), r"EarlyStopping\(patience=-3\) must be at least 0"),
         (lambda: callbacks.ModelCheckpoint(monitor="loss"), "client/NAME for what clients log as NAME"),
         (lambda: callbacks.ModelCheckpoint(train_time_interval=timedelta(seconds=1)), "train_time_interval"),
         (AggregationDiagnostics, "AggregationDiagnostics is there 2 times"),
