@@ -284,11 +284,8 @@ class Clients:
     def look(self, t: int, updates: LocalUpdates) -> None:
         """In the first round of this process, on all ranks: see that somebody is trained."""
         self.looked = True
-        batches, skipped = (
-            sum(getattr(executor.taken, name) for executor in {self.executor, self.of_attackers})
-            for name in ("batches", "skipped")
-        )
-        taken = Taken(batches, skipped, moved=updates.moved)
+        counts = [executor.taken for executor in {self.executor, self.of_attackers}]
+        taken = Taken(sum(one.batches for one in counts), sum(one.skipped for one in counts), updates.moved)
         check_anybody_trained(self.exchange.collect(taken), type(self.module).__name__, t)
 
     @property
