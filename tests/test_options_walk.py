@@ -33,7 +33,9 @@ REQUIRED: dict[str, Any] = {
 TAKES_ANY_NUMBER = {("PhishingTable", "phishing_value")}
 """Arguments that are compared with what stands in a file."""
 
-BESIDE: dict[tuple[str, str], dict[str, Any]] = {("LabelFlip", "poison_fraction"): {"source_label": 1, "target_label": 0}}
+BESIDE: dict[tuple[str, str], dict[str, Any]] = {
+    ("LabelFlip", name): {"source_label": 1, "target_label": 0} for name in ("poison_fraction", "per_batch")
+}
 """What else is given, where an argument is not looked at, or not needed, without."""
 
 LISTS_TOO = {("PixelTrigger", "value"), ("DBA", "value")}

@@ -14,6 +14,7 @@ from torch import Tensor
 from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.callbacks.history import History
 from fl_lightning.callbacks.trial import is_trial
+from fl_lightning.checked import real
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.federation import Federation
 from fl_lightning.files.run_files import RoundLines
@@ -125,7 +126,7 @@ class DetectionMetrics(L.Callback):
     """
 
     def __init__(self, *, threshold: float = 0.5) -> None:
-        if not 0 < threshold <= 1:
+        if not 0 < real("DetectionMetrics.threshold", threshold) <= 1:
             raise ConfigurationError(
                 f"DetectionMetrics.threshold must lie in (0, 1], got {threshold}: it is a share of the round's mean verdict; "
                 ".5 is usual"

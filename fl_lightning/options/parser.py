@@ -197,12 +197,14 @@ def unknown_class(message: str, parser: Parser, keys: list[str]) -> str | None:
     if wrong is None:
         return None
     name = wrong[1] or wrong[2]
-    known = {cls.__name__ for base in kinds_of(parser, keys) or PARTS for cls in subclasses(base) if offered(cls)}
-    if not known:  # no class is wanted
+    offers = [cls for base in kinds_of(parser, keys) or PARTS for cls in subclasses(base) if offered(cls)]
+    if not offers:  # no class is wanted
         return None
+    offers.sort(key=lambda cls: (not cls.__module__.startswith("fl_lightning."), cls.__name__))  # the package's own first
+    known = list(dict.fromkeys(cls.__name__ for cls in offers))
     hint = nearest(name, known)
     if not hint.startswith("did"):
-        hint = f"known: {enumerated(sorted(known), MOST_LETTERS)}; one of yours goes by its import path"
+        hint = f"known: {enumerated(known, MOST_LETTERS)}; one of yours goes by its import path"
     return f"there is no class {name}; {hint}"
 
 
@@ -283,8 +285,8 @@ def classes(hint: Any) -> Iterator[type]:
 
 def offered(cls: type) -> bool:
     """Whether a class may be what somebody meant: one of which objects are made, and none of this package's own parts."""
-    if cls in PARTS or inspect.isabstract(cls):
-        return False
+    if cls in PARTS or inspect.isabstract(cls) or any(base.__module__ == "fl_lightning.federation" for base in cls.__mro__):
+        return False  # nor is a federation anybody's client
     wing = ".".join(cls.__module__.split(".")[:2])
     if not wing.startswith("fl_lightning."):
         return True

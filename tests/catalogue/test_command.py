@@ -33,7 +33,7 @@ def test_the_overview_counts_every_kind(capsys):
 def test_a_pipe_gets_a_line_per_entry(capsys):
     show(["rules"])
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("TrimmedMean\t")]
-    assert line == "TrimmedMean\tCoordinate-wise trimmed mean.\talpha=0.25\tarxiv.org/abs/1803.01498"
+    assert line == "TrimmedMean\tCoordinate-wise trimmed mean.\talpha=0.25, verdicts=false\tarxiv.org/abs/1803.01498"
 
 
 @pytest.mark.parametrize("width", [60, 80, 140])

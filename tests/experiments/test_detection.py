@@ -158,7 +158,7 @@ def test_a_report_has_a_section_where_runs_have_records(tmp_path: Path) -> None:
     (tmp_path / "pool" / "20" / "detection.jsonl").write_text(
         json.dumps({"round": 0, **line, "pairs": 4, "pairs_told": 3}) + "\n"
     )
-    (tmp_path / "pool" / "30" / "detection.jsonl").write_text(json.dumps({"round": 0, "malicious": "<b>"}) + "\n")
+    (tmp_path / "pool" / "30" / "detection.jsonl").write_text(json.dumps({"round": 0, "malicious": 2}) + "\n")
     found = sections(results)
     assert [section.name.partition(",")[0] for section in found] == ["FedAvg", *[r"Invariant_1 & <b> $\foo$"] * 2]
     assert found[0].run == "01"
@@ -170,7 +170,6 @@ def test_a_report_has_a_section_where_runs_have_records(tmp_path: Path) -> None:
     first = page(tmp_path)
     assert first.count("Who was turned away") == 1
     assert "every client of <code>01</code>" in first
-    assert "<b>'}" not in first
     write_report(results, tmp_path / "out")
     assert page(tmp_path) == first
 

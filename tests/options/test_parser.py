@@ -55,7 +55,10 @@ def message(*args: str) -> str:
             ["--model.client", "torch.nn.Linear"],
             "model.client: torch.nn.Linear is no LightningModule, which says what its",
         ),
-        (["--model.attacks+", "Zzz"], "model.attacks: there is no class Zzz; known: A3FL, ALIE, Adaptive, Collude, DBA, "),
+        (
+            ["--model.attacks+", "Zzz"],
+            "model.attacks: there is no class Zzz; known: A3FL, ALIE, Adaptive, Collude, ConstrainAndScale, ",
+        ),
         (["--data", "IID"], "data: there is no class IID; known: "),
         (
             ["--data", "Phishing", "--data.partition", "Partition"],
