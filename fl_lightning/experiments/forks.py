@@ -75,6 +75,13 @@ def begin(folder: RunFolder) -> str:
             f"the prefix that this run begins with, {prefix.path}, is {state}{why}: see its log.txt; the sweep's next call "
             "tries it again"
         )
+    done, due = prefix.record.get("rounds", entry["round"]), entry["round"]
+    if done < due:
+        why = prefix.record.get("reason") or "it was given fewer"
+        raise ConfigurationError(
+            f"the prefix that this run begins with, {prefix.path}, has ended after {done} of {due} rounds ({why:.200}), and so "
+            f"would this run; give at most {done} prefix.rounds, or leave out what ends it"
+        )
     return fork(folder, prefix, entry)
 
 

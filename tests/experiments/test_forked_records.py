@@ -7,7 +7,16 @@ from typing import Any
 import pytest
 from tiny import fit, tiny_federation
 
-from fl_lightning import BackdoorMetrics, ClientRecord, CohortSampler, DetectionMetrics, LastCheckpoint, RunRecord, experiments
+from fl_lightning import (
+    BackdoorMetrics,
+    ClientRecord,
+    CohortSampler,
+    ConfigurationError,
+    DetectionMetrics,
+    LastCheckpoint,
+    RunRecord,
+    experiments,
+)
 from fl_lightning.aggregators import Aggregator, Krum, MultiKrum
 from fl_lightning.attacks import ValueTrigger
 from fl_lightning.experiments import forks
@@ -31,11 +40,11 @@ def run(folder: Path, rule: Aggregator, rounds: int = ROUNDS, ckpt_path: str | N
     return json.loads((folder / "run.json").read_text())
 
 
-def forked(folder: Path, rule: str | None) -> RunFolder:
+def forked(folder: Path, rule: str | None, rounds: int = T) -> RunFolder:
     """A run's folder as a sweep's job leaves it when the run is to begin, with `prefix` beside it."""
     folder.mkdir()
     (folder / "config.yaml").write_text("seed_everything: 0\n")
-    entry = {"folder": "../prefix", "id": "prefix", "round": T, "exact": rule is None, "rule": rule}
+    entry = {"folder": "../prefix", "id": "prefix", "round": rounds, "exact": rule is None, "rule": rule}
     write_whole(folder / forks.NOTE, json.dumps(sealed(entry)))
     assert forks.begin(RunFolder(folder)).startswith("forked from")
     return RunFolder(folder)
@@ -67,6 +76,13 @@ def test_what_another_rule_judged_does_not_count(base):
     assert (record["detection"]["attacked_rounds"], record["detection"]["clean_rounds"]) == (ROUNDS - T, 0)
     assert record["detection"]["clean_fpr"] is None
     assert sorted(set(experiments.clients(folder)["round"])) == list(range(ROUNDS))  # and who took part is known all the same
+
+
+def test_a_prefix_that_was_stopped_early_says_so(base):
+    """To run it anew would end the same."""
+    with pytest.raises(ConfigurationError, match=rf"has ended after {T} of {T + 1} rounds .*; give at most {T} prefix\.rounds"):
+        forked(base / "early", None, T + 1)
+    assert not (base / "early" / "last.ckpt").exists()
 
 
 @pytest.mark.parametrize("attacks", [[], [{"class_path": "SignFlip"}]])
