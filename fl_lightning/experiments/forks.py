@@ -79,8 +79,8 @@ def begin(folder: RunFolder) -> str:
     if done < due:
         why = prefix.record.get("reason") or "it was given fewer"
         raise ConfigurationError(
-            f"the prefix that this run begins with, {prefix.path}, has ended after {done} of {due} rounds ({why:.200}), and so "
-            f"would this run; give at most {done} prefix.rounds, or leave out what ends it"
+            f"the prefix that this run begins with, {prefix.path}, has ended after {done} of {due} rounds ({why:.200}); "
+            f"give fewer prefix.rounds than {done}, or leave out what ends it"
         )
     return fork(folder, prefix, entry)
 

@@ -80,7 +80,9 @@ def test_what_another_rule_judged_does_not_count(base):
 
 def test_a_prefix_that_was_stopped_early_says_so(base):
     """To run it anew would end the same."""
-    with pytest.raises(ConfigurationError, match=rf"has ended after {T} of {T + 1} rounds .*; give at most {T} prefix\.rounds"):
+    with pytest.raises(
+        ConfigurationError, match=rf"has ended after {T} of {T + 1} rounds .*; give fewer prefix\.rounds than {T}"
+    ):
         forked(base / "early", None, T + 1)
     assert not (base / "early" / "last.ckpt").exists()
 
