@@ -47,6 +47,8 @@ def fork(source: Path, folder: Path, config: Mapping[str, Any], about: Mapping[s
             state |= {"config": dict(config), "prefix": dict(about)}
     if about.get("rule") is not None:
         checkpoint.pop(sharded_state.KEY, None)
+        for key in [key for key in checkpoint["callbacks"] if key.startswith("DetectionMetrics")]:
+            del checkpoint["callbacks"][key]  # what the other rule judged does not count for this one
     elif "world" in (entry := checkpoint.get(sharded_state.KEY, {})):
         shutil.copytree(source / entry["folder"], folder / entry["folder"], dirs_exist_ok=True)
     checkpoint_files.save(checkpoint, folder / LAST, done)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.experiments.run_folder import RunFolder, State
+from fl_lightning.files.round_tables import own_folder
 from fl_lightning.files.run_files import LockedError, own_file, write_whole
 from fl_lightning.files.sealed import DamagedError, sealed, unsealed
 
@@ -23,6 +24,12 @@ CHECKPOINTS = ("last.ckpt", "previous.ckpt")
 
 ALONGSIDE = ("flip_rates.jsonl",)
 """Files of a line per round, to which the run adds its own rounds."""
+
+OF_THE_RULE = ("detection.jsonl",)
+"""The same, where the prefix has the run's rule: what another one judged does not count for it."""
+
+TABLES = "clients"
+"""The folder with a row per client and round, to which the run adds its own rounds."""
 
 
 def note(run: Run) -> None:
@@ -68,6 +75,13 @@ def begin(folder: RunFolder) -> str:
             f"the prefix that this run begins with, {prefix.path}, is {state}{why}: see its log.txt; the sweep's next call "
             "tries it again"
         )
+    done, due = prefix.record.get("rounds", entry["round"]), entry["round"]
+    if done < due:
+        why = prefix.record.get("reason") or "it was given fewer"
+        raise ConfigurationError(
+            f"the prefix that this run begins with, {prefix.path}, has ended after {done} of {due} rounds ({why:.200}); "
+            f"give fewer prefix.rounds than {done}, or leave out what ends it"
+        )
     return fork(folder, prefix, entry)
 
 
@@ -79,9 +93,11 @@ def fork(folder: RunFolder, prefix: RunFolder, entry: dict[str, Any]) -> str:
 
     about = {key: entry[key] for key in ("id", "round", "exact", "rule")}
     about["config_hash"] = prefix.record.get("config_hash")
-    for name in ALONGSIDE:
+    for name in (*ALONGSIDE, *(() if entry["rule"] else OF_THE_RULE)):
         if own_file(prefix.path / name).exists():
             shutil.copyfile(prefix.path / name, own_file(folder.path / name))
+    if own_folder(prefix.path / TABLES).exists():
+        shutil.copytree(prefix.path / TABLES, own_folder(folder.path / TABLES), dirs_exist_ok=True)
     try:
         forking.fork(prefix.path, folder.path, load_yaml(folder.config, str(folder.config)), about)
     except ConfigurationError as error:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fl_lightning.callbacks.backdoor_lifespan import BackdoorLifespan
 from fl_lightning.callbacks.digests import differing, experiment
 from fl_lightning.cohort import CohortSampler
 from fl_lightning.errors import SOME_LETTERS, ConfigurationError, enumerated
@@ -22,6 +23,9 @@ FOLDER = "prefixes"
 
 OF_DRAWS = ("clients_per_round", "malicious_fraction", "participation")
 """Settings of `model.cohort` by which other benign clients would be drawn."""
+
+RECIPE = ("attackers", "attackers_optimizer", "attackers_scheduler")
+"""Settings of `model` by which clients train in rounds that they attack, and in no other."""
 
 ALLOWED = (
     "a prefix may change model.aggregator, model.attacks and when attackers begin (model.cohort), and nothing by which benign "
@@ -73,7 +77,7 @@ class Prefix:
             )
         begins = cohort_of(overlaid).get("start_round") or 0
         late = with_window(overlaid, self.rounds) if begins >= self.rounds else overlaid
-        return {**late, "trainer": {**overlaid["trainer"], "max_epochs": self.rounds}}
+        return {**without_recipe(late), "trainer": {**without_lifespan(overlaid["trainer"]), "max_epochs": self.rounds}}
 
     def check(self, federation: Federation, clean: Federation) -> None:
         """See that no attacker is active before the prefix ends.
@@ -117,7 +121,7 @@ def own(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def same_rounds(config: Mapping[str, Any], clean: Mapping[str, Any]) -> bool:
     """Whether a run would have the rounds of a prefix, to the bit, where nobody attacks before it ends."""
-    one, other = (experiment(with_window(each, 0), rounds=False) for each in (config, clean))
+    one, other = (experiment(without_recipe(with_window(each, 0)), rounds=False) for each in (config, clean))
     return one == other
 
 
@@ -136,6 +140,21 @@ def with_window(config: Mapping[str, Any], start: int) -> dict[str, Any]:
     return {**config, "model": {**config["model"], "cohort": changed}}
 
 
+def without_recipe(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration whose attackers train like anyone else, as all do before the attack; without attacks it must be so."""
+    model = config["model"]
+    return {**config, "model": {**model, **{name: None for name in RECIPE if name in model}}}
+
+
+def without_lifespan(trainer: Mapping[str, Any]) -> dict[str, Any]:
+    """The Trainer's settings without `BackdoorLifespan`, which refuses an attack that has no end, and needs no first rounds."""
+    callbacks = trainer.get("callbacks")
+    given = [callbacks] if isinstance(callbacks, dict) else callbacks
+    if not isinstance(given, list):
+        return dict(trainer)
+    return {**trainer, "callbacks": [one for one in given if class_name(one) != BackdoorLifespan.__name__]}
+
+
 def named(cohort: CohortSampler) -> str:
     """The setting that says when attackers begin, and its value."""
     if cohort.participation == "single_shot":
@@ -145,4 +164,9 @@ def named(cohort: CohortSampler) -> str:
 
 def rule_of(config: Mapping[str, Any]) -> str:
     """The class of a configuration's rule, by its name alone."""
-    return str(config["model"]["aggregator"]["class_path"]).rpartition(".")[2]
+    return class_name(config["model"]["aggregator"])
+
+
+def class_name(settings: Any) -> str:
+    """The class that settings are of, by its name alone; empty where they name none."""
+    return str(settings.get("class_path", "")).rpartition(".")[2] if isinstance(settings, dict) else ""
