@@ -83,7 +83,8 @@ def test_the_shipped_sweep_adds_attacks_to_the_pixel_trigger():
         found[cell.name] = [attack["class_path"].rpartition(".")[2] for attack in config["model"]["attacks"]]
         assert list(CohortSampler(**config["model"]["cohort"]).attacked_rounds(120)) == list(range(20, 40))
         assert config["trainer"]["callbacks"][0]["class_path"].endswith("BackdoorLifespan")
-    assert found == {"PixelTrigger": ["PixelTrigger"], "Neurotoxin": ["PixelTrigger", "Neurotoxin"]}
+    further = ("Neurotoxin", "ConstrainAndScale")
+    assert found == {"PixelTrigger": ["PixelTrigger"], **{name: ["PixelTrigger", name] for name in further}}
 
 
 @pytest.mark.parametrize(
