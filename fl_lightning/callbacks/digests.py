@@ -52,7 +52,7 @@ def experiment(
         if "start_from" in model and start is not None:
             model["start_from"] = start
         if "aggregator" in model:  # verdicts change no bit
-            model["aggregator"] = without(model["aggregator"], "verdicts")
+            model["aggregator"] = without_verdicts(model["aggregator"])
         if "attacks" in model:
             model["attacks"] = [without_later(attack) for attack in without(model["attacks"], "path")]
         if isinstance(model.get("attackers"), dict):
@@ -97,6 +97,18 @@ def without(value: Any, name: str) -> Any:
     if isinstance(value, (list, tuple)):
         return [without(entry, name) for entry in value]
     return value
+
+
+def without_verdicts(value: Any) -> Any:
+    """A rule's settings without `verdicts`, at any depth; one that has no others has none, as before there were verdicts.
+
+    >>> without_verdicts({"class_path": "Median", "init_args": {"verdicts": False}})
+    {'class_path': 'Median'}
+    """
+    if not isinstance(value, Mapping):
+        return value
+    kept = {key: without_verdicts(entry) for key, entry in value.items() if key != "verdicts"}
+    return {key: entry for key, entry in kept.items() if entry != {} or value[key] == {}}
 
 
 def without_later(attack: Any) -> Any:

@@ -1,5 +1,7 @@
 import hashlib
+from typing import Any
 
+import pytest
 import torch
 from small_config import CONFIG, changed
 from torch import nn
@@ -45,3 +47,16 @@ def test_digest_is_of_names_types_shapes_and_bytes():
     with torch.no_grad():
         module.bias[0] = torch.nextafter(module.bias[0], torch.tensor(9.0))
     assert weights_sha256(module) != digest.hexdigest()
+
+
+@pytest.mark.parametrize(
+    "inside", [lambda rule: rule, lambda rule: {"class_path": "Bucketing", "init_args": {"rule": rule, "s": 2}}]
+)
+def test_verdicts_leave_the_digest_as_it_was_before_there_were_any(inside):
+    def digest(**rule: Any) -> str:
+        return config_sha256({"model": {"aggregator": inside({"class_path": "Median", **rule})}})
+
+    for verdicts in (False, True):
+        assert digest(init_args={"verdicts": verdicts}) == digest()
+        assert digest(init_args={"b": 1, "verdicts": verdicts}) == digest(init_args={"b": 1}) != digest()
+    assert digest(init_args={}) != digest()  # as written before
