@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fl_lightning.attacks.base import Attack, Attacker, check_fraction
+from fl_lightning.attacks.poisoning import PoisonedByBatch, pooled
 from fl_lightning.data.base import Samples, TensorSamples
 from fl_lightning.data.edge_pool import EdgePool
 from fl_lightning.data.joined import join, named_as
@@ -246,7 +247,7 @@ class EdgeCase(Attack):
             )
 
 
-class EdgeBatches(Samples):
+class EdgeBatches(PoisonedByBatch):
     """Clean samples of which the last ones of every batch give way to random edge-case samples.
 
     Its length, order and `targets` are those of the clean samples.
@@ -257,6 +258,8 @@ class EdgeBatches(Samples):
         fraction: p; int(p * b) of a batch of b samples are replaced. Within a batch no edge-case sample comes twice, unless
             there are too few.
     """
+
+    setting = "mix: batch"
 
     def __init__(self, clean: Samples, edge: Samples, fraction: float) -> None:
         self.clean, self.edge, self.fraction = clean, edge, fraction
@@ -269,6 +272,13 @@ class EdgeBatches(Samples):
         order = torch.arange(n) if generator is None else torch.randperm(n, generator=generator)
         drawn = len(self.clean) + order[torch.arange(count) % n]
         return self.both.batch(torch.cat([indices[: len(indices) - count], drawn.to(indices.device)]), generator)
+
+    @classmethod
+    def pool(cls, parts: Sequence[Samples]) -> Samples:
+        """Edge cases of all of them, in the same share of a batch."""
+        own = [of for of in parts if isinstance(of, EdgeBatches)]
+        clean = pooled([of.clean if isinstance(of, EdgeBatches) else of for of in parts])
+        return EdgeBatches(clean, join([of.edge for of in own]), own[0].fraction)
 
     def subset(self, indices: Tensor) -> EdgeBatches:
         return EdgeBatches(self.clean.subset(indices), self.edge, self.fraction)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -54,7 +55,28 @@ Layer = tuple[Samples, Tensor, float]
 """All of the samples as one attack has them; which of them it can poison, (n,) bool; its share of a batch."""
 
 
-class PoisonedBatches(Samples):
+class PoisonedByBatch(Samples):
+    """Samples of which only a whole batch shows what is poisoned, so that none of them is read alone.
+
+    Attributes:
+        setting: what made them so, in words.
+    """
+
+    setting = "poisoning batch by batch"
+
+    @classmethod
+    @abstractmethod
+    def pool(cls, parts: Sequence[Samples]) -> Samples:
+        """All samples of several clients, some of this kind, as one data set whose batches are poisoned as each client's."""
+
+    def __getitem__(self, index: int) -> Any:
+        raise ConfigurationError(
+            f"samples that are poisoned batch by batch ({self.setting}) are read in batches alone, and not mixed with others "
+            f"one by one; put attacks that bring samples of their own before the one with {self.setting}, or leave that out"
+        )
+
+
+class PoisonedBatches(PoisonedByBatch):
     """Clean samples of which the first ones of every batch are poisoned.
 
     A batch is a stretch of a fresh shuffle, which is drawn by (seed, round, client), so its head is a random choice: a sample
@@ -75,6 +97,8 @@ class PoisonedBatches(Samples):
         tensor([0, 0, 1, 3])
     """
 
+    setting = "per_batch"
+
     def __init__(self, clean: Samples, layers: Sequence[Layer]) -> None:
         self.clean, self.layers = clean, list(layers)
         self.targets = clean.targets
@@ -89,11 +113,17 @@ class PoisonedBatches(Samples):
             place, free = place + number * len(self) * taken, free & ~taken
         return self.both.batch(place, generator)
 
-    def __getitem__(self, index: int) -> Any:
-        raise ConfigurationError(
-            "samples that are poisoned batch by batch (per_batch) are read in batches alone, and not mixed with others one by "
-            "one; put attacks that bring samples of their own before those with per_batch, or leave per_batch out"
-        )
+    @classmethod
+    def pool(cls, parts: Sequence[Samples]) -> Samples:
+        """Clients without a sample that an attack can poison have plain data; the others' shares are the same: one attack's."""
+        layered = next(of for of in parts if isinstance(of, PoisonedBatches))
+        parts = [of for of in parts if len(of)]
+        layers = []
+        for i, (_, _, fraction) in enumerate(layered.layers):
+            own = [of.layers[i][:2] if isinstance(of, PoisonedBatches) else (of, torch.zeros(len(of)).bool()) for of in parts]
+            able = torch.cat([mask.to(layered.layers[i][1].device) for _, mask in own])
+            layers.append((join([samples for samples, _ in own]), able, fraction))
+        return PoisonedBatches(join([of.clean if isinstance(of, PoisonedBatches) else of for of in parts]), layers)
 
     def raw(self, indices: Tensor) -> Tensor | None:
         return self.clean.raw(indices)
@@ -120,17 +150,6 @@ class PoisonedBatches(Samples):
 
 
 def pooled(datasets: Sequence[Samples]) -> Samples:
-    """All samples of several clients as one data set, of which batches are poisoned as those of each client were.
-
-    Clients without a sample that an attack can poison have plain data; the others' shares are the same, as it is one attack.
-    """
-    layered = next((of for of in datasets if isinstance(of, PoisonedBatches)), None)
-    if layered is None:
-        return join(datasets)
-    parts = [of for of in datasets if len(of)]
-    layers = []
-    for i, (_, _, fraction) in enumerate(layered.layers):
-        own = [of.layers[i][:2] if isinstance(of, PoisonedBatches) else (of, torch.zeros(len(of)).bool()) for of in parts]
-        able = torch.cat([mask.to(layered.layers[i][1].device) for _, mask in own])
-        layers.append((join([samples for samples, _ in own]), able, fraction))
-    return PoisonedBatches(join([of.clean if isinstance(of, PoisonedBatches) else of for of in parts]), layers)
+    """All samples of several clients as one data set, of which batches are poisoned as those of each client were."""
+    kind = next((type(of) for of in datasets if isinstance(of, PoisonedByBatch)), None)
+    return join(datasets) if kind is None else kind.pool(datasets)

@@ -11,6 +11,7 @@ from tiny import CLASSES, CLIENTS, Relabel, TinyClient, fit, tiny_data, tiny_fed
 from fl_lightning import CohortSampler
 from fl_lightning.aggregators import FedAvg, Invariant
 from fl_lightning.attacks import Attack, Attacker, Collude, Knowledge, ValueTrigger
+from fl_lightning.attacks.edge_case import EdgeBatches
 from fl_lightning.data import IID, MapSamples, Samples, TensorSamples
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.updates import UpdateShard
@@ -49,6 +50,22 @@ def test_who_trains_on_what(kind):
 @pytest.mark.parametrize("mode", MODES)
 def test_a_lone_attacker_trains_on_its_own(mode):
     assert conspired(mode, [numbered(5, 3)]) == [contents(numbered(5, 3))]
+
+
+def test_edge_cases_that_are_mixed_into_batches_are_pooled_with_their_share():
+    own = [EdgeBatches(numbered(10 * i, 8), numbered(100 + 10 * i, 3).relabel(torch.full((3,), 9)), 0.25) for i in range(3)]
+    (together, *_) = Collude(mode="pool").conspire(own, [Attacker(client=i, seed=0, pool=own[0]) for i in range(3)])
+    assert len(together) == 24
+    edge = set()
+    for seed in range(20):
+        inputs, targets = together.batch(torch.arange(24).roll(seed)[:8], torch.Generator().manual_seed(seed))
+        poisoned = inputs.flatten() >= 100
+        assert poisoned.tolist() == [False] * 6 + [True] * 2  # a quarter of the batch, as each client's had
+        assert targets[poisoned].tolist() == [9, 9]
+        edge |= set(inputs.flatten()[poisoned].tolist())
+    assert edge == {100.0 + 10 * i + k for i in range(3) for k in range(3)}  # of all clients
+    with pytest.raises(ConfigurationError, match=r"poisoned batch by batch \(mix: batch\) are read in batches alone"):
+        own[0][0]
 
 
 def test_poisoned_data_are_pooled_with_their_triggers_and_labels():
