@@ -137,14 +137,6 @@ def test_a_rule_that_does_not_judge_is_named_before_training(tmp_path, caplog, r
     assert not (tmp_path / "detection.jsonl").exists()
 
 
-def test_verdicts_are_no_part_of_the_experiment():
-    hashes = [
-        RunRecord({"model": {"aggregator": {"class_path": "Median", "init_args": given}}}).config_hash
-        for given in ({}, {"verdicts": False}, {"verdicts": True})
-    ]
-    assert len(set(hashes)) == 1
-
-
 @pytest.mark.parametrize("threshold", [0, 1.5, -1, np.nan])
 def test_thresholds_out_of_range_are_refused(threshold):
     with pytest.raises(ConfigurationError, match=r"DetectionMetrics.threshold must lie in \(0, 1\], got"):
