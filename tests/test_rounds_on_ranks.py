@@ -8,6 +8,7 @@ import lightning as L
 import pytest
 import torch
 import torchmetrics
+from killed import KillAt, KilledError
 from ranks import on_ranks
 from tiny import (
     RULES,
@@ -155,21 +156,6 @@ def test_initial_weights_that_chance_drew_are_told(seeded, caplog):
 
 
 # ---- resume is invisible -----------------------------------------------------------------------------------------------
-
-
-class KilledError(Exception):
-    pass
-
-
-class KillAt(L.Callback):
-    """Ends a run in the middle of a round, as a signal would."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_aggregate(self, federation, shard, aggregate) -> None:
-        if federation.global_step >= self.step:
-            raise KilledError
 
 
 class Began(L.Callback):

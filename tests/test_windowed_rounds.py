@@ -6,6 +6,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from killed import KillAt, KilledError
 from ranks import on_ranks
 from tiny import TinyClient, tiny_data, tiny_federation, tiny_tensors, tiny_trainer, vector
 from torch import Tensor, nn
@@ -141,21 +142,6 @@ class Grows(Attack):
 
     def load_state_dict(self, state) -> None:
         self.rounds = state["rounds"]
-
-
-class KilledError(Exception):
-    pass
-
-
-class KillAt(L.Callback):
-    """Ends the process' training in the middle of a round."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_aggregate(self, federation, shard, aggregate) -> None:
-        if federation.global_step >= self.step:
-            raise KilledError
 
 
 def windowed(folder: str, world: int, kill_at: int | None) -> tuple[Any, ...]:

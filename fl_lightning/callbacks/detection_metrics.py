@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict, astuple, dataclass
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.callbacks.history import History
+from fl_lightning.callbacks.lines_of_rounds import open_lines
 from fl_lightning.callbacks.trial import is_trial
 from fl_lightning.checked import real
 from fl_lightning.errors import ConfigurationError
@@ -168,14 +168,7 @@ class DetectionMetrics(L.Callback):
             self.attacked = self.clean = Detections()
         if self.lines is not None or is_trial(trainer) or not trainer.is_global_zero or not pl_module.aggregator.judges:
             return
-        path = Path(trainer.default_root_dir) / DETECTION_FILE
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self.lines = RoundLines(path, afresh=trainer.global_step == 0, kept=self.kept)
-        except OSError as error:
-            raise ConfigurationError(
-                f"trainer.default_root_dir: DetectionMetrics cannot write {path}: {error}; give a folder that can be written"
-            ) from error
+        self.lines = open_lines(self, trainer, DETECTION_FILE, self.kept)
 
     def on_aggregate(self, federation: Federation, shard: UpdateShard, aggregate: Tensor) -> None:
         outcome = federation.outcome

@@ -16,6 +16,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from fl_lightning.callbacks.lines_of_rounds import open_lines
 from fl_lightning.callbacks.trial import is_trial
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.federation import Federation
@@ -86,14 +87,7 @@ class FlipRates(L.Callback):
         """Open the file at the first round: what an earlier run left has been put aside by now."""
         if self.lines is not None or is_trial(trainer) or not trainer.is_global_zero:
             return
-        path = Path(trainer.default_root_dir) / FILE
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self.lines = RoundLines(path, afresh=trainer.global_step == 0, kept=self.kept)
-        except OSError as error:
-            raise ConfigurationError(
-                f"trainer.default_root_dir: FlipRates cannot write {path}: {error}; give a folder that can be written"
-            ) from error
+        self.lines = open_lines(self, trainer, FILE, self.kept)
 
     def on_aggregate(self, federation: Federation, shard: UpdateShard, aggregate: Tensor) -> None:
         if bool(shard.malicious.all()):  # also if no update is left

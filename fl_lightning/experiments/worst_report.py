@@ -4,7 +4,6 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 
 from fl_lightning.experiments.figures import NAMES
@@ -44,7 +43,8 @@ def maps(results: Results, final: Final) -> Iterator[tuple[Group, str, Figure, s
     seeds = [seed for seed in results.seeds if seed not in plan.choose_on]
     for labels, part in parts:
         rules, attacks = (list(dict.fromkeys(part[name])) for name in ("rule", "attack"))
-        names = [f"{rule} ({setting})" if setting != rule else rule for rule, setting in zip(*chosen(part, rules), strict=True)]
+        settings = dict(zip(part["rule"], part["setting"], strict=True))
+        names = [rule if settings[rule] == rule else f"{rule} ({settings[rule]})" for rule in rules]
         group = Group(plan.rule, plan.attack, {axis: str(label) for axis, label in zip(further, labels, strict=True)}, {})
         for measure, title in NAMES.items():
             at = {(row["rule"], row["attack"]): row[measure] for row in records(part)}
@@ -54,12 +54,6 @@ def maps(results: Results, final: Final) -> Iterator[tuple[Group, str, Figure, s
                 f"lowest on {listed(plan.choose_on)}; means over {listed(seeds)}."
             )
             yield group, measure, value_map(values, (plan.rule, names), (plan.attack, attacks), title), text
-
-
-def chosen(part: pd.DataFrame, rules: list[str]) -> tuple[list[str], list[str]]:
-    """Rules, and the setting of each."""
-    settings = dict(zip(part["rule"], part["setting"], strict=True))
-    return rules, [settings[rule] for rule in rules]
 
 
 def listed(seeds: Any) -> str:

@@ -5,24 +5,12 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from told_outputs import Net
 from torch import Tensor, nn
 
 from fl_lightning.data import TensorSamples
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.training.prediction import check_predictions, last_operation
-
-
-class Net(L.LightningModule):
-    """Returns what it is told to make of a linear layer's output."""
-
-    def __init__(self, output: Any = lambda z: z, outputs: int = 3) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.layer = nn.Linear(4, outputs)
-        self.output = output
-
-    def forward(self, x: Tensor) -> Any:
-        return self.output(self.layer(x))
 
 
 class Wide(Net):
