@@ -215,8 +215,9 @@ class TensorSamples(Samples):
         indices = indices.to(self._inputs.device, non_blocking=True)
         if len(indices) == len(self) and torch.equal(indices, torch.arange(len(self), device=indices.device)):
             return self  # a full copy of the data need not be copied
-        part = self._with(self._inputs[:0], self.targets[:0], [])
-        part._inputs, part._rows = self._inputs, self._of_whole(indices)
+        part = TensorSamples.__new__(TensorSamples)  # for every client; what there is to check was checked
+        vars(part).update(vars(self))
+        part._rows = self._of_whole(indices)
         part.targets = self.targets.index_select(0, indices)
         part.stamps = tuple((stamp, rows.index_select(0, indices)) for stamp, rows in self.stamps)
         return part

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fl_lightning.checked import Checked
+from fl_lightning.models.trainable import trainable
 
 
 class Classifier(Checked, L.LightningModule):
@@ -74,4 +75,4 @@ class Classifier(Checked, L.LightningModule):
 
     def configure_optimizers(self) -> Optimizer:
         """A fresh optimizer over the trainable parameters."""
-        return self._make_optimizer(p for p in self.parameters() if p.requires_grad)
+        return self._make_optimizer(trainable(self.modules()))

@@ -24,6 +24,7 @@ from torchmetrics import Metric
 from fl_lightning.checked import real, whole, with_checked_numbers
 from fl_lightning.data.base import Samples
 from fl_lightning.errors import ConfigurationError
+from fl_lightning.models.trainable import trainable
 from fl_lightning.modules.hooks import transferred
 from fl_lightning.modules.structure import Structure
 from fl_lightning.training.batches import LEAST_EPOCHS, epoch_batches, epoch_parts, resident
@@ -163,7 +164,7 @@ class LocalTraining:
         if not all(part.training for part in parts):  # to see that takes a third of `train`'s time
             module.train()
         structure = Structure(parts) if stepper is None else None
-        parameters = [p for p in module.parameters() if p.requires_grad]
+        parameters = trainable(parts)
         device = parameters[0].device
         plan = self.plan(len(samples), steps)
         epochs, steps = self.epochs if steps is None else math.inf, plan.steps
@@ -266,6 +267,7 @@ def reset_metrics(parts: list[nn.Module]) -> None:
     Ranks train different clients, and not equally many: a metric that synchronised would wait for ranks that never come.
     """
     for part in parts:
-        if isinstance(part, Metric):
+        # The first is seen sooner than the second, as the class is an abstract one.
+        if Metric in type(part).__mro__ and isinstance(part, Metric):
             part.sync_on_compute = part._to_sync = False
             part.reset()
