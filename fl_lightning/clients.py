@@ -33,10 +33,11 @@ from fl_lightning.training.idle_clients import Taken, check_anybody_trained
 from fl_lightning.training.local_round import LocalRound
 from fl_lightning.training.local_training import LocalTraining, NotTogetherError
 from fl_lightning.training.own_sources import OwnSources
+from fl_lightning.training.peak_memory import PeakMemory
 from fl_lightning.training.recipe import Recipe
 from fl_lightning.training.recorded_steps import Held
 from fl_lightning.training.stacked_training import StackedTraining
-from fl_lightning.training.stopwatch import Stopwatch
+from fl_lightning.training.stopwatch import ATTACKERS_TRAINING, Stopwatch
 from fl_lightning.updates.copying import copy_each
 from fl_lightning.updates.exchange import Exchange, LocalUpdates
 from fl_lightning.updates.layout import Layout, Snapshot
@@ -88,6 +89,7 @@ class Clients:
         seed: the experiment's seed.
         benign: the numbers of all benign clients, ascending.
         recipe: how malicious clients train, where that is not as everyone.
+        peak_memory: is told of malicious clients' training.
 
     Attributes:
         memory: what clients keep between rounds, by client number: (P,) float32 each, of clients c with c % W this rank.
@@ -106,6 +108,7 @@ class Clients:
         seed: int,
         benign: Sequence[int],
         recipe: Recipe | None = None,
+        peak_memory: PeakMemory | None = None,
     ) -> None:
         assert data.task is not None, "setup() of the data module has not run"
         self.module, self.data, self.attacks, self.rule, self.local = module, data, attacks, rule, local
@@ -119,6 +122,7 @@ class Clients:
         self.structure = Structure(list(module.modules()))
         self.executor = LocalExecutor(module, local)
         self.recipe = recipe
+        self.peak_memory = peak_memory or PeakMemory(self.exchange.device)
         self.of_attackers = LocalExecutor(module, recipe.local, recipe.configure) if recipe else self.executor
         self.latest = self.executor  # which trained last
         self.in_python = followers(attacks, *NEEDS_PYTHON)
@@ -200,7 +204,7 @@ class Clients:
                 keep(position, dict)
             elif position not in logs and round_.malicious[position]:
                 self.turn_to(self.of_attackers)
-                with watch.running():
+                with watch.running(), self.peak_memory.during(ATTACKERS_TRAINING):
                     logged = self.train_attacker(t, round_, position, broadcast)
                 keep(position, partial(dict, logged))
             elif position not in logs:

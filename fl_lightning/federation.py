@@ -49,7 +49,7 @@ from fl_lightning.server.examination import Examination
 from fl_lightning.server.exclusion import exclude_nonfinite
 from fl_lightning.server.last_round import Evaluations
 from fl_lightning.server.outcome import RoundObserver, RoundOutcome
-from fl_lightning.server.phases import Phases
+from fl_lightning.server.phases import EXTRA_WORK, Phases
 from fl_lightning.server.quiet_ends import watch
 from fl_lightning.server.round_checks import check_evaluation, check_not_compiled, check_round
 from fl_lightning.server.step import take_step
@@ -58,6 +58,7 @@ from fl_lightning.training.client_checks import check_kind
 from fl_lightning.training.client_logs import average_logs, sort_logs
 from fl_lightning.training.local_training import LocalTraining
 from fl_lightning.training.optimizers import read_optimizers
+from fl_lightning.training.peak_memory import PeakMemory
 from fl_lightning.training.recipe import Attackers, recipe_of
 from fl_lightning.training.stopwatch import ATTACKERS_TRAINING
 from fl_lightning.updates.agreement import check_agreement, check_same_data
@@ -340,6 +341,7 @@ class Federation(Made, Loadable, WatchedNames):
         self.check(data)
         self.local.warn_of_slow_precision(device)
         self._lay_out(device)
+        self.peak_memory = PeakMemory(device)
         malicious = set(self.cohort.malicious_clients(self.seed, len(data.clients)).tolist())
         of_both = (self.exchange, self.buffer_exchange), (self.parameters_layout, self.buffers_layout)
         self.clients = Clients(
@@ -352,6 +354,7 @@ class Federation(Made, Loadable, WatchedNames):
             self.seed,
             benign=[client for client in range(len(data.clients)) if client not in malicious],
             recipe=self.recipe,
+            peak_memory=self.peak_memory,
         )
         self.examination = Examination(self.aggregator, self.client, *of_both, data, self.seed, self.phase)
         self.edits = Edits(self.aggregator, self.client, self.parameters_layout, self.seed, self.phase)
@@ -418,5 +421,6 @@ class Federation(Made, Loadable, WatchedNames):
         return data_of(self.trainer)
 
     def phase(self, name: str) -> AbstractContextManager[None]:
-        """Add the time of a part of the round to `seconds[name]`, but for phases inside it."""
-        return self.stopwatch.phase(name, self.seconds, self.device)
+        """Add the time of a part of the round to `seconds[name]`, but for phases inside it; note the memory of extra work."""
+        watched = self.peak_memory.during(name) if name in EXTRA_WORK else None
+        return self.stopwatch.phase(name, self.seconds, self.device, watched)

@@ -1,15 +1,22 @@
 """What a run ran on: processor, memory, versions."""
 
+from __future__ import annotations
+
 import os
 import platform
-import resource
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fl_lightning import __version__
+from fl_lightning.federation import Federation
+from fl_lightning.server.phases import EXTRA_WORK
+from fl_lightning.training.peak_memory import peak_memory_bytes
+from fl_lightning.training.stopwatch import ATTACKERS_TRAINING
 
 PACKAGES = ("torch", "lightning", "torchmetrics", "datasets", "numpy")
 
@@ -45,8 +52,32 @@ def processor_name() -> str:
     return models[0] if models else platform.processor() or platform.machine()
 
 
-def peak_memory_bytes(device: torch.device) -> int:
-    """Most memory this process held: allocated on the GPU, or resident on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+@dataclass(frozen=True)
+class MemoryTaken:
+    """What a federation has taken, in bytes.
+
+    Attributes:
+        peak: most memory that the process has held.
+        extra: the most that attackers and rule took beyond what was held before them, by phase; those alone that there were.
+    """
+
+    peak: int
+    extra: dict[str, int]
+
+    PARTS = (ATTACKERS_TRAINING, *EXTRA_WORK)
+    MISSING = -1
+
+    @classmethod
+    def of(cls, federation: Federation, device: torch.device) -> MemoryTaken:
+        """Of this rank, so far."""
+        return cls(peak_memory_bytes(device), dict(federation.peak_memory.taken))
+
+    def as_tensor(self, device: torch.device) -> Tensor:
+        """Numbers that ranks can compare."""
+        return torch.tensor([self.peak, *(self.extra.get(part, self.MISSING) for part in self.PARTS)], device=device)
+
+    @classmethod
+    def from_tensor(cls, numbers: Tensor) -> MemoryTaken:
+        """The same back."""
+        peak, *parts = numbers.long().tolist()
+        return cls(peak, {part: taken for part, taken in zip(cls.PARTS, parts, strict=True) if taken != cls.MISSING})

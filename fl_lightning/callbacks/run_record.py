@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import IO, Any, Protocol, runtime_checkable
 
 import lightning as L
-import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from fl_lightning.callbacks.digests import compare, config_sha256, experiment, weights_sha256
@@ -16,7 +15,7 @@ from fl_lightning.callbacks.earlier import make_room, prepare
 from fl_lightning.callbacks.ending import RUNNING, Ending, broken_off, ending, renew_time
 from fl_lightning.callbacks.history import History
 from fl_lightning.callbacks.hyperparameters import log_results, log_settings
-from fl_lightning.callbacks.machine import hardware, peak_memory_bytes, versions
+from fl_lightning.callbacks.machine import MemoryTaken, hardware, versions
 from fl_lightning.callbacks.summary import show
 from fl_lightning.callbacks.trial import is_trial
 from fl_lightning.errors import SOME_LETTERS, ConfigurationError, enumerated
@@ -56,7 +55,9 @@ class RunRecord(L.Callback):
     malicious clients took of `local_training`, on all ranks together, but for those trained side by side with others),
     `executor` (how rank 0 took local steps in the end),
     `client_updates_per_second` (evaluation not counted),
-    `peak_memory_bytes` (the largest of all ranks), `excluded_updates`, `refused_rounds`, `initial_weights_sha256` and
+    `peak_memory_bytes` (the largest of all ranks), `extra_memory_bytes` (the most that a malicious client's training, attacks
+    on updates, the rule and its examination took beyond what a rank held before them, likewise; not of clients trained side by
+    side; empty where the system does not tell), `excluded_updates`, `refused_rounds`, `initial_weights_sha256` and
     `weights_sha256` (of the global parameters and buffers before the first round and in the end), `start_from` (`path` and
     `sha256` of the weights that it began with, null for the client's own), `prefix` (of a sweep's run that was forked from
     another: that one's `id`, its `round` and `config_hash`, its `rule` where this one has another, and whether the run is
@@ -172,12 +173,13 @@ class RunRecord(L.Callback):
         if self._began is None:  # no round was left
             self._begin(trainer, pl_module)
         device = trainer.strategy.root_device  # in the end the federation is on the CPU, where NCCL cannot reduce
-        peak = trainer.strategy.reduce(torch.tensor(peak_memory_bytes(device), device=device), reduce_op="max")
+        of_rank = MemoryTaken.of(pl_module, device).as_tensor(device)
+        memory = MemoryTaken.from_tensor(trainer.strategy.reduce(of_rank, reduce_op="max"))
         if trainer.is_global_zero:
             assert self._began is not None
             self._keep_folder(trainer, pl_module)
             digest = weights_sha256(pl_module.client)
-            record = self._record(trainer, pl_module, ending(trainer, self._began), weights=digest, peak=int(peak))
+            record = self._record(trainer, pl_module, ending(trainer, self._began), weights=digest, memory=memory)
             self._write(trainer, record)
             log_results(trainer.loggers if self.config else [], self.config, record)
             show(record, None if is_trial(trainer) else Path(trainer.default_root_dir))
@@ -216,10 +218,11 @@ class RunRecord(L.Callback):
         federation: Federation,
         ended: Ending,
         weights: str | None = None,
-        peak: int | None = None,
+        memory: MemoryTaken | None = None,
     ) -> dict[str, Any]:
         """What `run.json` says; on rank 0."""
         device, history = trainer.strategy.root_device, self.history
+        memory = memory or MemoryTaken.of(federation, device)
         of_phases = dict(federation.seconds)  # a copy, as a round may be under way
         busy = sum(seconds for phase, seconds in of_phases.items() if phase not in ("evaluation", ATTACKERS_TRAINING))
         further: dict[str, Any] = {}
@@ -245,7 +248,8 @@ class RunRecord(L.Callback):
             "executor": federation.clients.way,
             "client_updates_per_second": federation.client_updates / busy if busy else None,
             "seconds": {phase: round(seconds, 4) for phase, seconds in of_phases.items()},
-            "peak_memory_bytes": peak_memory_bytes(device) if peak is None else peak,
+            "peak_memory_bytes": memory.peak,
+            "extra_memory_bytes": memory.extra,
             "world_size": trainer.world_size,
             "start_from": self.start,
             "prefix": self.prefix,

@@ -26,6 +26,7 @@ def write(federation: Any, checkpoint: dict[str, Any]) -> None:
         "attacks": [attack.state_dict() for attack in federation.attacks],
         "seed": federation.seed,
         "seconds": dict(federation.seconds),
+        "extra_bytes": dict(federation.peak_memory.taken),
         "evaluated": federation.evaluations.round,
         "start_from": federation.warm_start.record,
         **{name: getattr(federation, name) for name in COUNTED},
@@ -52,6 +53,7 @@ def read(federation: Any, checkpoint: dict[str, Any]) -> None:
         federation.clients.memory = sharded_state.recall(part, federation.aggregator, own.device)
     federation.rounds_done = int(checkpoint["global_step"])
     federation.seconds = defaultdict(float, record["seconds"])
+    federation.peak_memory.taken = dict(record.get("extra_bytes", {}))
     federation.evaluations.round = record.get("evaluated", -1)
     for name in COUNTED:
         setattr(federation, name, record.get(name, 0))

@@ -16,6 +16,7 @@ from fl_lightning import BackdoorMetrics, ConfigurationError, FlipRates, LastChe
 from fl_lightning.callbacks import machine
 from fl_lightning.callbacks.digests import weights_sha256
 from fl_lightning.files.run_files import locked, read_lines
+from fl_lightning.training.peak_memory import PeakMemory
 
 
 def run(folder, config=CONFIG, rounds=4, ckpt_path=None, federation=None, callbacks=(), **kwargs):
@@ -76,6 +77,9 @@ def test_record_holds_what_it_promises(tmp_path):
     assert all(seconds >= 0 for seconds in record["seconds"].values())
     assert record["client_updates_per_second"] > 0
     assert record["peak_memory_bytes"] > 10**7
+    can_look = PeakMemory(torch.device("cpu")).can_look
+    assert set(record["extra_memory_bytes"]) == ({"attackers_training", "attack", "aggregation"} if can_look else set())
+    assert all(0 <= taken < record["peak_memory_bytes"] for taken in record["extra_memory_bytes"].values())
     assert {"seed", "config_hash", "world_size", "versions", "hardware", "executor", "excluded_updates"} <= set(record)
     assert record["config"] == CONFIG
     assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == CONFIG
