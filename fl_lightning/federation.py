@@ -177,7 +177,7 @@ class Federation(Made, Loadable, WatchedNames):
             travelling = self.exchange.begin_collecting((trained.logs, trained.attackers_seconds))  # beside the updates
             everyone = trained.owner, trained.weights, trained.malicious, trained.clients  # (N + E,) each
             rows = self.exchange.to_coordinates(trained.updates, *everyone, seed=self.seed, round_number=t)  # (N + E, S)
-            buffer_rows = self.buffer_exchange.to_coordinates(trained.buffer_updates, *everyone)
+            buffer_rows = self.buffer_exchange.to_coordinates(trained.buffer_updates, *everyone, seed=self.seed, round_number=t)
             rows.broadcast = broadcast.weights[self.exchange.start : self.exchange.stop]
             shard, others = rows.split(len(cohort))  # (N, S)
             buffer_shard, _ = buffer_rows.split(len(cohort))

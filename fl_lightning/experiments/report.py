@@ -1,8 +1,8 @@
 """A sweep's report: tables, figures and one page of HTML that needs no network."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import pandas as pd
@@ -24,6 +24,11 @@ from fl_lightning.files.run_files import own_file, write_whole
 from fl_lightning.files.sealed import altered, without_digest
 
 FILES = ("report.html", "table.md", "table.tex", "figures.tex", "cells.csv", "runs.csv", "times.csv")
+
+FOLDERS = ("figures", "curves", "sensitivity")
+
+PICTURES = "pictures.txt"
+"""Names the pictures in these folders that are the report's."""
 """What a report consists of. All but `times.csv` depend on the runs' results alone, so the same results give the same bytes."""
 
 
@@ -106,7 +111,22 @@ def write_report(results: Results, folder: Path, final: Final = Final.LAST) -> l
     for name, content in written.items():
         (folder / name).parent.mkdir(exist_ok=True)
         write_whole(folder / name, content)
+    remove_former(folder, written)
     return [folder / name for name in written]
+
+
+def remove_former(folder: Path, written: Collection[str]) -> None:
+    """Remove pictures of an earlier report that this one has no more, as of labels that are called otherwise now.
+
+    What the report has written stands in `PICTURES`, so that somebody's own files beside it are left alone.
+    """
+    drawn = sorted(name for name in written if PurePath(name).suffix in (".pdf", ".svg"))
+    listed = folder / PICTURES
+    for name in listed.read_text().splitlines() if listed.is_file() else ():
+        path = PurePath(name)
+        if name not in drawn and len(path.parts) == 2 and path.parts[0] in FOLDERS and path.suffix in (".pdf", ".svg"):
+            (folder / name).unlink(missing_ok=True)
+    write_whole(listed, "".join(f"{name}\n" for name in drawn))
 
 
 def of_prefixes(results: Results) -> str:

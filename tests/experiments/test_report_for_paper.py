@@ -43,3 +43,23 @@ def test_files_for_a_paper_and_their_places_on_the_page(sweep, tmp_path, capsys)
     assert [name for name in names if place[name] > table] == others
     for name in names:
         assert page.count((out / "figures" / f"{name}.svg").read_text()) == 1
+
+
+def test_pictures_of_labels_that_are_gone_are_removed_and_nothing_else(sweep, tmp_path):
+    output = tmp_path / "out"
+    report = ["report", str(sweep), "--output", str(output)]
+    main(report)
+    before = {path.relative_to(output) for path in output.rglob("*.svg")}
+    own = output / "figures" / "drawn_by_hand.svg"
+    own.write_text("<svg/>")
+    former = output / "figures" / "rule_of_old.svg"
+    former.write_text("<svg/>")
+    listed = output / "pictures.txt"
+    listed.write_text(f"{listed.read_text()}figures/rule_of_old.svg\n../elsewhere.svg\n")
+    outside = tmp_path / "elsewhere.svg"
+    outside.write_text("<svg/>")
+    main(report)
+    assert not former.exists()
+    assert own.exists()
+    assert outside.exists()
+    assert {path.relative_to(output) for path in output.rglob("*.svg")} == before | {own.relative_to(output)}
