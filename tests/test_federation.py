@@ -187,16 +187,16 @@ def test_buffers_that_overflow_stay_as_they_are(caplog):
 
 
 def test_what_a_rule_draws_for_buffers_is_of_the_seed_and_the_round():
-    class Draws(FedAvg):
-        drawn = []
+    drawn = []
 
+    class Draws(FedAvg):
         def aggregate_buffers(self, shard):
-            self.drawn.append(torch.rand((), generator=shard.generator("buffers")).item())
+            drawn.append(torch.rand((), generator=shard.generator("buffers")).item())
             return super().aggregate_buffers(shard)
 
     for seed in (0, 0, 1):
         fit(tiny_federation(aggregator=Draws(), seed=seed), rounds=2)
-    first, again, other = Draws.drawn[:2], Draws.drawn[2:4], Draws.drawn[4:]
+    first, again, other = drawn[:2], drawn[2:4], drawn[4:]
     assert first == again
     assert len({*first, *other}) == 4
 
