@@ -11,6 +11,7 @@ import signal
 import threading
 from collections.abc import Callable, Mapping
 from datetime import timedelta
+from types import FrameType
 from typing import Any, TypeVar
 
 import torch
@@ -123,6 +124,23 @@ class FederatedStrategy(Checked, DDPStrategy):
         if self.global_rank:
             # All ranks run the same rules on the same rounds: what they remark is said once.
             logging.getLogger("fl_lightning").setLevel(logging.ERROR)
+
+    def setup(self, trainer: Trainer) -> None:
+        super().setup(trainer)
+        trainer._signal_connector._sigterm_notifier_fn = self._end_before_training
+
+    def _end_before_training(self, number: int, frame: FrameType | None) -> None:
+        """SIGTERM between Lightning's taking it over and the first round, when there is nothing to save.
+
+        Lightning's own handler tells the other ranks there and then, which are on their way to something else.
+        """
+        users = self._trainer._signal_connector._original_handlers.get(signal.SIGTERM)
+        if callable(users):
+            users(number, frame)
+        if isinstance(self._launcher, _SubprocessScriptLauncher):
+            self._launcher.kill(number)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGTERM)
 
     def on_train_start(self) -> None:
         trainer = self._trainer

@@ -15,7 +15,7 @@ import pytest
 import torch.distributed as dist
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from ranks import CONTEXT, on_ranks
+from ranks import CONTEXT, _rank, on_ranks
 from tiny import tiny_data, tiny_federation, tiny_trainer
 
 from fl_lightning import LastCheckpoint, RunRecord
@@ -98,6 +98,39 @@ def test_it_leaves_no_thread_and_no_file_behind():
         time.sleep(0.01)
     assert not [t for t in threading.enumerate() if t.name == "SIGTERM"]
     assert len(os.listdir("/proc/self/fd")) == files
+
+
+class TerminatedBefore(L.Callback):
+    """SIGTERM comes to one rank when Lightning has taken it over and no round has begun."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.global_rank == trainer.world_size - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.2)
+
+
+def terminated_before(world: int, folder: str) -> None:
+    trainer = tiny_trainer(2, devices=world, callbacks=[TerminatedBefore()], default_root_dir=folder)
+    trainer.fit(tiny_federation(), tiny_data())
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_before_the_first_round_a_rank_ends_at_once(tmp_path, world):
+    """Whoever started the ranks ends the others then."""
+    results = CONTEXT.SimpleQueue()
+    processes = [
+        CONTEXT.Process(
+            target=_rank, args=(rank, world, str(tmp_path), results, terminated_before, (world, str(tmp_path))), daemon=True
+        )
+        for rank in range(world)
+    ]
+    for process in processes:
+        process.start()
+    processes[-1].join(60.0)
+    assert processes[-1].exitcode == -signal.SIGTERM
+    for process in processes:
+        process.kill()
+        process.join()
 
 
 def validated(folder: str) -> Any:
