@@ -44,6 +44,7 @@ class BackdoorLifespan(L.Callback):
         horizons: the K of `retention`, at least 1 each.
         clean_asr: the ASR without attack, in [0, 1]; None takes the last evaluation before the first attacked round.
         margin: what ASR has beyond that until it counts as gone, in [0, 1].
+        excess: whether all of this is about A_l less the ASR without attack, for tasks where that is not near 0.
 
     Raises:
         ConfigurationError: before training, if the attack has no end, or nothing measures ASR or records it.
@@ -58,6 +59,7 @@ class BackdoorLifespan(L.Callback):
         horizons: Sequence[int] = (100, 200, 400),
         clean_asr: float | None = None,
         margin: float = 0.1,
+        excess: bool = False,
     ) -> None:
         self.kappa = share("kappa", kappa)
         if self.kappa == 1:
@@ -67,6 +69,9 @@ class BackdoorLifespan(L.Callback):
         self.horizons = sorted({whole("each of BackdoorLifespan.horizons", k, 1) for k in horizons})
         self.clean_asr = None if clean_asr is None else share("clean_asr", clean_asr)
         self.margin = share("margin", margin)
+        if not isinstance(excess, bool):
+            raise ConfigurationError(f"BackdoorLifespan.excess must be true or false, got {excess!r}")
+        self.excess = excess
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, Federation)
@@ -83,7 +88,13 @@ class BackdoorLifespan(L.Callback):
                 "BackdoorLifespan: the attack has no end; give model.cohort.end_round, the first round after it, or leave "
                 "BackdoorLifespan out"
             )
-        _, last = attacks_of(pl_module)
+        first, last = attacks_of(pl_module)
+        if self.excess and self.clean_asr is None and not evaluated_before(trainer, first):
+            raise ConfigurationError(
+                "BackdoorLifespan.excess counts from the ASR without attack, but no round is evaluated before the first attack, "
+                f"in round {first}; give clean_asr, a later model.cohort.start_round, or a smaller "
+                "trainer.check_val_every_n_epoch"
+            )
         ends = [n for n in (trainer.max_epochs, trainer.max_steps) if n is not None and n >= 0]
         if last is not None and ends and min(ends) <= last + 1:
             log.warning(
@@ -104,6 +115,7 @@ class BackdoorLifespan(L.Callback):
             horizons=self.horizons,
             clean_asr=self.clean_asr,
             margin=self.margin,
+            excess=self.excess,
         )
 
     def for_run_json(self, federation: Federation, history: History) -> dict[str, Any]:
@@ -132,6 +144,11 @@ def attacks_of(federation: Federation) -> tuple[int | None, int | None]:
         return bool(cohort.draw(federation.seed, t, sizes).malicious.any())
 
     return next(filter(attacked, rounds), None), next(filter(attacked, reversed(rounds)), None)
+
+
+def evaluated_before(trainer: L.Trainer, first: int | None) -> bool:
+    """Whether there is an evaluation before the first attacked round, counted from 0; true where nobody attacks."""
+    return first is None or first >= (trainer.check_val_every_n_epoch or 1)
 
 
 def share(name: str, value: Any) -> float:

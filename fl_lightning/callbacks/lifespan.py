@@ -83,6 +83,7 @@ class Lifespan:
         clean_asr: the ASR without attack.
         clean_asr_round: the evaluation that it is from; None where it was given, or is not known.
         margin: see `clean`.
+        excess: whether `asr_end`, kappa, half, retention and mean are of what ASR has beyond `clean_asr`.
         retention: by K, as far as the run goes.
         mean: of all A_l from 1 on that were measured.
     """
@@ -101,6 +102,7 @@ class Lifespan:
     clean_asr: float | None = None
     clean_asr_round: int | None = None
     margin: float | None = None
+    excess: bool = False
     retention: Mapping[int, Retention] | None = None
     mean: float | None = None
 
@@ -190,6 +192,7 @@ def lifespan(
     horizons: Sequence[int] = (100, 200, 400),
     clean_asr: float | None = None,
     margin: float = 0.1,
+    excess: bool = False,
 ) -> Lifespan:
     """All of them, from a run's evaluations.
 
@@ -202,6 +205,8 @@ def lifespan(
         horizons: the K of `retention`.
         clean_asr: the ASR without attack; None takes the last evaluation before the first attacked round.
         margin: what ASR may have beyond that to count as gone.
+        excess: whether to take A_l less the ASR without attack in place of A_l, for tasks whose clean models have an ASR that
+            is not near 0; `unknown` where that ASR is not known.
 
     Example:
         >>> curve = [{"round": t, "asr": asr} for t, asr in ((10, 0.0), (20, 0.9), (30, 0.6), (40, 0.2))]
@@ -214,15 +219,17 @@ def lifespan(
     known = {int(entry["round"]): entry.get("asr") for entry in evaluations}
     rounds = sorted((t, float(asr)) for t, asr in known.items() if asr is not None and math.isfinite(asr))
     over = last_attack + 1
-    after = [(t - over, asr) for t, asr in rounds if t >= over]
-    if not after:
-        return Lifespan("unknown", kappa, attack_over=over)
-    during = [(t - over, asr) for t, asr in rounds if first_attack < t < over]
-    ends = after[:1] if after[0][0] == 0 else [*during[-1:], after[0]]
-    at, asr_end = max(ends, key=lambda end: end[1])
     before = [(t, asr) for t, asr in rounds if t <= first_attack]
     clean_round = before[-1][0] if before and clean_asr is None else None
     clean_asr = before[-1][1] if before and clean_asr is None else clean_asr
+    if not any(t >= over for t, _ in rounds) or (excess and clean_asr is None):
+        return Lifespan("unknown", kappa, attack_over=over, excess=excess)
+    base = clean_asr if excess and clean_asr is not None else 0.0
+    rounds = [(t, asr - base) for t, asr in rounds]
+    after = [(t - over, asr) for t, asr in rounds if t >= over]
+    during = [(t - over, asr) for t, asr in rounds if first_attack < t < over]
+    ends = after[:1] if after[0][0] == 0 else [*during[-1:], after[0]]
+    at, asr_end = max(ends, key=lambda end: end[1])
     ages = [0, *(age for age, _ in after)]
     later = [asr for age, asr in after if age >= 1]
 
@@ -240,10 +247,11 @@ def lifespan(
         first_fall=fell(kappa),
         last_above=last_above(after, kappa) if asr_end > kappa else Span(0, 0),
         half=fell(asr_end / 2),
-        clean=None if clean_asr is None else fell(clean_asr + margin),
+        clean=None if clean_asr is None else fell(clean_asr - base + margin),
         clean_asr=clean_asr,
         clean_asr_round=clean_round,
         margin=margin,
+        excess=excess,
         retention={k: kept for k in horizons if (kept := retention(after, asr_end, k)) is not None},
         mean=sum(later) / len(later) if later else None,
     )
@@ -266,9 +274,11 @@ def in_words(found: Mapping[str, Any]) -> str:
     if found["state"] == "no attack":
         return "Lifespan of the backdoor: nobody attacked."
     if found["state"] == "unknown":
-        return f"Lifespan of the backdoor: unknown, as no ASR was measured from round {found['attack_over']} on."
+        counted = ", or none without attack, which its excess is counted from" if found.get("excess") else ""
+        return f"Lifespan of the backdoor: unknown, as no ASR was measured from round {found['attack_over']} on{counted}."
     kappa, clean = found["kappa"], found["clean_asr"]
-    end = f"ASR {found['asr_end']:.4f} (after {found['asr_end_round']} rounds) at the end of the attack"
+    what = "ASR beyond that without attack," if found.get("excess") else "ASR"
+    end = f"{what} {found['asr_end']:.4f} (after {found['asr_end_round']} rounds) at the end of the attack"
     if found["state"] == "not injected":
         lines = [f"Lifespan of the backdoor: 0 rounds, as it was not injected: {end} is not above {kappa:g}."]
     else:

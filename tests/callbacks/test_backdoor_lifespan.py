@@ -81,6 +81,11 @@ def test_a_run_without_it_has_no_such_key(tmp_path):
         ({"attacks": [SignFlip()]}, None, "needs an ASR, but model.attacks stamps no test samples"),
         ({}, [BackdoorLifespan(), BackdoorMetrics()], "needs RunRecord; add it"),
         ({}, [BackdoorLifespan(), RunRecord()], "needs BackdoorMetrics; add it"),
+        (
+            {"check_val_every_n_epoch": 2},
+            [BackdoorLifespan(excess=True), BackdoorMetrics(), RunRecord()],
+            "no round is evaluated before the first attack, in round 1; give clean_asr",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_before_training(settings, callbacks, message, tmp_path):
@@ -97,6 +102,7 @@ def test_what_cannot_work_is_refused_before_training(settings, callbacks, messag
         ({"kappa": float("nan")}, "kappa is a share and lies in"),
         ({"clean_asr": 1.5}, r"clean_asr is a share and lies in \[0, 1\], got 1.5"),
         ({"margin": -0.1}, "margin is a share"),
+        ({"excess": "yes"}, "excess must be true or false, got 'yes'"),
         ({"horizons": 100}, "horizons must be a list of whole numbers, got 100"),
         ({"horizons": "100"}, "horizons must be a list"),
         ({"horizons": [0]}, "each of BackdoorLifespan.horizons must be at least 1, got 0"),

@@ -130,6 +130,28 @@ def test_an_asr_without_attack_is_given_or_not_known():
     assert lifespan(values, 5, 9, clean_asr=0.8).clean == Span(0, 0)
 
 
+def test_the_excess_is_what_asr_has_beyond_that_without_attack():
+    values = {4: 0.1, 7: 0.6, 10: 0.8, 15: 0.58, 20: 0.3}
+    found = lifespan(evaluations(values), 5, 9, horizons=[10], excess=True)
+    less = {t: asr - 0.1 for t, asr in values.items() if t > 4}
+    alike = lifespan(evaluations(less), 5, 9, horizons=[10], clean_asr=0.0)
+    assert (found.first_fall, found.last_above, found.half) == (Span(0, 4), Span(0, 4), Span(5, 9))
+    assert (alike.first_fall, alike.last_above, alike.half) == (found.first_fall, found.last_above, found.half)
+    assert found.clean == alike.clean == lifespan(evaluations(values), 5, 9).clean
+    assert found.asr_end == pytest.approx(0.7)
+    assert found.retention[10].share == pytest.approx(0.2 / 0.7)
+    assert found.mean == pytest.approx(alike.mean)
+    assert (found.clean_asr, found.clean_asr_round, found.excess) == (0.1, 4, True)
+    assert "of ASR beyond that without attack, 0.7000" in in_words(found.as_json())
+
+
+def test_no_excess_is_told_where_the_asr_without_attack_is_not_known():
+    found = lifespan(evaluations({7: 0.6, 10: 0.8}), 5, 9, excess=True)
+    assert found.state == "unknown"
+    assert "or none without attack" in in_words(found.as_json())
+    assert lifespan(evaluations({7: 0.6, 10: 0.8}), 5, 9, excess=True, clean_asr=0.5).state == "not injected"
+
+
 def test_of_no_attack_and_in_words():
     assert lifespan(evaluations({1: 0.9}), None, None).state == "no attack"
     text = in_words(lifespan(evaluations({10: 0.9, 15: 0.8, 20: 0.4, 25: 0.6}), 5, 9, horizons=[5]).as_json())
