@@ -91,8 +91,8 @@ class BackdoorLifespan(L.Callback):
         first, last = attacks_of(pl_module)
         if self.excess and self.clean_asr is None and not evaluated_before(trainer, first):
             raise ConfigurationError(
-                "BackdoorLifespan.excess counts from the ASR without attack, but no round is evaluated before the first attack, "
-                f"in round {first}; give clean_asr, a later model.cohort.start_round, or a smaller "
+                "BackdoorLifespan.excess counts from the ASR without attack, but no round is evaluated before the first one "
+                f"under attack, {first}; give clean_asr, a later model.cohort.start_round, or a smaller "
                 "trainer.check_val_every_n_epoch"
             )
         ends = [n for n in (trainer.max_epochs, trainer.max_steps) if n is not None and n >= 0]

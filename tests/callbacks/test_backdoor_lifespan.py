@@ -84,7 +84,7 @@ def test_a_run_without_it_has_no_such_key(tmp_path):
         (
             {"check_val_every_n_epoch": 2},
             [BackdoorLifespan(excess=True), BackdoorMetrics(), RunRecord()],
-            "no round is evaluated before the first attack, in round 1; give clean_asr",
+            "no round is evaluated before the first one under attack, 1; give clean_asr",
         ),
     ],
 )
