@@ -13,9 +13,11 @@ from rich.text import Text
 
 from fl_lightning.errors import ConfigurationError, nearest
 from fl_lightning.experiments.arguments import Parser
+from fl_lightning.experiments.budget import SPENT, Budget, read_span
 from fl_lightning.experiments.final import Final
 from fl_lightning.experiments.forks import begun
 from fl_lightning.experiments.planned import Run, missing_prefixes, prefixes
+from fl_lightning.experiments.priority import in_order
 from fl_lightning.experiments.report import write_report
 from fl_lightning.experiments.results import POOL, SWEEPS, locate, read_results, write_index
 from fl_lightning.experiments.run_folder import State
@@ -34,6 +36,7 @@ ON_SCREEN = ("Acc", "ASR", "n", "paper Acc / ASR")
 def sweep(args: Sequence[str]) -> None:
     """`fl-lightning sweep FILE`: run what is not finished of a sweep."""
     options, overrides = parse_sweep_command(args)
+    budget = Budget(options.budget)  # reading the sweep is part of it
     if options.template is not None:
         write_template(options.template, args)
         return
@@ -41,12 +44,14 @@ def sweep(args: Sequence[str]) -> None:
     for name, number in (("--jobs", options.jobs), ("--ranks", options.ranks)):
         if number is not None and not 1 <= number <= most_processes():
             raise ConfigurationError(f"{name} must be at least 1 and at most {most_processes()} on this machine, got {number}")
+    if options.slurm and options.budget is not None:
+        raise ConfigurationError(f"--budget {options.budget}s is for runs on this machine; with --slurm give --time, a run's own")
     planned = read_sweep(options.file)
     if options.name:
         check_name(options.name)
         planned = replace(planned, name=options.name)
     everything = planned.runs(options.runs / POOL, dict(options.settings), overrides)
-    runs = chosen(everything, options.only)
+    runs = in_order(chosen(everything, options.only), planned.priority)
     console = Console()
     if options.dry_run or options.status:
         show(runs, console)
@@ -59,15 +64,21 @@ def sweep(args: Sequence[str]) -> None:
         send(runs, folder, options, console)
         return
     try:
-        states = run_all(runs, jobs=options.jobs, ranks=options.ranks, console=console)
+        states = run_all(
+            runs, jobs=options.jobs, ranks=options.ranks, console=console, priority=planned.priority, budget=budget
+        )
     except KeyboardInterrupt:
         console.print(
             f"Stopped: {tally(Counter(run.folder.state for run in runs))}. The same command goes on.", highlight=False
         )
         sys.exit(130)
-    console.print(f"{tally(states)}. Tables and figures: fl-lightning report {folder}", soft_wrap=True, highlight=False)
+    out_of_time = budget.spent and states[State.FINISHED] < len(runs)
+    said = "The time is spent: " if out_of_time else ""
+    then = "The same command goes on. " if out_of_time else ""
+    shown = f"{said}{tally(states)}. {then}Tables and figures: fl-lightning report {folder}"
+    console.print(shown, soft_wrap=True, highlight=False)
     if states[State.FINISHED] < len(runs):
-        sys.exit(1)
+        sys.exit(SPENT if out_of_time and not states[State.FAILED] + states[State.STOPPED] else 1)
 
 
 def report(args: Sequence[str]) -> None:
@@ -149,6 +160,13 @@ def parse_sweep_command(args: Sequence[str]) -> tuple[argparse.Namespace, list[s
     add("--dry-run", action="store_true", help="list the runs and their states, and run nothing")
     add("--status", action="store_true", help="the same; states are read from the runs' folders, wherever they run")
     add("--jobs", type=int, default=1, help="runs at a time on this machine; GPUs are shared out among them (default: 1)")
+    add(
+        "--budget",
+        type=read_span,
+        metavar="TIME",
+        help="time for all of it, for example 25m or 1h30m: then what is running ends after its round, the exit status is "
+        f"{SPENT} unless all is finished (1 where a run failed), and the same command goes on (default: no limit)",
+    )
     add("--ranks", type=int, help="processes per run, through torchrun (default: one process, with all devices that it sees)")
     slurm = parser.add_argument_group("SLURM")
     add = slurm.add_argument
