@@ -45,7 +45,7 @@ def sweep(args: Sequence[str]) -> None:
         if number is not None and not 1 <= number <= most_processes():
             raise ConfigurationError(f"{name} must be at least 1 and at most {most_processes()} on this machine, got {number}")
     if options.slurm and options.budget is not None:
-        raise ConfigurationError(f"--budget {options.budget}s is for runs on this machine; with --slurm give --time, a run's own")
+        raise ConfigurationError(f"--budget {options.budget}s is for runs on this machine; with --slurm give a run's --time")
     planned = read_sweep(options.file)
     if options.name:
         check_name(options.name)
@@ -73,12 +73,10 @@ def sweep(args: Sequence[str]) -> None:
         )
         sys.exit(130)
     out_of_time = budget.spent and states[State.FINISHED] < len(runs)
-    said = "The time is spent: " if out_of_time else ""
-    then = "The same command goes on. " if out_of_time else ""
-    shown = f"{said}{tally(states)}. {then}Tables and figures: fl-lightning report {folder}"
-    console.print(shown, soft_wrap=True, highlight=False)
-    if states[State.FINISHED] < len(runs):
-        sys.exit(SPENT if out_of_time and not states[State.FAILED] + states[State.STOPPED] else 1)
+    said = f"The time is spent: {tally(states)}. The same command goes on" if out_of_time else tally(states)
+    console.print(f"{said}. Tables and figures: fl-lightning report {folder}", soft_wrap=True, highlight=False)
+    if status := exit_status(states, out_of_time):
+        sys.exit(status)
 
 
 def report(args: Sequence[str]) -> None:
@@ -284,6 +282,19 @@ def standing(run: Run) -> tuple[str, str, str]:
     evaluations, state = run.folder.metrics, run.folder.state
     reached = f"{evaluations[-1]['round'] if evaluations else 0}/{run.config['trainer'].get('max_epochs')}"
     return str(state), reached, run.folder.message if state in (State.FAILED, State.STOPPED) else ""
+
+
+def exit_status(states: Counter[State], out_of_time: bool) -> int:
+    """Of a sweep: 0 if all is finished, `SPENT` if nothing but time was missing, else 1.
+
+    >>> exit_status(Counter([State.FINISHED]), False), exit_status(Counter([State.FINISHED, State.INTERRUPTED]), True)
+    (0, 75)
+    >>> exit_status(Counter([State.PENDING, State.FAILED]), True), exit_status(Counter([State.INTERRUPTED]), False)
+    (1, 1)
+    """
+    if states.total() == states[State.FINISHED]:
+        return 0
+    return SPENT if out_of_time and not states[State.FAILED] + states[State.STOPPED] else 1
 
 
 def tally(states: Counter[State]) -> str:

@@ -1,8 +1,8 @@
 """Which runs of a sweep come first: what its file lists under `priority`, entry by entry.
 
-    priority:
-      - {rule: Invariant, seed: 0}         # these first,
-      - {seed: 0}                          # then the first seed of every cell; all others follow in the file's order
+priority:
+  - {rule: Invariant, seed: 0}         # these first,
+  - {seed: 0}                          # then the first seed of every cell; all others follow in the file's order
 """
 
 from collections.abc import Mapping, Sequence

@@ -184,7 +184,7 @@ def parse_sweep(content: Any, path: Path) -> Sweep:
     paper = conditions(content.get("paper", []), "paper", values, MEASURES)
     priority = conditions(content.get("priority", []), "priority", {**values, "seed": {str(seed): seed for seed in seeds}})
     if {} in priority:
-        raise ConfigurationError("priority: an entry names no axis, and so every run; leave it out: runs without an entry come last")
+        raise ConfigurationError("priority has an entry that names no axis; leave it out, as runs that none names come last")
     base = parse_layers(content.get("base", []), "base", path)
     prefix = parse_prefix(content["prefix"], path) if content.get("prefix") is not None else None
     check_number(values, seeds, center)
@@ -301,7 +301,7 @@ def nested(dotted: str, value: Any) -> dict[str, Any]:
 def conditions(
     entries: Any, name: str, values: Mapping[str, Mapping[str, Any]], measures: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
-    """The entries of `exclude`, `paper` or `priority`, with labels as text, after seeing that every axis and label in them exists."""
+    """Entries as those of `exclude`, with labels as text, after seeing that every axis and label in them exists."""
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise ConfigurationError(f"{name} must be a list of mappings, got {entries}")
     found = []
