@@ -17,9 +17,10 @@ from fl_lightning.experiments.budget import SPENT, Budget, read_span
 from fl_lightning.experiments.final import Final
 from fl_lightning.experiments.forks import begun
 from fl_lightning.experiments.planned import Run, missing_prefixes, prefixes
+from fl_lightning.experiments.pools import read_pools
 from fl_lightning.experiments.priority import in_order
 from fl_lightning.experiments.report import write_report
-from fl_lightning.experiments.results import POOL, SWEEPS, locate, read_results, write_index
+from fl_lightning.experiments.results import POOL, SWEEPS, write_index
 from fl_lightning.experiments.run_folder import State
 from fl_lightning.experiments.scheduler import run_all, write_config
 from fl_lightning.experiments.slurm import SlurmOptions, submit
@@ -86,7 +87,13 @@ def report(args: Sequence[str]) -> None:
         description="Write tables (Markdown, LaTeX, CSV), figures (PDF, SVG) and report.html of a sweep, as far as it is.",
     )
     parser.add_argument("sweep", type=Path, help="the sweep's file, or its folder (runs/sweeps/NAME)")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
+    parser.add_argument(
+        "--runs",
+        type=Path,
+        action="append",
+        help="folder of all runs (default: runs); several times for those of several machines: of a run that lies in more than "
+        "one, the finished or furthest counts",
+    )
     parser.add_argument("--output", type=Path, help="where to write (default: the sweep's folder)")
     parser.add_argument(
         "--measure",
@@ -96,8 +103,7 @@ def report(args: Sequence[str]) -> None:
         "ten at most (default: last)",
     )
     options = parser.parse_args(args)
-    folder, pool = locate(options.sweep, options.runs)
-    results = read_results(folder, pool)
+    results, folder = read_pools(options.sweep, options.runs or [Path("runs")])
     output = options.output or folder
     written = write_report(results, output, Final(options.measure))
     shown = table(results)
@@ -106,6 +112,8 @@ def report(args: Sequence[str]) -> None:
     for row in shown.to_numpy().tolist():
         printed.add_row(*map(Text, row))
     Console().print(printed)
+    for note in results.notes:
+        print(f"note: {note}")
     pdfs = [path for path in written if path.suffix == ".pdf"]
     print(f"Report: {output / 'report.html'}")
     print(f"For a paper: {output / 'table.tex'}, {output / 'figures.tex'} and {len(pdfs)} figures in {output / 'figures'}")

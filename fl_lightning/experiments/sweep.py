@@ -62,7 +62,7 @@ MOST_RUNS = 100_000
 
 TAKEN = (
     *("seed", "id", "state", "rounds", "excluded_updates", "message", "n", "planned", *MEASURES),
-    *("lifespan", "asr_reduction", "excess_reduction", "Acc", "ASR", "difference", "of the excess"),
+    *("lifespan", "asr_reduction", "excess_reduction", "Acc", "ASR", "difference", "of the excess", "ran on", "ran_on"),
 )
 """What no axis may be called, as columns of the results are."""
 
