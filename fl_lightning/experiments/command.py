@@ -91,6 +91,7 @@ def report(args: Sequence[str]) -> None:
         "--runs",
         type=Path,
         action="append",
+        default=[],
         help="folder of all runs (default: runs); several times for those of several machines: of a run that lies in more than "
         "one, the finished or furthest counts",
     )
@@ -103,7 +104,7 @@ def report(args: Sequence[str]) -> None:
         "ten at most (default: last)",
     )
     options = parser.parse_args(args)
-    results, folder = read_pools(options.sweep, options.runs or [Path("runs")])
+    results, folder = read_pools(options.sweep, options.runs)
     output = options.output or folder
     written = write_report(results, output, Final(options.measure))
     shown = table(results)

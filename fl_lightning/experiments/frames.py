@@ -89,8 +89,8 @@ def clients(folder: Folders) -> pd.DataFrame:
     found = [table.assign(run=name) for name, table in tables if table is not None]
     if not found:
         raise ConfigurationError(
-            f"no run in {' or in '.join(map(str, several(folder)))} has rows of clients, in a folder {CLIENTS}/; add the callback "
-            "ClientRecord to trainer.callbacks, and run it again"
+            f"no run in {' or in '.join(map(str, several(folder)))} has rows of clients, in a folder {CLIENTS}/; add "
+            "the callback ClientRecord to trainer.callbacks, and run it again"
         )
     frame = pd.concat(found, ignore_index=True)
     return frame[["run", *(column for column in frame.columns if column != "run")]]

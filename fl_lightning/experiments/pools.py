@@ -13,13 +13,14 @@ def read_pools(sweep: Path, roots: Sequence[Path]) -> tuple[Results, Path]:
 
     Args:
         sweep: its file, or its folder (`<root>/sweeps/<name>`), whose root then counts as the first.
-        roots: folders as `sweep --runs` fills them, at least one. Of a run that lies in several, `merged` says which counts.
+        roots: folders as `sweep --runs` fills them; `runs` for a file without any. Of a run that lies in several, `merged` says
+            which counts.
 
     Raises:
         ConfigurationError: one of several is not such a folder, no sweep of this name is there, or runs contradict each other.
     """
-    folder, pool = locate(sweep, roots[0])
-    if folder == sweep:
+    folder, pool = locate(sweep, next(iter(roots), Path("runs")))
+    if folder == sweep or not roots:
         roots = [pool.parent, *roots]
     every = list({root.resolve(): root for root in roots}.values())
     if len(every) == 1:
