@@ -27,9 +27,7 @@ def read_pools(sweep: Path, roots: Sequence[Path]) -> tuple[Results, Path]:
         return read_results(folder, pool), folder
     for root in every:
         if not (root / POOL).is_dir():
-            raise ConfigurationError(
-                f"--runs {root}: there is no folder {POOL} in it; give a folder as `sweep --runs` fills it"
-            )
+            raise ConfigurationError(f"--runs {root}: it has no folder {POOL}; give a folder as `sweep --runs` fills it")
     folders = [root / SWEEPS / folder.name for root in every]
     folders = [each for each in folders if (each / INDEX).exists()] or [folder]
     results = read_results(folders[0], *(root.absolute() / POOL for root in every))
