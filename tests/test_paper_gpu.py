@@ -31,7 +31,7 @@ def call(folder: Path, *args: str, statuses: str = "", **environment: str) -> su
     (folder / "bin").mkdir(exist_ok=True)
     (folder / "bin" / "python").write_text(PYTHON)
     (folder / "bin" / "python").chmod(0o755)
-    (folder / "statuses").write_text("\n".join(statuses.split()) + "\n" + "0\n" * 100)
+    (folder / "statuses").write_text("".join(f"{status}\n" for status in [*statuses.split(), *["0"] * 100]))
     path = f"{folder / 'bin'}:{os.environ['PATH']}"
     return subprocess.run(
         ["bash", str(SCRIPT), *args],
