@@ -6,6 +6,7 @@ The one that is finished, else the one that is furthest; of equals, the one whos
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,9 @@ def merged(places: Sequence[Path]) -> tuple[RunFolder, str]:
     records = {run.path: run.record for run in found}
     check_same_experiment(records)
     best = max(found, key=lambda run: progress(run, records[run.path]))  # the first of equals
-    others = [run for run in found if run is not best and run.finished] if best.finished else []
-    return best, "; ".join(filter(None, (difference(best.path, other.path, records) for other in others)))
+    others = [run for run in found if run is not best and run.finished]
+    pairs = [(one, difference(one.path, other.path, records)) for one, other in combinations([best, *others], 2)]
+    return best, "; ".join(said for one, said in pairs if said and one is best)
 
 
 def progress(run: RunFolder, record: Mapping[str, Any]) -> tuple[bool, int, bool]:

@@ -129,6 +129,17 @@ def test_the_same_weights_or_none_that_are_known_contradict_nothing(tmp_path):
     assert merged([tmp_path / name for name in "ABC"]) == (RunFolder(tmp_path / "A"), "")
 
 
+def test_every_two_are_compared_also_where_a_third_counts(tmp_path):
+    run(tmp_path / "A", 4, hardware=GPU)
+    run(tmp_path / "B", 4, digest="b")
+    run(tmp_path / "C", 4, digest="b")
+    _, note = merged([tmp_path / name for name in "ABC"])
+    assert [f"{tmp_path / name} (" in note for name in "ABC"] == [True] * 3
+    run(tmp_path / "C", 4, digest="c")
+    with pytest.raises(ConfigurationError, match="finished on the same hardware"):
+        merged([tmp_path / name for name in "ABC"])
+
+
 def test_an_unfinished_run_contradicts_nothing(tmp_path):
     run(tmp_path / "A", 4)
     run(tmp_path / "B", 3, "interrupted", weights_sha256="c" * 64)
