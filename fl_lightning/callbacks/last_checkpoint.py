@@ -17,6 +17,7 @@ from fl_lightning.checkpoints.resuming import CheckpointFiles, Pair
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.federation import Federation
 from fl_lightning.files.replacing import PART
+from fl_lightning.machine.strategy import FederatedStrategy
 from fl_lightning.server.last_round import is_last
 
 log = logging.getLogger(__name__)
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 
 class LastCheckpoint(Checked, ModelCheckpoint):
     """Writes `last.ckpt` into the run's folder at the end of every n-th round, of the last one, and of one that SIGTERM ends.
+
+    SIGTERM gives up a round that does not end soon, so one is also written after a round of more than five seconds.
 
     The file is replaced in one step, so a run that is killed at any moment leaves a whole checkpoint; `--ckpt_path last`
     resumes from it, on any number of ranks. The one before stays as `previous.ckpt`, for a disk that damages the last.
@@ -77,8 +80,8 @@ class LastCheckpoint(Checked, ModelCheckpoint):
         assert isinstance(pl_module, Federation)
         pl_module.evaluations.close(trainer)  # so that the last checkpoint has the last evaluation
         super().on_train_epoch_end(trainer, pl_module)
-        last = is_last(trainer) or trainer.received_sigterm
-        if last and not self._should_skip_saving_checkpoint(trainer):
+        long = isinstance(trainer.strategy, FederatedStrategy) and trainer.strategy.long_round
+        if (long or is_last(trainer) or trainer.received_sigterm) and not self._should_skip_saving_checkpoint(trainer):
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:

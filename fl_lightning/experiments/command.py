@@ -13,11 +13,14 @@ from rich.text import Text
 
 from fl_lightning.errors import ConfigurationError, nearest
 from fl_lightning.experiments.arguments import Parser
+from fl_lightning.experiments.budget import SPENT, Budget, read_span
 from fl_lightning.experiments.final import Final
 from fl_lightning.experiments.forks import begun
 from fl_lightning.experiments.planned import Run, missing_prefixes, prefixes
+from fl_lightning.experiments.pools import read_pools
+from fl_lightning.experiments.priority import in_order
 from fl_lightning.experiments.report import write_report
-from fl_lightning.experiments.results import POOL, SWEEPS, locate, read_results, write_index
+from fl_lightning.experiments.results import POOL, SWEEPS, write_index
 from fl_lightning.experiments.run_folder import State
 from fl_lightning.experiments.scheduler import run_all, write_config
 from fl_lightning.experiments.slurm import SlurmOptions, submit
@@ -34,6 +37,7 @@ ON_SCREEN = ("Acc", "ASR", "n", "paper Acc / ASR")
 def sweep(args: Sequence[str]) -> None:
     """`fl-lightning sweep FILE`: run what is not finished of a sweep."""
     options, overrides = parse_sweep_command(args)
+    budget = Budget(options.budget)  # reading the sweep is part of it
     if options.template is not None:
         write_template(options.template, args)
         return
@@ -41,12 +45,14 @@ def sweep(args: Sequence[str]) -> None:
     for name, number in (("--jobs", options.jobs), ("--ranks", options.ranks)):
         if number is not None and not 1 <= number <= most_processes():
             raise ConfigurationError(f"{name} must be at least 1 and at most {most_processes()} on this machine, got {number}")
+    if options.slurm and options.budget is not None:
+        raise ConfigurationError(f"--budget {options.budget}s is for runs on this machine; with --slurm give a run's --time")
     planned = read_sweep(options.file)
     if options.name:
         check_name(options.name)
         planned = replace(planned, name=options.name)
     everything = planned.runs(options.runs / POOL, dict(options.settings), overrides)
-    runs = chosen(everything, options.only)
+    runs = in_order(chosen(everything, options.only), planned.priority)
     console = Console()
     if options.dry_run or options.status:
         show(runs, console)
@@ -59,15 +65,19 @@ def sweep(args: Sequence[str]) -> None:
         send(runs, folder, options, console)
         return
     try:
-        states = run_all(runs, jobs=options.jobs, ranks=options.ranks, console=console)
+        states = run_all(
+            runs, jobs=options.jobs, ranks=options.ranks, console=console, priority=planned.priority, budget=budget
+        )
     except KeyboardInterrupt:
         console.print(
             f"Stopped: {tally(Counter(run.folder.state for run in runs))}. The same command goes on.", highlight=False
         )
         sys.exit(130)
-    console.print(f"{tally(states)}. Tables and figures: fl-lightning report {folder}", soft_wrap=True, highlight=False)
-    if states[State.FINISHED] < len(runs):
-        sys.exit(1)
+    out_of_time = budget.spent and states[State.FINISHED] < len(runs)
+    said = f"The time is spent: {tally(states)}. The same command goes on" if out_of_time else tally(states)
+    console.print(f"{said}. Tables and figures: fl-lightning report {folder}", soft_wrap=True, highlight=False)
+    if status := exit_status(states, out_of_time):
+        sys.exit(status)
 
 
 def report(args: Sequence[str]) -> None:
@@ -77,7 +87,14 @@ def report(args: Sequence[str]) -> None:
         description="Write tables (Markdown, LaTeX, CSV), figures (PDF, SVG) and report.html of a sweep, as far as it is.",
     )
     parser.add_argument("sweep", type=Path, help="the sweep's file, or its folder (runs/sweeps/NAME)")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
+    parser.add_argument(
+        "--runs",
+        type=Path,
+        action="append",
+        default=[],
+        help="folder of all runs (default: runs); several times for those of several machines: of a run that lies in more than "
+        "one, the finished or furthest counts",
+    )
     parser.add_argument("--output", type=Path, help="where to write (default: the sweep's folder)")
     parser.add_argument(
         "--measure",
@@ -87,8 +104,7 @@ def report(args: Sequence[str]) -> None:
         "ten at most (default: last)",
     )
     options = parser.parse_args(args)
-    folder, pool = locate(options.sweep, options.runs)
-    results = read_results(folder, pool)
+    results, folder = read_pools(options.sweep, options.runs)
     output = options.output or folder
     written = write_report(results, output, Final(options.measure))
     shown = table(results)
@@ -97,6 +113,8 @@ def report(args: Sequence[str]) -> None:
     for row in shown.to_numpy().tolist():
         printed.add_row(*map(Text, row))
     Console().print(printed)
+    for note in results.notes:
+        print(f"note: {note}")
     pdfs = [path for path in written if path.suffix == ".pdf"]
     print(f"Report: {output / 'report.html'}")
     print(f"For a paper: {output / 'table.tex'}, {output / 'figures.tex'} and {len(pdfs)} figures in {output / 'figures'}")
@@ -149,6 +167,13 @@ def parse_sweep_command(args: Sequence[str]) -> tuple[argparse.Namespace, list[s
     add("--dry-run", action="store_true", help="list the runs and their states, and run nothing")
     add("--status", action="store_true", help="the same; states are read from the runs' folders, wherever they run")
     add("--jobs", type=int, default=1, help="runs at a time on this machine; GPUs are shared out among them (default: 1)")
+    add(
+        "--budget",
+        type=read_span,
+        metavar="TIME",
+        help="time for all of it, for example 25m or 1h30m: then what is running ends after its round, the exit status is "
+        f"{SPENT} unless all is finished (1 where a run failed), and the same command goes on (default: no limit)",
+    )
     add("--ranks", type=int, help="processes per run, through torchrun (default: one process, with all devices that it sees)")
     slurm = parser.add_argument_group("SLURM")
     add = slurm.add_argument
@@ -266,6 +291,19 @@ def standing(run: Run) -> tuple[str, str, str]:
     evaluations, state = run.folder.metrics, run.folder.state
     reached = f"{evaluations[-1]['round'] if evaluations else 0}/{run.config['trainer'].get('max_epochs')}"
     return str(state), reached, run.folder.message if state in (State.FAILED, State.STOPPED) else ""
+
+
+def exit_status(states: Counter[State], out_of_time: bool) -> int:
+    """Of a sweep: 0 if all is finished, `SPENT` if nothing but time was missing, else 1.
+
+    >>> exit_status(Counter([State.FINISHED]), False), exit_status(Counter([State.FINISHED, State.INTERRUPTED]), True)
+    (0, 75)
+    >>> exit_status(Counter([State.PENDING, State.FAILED]), True), exit_status(Counter([State.INTERRUPTED]), False)
+    (1, 1)
+    """
+    if states.total() == states[State.FINISHED]:
+        return 0
+    return SPENT if out_of_time and not states[State.FAILED] + states[State.STOPPED] else 1
 
 
 def tally(states: Counter[State]) -> str:

@@ -5,8 +5,9 @@ A number that was changed in a record after the run is not given out: such a run
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +17,29 @@ from torch import nn
 from fl_lightning.callbacks.client_record import CLIENTS
 from fl_lightning.callbacks.earlier import EARLIER
 from fl_lightning.errors import ConfigurationError
+from fl_lightning.experiments.merging import merged
 from fl_lightning.experiments.results import outcome
 from fl_lightning.experiments.run_folder import RunFolder
 from fl_lightning.federation import Federation
 from fl_lightning.files.round_tables import read_round_tables
 from fl_lightning.files.yaml_files import load_yaml
 
+log = logging.getLogger(__name__)
+
 PARTS = {"rule": ("model", "aggregator"), "attacks": ("model", "attacks"), "model": ("model", "client"), "data": ("data",)}
 """Columns that name classes, and where in a configuration they stand."""
 
+Folders = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+"""One folder, or several that hold parts of the same runs, as of several machines."""
 
-def runs(folder: str | os.PathLike[str]) -> pd.DataFrame:
+
+def runs(folder: Folders) -> pd.DataFrame:
     """A row per run in a folder, or in folders inside it at any depth, in the order of their names.
 
     Args:
-        folder: of a run, of several, or the pool of a sweep. Runs that were put aside (`earlier/`) are left out.
+        folder: of a run, of several, or the pool of a sweep. Runs that were put aside (`earlier/`) are left out. Several
+            such folders are read as one: a run that lies in several at the same place counts once, as it is finished or
+            furthest; see `merged`.
 
     Returns:
         `run` (the folder, relative to the one given), `rule`, `attacks`, `model`, `data` (names of classes), `seed`, `state`,
@@ -40,28 +49,28 @@ def runs(folder: str | os.PathLike[str]) -> pd.DataFrame:
         of which the second is NaN where the backdoor outlived the run.
 
     Raises:
-        ConfigurationError: there is no such folder, or no run in it.
+        ConfigurationError: there is no such folder, or no run in it; runs at the same place contradict each other.
 
     Example:
         >>> from fl_lightning.experiments.frames import runs
         >>> runs("runs").groupby("rule")[["acc", "asr"]].mean()  # doctest: +SKIP
     """
-    found = list(folders(Path(folder)))
+    found = list(folders(folder))
     rows = [{"run": name, **classes(run), "seed": run.record.get("seed"), **outcome(run)} for name, run in found]
     return pd.DataFrame(rows)
 
 
-def curves(folder: str | os.PathLike[str]) -> pd.DataFrame:
+def curves(folder: Folders) -> pd.DataFrame:
     """A row per evaluation of each of these runs: `run`, `round` and what was measured, such as `acc` and `asr`.
 
     Raises:
         ConfigurationError: as `runs`.
     """
-    rows = [{"run": name, **entry} for name, run in folders(Path(folder)) for entry in run.metrics]
+    rows = [{"run": name, **entry} for name, run in folders(folder) for entry in run.metrics]
     return pd.DataFrame(rows, columns=None if rows else ["run", "round", "acc", "asr"])
 
 
-def clients(folder: str | os.PathLike[str]) -> pd.DataFrame:
+def clients(folder: Folders) -> pd.DataFrame:
     """A row per client and round of each of these runs that has a `ClientRecord`, as far as it is written.
 
     Returns:
@@ -76,12 +85,12 @@ def clients(folder: str | os.PathLike[str]) -> pd.DataFrame:
         >>> from fl_lightning.experiments.frames import clients
         >>> clients("runs/x").query("round == 7 and verdict == 0")[["client", "malicious"]]  # doctest: +SKIP
     """
-    tables = [(name, client_table(run)) for name, run in folders(Path(folder))]
+    tables = [(name, client_table(run)) for name, run in folders(folder)]
     found = [table.assign(run=name) for name, table in tables if table is not None]
     if not found:
         raise ConfigurationError(
-            f"no run in {folder} has rows of clients, in a folder {CLIENTS}/; add the callback ClientRecord to "
-            "trainer.callbacks, and run it again"
+            f"no run in {' or in '.join(map(str, several(folder)))} has rows of clients, in a folder {CLIENTS}/; add "
+            "the callback ClientRecord to trainer.callbacks, and run it again"
         )
     frame = pd.concat(found, ignore_index=True)
     return frame[["run", *(column for column in frame.columns if column != "run")]]
@@ -101,15 +110,31 @@ def load_model(run: str | os.PathLike[str]) -> nn.Module:
     return Federation.load(run)
 
 
-def folders(folder: Path) -> Iterator[tuple[str, RunFolder]]:
-    """The runs in a folder, by their names relative to it."""
-    if not folder.is_dir():
-        raise ConfigurationError(f"there is no folder {folder}; give that of a run, or one with runs in it")
-    found = sorted(file.parent for file in folder.rglob("run.json") if EARLIER not in file.relative_to(folder).parts)
-    if not found:
-        raise ConfigurationError(f"there is no run in {folder}: no run.json there or in a folder inside it")
-    for path in found:
-        yield str(path.relative_to(folder)), RunFolder(path)
+def folders(folder: Folders) -> Iterator[tuple[str, RunFolder]]:
+    """The runs in a folder, or in several, by their names relative to it; one of several that is a run has its own name."""
+    roots, places = several(folder), dict[Path, list[Path]]()
+    for root in roots:
+        if not root.is_dir():
+            raise ConfigurationError(f"there is no folder {root}; give that of a run, or one with runs in it")
+        found = [file.parent for file in root.rglob("run.json") if EARLIER not in file.relative_to(root).parts]
+        if not found:
+            raise ConfigurationError(f"there is no run in {root}: no run.json there or in a folder inside it")
+        for path in found:
+            name = path.relative_to(root) if path != root or len(roots) == 1 else Path(root.resolve().name)
+            places.setdefault(name, []).append(path)
+    for name in sorted(places):
+        run, note = merged(places[name])
+        if note:
+            log.warning("%s", note)
+        yield str(name), run
+
+
+def several(folder: Folders) -> list[Path]:
+    """The folders that are given, each once."""
+    given = [folder] if isinstance(folder, (str, os.PathLike)) else folder
+    if not given:
+        raise ConfigurationError("no folder is given; give that of a run, or one with runs in it")
+    return list({Path(root).resolve(): Path(root) for root in given}.values())
 
 
 def classes(run: RunFolder) -> dict[str, str]:

@@ -7,8 +7,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from fl_lightning.callbacks.lifespan import span_text
-from fl_lightning.experiments.results import Results, reached
-from fl_lightning.experiments.run_folder import RunFolder
+from fl_lightning.experiments.results import Results
+from fl_lightning.experiments.run_folder import RunFolder, reached
 from fl_lightning.experiments.tables import number
 
 SHADE = "#8a6d3b"

@@ -107,5 +107,9 @@ def prefixes(runs: Iterable[Run]) -> list[Run]:
 
 def missing_prefixes(runs: Iterable[Run]) -> list[Run]:
     """The prefixes that have yet to come to their end, for the sake of runs that have not begun."""
-    waiting = [run for run in runs if not run.folder.finished and not begun(run.folder)]
-    return [prefix for prefix in prefixes(waiting) if not prefix.folder.finished]
+    return [prefix for prefix in prefixes(filter(waits, runs)) if not prefix.folder.finished]
+
+
+def waits(run: Run) -> bool:
+    """Whether a run has yet to begin."""
+    return not run.folder.finished and not begun(run.folder)

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from fl_lightning.experiments import worst_report
+from fl_lightning.experiments import ran_on, worst_report
 from fl_lightning.experiments.detection import sections
 from fl_lightning.experiments.figures import curves, numeric_axes, same_bytes, sensitivity, svg
 from fl_lightning.experiments.final import Final
@@ -89,11 +89,11 @@ def write_report(results: Results, folder: Path, final: Final = Final.LAST) -> l
             {axis: svg(sensitivity(results, axis)) for axis in numeric_axes(results)},
         )
     as_text = {
-        "table.md": f"# {markdown_cell(results.title)}\n\n{markdown(shown.table)}\n{of_prefixes(results)}",
+        "table.md": f"# {markdown_cell(results.title)}\n\n{markdown(shown.table)}\n{of_prefixes(results)}{of_pools(results)}",
         "table.tex": latex_tables(results, final),
         "figures.tex": latex_figures(shown.pictures, results.name, "figures"),
-        "cells.csv": as_csv(results.cells),
-        "runs.csv": as_csv(results.runs),
+        "cells.csv": as_csv(results.cells.assign(**of_machines(ran_on.by_cell(results)))),
+        "runs.csv": as_csv(results.runs.assign(**of_machines(ran_on.by_run(results)))),
         "times.csv": times(results),
         "report.html": page(shown),
     }
@@ -137,6 +137,16 @@ def of_prefixes(results: Results) -> str:
     ]
     head = "\nPrefixes, run once for the runs that begin with them:\n\n| prefix | seed | rule | runs | rounds | state |\n"
     return f"{head}|---|---|---|---|---|---|\n" + "\n".join(rows) + "\n" if rows else ""
+
+
+def of_pools(results: Results) -> str:
+    """What is to be said of runs that lie in several pools, in Markdown."""
+    return "".join(f"\n{markdown_cell(note)}\n" for note in results.notes)
+
+
+def of_machines(names: list[str]) -> dict[str, list[str]]:
+    """A column of machines, where there are several."""
+    return {ran_on.COLUMN.replace(" ", "_"): names} if names else {}
 
 
 # ---- the page, section by section ------------------------------------------------------------------------------------
@@ -218,8 +228,9 @@ def by_cell(shown: Shown) -> dict[str, Any]:
 
 
 def where_it_ran(shown: Shown) -> dict[str, Any]:
-    """Machines and versions."""
-    return {"machines": machines([folder.record for folder in shown.results.folders])}
+    """Machines and versions, and where runs of several machines contradict each other."""
+    found = machines([folder.record for folder in shown.results.folders])
+    return {"machines": found, "notes": shown.results.notes}
 
 
 def detection(shown: Shown) -> dict[str, Any]:

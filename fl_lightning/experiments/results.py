@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,10 @@ import pandas as pd
 from fl_lightning.callbacks.history import FEWEST, LAST
 from fl_lightning.callbacks.lifespan import columns
 from fl_lightning.errors import ConfigurationError
+from fl_lightning.experiments.merging import merged
 from fl_lightning.experiments.planned import UNVARIED, Run, prefixes
 from fl_lightning.experiments.prefix import FOLDER, rule_of
-from fl_lightning.experiments.run_folder import RunFolder, State
+from fl_lightning.experiments.run_folder import RunFolder, State, count, reached
 from fl_lightning.experiments.sweep import MEASURES, Sweep, read_sweep
 from fl_lightning.experiments.worst_case_plan import WorstCasePlan
 from fl_lightning.files.run_files import own_file, read_json, write_whole
@@ -60,6 +61,7 @@ class Results:
             measures are NaN unless the run is finished, and means and what they are of where it has too few evaluations.
         prefixes: one row per prefix that runs begin with, which is no cell: `id`, `seed`, `rule`, `shared` (by how many runs),
             and the columns of a run from `state` on.
+        notes: what is to be said of runs that lie in several pools; see `merged`.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Results:
     folders: list[RunFolder]
     runs: pd.DataFrame
     prefixes: pd.DataFrame
+    notes: list[str] = field(default_factory=list)
 
     @cached_property
     def cells(self) -> pd.DataFrame:
@@ -179,24 +182,34 @@ def write_index(folder: Path, sweep: Sweep, runs: Sequence[Run], given: Sequence
     write_whole(folder / INDEX, json.dumps(sealed(index), indent=1) + "\n")
 
 
-def read_results(folder: Path, pool: Path) -> Results:
+def read_results(folder: Path, *pools: Path) -> Results:
     """The results of a sweep as its run folders have them now.
 
     Args:
         folder: the sweep's folder.
-        pool: the folder that holds all runs.
+        pools: the folder that holds all runs, or several that hold parts of them, as of several machines.
 
     Raises:
-        ConfigurationError: the folder is not that of a sweep, or its index is damaged.
+        ConfigurationError: the folder is not that of a sweep, its index is damaged, or runs in two pools contradict each other.
     """
     index = read_index(folder)
     check_names(index, folder / INDEX)
-    rows, folders = [], []
+    rows, folders, notes = [], [], []
+
+    def chosen(places: list[Path]) -> RunFolder:
+        run, note = merged(places)
+        notes.extend([note] if note else [])
+        return run
+
     for cell in index["cells"]:
         for seed, run_id in cell["runs"].items():
-            run = RunFolder(pool / run_id)
+            run = chosen([pool / run_id for pool in pools])
             folders.append(run)
             rows.append({**cell["labels"], "seed": int(seed), "id": run_id, **outcome(run)})
+    shared = [
+        {**prefix, **outcome(chosen([pool.parent / FOLDER / prefix["id"] for pool in pools]))}
+        for prefix in index.get("prefixes", [])
+    ]
     return Results(
         name=index["name"],
         title=index["title"],
@@ -209,7 +222,8 @@ def read_results(folder: Path, pool: Path) -> Results:
         paper=[cell["paper"] for cell in index["cells"]],
         folders=folders,
         runs=pd.DataFrame(rows),
-        prefixes=pd.DataFrame([{**p, **outcome(RunFolder(pool.parent / FOLDER / p["id"]))} for p in index.get("prefixes", [])]),
+        prefixes=pd.DataFrame(shared),
+        notes=notes,
     )
 
 
@@ -244,11 +258,6 @@ def read_index(folder: Path) -> dict[str, Any]:
 def number(value: Any) -> float:
     """A value of a record as a number, NaN if it is none."""
     return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else math.nan
-
-
-def count(value: Any) -> int:
-    """A value of a record as a number of something, 0 if it is none."""
-    return int(value) if isinstance(value, (int, float)) and math.isfinite(value) else 0
 
 
 def check_names(index: dict[str, Any], file: Path) -> None:
@@ -304,9 +313,3 @@ def averaged(run: RunFolder, record: dict[str, Any]) -> list[int]:
     if rounds is None:
         rounds = [entry["round"] for entry in record.get("history") or run.metrics if entry.get("acc") is not None][-LAST:]
     return rounds if len(rounds) >= FEWEST else []
-
-
-def reached(run: RunFolder, record: dict[str, Any]) -> int:
-    """The rounds done, as the record says, or the evaluations of a run whose record was written as it began."""
-    evaluations = run.metrics[-1:] if record.get("state") == State.RUNNING else []
-    return max([count(record.get("rounds")), *(int(entry["round"]) for entry in evaluations)])

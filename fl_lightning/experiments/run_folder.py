@@ -1,6 +1,7 @@
 """A run's folder: what lies in it, who is at work in it, and what became of it."""
 
 import json
+import math
 import os
 import socket
 import time
@@ -211,3 +212,17 @@ class RunFolder:
         """A sign of life; one that cannot be given, on a disk that is full or away, is not worth a run."""
         with suppress(OSError):
             os.utime(self.path / "status.json")
+
+
+# ---- numbers of a record ---------------------------------------------------------------------------------------------
+
+
+def count(value: Any) -> int:
+    """A value of a record as a number of something, 0 if it is none."""
+    return int(value) if isinstance(value, (int, float)) and math.isfinite(value) else 0
+
+
+def reached(run: RunFolder, record: dict[str, Any]) -> int:
+    """The rounds done, as the record says, or the evaluations of a run whose record was written as it began."""
+    evaluations = run.metrics[-1:] if record.get("state") == State.RUNNING else []
+    return max([count(record.get("rounds")), *(int(entry["round"]) for entry in evaluations)])

@@ -14,7 +14,9 @@ from rich.console import Console
 
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.experiments import forks, job
+from fl_lightning.experiments.budget import Budget
 from fl_lightning.experiments.planned import Run, missing_prefixes
+from fl_lightning.experiments.priority import Priority, with_prefixes
 from fl_lightning.experiments.progress import SweepProgress
 from fl_lightning.experiments.run_folder import RunFolder, State
 from fl_lightning.files.run_files import LockedError, write_whole
@@ -56,28 +58,37 @@ def fit_command(folder: RunFolder, ranks: int | None = None) -> list[str]:
     return [*start, "fl_lightning", "fit", "--config", str(folder.config), "--ckpt_path", "last"]
 
 
-def run_all(runs: Sequence[Run], *, jobs: int, ranks: int | None, console: Console) -> Counter[State]:
+def run_all(
+    runs: Sequence[Run],
+    *,
+    jobs: int,
+    ranks: int | None,
+    console: Console,
+    priority: Priority = (),
+    budget: Budget | None = None,
+) -> Counter[State]:
     """Run what is not finished, prefixes before the runs that begin with them; a failed run does not stop the others.
 
     Ctrl-C and SIGTERM stop all that is running, and end in KeyboardInterrupt; the same sweep goes on later from the last
-    checkpoints.
+    checkpoints. So does a budget that is spent, but for the exception.
 
     Args:
-        runs: runs of a sweep.
+        runs: runs of a sweep, in the order in which they are run unless `priority` says otherwise.
         jobs: how many at a time, at least 1.
         ranks: processes of each, through torchrun; None for one process.
         console: where progress is shown.
+        priority: which of them come first, and with them their prefixes.
+        budget: of time; no limit by default.
 
     Returns:
         how many runs are in which state in the end.
     """
-    shared = missing_prefixes(runs)
-    every = [*shared, *runs]
+    every = with_prefixes(runs, priority)
     for run in every:
         write_config(run)
     stop, guard = threading.Event(), threading.Lock()
     waiting = [run for run in every if not run.folder.finished]
-    to_come = {run.id for run in shared}  # prefixes that are not over
+    to_come = {run.id for run in missing_prefixes(runs)}  # prefixes that are not over
 
     def take() -> Run | None:
         """The next run that can begin; None where all wait for prefixes."""
@@ -111,7 +122,8 @@ def run_all(runs: Sequence[Run], *, jobs: int, ranks: int | None, console: Conso
                 progress.ended(run)
             to_come.discard(run.id)
 
-    with SweepProgress(every, jobs, console) as progress, stopping(stop), ThreadPoolExecutor(jobs) as pool:
+    ending = (budget or Budget()).ending(stop)
+    with SweepProgress(every, jobs, console) as progress, stopping(stop), ending, ThreadPoolExecutor(jobs) as pool:
         for run in runs:
             if run.folder.finished:
                 progress.ended(run)

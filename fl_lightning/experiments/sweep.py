@@ -16,6 +16,7 @@
     baseline: {rule: FedAvg}               # what the report compares ASR with
     attack_free: {rule: no attack}         # the ASR that there is without attack
     worst_case: {rule: rule, attack: attack, choose_on: [0]}    # settings by their worst attack: see `worst_attack.py`
+    priority: [{rule: Krum, seed: 0}]      # what is run first: see `priority.py`
     prefix:                                # the first rounds, run once for all runs that have them in common
       rounds: 100
       settings: {model: {aggregator: {class_path: FedAvg}}}      # read on top of the run's own, for these rounds alone
@@ -42,7 +43,10 @@ from fl_lightning.experiments.worst_case_plan import WorstCasePlan, read_plan
 from fl_lightning.files.yaml_files import as_argument, load_yaml
 from fl_lightning.options.class_settings import check_classes, named_classes, with_settings
 
-KEYS = ("name", "title", "base", "axes", "exclude", "center", "paper", "baseline", "attack_free", "worst_case", "prefix")
+KEYS = (
+    *("name", "title", "base", "axes", "exclude", "center", "paper", "baseline", "attack_free", "worst_case", "prefix"),
+    "priority",
+)
 """What a sweep's file may say; docs/reference/sweep_file.md explains each."""
 
 SETTING_KEYS = ("setting", "values")
@@ -58,7 +62,7 @@ MOST_RUNS = 100_000
 
 TAKEN = (
     *("seed", "id", "state", "rounds", "excluded_updates", "message", "n", "planned", *MEASURES),
-    *("lifespan", "asr_reduction", "excess_reduction", "Acc", "ASR", "difference", "of the excess"),
+    *("lifespan", "asr_reduction", "excess_reduction", "Acc", "ASR", "difference", "of the excess", "ran on", "ran_on"),
 )
 """What no axis may be called, as columns of the results are."""
 
@@ -77,6 +81,7 @@ class Sweep:
         attack_free: labels of the cell without attack, empty if there is none.
         worst_case: how settings are chosen by their worst attack, None if they are not.
         prefix: the first rounds that runs share, if they do.
+        priority: labels and seeds of the runs that come first, the most urgent first.
     """
 
     name: str
@@ -88,6 +93,7 @@ class Sweep:
     attack_free: dict[str, str] = field(default_factory=dict)
     worst_case: WorstCasePlan | None = None
     prefix: Prefix | None = None
+    priority: list[dict[str, str]] = field(default_factory=list)
 
     def runs(self, root: Path, given: Mapping[str, Any] | None = None, overrides: Sequence[str] = ()) -> list[Run]:
         """All runs, their settings read and checked, without touching a file.
@@ -176,6 +182,9 @@ def parse_sweep(content: Any, path: Path) -> Sweep:
     (baseline,) = conditions([content.get("baseline", {})], "baseline", values)
     (attack_free,) = conditions([content.get("attack_free", {})], "attack_free", values)
     paper = conditions(content.get("paper", []), "paper", values, MEASURES)
+    priority = conditions(content.get("priority", []), "priority", {**values, "seed": {str(seed): seed for seed in seeds}})
+    if {} in priority:
+        raise ConfigurationError("priority has an entry that names no axis; leave it out, as runs that none names come last")
     base = parse_layers(content.get("base", []), "base", path)
     prefix = parse_prefix(content["prefix"], path) if content.get("prefix") is not None else None
     check_number(values, seeds, center)
@@ -192,7 +201,7 @@ def parse_sweep(content: Any, path: Path) -> Sweep:
     check_name(name)
     title = " ".join(str(content.get("title", name)).split())
     plan = read_plan(content["worst_case"], values, seeds) if "worst_case" in content else None
-    return Sweep(name, title, cells, seeds, center, baseline, attack_free, plan, prefix)
+    return Sweep(name, title, cells, seeds, center, baseline, attack_free, plan, prefix, priority)
 
 
 def parse_prefix(entry: Any, file: Path) -> Prefix:
@@ -292,7 +301,7 @@ def nested(dotted: str, value: Any) -> dict[str, Any]:
 def conditions(
     entries: Any, name: str, values: Mapping[str, Mapping[str, Any]], measures: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
-    """The entries of `exclude` or `paper`, with labels as text, after seeing that every axis and label in them exists."""
+    """Entries as those of `exclude`, with labels as text, after seeing that every axis and label in them exists."""
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise ConfigurationError(f"{name} must be a list of mappings, got {entries}")
     found = []

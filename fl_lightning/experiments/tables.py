@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 
+from fl_lightning.experiments import ran_on
 from fl_lightning.experiments.plain_text import markdown_cell
 from fl_lightning.experiments.results import AVERAGED, Results, records
 from fl_lightning.experiments.run_folder import State
@@ -15,9 +16,10 @@ def table(results: Results) -> pd.DataFrame:
 
     Acc and ASR are those of the last evaluation, mean (sample standard deviation) over the finished runs; then the means of the
     last evaluations, ten at most, with how many they are and of which rounds, ASR by seed, and, where the sweep has them, the
-    paper's values and the differences from them, and the reductions of ASR. What has not finished says so.
+    paper's values and the differences from them, and the reductions of ASR; where runs are of several machines, which. What has
+    not finished says so.
     """
-    rows = []
+    rows, machines = [], ran_on.by_cell(results)
     for index, cell in enumerate(records(results.cells)):
         states = results.runs["state"].iloc[index * len(results.seeds) : (index + 1) * len(results.seeds)].tolist()
         asr = results.runs["asr"].iloc[index * len(results.seeds) : (index + 1) * len(results.seeds)].tolist()
@@ -35,6 +37,8 @@ def table(results: Results) -> pd.DataFrame:
             row["ASR reduction"] = number(cell["asr_reduction"], sign=True)
         if results.baseline and results.attack_free:
             row["of the excess"] = "-" if math.isnan(cell["excess_reduction"]) else f"{100 * cell['excess_reduction']:.1f}%"
+        if machines:
+            row[ran_on.COLUMN] = machines[index] or "-"
         rows.append(row)
     return pd.DataFrame(rows)
 

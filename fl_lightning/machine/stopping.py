@@ -22,6 +22,9 @@ ENDED_BY_SIGTERM = "ended by SIGTERM"
 STOP_SECONDS = 10.0
 """How long the round may take that is under way; torchrun and SLURM give processes 30 s from the signal to the end."""
 
+LONG_ROUND_SECONDS = STOP_SECONDS / 2
+"""A round that took longer is followed by a checkpoint, as the next one may take too long to end with one."""
+
 
 class Stopping:
     """Notes SIGTERM, also while this process waits within a collective, where Python's own handlers do not run.

@@ -9,6 +9,7 @@ import atexit
 import logging
 import signal
 import threading
+import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from types import FrameType
@@ -33,7 +34,7 @@ from fl_lightning.machine.going_on import how_to_go_on
 from fl_lightning.machine.lost_ranks import LostRankError
 from fl_lightning.machine.notebook import NotebookLauncher, interactive
 from fl_lightning.machine.restarts import meet_again, restart
-from fl_lightning.machine.stopping import Stopping
+from fl_lightning.machine.stopping import LONG_ROUND_SECONDS, Stopping
 
 T = TypeVar("T")
 
@@ -54,6 +55,7 @@ class FederatedStrategy(Checked, DDPStrategy):
 
     Attributes:
         on_cut_off: called where SIGTERM ends this process within a round, from a thread of its own.
+        long_round: whether the last round took so long, on any rank, that SIGTERM might have given it up.
 
     Raises:
         ConfigurationError: the time is not more than 0, or is given as `timeout` too.
@@ -75,6 +77,8 @@ class FederatedStrategy(Checked, DDPStrategy):
         self.timeout_seconds = timeout_seconds
         self.stopping: Stopping | None = None
         self.on_cut_off: Callable[[], None] = nothing_to_do
+        self.long_round = False
+        self._round_began = time.monotonic()
         self.cores_before: Affinities = {}
 
     def configure_ddp(self) -> None:
@@ -150,6 +154,7 @@ class FederatedStrategy(Checked, DDPStrategy):
         users = trainer._signal_connector._original_handlers.get(signal.SIGTERM)
         self.stopping = Stopping(pass_on, users, self._cut_off)
         self.stopping.begin()
+        self._round_began = time.monotonic()
         if restart():
             log.warning("torchrun started the ranks again, for the %s. time: %s", restart(), goes_on(trainer))
 
@@ -160,11 +165,13 @@ class FederatedStrategy(Checked, DDPStrategy):
 
     def agree_to_stop(self) -> None:
         """At the end of a round, on all ranks: have Lightning end the run after it if SIGTERM has come to any of them."""
+        began, self._round_began = self._round_began, time.monotonic()
+        self.long_round = self._round_began - began > LONG_ROUND_SECONDS
         stop = self.stopping is not None and self.stopping.received
         if self.world_size > 1:
-            heard = torch.tensor(int(stop), device=self.root_device)
+            heard = torch.tensor([stop, self.long_round], dtype=torch.int64, device=self.root_device)
             dist.all_reduce(heard, dist.ReduceOp.MAX)
-            stop = bool(heard)
+            stop, self.long_round = map(bool, heard.tolist())
         if stop:
             trainer = self._trainer
             trainer._signal_connector.received_sigterm = True

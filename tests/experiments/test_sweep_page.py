@@ -52,6 +52,7 @@ def test_defaults_are_those_of_the_page():
         [{"model": {"aggregator": {"init_args": {"alpha": 0.1}}}}],
     )
     assert [ROWS[key][1] for key in ("exclude", "paper")] == ["`[]`"] * 2
+    assert (ROWS["priority"][1], sweep.priority) == ("`[]`: the file's order", [])
     assert not any(cell.paper for cell in sweep.cells)
     assert (sweep.baseline, sweep.attack_free, sweep.worst_case, sweep.prefix) == ({}, {}, None, None)
     assert ROWS["worst_case.max_loss"][1] == f"`{MAX_LOSS}`"

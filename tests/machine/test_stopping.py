@@ -23,6 +23,7 @@ from fl_lightning.checkpoints.resuming import whole
 from fl_lightning.machine import stopping
 from fl_lightning.machine.going_on import how_to_go_on
 from fl_lightning.machine.stopping import Stopping
+from fl_lightning.machine.strategy import FederatedStrategy
 
 
 class Terminated(L.Callback):
@@ -50,6 +51,39 @@ def terminated(folder: str, world: int, rank: int) -> tuple[int, Any]:
 def test_all_ranks_end_after_the_round_with_a_checkpoint(tmp_path, world, rank):
     assert on_ranks(world, terminated, str(tmp_path), world, rank) == [(3, signal.SIG_DFL)] * world
     assert whole(tmp_path / "last.ckpt") == 3
+
+
+class Kept(L.Callback):
+    """The round of the last checkpoint as each round begins; None where there is none."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.rounds: list[int | None] = []
+
+    def on_train_epoch_start(self, trainer, pl_module) -> None:
+        self.rounds.append(whole(self.file) if self.file.exists() else None)
+
+
+def slowly(folder: str, slow: dict[int, list[int]]) -> list[int | None]:
+    """Rounds of checkpoints, where ranks take long for some rounds; rank 0 writes them."""
+    kept = Kept(Path(folder, "last.ckpt"))
+
+    class Clock(FederatedStrategy):
+        def agree_to_stop(self) -> None:
+            self._round_began -= 1000.0 if trainer.global_step in slow.get(self.global_rank, ()) else 0.0
+            super().agree_to_stop()
+
+    callbacks = [kept, LastCheckpoint(every_n_rounds=50)]
+    world = max(slow) + 1
+    options = {"callbacks": callbacks, "default_root_dir": folder, "enable_checkpointing": True}
+    trainer = tiny_trainer(5, devices=world, strategy=Clock(), **options)
+    trainer.fit(tiny_federation(), tiny_data())
+    return kept.rounds
+
+
+@pytest.mark.parametrize("slow", [{0: [2, 3]}, {0: [], 1: [2, 3]}])
+def test_a_long_round_is_followed_by_a_checkpoint_as_the_next_may_be_given_up(tmp_path, slow):
+    assert on_ranks(len(slow), slowly, str(tmp_path), slow)[0] == [None, None, 2, 3, 3]
 
 
 def deaf(folder: str) -> None:
