@@ -23,15 +23,15 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from rich.console import Console
 from rich.table import Table
 
-from fl_lightning import __version__
+from fl_lightning import __version__, callbacks
 from fl_lightning.attacks.show_attack import show
 from fl_lightning.callbacks import LastCheckpoint
 from fl_lightning.callbacks.standard import STANDARD, TRAINER_DEFAULTS, standard_callbacks, standard_loggers
-from fl_lightning.checkpoints.resuming import newest
+from fl_lightning.checkpoints.newest import newest
 from fl_lightning.data import FederatedDataModule
-from fl_lightning.errors import ConfigurationError, folded
+from fl_lightning.errors import ConfigurationError, configuration_error, folded
 from fl_lightning.federation import Federation
-from fl_lightning.files.yaml_files import MODE, as_argument
+from fl_lightning.files.yaml_files import FAST, MODE, as_argument
 from fl_lightning.machine import srun
 from fl_lightning.machine.srun import SrunEnvironment
 from fl_lightning.options.class_settings import check_classes, named_classes, taken_out, with_settings
@@ -39,23 +39,20 @@ from fl_lightning.options.command_checks import (
     check_arguments,
     check_checkpoint,
     check_devices,
-    check_folder,
     check_reading,
     without_old_settings,
 )
+from fl_lightning.options.commands import DESCRIPTION, EPILOG
 from fl_lightning.options.given_classes import check_read, refused_by_its_class
 from fl_lightning.options.layers import check_layer
 from fl_lightning.options.parser import Parser
+from fl_lightning.options.this_machine import check_folder
 from fl_lightning.options.trainer_options import NEED_A_LOGGER, check_twice
 
 T = TypeVar("T")
 
-FURTHER = (
-    "Further commands, each with a --help of its own: sweep, report, analyse, list, init, completion. For all of them: "
-    "--traceback shows where an error came from. For these: --with CLASS.SETTING=VALUE is a setting of a class wherever a "
-    "configuration names it, such as --with CIFAR10.path=data/cifar10."
-)
-
+for exported in callbacks.__all__:  # a class that is imported may be named by the last word of its path
+    getattr(callbacks, exported)
 
 class FederatedTrainer(L.Trainer):
     """Lightning's Trainer with the commands `prepare` and `show-attack`."""
@@ -119,8 +116,8 @@ class FederatedCLI(LightningCLI):
             parser_kwargs={
                 "prog": "fl-lightning",
                 "version": __version__,
-                "description": "Federated learning under backdoor attack.",
-                "epilog": FURTHER,
+                "description": DESCRIPTION,
+                "epilog": EPILOG,
                 "parser_mode": MODE,
             },
             parser_class=Parser,
@@ -158,15 +155,19 @@ class FederatedCLI(LightningCLI):
         args, given = taken_out(args)
         check_arguments(args)
         args = without_old_settings(args)
-        self.config = parser.parse_args(args)
+        self.config = self.parsed(args)
         check_reading(args, self.config[self.config.subcommand].clone().as_dict())
         if given:
             config = self.resolved_config()
             check_classes(given, set(named_classes(config)))
             config = with_settings(config, given)
             check_layer(config, "")
-            self.config = parser.parse_args([self.config.subcommand, "--config", as_argument(config)])
+            self.config = self.parsed([self.config.subcommand, "--config", as_argument(config)])
         check_read(self.config[self.config.subcommand].clone().as_dict())
+
+    def parsed(self, args: Sequence[str]) -> Namespace:
+        """What the parsers make of a command's arguments."""
+        return self.parser.parse_args(args)
 
     def _parse_ckpt_path(self) -> None:
         """Settings come from the configuration alone, never from a checkpoint, which would be read here a first time."""
@@ -255,7 +256,7 @@ class FederatedCLI(LightningCLI):
         """The configuration of this command with all defaults filled in, as plain data."""
         command = self.config.subcommand
         text = self._parser(command).dump(self.config[command], skip_unset=False, skip_link_targets=False)
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader=FAST)
 
 
 def integer_seed(seed: bool | int | None) -> int:
@@ -305,7 +306,7 @@ class Unstarted(FederatedCLI):
 
 
 class Reader(FederatedCLI):
-    """Reads configurations of `fit`, any number with one parser, as making that takes longer, and makes nothing of them."""
+    """Reads configurations of `fit`, any number with one parser, as making that takes longer, and runs nothing."""
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -314,7 +315,32 @@ class Reader(FederatedCLI):
     def read(self, args: Sequence[str]) -> dict[str, Any]:
         """All settings, as `resolve` gives them."""
         super().parse_arguments(self.parser, args)
-        return self.resolved_config()
+        self.resolved = super().resolved_config()
+        return self.resolved
+
+    def parsed(self, args: Sequence[str]) -> Namespace:
+        """By the parser of `fit` alone: the one of all commands would read everything once more."""
+        return Namespace(subcommand="fit", fit=self._parser("fit").parse_args(args[1:]))
+
+    def resolved_config(self) -> dict[str, Any]:
+        return self.resolved
+
+    def make(self, seed: int, trainer: Mapping[str, Any]) -> FederatedCLI:
+        """Trainer, model and data of what was read last: `.trainer`, `.model`, `.datamodule`.
+
+        Args:
+            seed: in place of that one's.
+            trainer: settings of the Trainer in place of its own.
+        """
+        config = self.config.clone()
+        config.fit.seed_everything = config.fit.model.seed = seed
+        if "seed" in (config.fit.data.get("init_args") or {}):  # a data module of a user's own may draw nothing
+            config.fit.data.init_args.seed = seed
+        for name, value in trainer.items():
+            config.fit.trainer[name] = value
+        self.config, self.subcommand = config, "fit"
+        super().instantiate_classes()
+        return self
 
     def __init__(self) -> None:
         super().__init__([])
@@ -376,10 +402,3 @@ def plainly(function: Callable[[], T]) -> T:
         if mistake is None or mistake is error:
             raise
         raise mistake from None
-
-
-def configuration_error(error: BaseException | None) -> ConfigurationError | None:
-    """The configuration error that an exception is or was raised because of: parsers and launchers wrap what they catch."""
-    while error is not None and not isinstance(error, ConfigurationError):
-        error = error.__cause__ or error.__context__
-    return error
