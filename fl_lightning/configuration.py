@@ -54,6 +54,7 @@ T = TypeVar("T")
 for exported in callbacks.__all__:  # a class that is imported may be named by the last word of its path
     getattr(callbacks, exported)
 
+
 class FederatedTrainer(L.Trainer):
     """Lightning's Trainer with the commands `prepare` and `show-attack`."""
 

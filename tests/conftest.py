@@ -2,11 +2,11 @@
 
 import os
 import sys
-from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, also in the ranks that tests start
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-os.environ.setdefault("MPLCONFIGDIR", str(CACHE / "matplotlib"))  # which takes seconds to make anew
+os.environ.setdefault(  # what lies there takes seconds to make anew
+    "MPLCONFIGDIR", os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "matplotlib")
+)
 
 import pytest
 import torch

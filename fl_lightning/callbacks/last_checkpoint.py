@@ -12,7 +12,6 @@ from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from fl_lightning.callbacks.earlier import make_room, prepare
 from fl_lightning.callbacks.trial import is_trial
 from fl_lightning.checked import Checked
-from fl_lightning.checkpoints import resuming
 from fl_lightning.checkpoints.newest import newest
 from fl_lightning.checkpoints.resuming import CheckpointFiles, Pair
 from fl_lightning.errors import ConfigurationError

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "use_distributed_sampler": False,
 }
 """Arguments of the Trainer in which federations differ from Lightning's defaults."""
+
 
 def standard_callbacks(
     config: dict[str, Any], options: Mapping[str, Any], given: Sequence[L.Callback] = ()

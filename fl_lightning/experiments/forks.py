@@ -29,7 +29,6 @@ OF_THE_RULE = ("detection.jsonl",)
 """The same, where the prefix has the run's rule: what another one judged does not count for it."""
 
 
-
 def note(run: Run) -> None:
     """Write down what a run begins with, or that it begins by itself."""
     file = own_file(run.folder.path / NOTE)

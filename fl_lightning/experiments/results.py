@@ -32,7 +32,6 @@ AVERAGED = ("last10_evaluations", "last10_first_round", "last10_last_round")
 """How many evaluations those are of, and of which rounds."""
 
 
-
 @dataclass(frozen=True)
 class Results:
     """A sweep as it stands.
