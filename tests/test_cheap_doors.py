@@ -10,7 +10,7 @@ from fl_lightning.options.commands import FURTHER, OF_LIGHTNING
 @pytest.mark.parametrize(
     ("args", "status", "shown"),
     [
-        (["--help"], 0, "--dry-run lists"),
+        (["--help"], 0, "show-attack  show what attacks do to data"),
         (["--version"], 0, "fl-lightning 0."),
         ([], 2, "error: a command is missing; known: fit, "),
         (["fitt"], 2, "error: there is no command fitt; did you mean fit?"),
@@ -21,7 +21,6 @@ from fl_lightning.options.commands import FURTHER, OF_LIGHTNING
         (["report", "gone"], 2, "error: "),
         (["init", "new"], 0, "fl-lightning fit --config configs/quickstart.yaml"),
         (["list", "configs"], 0, "configs/quickstart.yaml"),
-        (["list", "rulez"], 2, "did you mean rules?"),
     ],
 )
 def test_needs_no_torch(args, status, shown):
@@ -40,7 +39,9 @@ def test_help_names_every_command_and_what_it_does():
     assert list(OF_LIGHTNING) == list(FederatedCLI.subcommands())
 
 
-@pytest.mark.parametrize(("args", "shown"), [(["list", "pools"], "CIFAR"), (["completion", "bash"], "_shtab_fl_lightning")])
+@pytest.mark.parametrize(
+    ("args", "shown"), [(["list", "pools"], "DirectorTweets"), (["completion", "bash"], "_shtab_fl_lightning")]
+)
 def test_what_classes_say_is_read_once(args, shown):
     if args[0] == "completion":
         pytest.importorskip("shtab", reason="shtab is not installed")

@@ -16,7 +16,7 @@ OF_LIGHTNING = {
 """Commands that take the settings of a run, and what they do."""
 
 FURTHER = {
-    "sweep": "run what is not finished of a sweep, here or by SLURM; --dry-run lists its runs",
+    "sweep": "run what is not finished of a sweep, on this machine or by SLURM",
     "report": "write tables, figures and a page of a sweep, as far as it is",
     "analyse": "compute what the paper proves and draws",
     "list": "list what there is to choose from: rules, attacks, tasks, models, configurations, ...",
