@@ -339,7 +339,7 @@ class Reader(FederatedCLI):
             config.fit.data.init_args.seed = seed
         for name, value in trainer.items():
             config.fit.trainer[name] = value
-        self.config, self.subcommand = config, "fit"
+        self.config = config
         super().instantiate_classes()
         return self
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import yaml
@@ -105,7 +105,7 @@ def entries(kind: Kind) -> list[Entry]:
     """All entries of a kind, by name, as its classes say it, which are imported where that is not known yet."""
     known = kept("catalogue", kind.name)
     if known is not None:
-        return [Entry(**{**each, "arguments": [Argument(**argument) for argument in each["arguments"]]}) for each in known]
+        return [replace(Entry(**each), arguments=[Argument(**one) for one in each["arguments"]]) for each in known]
     # With torch.
     from fl_lightning.catalogue.classes import described
 

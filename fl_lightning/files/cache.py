@@ -1,8 +1,9 @@
 """What takes seconds to work out and stays the same as long as the package does, kept in the user's cache folder.
 
 The folder is `$XDG_CACHE_HOME/fl_lightning`, or `~/.cache/fl_lightning`; it may be deleted at any time. In it there is a folder
-for each fingerprint of the package and its libraries, so that nothing is found that another version has worked out. All else that
-something depends on is its key. A folder that cannot be written, and a file that is damaged, are as if nothing had been kept.
+for each fingerprint of the package and its libraries, so that nothing is found that another version has worked out; all else
+that something depends on is its key. Where the folder cannot be written, or a file is damaged, it is as if nothing had been
+kept.
 """
 
 import hashlib

@@ -200,5 +200,5 @@ def test_other_weights_to_start_from_are_another_run(read):
     assert not {run.id for run in planned()} & set(first)
     assert len(read) == 4
     Path("weights.pt").unlink()
-    with pytest.raises(ConfigurationError, match="there is no file weights.pt"):
+    with pytest.raises(ConfigurationError, match=r"there is no file weights\.pt"):
         planned()
