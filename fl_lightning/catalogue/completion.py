@@ -1,8 +1,10 @@
 """`fl-lightning completion SHELL`: the script by which a shell completes commands, settings and names of classes."""
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 from fl_lightning.callbacks.quiet import quietly
+from fl_lightning.errors import ConfigurationError
 from fl_lightning.experiments.arguments import Parser
 from fl_lightning.files.cache import keep, kept
 
@@ -23,6 +25,8 @@ def completion(args: Sequence[str]) -> None:
     parser = Parser(prog="fl-lightning completion", description="Print a script that makes a shell complete what is typed.")
     parser.add_argument("shell", choices=SHELLS)
     shell = parser.parse_args(args).shell
+    if find_spec("shtab") is None:
+        raise ConfigurationError("completion needs the package shtab: pip install shtab")
     found = kept("completion", shell)
     if found is None:
         # With torch and Lightning, whose settings are completed too.

@@ -14,7 +14,6 @@ from fl_lightning.catalogue.command import SECTIONS
 from fl_lightning.catalogue.completion import SHELLS
 from fl_lightning.catalogue.entries import Entry
 from fl_lightning.configuration import FederatedCLI, Reader
-from fl_lightning.errors import ConfigurationError
 from fl_lightning.options.commands import FURTHER
 
 CLASSES = {
@@ -39,15 +38,8 @@ class EveryCommand(Reader):
 
 
 def script(shell: str) -> str:
-    """The script for one of `SHELLS`.
-
-    Raises:
-        ConfigurationError: shtab is not installed.
-    """
-    try:
-        shtab = importlib.import_module("shtab")
-    except ImportError as error:
-        raise ConfigurationError("completion needs the package shtab: pip install shtab") from error
+    """The script for one of `SHELLS`."""
+    shtab = importlib.import_module("shtab")  # an extra
     return shtab.complete(names(file=shtab.FILE, folder=shtab.DIRECTORY), shell)
 
 
