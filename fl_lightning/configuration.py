@@ -156,19 +156,15 @@ class FederatedCLI(LightningCLI):
         args, given = taken_out(args)
         check_arguments(args)
         args = without_old_settings(args)
-        self.config = self.parsed(args)
+        self.config = parser.parse_args(args)
         check_reading(args, self.config[self.config.subcommand].clone().as_dict())
         if given:
             config = self.resolved_config()
             check_classes(given, set(named_classes(config)))
             config = with_settings(config, given)
             check_layer(config, "")
-            self.config = self.parsed([self.config.subcommand, "--config", as_argument(config)])
+            self.config = parser.parse_args([self.config.subcommand, "--config", as_argument(config)])
         check_read(self.config[self.config.subcommand].clone().as_dict())
-
-    def parsed(self, args: Sequence[str]) -> Namespace:
-        """What the parsers make of a command's arguments."""
-        return self.parser.parse_args(args)
 
     def _parse_ckpt_path(self) -> None:
         """Settings come from the configuration alone, never from a checkpoint, which would be read here a first time."""
@@ -315,16 +311,14 @@ class Reader(FederatedCLI):
 
     def read(self, args: Sequence[str]) -> dict[str, Any]:
         """All settings, as `resolve` gives them."""
+        self.resolved = None
         super().parse_arguments(self.parser, args)
-        self.resolved = super().resolved_config()
+        self.resolved = self.resolved_config()
         return self.resolved
-
-    def parsed(self, args: Sequence[str]) -> Namespace:
-        """By the parser of `fit` alone: the one of all commands would read everything once more."""
-        return Namespace(subcommand="fit", fit=self._parser("fit").parse_args(args[1:]))
 
     def resolved_config(self) -> dict[str, Any]:
-        return self.resolved
+        """Of what was read last; a run's record, which asks again, is made and never written."""
+        return super().resolved_config() if self.resolved is None else self.resolved
 
     def make(self, seed: int, trainer: Mapping[str, Any]) -> FederatedCLI:
         """Trainer, model and data of what was read last: `.trainer`, `.model`, `.datamodule`.
@@ -344,6 +338,7 @@ class Reader(FederatedCLI):
         return self
 
     def __init__(self) -> None:
+        self.resolved: dict[str, Any] | None = None
         super().__init__([])
 
     # Lightning's constructor goes through all of these.

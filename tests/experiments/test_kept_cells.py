@@ -31,6 +31,9 @@ class Mine(Median):
     def __init__(self, a: int = 1) -> None:
         super().__init__()
 """
+TRUSTING = "{model: {aggregator: {class_path: FLTrust}}, data: {init_args: {root: {samples: 10}}}}"
+"""A class without settings."""
+
 MINE = "{model: {local: {epochs: 2}}}"
 
 
@@ -69,8 +72,11 @@ def epochs(runs: list[Run]) -> set[int]:
 
 def test_known_cells_are_those_that_a_direct_reading_gives(read):
     overrides = ["--trainer.max_epochs", "5"]
+    Path("some.yaml").write_text(
+        SWEEP.replace("rule: {", f"rule: {{FLTrust: {TRUSTING}, ")
+    )  # in the place of a rule with settings
     first, second = planned(overrides=overrides), planned(overrides=overrides)
-    assert len(read) == 2
+    assert len(read) == 3
     expected = []
     for run in first:
         config = with_seed(resolve(["fit", *arguments(run.cell.layers), *overrides]), run.seed)
@@ -102,9 +108,13 @@ def test_another_command_is_read_anew(read, monkeypatch):
         planned(overrides=["--model.local.epochs", "5"]),
         planned({"Phishing.separation": 3}),
         planned({"Phishing.separation": 3.5}),
+        planned(overrides=["--with", "Phishing.separation=4"]),
     ]
-    assert len(read) == 10
-    assert len({run.id for runs in asked for run in runs}) == 20
+    assert len(read) == 12
+    assert len({run.id for runs in asked for run in runs}) == 24
+    rules = [[run.config["model"]["aggregator"]["class_path"].rpartition(".")[2] for run in runs] for runs in asked]
+    assert rules == [["FedAvg", "FedAvg", "Median", "Median"]] * 6
+    assert {run.config["data"]["init_args"]["separation"] for run in asked[-1]} == {4}
     with pytest.raises(ConfigurationError, match="there is no CIFAR10 in the configuration"):
         planned({"CIFAR10.path": "x"})
     with pytest.raises(ConfigurationError, match="there is no CIFAR10 in the configuration"):
