@@ -93,12 +93,14 @@ class KeptCells:
     def keep(self) -> None:
         """Keep what was read, unless a class is somebody's own: it may change what the cells after it are read as.
 
-        Nor where a file has a digest: whether that is right is said each time.
+        Nor where a file has a digest, as it is said each time whether that is right, or was changed while it was read.
         """
-        entries = [(self.key(layers), {"cell": asdict(settled), "starts": starts(settled)}) for layers, settled in self._new]
-        if not self._sealed and not any(own_names(entry) for _, entry in entries):
-            for key, entry in entries:
-                keep(KIND, key, entry)
+        if self._sealed or any(own_names([settled.config, settled.clean]) for _, settled in self._new):
+            return
+        by_now = KeptCells(self.about)
+        for layers, settled in self._new:
+            if (key := self.key(layers)) == by_now.key(layers):
+                keep(KIND, key, {"cell": asdict(settled), "starts": starts(settled)})
 
     def key(self, layers: Sequence[Layer]) -> Any:
         """All that the settings of a cell follow from, beside the package."""
@@ -120,9 +122,9 @@ class KeptCells:
                 if path not in self._files:
                     self._files[path] = None  # a file may name itself
                     if (about := content(path)) is not None:
-                        text = text_of(path) if path.suffix in SETTINGS else ""
-                        self._sealed |= LINE in text
-                        self._files[path] = about, dict(self.files(parsed(text), path.parent))
+                        inside = text_of(path) if path.suffix in SETTINGS else ""
+                        self._sealed |= LINE in inside
+                        self._files[path] = about, dict(self.files(parsed(inside), path.parent))
                 if self._files[path] is not None:
                     about, further = self._files[path]
                     yield path, about
