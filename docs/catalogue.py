@@ -17,7 +17,8 @@ from pathlib import Path
 import yaml
 
 from benchmarks.report import RESULTS, matching, read
-from fl_lightning.catalogue.entries import Entry, entry, in_short
+from fl_lightning.catalogue.classes import entry
+from fl_lightning.catalogue.entries import Entry, in_short
 from fl_lightning.catalogue.kinds import KINDS, Kind
 
 BY_HAND = Path(__file__).with_name("catalogue.yaml")

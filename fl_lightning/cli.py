@@ -14,23 +14,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from fl_lightning.callbacks.quiet import quiet
+from fl_lightning.errors import ConfigurationError, configuration_error, folded, nearest, noted
+from fl_lightning.options.commands import FURTHER, OF_LIGHTNING, main_parser
 
-from fl_lightning.callbacks.standard import quiet
-from fl_lightning.configuration import FederatedCLI, configuration_error
-from fl_lightning.errors import ConfigurationError, folded, nearest, noted
-
-COMMANDS = {
+HOMES = {
     "sweep": "fl_lightning.experiments.command.sweep",
     "report": "fl_lightning.experiments.command.report",
     "analyse": "fl_lightning.analysis.command.analyse",
     "list": "fl_lightning.catalogue.command.show",
     "init": "fl_lightning.catalogue.beginning.init",
     "completion": "fl_lightning.catalogue.completion.completion",
+    **dict.fromkeys(OF_LIGHTNING, "fl_lightning.configuration.FederatedCLI"),
 }
-"""Commands that are not Lightning's, with their functions, whose modules a run has no need to import."""
+"""The functions of commands. Modules are imported for the command that is given: torch and Lightning take seconds."""
+
+EXCEPTIONS = "lightning.pytorch.utilities.exceptions"
 
 TRACEBACK = "--traceback"
 
@@ -69,9 +68,9 @@ def explained(error: Exception) -> tuple[str, int]:
     if isinstance(error, OSError) and error.strerror:
         files = " and ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
         return f"{files}: {error.strerror}" if files else error.strerror, MISTAKE
-    if isinstance(error, (MisconfigurationException, ImportError)):
+    if isinstance(error, ImportError) or is_a(error, EXCEPTIONS, "MisconfigurationException"):
         return folded(error), MISTAKE
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
+    if isinstance(error, MemoryError) or is_a(error, "torch", "OutOfMemoryError") or "can't allocate memory" in str(error):
         return f"not enough memory: {folded(error)}; ask for less data, clients, parameters, or smaller batches", FAULT
     frame = closest_to_user(traceback.extract_tb(error.__traceback__))
     where = ", ".join(filter(None, (frame.filename, f"line {frame.lineno}", noted(error))))
@@ -87,7 +86,14 @@ def closest_to_user(frames: Sequence[traceback.FrameSummary]) -> traceback.Frame
 
 def is_first() -> bool:
     """Whether this process is the first of all ranks, as Lightning has told it or its launcher does."""
-    return not getattr(rank_zero_only, "rank", None)
+    ranks = sys.modules.get("lightning.pytorch.utilities.rank_zero")
+    return not getattr(getattr(ranks, "rank_zero_only", None), "rank", None)
+
+
+def is_a(error: BaseException, module: str, name: str) -> bool:
+    """Whether an exception is of a library's class; of a library that nobody has imported it cannot be."""
+    cls = getattr(sys.modules.get(module), name, None)
+    return cls is not None and isinstance(error, cls)
 
 
 def find_own_modules() -> None:
@@ -98,20 +104,20 @@ def find_own_modules() -> None:
 
 def run(args: Sequence[str]) -> None:
     """Run one command, with whatever it raises."""
-    known = [*FederatedCLI.subcommands(), *COMMANDS]
+    if args and args[0] in ("-h", "--help", "--version"):
+        main_parser().parse_args(args[:1])
+    known = [*OF_LIGHTNING, *FURTHER]
     if not args or not (args[0] in known or args[0].startswith("-")):
         found = nearest(args[0], known) if args else f"known: {', '.join(known)}"
         raise ConfigurationError(f"there is no command {args[0]}; {found}" if args else f"a command is missing; {found}")
-    if args[0] in COMMANDS:
-        module, _, function = COMMANDS[args[0]].rpartition(".")
-        getattr(importlib.import_module(module), function)(args[1:])
-    else:
-        FederatedCLI(args)
+    module, _, name = HOMES.get(args[0], HOMES["fit"]).rpartition(".")
+    function = getattr(importlib.import_module(module), name)
+    quiet()
+    function(args[1:] if args[0] in FURTHER else args)
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run one command; see `fl-lightning --help`. No mistake ends in a traceback, unless that is asked for."""
-    quiet()
     find_own_modules()
     given = list(sys.argv[1:] if args is None else args)
     end = given.index("--") if "--" in given else len(given)
@@ -120,7 +126,9 @@ def main(args: Sequence[str] | None = None) -> None:
         run([word for i, word in enumerate(given) if i > end or word != TRACEBACK])
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
-    except SIGTERMException:
+    except SystemExit as error:
+        if not is_a(error, EXCEPTIONS, "SIGTERMException"):
+            raise
         # What is not finished is no success. The first rank alone says so, which has the record to write: whoever started the
         # ranks kills those that are left when one of them fails.
         sys.exit(128 + signal.SIGTERM if is_first() else 0)

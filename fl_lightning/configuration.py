@@ -23,15 +23,15 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from rich.console import Console
 from rich.table import Table
 
-from fl_lightning import __version__
+from fl_lightning import __version__, callbacks
 from fl_lightning.attacks.show_attack import show
 from fl_lightning.callbacks import LastCheckpoint
 from fl_lightning.callbacks.standard import STANDARD, TRAINER_DEFAULTS, standard_callbacks, standard_loggers
-from fl_lightning.checkpoints.resuming import newest
+from fl_lightning.checkpoints.newest import newest
 from fl_lightning.data import FederatedDataModule
-from fl_lightning.errors import ConfigurationError, folded
+from fl_lightning.errors import ConfigurationError, configuration_error, folded
 from fl_lightning.federation import Federation
-from fl_lightning.files.yaml_files import MODE, as_argument
+from fl_lightning.files.yaml_files import FAST, MODE, as_argument
 from fl_lightning.machine import srun
 from fl_lightning.machine.srun import SrunEnvironment
 from fl_lightning.options.class_settings import check_classes, named_classes, taken_out, with_settings
@@ -39,22 +39,20 @@ from fl_lightning.options.command_checks import (
     check_arguments,
     check_checkpoint,
     check_devices,
-    check_folder,
     check_reading,
     without_old_settings,
 )
+from fl_lightning.options.commands import DESCRIPTION, EPILOG
 from fl_lightning.options.given_classes import check_read, refused_by_its_class
 from fl_lightning.options.layers import check_layer
 from fl_lightning.options.parser import Parser
+from fl_lightning.options.this_machine import check_folder
 from fl_lightning.options.trainer_options import NEED_A_LOGGER, check_twice
 
 T = TypeVar("T")
 
-FURTHER = (
-    "Further commands, each with a --help of its own: sweep, report, analyse, list, init, completion. For all of them: "
-    "--traceback shows where an error came from. For these: --with CLASS.SETTING=VALUE is a setting of a class wherever a "
-    "configuration names it, such as --with CIFAR10.path=data/cifar10."
-)
+for exported in callbacks.__all__:  # a class that is imported may be named by the last word of its path
+    getattr(callbacks, exported)
 
 
 class FederatedTrainer(L.Trainer):
@@ -119,8 +117,8 @@ class FederatedCLI(LightningCLI):
             parser_kwargs={
                 "prog": "fl-lightning",
                 "version": __version__,
-                "description": "Federated learning under backdoor attack.",
-                "epilog": FURTHER,
+                "description": DESCRIPTION,
+                "epilog": EPILOG,
                 "parser_mode": MODE,
             },
             parser_class=Parser,
@@ -255,7 +253,7 @@ class FederatedCLI(LightningCLI):
         """The configuration of this command with all defaults filled in, as plain data."""
         command = self.config.subcommand
         text = self._parser(command).dump(self.config[command], skip_unset=False, skip_link_targets=False)
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader=FAST)
 
 
 def integer_seed(seed: bool | int | None) -> int:
@@ -305,7 +303,7 @@ class Unstarted(FederatedCLI):
 
 
 class Reader(FederatedCLI):
-    """Reads configurations of `fit`, any number with one parser, as making that takes longer, and makes nothing of them."""
+    """Reads configurations of `fit`, any number with one parser, as making that takes longer, and runs nothing."""
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -313,10 +311,34 @@ class Reader(FederatedCLI):
 
     def read(self, args: Sequence[str]) -> dict[str, Any]:
         """All settings, as `resolve` gives them."""
+        self.resolved = None
         super().parse_arguments(self.parser, args)
-        return self.resolved_config()
+        self.resolved = self.resolved_config()
+        return self.resolved
+
+    def resolved_config(self) -> dict[str, Any]:
+        """Of what was read last; a run's record, which asks again, is made and never written."""
+        return super().resolved_config() if self.resolved is None else self.resolved
+
+    def make(self, seed: int, trainer: Mapping[str, Any]) -> FederatedCLI:
+        """Trainer, model and data of what was read last: `.trainer`, `.model`, `.datamodule`.
+
+        Args:
+            seed: in place of that one's.
+            trainer: settings of the Trainer in place of its own.
+        """
+        config = self.config.clone()
+        config.fit.seed_everything = config.fit.model.seed = seed
+        if "seed" in (config.fit.data.get("init_args") or {}):  # a data module of a user's own may draw nothing
+            config.fit.data.init_args.seed = seed
+        for name, value in trainer.items():
+            config.fit.trainer[name] = value
+        self.config = config
+        super().instantiate_classes()
+        return self
 
     def __init__(self) -> None:
+        self.resolved: dict[str, Any] | None = None
         super().__init__([])
 
     # Lightning's constructor goes through all of these.
@@ -376,10 +398,3 @@ def plainly(function: Callable[[], T]) -> T:
         if mistake is None or mistake is error:
             raise
         raise mistake from None
-
-
-def configuration_error(error: BaseException | None) -> ConfigurationError | None:
-    """The configuration error that an exception is or was raised because of: parsers and launchers wrap what they catch."""
-    while error is not None and not isinstance(error, ConfigurationError):
-        error = error.__cause__ or error.__context__
-    return error

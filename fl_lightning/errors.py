@@ -23,6 +23,13 @@ class ConfigurationError(ValueError):
     """
 
 
+def configuration_error(error: BaseException | None) -> ConfigurationError | None:
+    """The configuration error that an exception is or was raised because of: parsers and launchers wrap what they catch."""
+    while error is not None and not isinstance(error, ConfigurationError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
 def said(thing: object) -> str:
     """A text, or what an error says; that of a user's own class may fail at saying it.
 

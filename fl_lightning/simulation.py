@@ -30,7 +30,8 @@ from torch.nn.parameter import is_lazy
 from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.attacks.base import Attack
 from fl_lightning.callbacks import LastCheckpoint
-from fl_lightning.callbacks.standard import TRAINER_DEFAULTS, quietly, standard_callbacks, standard_loggers
+from fl_lightning.callbacks.quiet import quietly
+from fl_lightning.callbacks.standard import TRAINER_DEFAULTS, standard_callbacks, standard_loggers
 from fl_lightning.checked import shown
 from fl_lightning.cohort import CohortSampler
 from fl_lightning.configuration import as_launched, integer_seed, plainly

@@ -4,6 +4,9 @@ import os
 import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, also in the ranks that tests start
+os.environ.setdefault(  # what lies there takes seconds to make anew
+    "MPLCONFIGDIR", os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "matplotlib")
+)
 
 import pytest
 import torch
@@ -11,6 +14,14 @@ import torch
 import fl_lightning.machine.strategy  # noqa: F401  registers strategy="federated"
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cache_of_its_own(tmp_path_factory):
+    """What the package keeps for later lands in a folder of this run of the tests, and none of it was there before."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(autouse=True)

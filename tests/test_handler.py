@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from fl_lightning import cli
 from fl_lightning.errors import ConfigurationError
@@ -174,7 +175,7 @@ def test_a_run_that_sigterm_ended_is_no_success(monkeypatch, rank, status):
         raise SIGTERMException
 
     monkeypatch.setattr(cli, "run", terminated)
-    monkeypatch.setattr(cli.rank_zero_only, "rank", rank)
+    monkeypatch.setattr(rank_zero_only, "rank", rank)
     with pytest.raises(SystemExit) as left:
         cli.main(["fit"])
     assert left.value.code == status

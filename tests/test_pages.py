@@ -21,9 +21,10 @@ from typing import NamedTuple
 import pytest
 import yaml
 
-from fl_lightning.cli import COMMANDS, main
+from fl_lightning.cli import main
 from fl_lightning.experiments.command import parse_sweep_command
 from fl_lightning.experiments.sweep import read_sweep
+from fl_lightning.options.commands import FURTHER
 
 ROOT = Path(__file__).parents[1]
 GENERATED = [line for line in (ROOT / ".gitignore").read_text().splitlines() if line.startswith("docs/")]
@@ -135,7 +136,7 @@ def parses(words: list[str]) -> None:
         assert options.template or options.file.exists(), options.file
     elif verb == "report":
         assert words[1].startswith("runs/sweeps/") or Path(words[1]).exists(), words[1]
-    elif verb in COMMANDS:  # analyses have parsers of their own, which compute as soon as they have parsed
+    elif verb in FURTHER:  # analyses have parsers of their own, which compute as soon as they have parsed
         assert all(Path(word).exists() for before, word in pairwise(words) if before == "--config")
     else:
         with pytest.raises(SystemExit) as ended:

@@ -18,6 +18,7 @@ from fl_lightning.checked import whole
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.federation import Federation
 from fl_lightning.files.round_tables import RoundTables, files_of
+from fl_lightning.files.run_files import CLIENTS
 from fl_lightning.server.outcome import RoundOutcome
 from fl_lightning.updates.shard import UpdateShard
 
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
     import pyarrow
 
 log = logging.getLogger(__name__)
-
-CLIENTS = "clients"
-"""The folder with the table, in that of the run."""
 
 
 class ClientRecord(L.Callback):

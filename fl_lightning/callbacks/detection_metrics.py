@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import lightning as L
-import torch
 from torch import Tensor
 
 from fl_lightning.aggregators.base import Aggregator
+from fl_lightning.callbacks.detections import DETECTION_FILE, Detections, detect
 from fl_lightning.callbacks.history import History
 from fl_lightning.callbacks.lines_of_rounds import open_lines
 from fl_lightning.callbacks.trial import is_trial
@@ -22,74 +22,7 @@ from fl_lightning.updates.shard import UpdateShard
 
 log = logging.getLogger(__name__)
 
-DETECTION_FILE = "detection.jsonl"
-
 RATES = ("tpr", "fpr", "tpr_below", "fpr_below", "auroc", "clean_fpr", "clean_fpr_below")
-
-
-@dataclass(frozen=True)
-class Detections:
-    """Clients of one round, or of several, by what they were and what the rule made of them.
-
-    Attributes:
-        rounds: that are counted here.
-        malicious: malicious clients that reported.
-        benign: benign ones.
-        away_malicious: malicious clients with verdict 0.
-        away_benign: benign ones.
-        below_malicious: malicious clients below the threshold, those with verdict 0 included.
-        below_benign: benign ones.
-        pairs: of a malicious and a benign client of the same round.
-        pairs_told: those of which the malicious one has the lower verdict; a tie is half a pair.
-    """
-
-    rounds: int = 0
-    malicious: int = 0
-    benign: int = 0
-    away_malicious: int = 0
-    away_benign: int = 0
-    below_malicious: int = 0
-    below_benign: int = 0
-    pairs: int = 0
-    pairs_told: float = 0.0
-
-    def __add__(self, other: Detections) -> Detections:
-        return Detections(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
-
-    @property
-    def rates(self) -> dict[str, float]:
-        """`tpr`, `fpr`, `tpr_below`, `fpr_below`, `auroc`, as far as there is somebody to divide by."""
-        parts = {
-            "tpr": (self.away_malicious, self.malicious),
-            "fpr": (self.away_benign, self.benign),
-            "tpr_below": (self.below_malicious, self.malicious),
-            "fpr_below": (self.below_benign, self.benign),
-            "auroc": (self.pairs_told, self.pairs),
-        }
-        return {name: number / of for name, (number, of) in parts.items() if of}
-
-
-def detect(verdict: Tensor, malicious: Tensor, threshold: float) -> Detections:
-    """Count the clients of a round.
-
-    Args:
-        verdict: (N,) float32 in [0, 1].
-        malicious: (N,) bool.
-        threshold: share of the mean verdict.
-
-    Example:
-        >>> import torch
-        >>> found = detect(torch.tensor([0.0, 0.2, 1.0, 1.0]), torch.tensor([True, True, False, False]), 0.5)
-        >>> found.rates
-        {'tpr': 0.5, 'fpr': 0.0, 'tpr_below': 1.0, 'fpr_below': 0.0, 'auroc': 1.0}
-    """
-    away = verdict == 0
-    below = away | (verdict.double() < threshold * verdict.double().mean())
-    groups = (malicious, ~malicious)
-    lower, higher = verdict[malicious, None], verdict[~malicious]
-    told = int((lower < higher).sum()) + int((lower == higher).sum()) / 2
-    counts = [int((flags & group).sum()) for flags in (torch.ones_like(away), away, below) for group in groups]
-    return Detections(1, *counts, pairs=lower.numel() * higher.numel(), pairs_told=told)
 
 
 def rates(attacked: Detections, clean: Detections) -> dict[str, float]:
@@ -175,7 +108,7 @@ class DetectionMetrics(L.Callback):
         assert outcome is not None
         if outcome.verdict is None:
             return
-        found = detect(outcome.verdict, outcome.cohort.malicious, self.threshold)
+        found = detect(outcome.verdict.cpu(), outcome.cohort.malicious.cpu(), self.threshold)
         of_round = (found, Detections()) if found.malicious else (Detections(), found)
         self.attacked, self.clean = self.attacked + of_round[0], self.clean + of_round[1]
         logged = {"turned_away": float(found.away_malicious + found.away_benign), **rates(*of_round)}

@@ -1,14 +1,17 @@
-"""Digests by which two runs are known to be of one experiment, and to have ended with the same bits."""
+"""Digests by which two runs are known to be of one experiment, and to have ended with the same bits.
+
+Sweeps and reports read settings by them, without torch.
+"""
+
+from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
-from fl_lightning.cohort import SELDOM
-from fl_lightning.modules.bits import named_sha256
+if TYPE_CHECKING:
+    from torch import nn
 
 LATER = ("server_scheduler", "start_from", "attackers", "attackers_optimizer", "attackers_scheduler")
 """Settings of `model` that earlier versions did not have; left out, the experiment is that of their records."""
@@ -16,12 +19,17 @@ LATER = ("server_scheduler", "start_from", "attackers", "attackers_optimizer", "
 LATER_OF_ATTACKS = {"per_batch": False}
 """The same of attacks' settings, with the values that stand for what was before."""
 
+SELDOM = 10
+"""The cohort's default `interval` for participation `fixed_frequency`, as records have had it."""
+
 LONGEST = 120
 """Letters of a setting's value in a message."""
 
 
 def weights_sha256(module: nn.Module) -> str:
     """SHA-256 over names, types, shapes and bytes of a module's parameters and buffers."""
+    from fl_lightning.modules.bits import named_sha256  # with torch, which whoever has a module has imported
+
     return named_sha256(module.state_dict().items())
 
 

@@ -7,19 +7,17 @@ from typing import Any
 
 import lightning as L
 
-from fl_lightning.callbacks.client_record import CLIENTS
-from fl_lightning.callbacks.detection_metrics import DETECTION_FILE
+from fl_lightning.callbacks.detections import DETECTION_FILE
 from fl_lightning.callbacks.flip_rates import FILE
-from fl_lightning.checkpoints.resuming import LAST, PREVIOUS, clear
+from fl_lightning.checkpoints.newest import LAST, PREVIOUS
+from fl_lightning.checkpoints.resuming import clear
 from fl_lightning.checkpoints.sharded_state import shards_of
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.files.regular_files import check_regular
+from fl_lightning.files.run_files import CLIENTS, EARLIER
 from fl_lightning.files.sealed import DamagedError, unsealed
 
 log = logging.getLogger(__name__)
-
-EARLIER = "earlier"
-"""Folder in a run's folder, with one folder per run that was put aside: 1, 2, ..."""
 
 CHECKPOINTS = ("last*.ckpt", "last*.ckpt.*", "previous.ckpt", "previous.ckpt.*", "damaged.ckpt")
 """Checkpoints and what lies beside them; other files of that kind are the user's."""

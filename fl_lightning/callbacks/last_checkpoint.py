@@ -12,7 +12,7 @@ from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from fl_lightning.callbacks.earlier import make_room, prepare
 from fl_lightning.callbacks.trial import is_trial
 from fl_lightning.checked import Checked
-from fl_lightning.checkpoints import resuming
+from fl_lightning.checkpoints.newest import newest
 from fl_lightning.checkpoints.resuming import CheckpointFiles, Pair
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.federation import Federation
@@ -61,7 +61,7 @@ class LastCheckpoint(Checked, ModelCheckpoint):
         super().setup(trainer, pl_module, stage)
 
     def _find_last_checkpoints(self, trainer: L.Trainer) -> set[str]:
-        found = resuming.newest(Path(trainer.default_root_dir))
+        found = newest(Path(trainer.default_root_dir))
         if found is not None and found.name != f"{self.CHECKPOINT_NAME_LAST}.ckpt":
             log.warning("there is no last.ckpt in %s; the one before it, %s, is taken", trainer.default_root_dir, found.name)
         return set() if found is None else {str(found)}

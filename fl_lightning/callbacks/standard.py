@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +26,6 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "use_distributed_sampler": False,
 }
 """Arguments of the Trainer in which federations differ from Lightning's defaults."""
-
-UNCONCERNING = (
-    ".*LeafSpec.*",  # a deprecation inside Lightning
-    ".*sync_dist=True.*",  # torchmetrics has added the ranks' counts already
-    "Checkpoint directory .* exists and is not empty",  # so it is after a resume
-    ".*`tensorboardX` has been removed.*",
-    ".*does not have many workers.*",
-    ".*there is no last checkpoint available.*",  # sweeps begin as they go on
-    ".*`srun` command is available.*",  # on the login node of a cluster
-    ".*was called without a model.*",  # OnExceptionCheckpoint is one of Lightning's checkpoints, and nothing is resumed
-    "Using ModelCheckpoint with manual optimization.*",  # the state after the server's step is the one that is meant
-)
-"""Warnings that do not concern a federation."""
 
 
 def standard_callbacks(
@@ -75,25 +59,3 @@ def standard_loggers(folder: str | Path) -> list[Logger]:
                 "another trainer.default_root_dir"
             )
     return [TensorBoardLogger(folder, name="tensorboard", default_hp_metric=False), CSVLogger(folder, name="csv")]
-
-
-def quiet() -> None:
-    """Keep off the screen what does not concern a federation."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # which accelerators there are
-    for message in UNCONCERNING:
-        warnings.filterwarnings("ignore", message=message)
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """`quiet`, for a while."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        quiet()
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)

@@ -1,42 +1,14 @@
-"""`fl-lightning completion SHELL`: the script by which a shell completes commands, settings and names of classes.
+"""`fl-lightning completion SHELL`: the script by which a shell completes commands, settings and names of classes."""
 
-jsonargparse can write one, but not here: a rule may be given a rule, and its script would follow that for ever. So shtab, which
-does the work there too, is given a plain parser of the same names, in which classes have settings and those have none.
-"""
+from collections.abc import Sequence
+from importlib.util import find_spec
 
-import argparse
-import importlib
-from collections.abc import Iterable, Sequence
-from typing import Any
-
-from fl_lightning.analysis.command import COMMANDS as ANALYSES
-from fl_lightning.catalogue.command import SECTIONS
-from fl_lightning.catalogue.entries import Entry
-from fl_lightning.configuration import FederatedCLI, Reader
+from fl_lightning.callbacks.quiet import quietly
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.experiments.arguments import Parser
+from fl_lightning.files.cache import keep, kept
 
 SHELLS = ("bash", "zsh", "tcsh")
-
-CLASSES = {
-    "--model.aggregator": "rules",
-    "--model.attacks+": "attacks",
-    "--model.client": "models",
-    "--data": "tasks",
-    "--data.partition": "partitions",
-    "--trainer.callbacks+": "callbacks",
-}
-"""Settings that are classes, with the kind of these."""
-
-FILES = ("--config", "--ckpt_path")
-
-
-class EveryCommand(Reader):
-    """Makes the parsers of all of Lightning's commands, and nothing else."""
-
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        return FederatedCLI.subcommands()
 
 
 def completion(args: Sequence[str]) -> None:
@@ -53,57 +25,14 @@ def completion(args: Sequence[str]) -> None:
     parser = Parser(prog="fl-lightning completion", description="Print a script that makes a shell complete what is typed.")
     parser.add_argument("shell", choices=SHELLS)
     shell = parser.parse_args(args).shell
-    try:
-        shtab = importlib.import_module("shtab")
-    except ImportError as error:
-        raise ConfigurationError("completion needs the package shtab: pip install shtab") from error
-    print(shtab.complete(names(file=shtab.FILE, folder=shtab.DIRECTORY), shell))
+    if find_spec("shtab") is None:
+        raise ConfigurationError("completion needs the package shtab: pip install shtab")
+    found = kept("completion", shell)
+    if found is None:
+        # With torch and Lightning, whose settings are completed too.
+        from fl_lightning.catalogue.completion_script import script
 
-
-def names(file: Any, folder: Any) -> argparse.ArgumentParser:
-    """A parser of all commands and of the names of their settings.
-
-    Args:
-        file: what marks an argument as a file for the script's writer.
-        folder: the same for folders.
-    """
-    parser = argparse.ArgumentParser(prog="fl-lightning")
-    parser.add_argument("--version")
-    commands = parser.add_subparsers()
-    cli = EveryCommand()
-    for name in cli.subcommands():
-        own = [option for action in cli._parser(name)._actions for option in action.option_strings]
-        add_settings(commands.add_parser(name, help=cli._parser(name).description), own, file)
-    for name, (about, choices, kind) in {
-        "list": ("list what there is", SECTIONS, None),
-        "init": ("copy configurations into a folder", None, folder),
-        "sweep": ("run what is not finished of a sweep", None, file),
-        "report": ("write tables and figures of a sweep", None, file),
-        "analyse": ("compute what the paper proves and draws", ANALYSES, None),
-        "completion": ("print a script for a shell", SHELLS, None),
-    }.items():
-        command = commands.add_parser(name, help=about)  # shtab leaves out those without a word
-        marked(command.add_argument("first", choices=choices and list(choices)), kind)
-    return parser
-
-
-def add_settings(parser: argparse.ArgumentParser, options: Iterable[str], file: Any) -> None:
-    """Add a command's settings, and those of the classes that they may be."""
-    listed = {option: SECTIONS[kind][1]() for option, kind in CLASSES.items()}
-    within = [f"{option.removesuffix('+')}.{name}" for option, entries in listed.items() for name in settings(entries)]
-    known = parser._option_string_actions
-    for option in dict.fromkeys([*options, *listed, *within]):
-        if option not in known:
-            choices = [entry.name for entry in listed[option]] if option in listed else None
-            marked(parser.add_argument(option, choices=choices), file if option in FILES else None)
-
-
-def settings(entries: Iterable[Entry]) -> list[str]:
-    """What any of the classes can be given, but for what follows from the seed."""
-    return sorted({argument.name for entry in entries for argument in entry.arguments} - {"seed"})
-
-
-def marked(action: argparse.Action, kind: Any) -> None:
-    """Say of an argument what its values are."""
-    if kind is not None:
-        action.complete = kind  # pyrefly: ignore[missing-attribute]
+        with quietly():
+            found = script(shell)
+        keep("completion", shell, found)
+    print(found)

@@ -1,22 +1,15 @@
 """The kinds of things that a configuration names: where their classes are exported, and where in YAML they go.
 
-No thing is named here: a class is listed because its package exports it.
+No thing is named here: a class is listed because its package exports it. Packages, which need torch, are imported when their
+classes are asked for.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
+from pkgutil import resolve_name
 from types import ModuleType
 from typing import Any
-
-import lightning as L
-
-from fl_lightning import aggregators, attacks, callbacks, data, models
-from fl_lightning.aggregators import Aggregator
-from fl_lightning.attacks import Attack, EdgeCase
-from fl_lightning.callbacks import LastCheckpoint
-from fl_lightning.callbacks.standard import STANDARD
-from fl_lightning.data import EdgePool, FederatedDataModule, Partition
-from fl_lightning.models import Classifier
 
 Node = dict[str, Any]
 """A class in a configuration: `class_path` and `init_args`."""
@@ -30,17 +23,25 @@ class Kind:
         name: in the plural, as the command takes it.
         one: in the singular.
         about: what it is for.
-        package: what exports the classes.
-        base: the class that they all are of, which is not listed itself.
+        home: the import path of what exports the classes.
+        of: the import path of the class that they all are of, which is not listed itself.
         place: from a class's node to the part of a configuration that names it; None where nothing can.
     """
 
     name: str
     one: str
     about: str
-    package: ModuleType
-    base: type
+    home: str
+    of: str
     place: Callable[[Node], Node | None]
+
+    @property
+    def package(self) -> ModuleType:
+        return import_module(self.home)
+
+    @property
+    def base(self) -> type:
+        return resolve_name(self.of)
 
     def classes(self) -> list[type]:
         """All classes of this kind that its package exports, by name."""
@@ -51,14 +52,16 @@ class Kind:
 
 def place_callback(node: Node) -> Node | None:
     """Callbacks that every command has by itself are refused in a list; the one with settings has a key of its own."""
-    if node["class_path"] == LastCheckpoint.__name__:
+    from fl_lightning.callbacks.standard import STANDARD  # the callback's class is imported by now
+
+    if node["class_path"] == "LastCheckpoint":
         return {"checkpoint": node["init_args"]}
     return None if node["class_path"] in {cls.__name__ for cls in STANDARD} else {"trainer": {"callbacks": [node]}}
 
 
 def place_pool(node: Node) -> Node:
     """Pools belong to the edge-case attack."""
-    return {"model": {"attacks": [{"class_path": EdgeCase.__name__, "init_args": {"pool": node}}]}}
+    return {"model": {"attacks": [{"class_path": "EdgeCase", "init_args": {"pool": node}}]}}
 
 
 KINDS = (
@@ -66,49 +69,56 @@ KINDS = (
         "rules",
         "rule",
         "how the server makes one update of the clients' (model.aggregator)",
-        aggregators,
-        Aggregator,
+        "fl_lightning.aggregators",
+        "fl_lightning.aggregators.Aggregator",
         lambda node: {"model": {"aggregator": node}},
     ),
     Kind(
         "attacks",
         "attack",
         "what malicious clients do; several compose as a list (model.attacks)",
-        attacks,
-        Attack,
+        "fl_lightning.attacks",
+        "fl_lightning.attacks.Attack",
         lambda node: {"model": {"attacks": [node]}},
     ),
-    Kind("pools", "pool", "rare inputs for the attack EdgeCase (its pool)", data, EdgePool, place_pool),
+    Kind(
+        "pools",
+        "pool",
+        "rare inputs for the attack EdgeCase (its pool)",
+        "fl_lightning.data",
+        "fl_lightning.data.EdgePool",
+        place_pool,
+    ),
     Kind(
         "tasks",
         "task",
         "data sets with what they are evaluated on (data)",
-        data,
-        FederatedDataModule,
+        "fl_lightning.data",
+        "fl_lightning.data.FederatedDataModule",
         lambda node: {"data": node},
     ),
     Kind(
         "partitions",
         "partition",
         "how samples are dealt out to clients (data.init_args.partition)",
-        data,
-        Partition,
+        "fl_lightning.data",
+        "fl_lightning.data.Partition",
         lambda node: {"data": {"init_args": {"partition": node}}},
     ),
     Kind(
         "models",
         "model",
         "networks of clients; any LightningModule of yours is one (model.client)",
-        models,
-        Classifier,
+        "fl_lightning.models",
+        "fl_lightning.models.Classifier",
         lambda node: {"model": {"client": node}},
     ),
     Kind(
         "callbacks",
         "callback",
         "what a run measures, records and shows (trainer.callbacks)",
-        callbacks,
-        L.Callback,
+        "fl_lightning.callbacks",
+        "lightning.Callback",
         place_callback,
     ),
 )

@@ -13,7 +13,7 @@ from typing import Any
 
 from fl_lightning.attacks.base import Attack
 from fl_lightning.checkpoints import checkpoint_files, resuming, sharded_state
-from fl_lightning.checkpoints.resuming import LAST
+from fl_lightning.checkpoints.newest import LAST
 from fl_lightning.checkpoints.trained import read_checkpoint
 from fl_lightning.errors import ConfigurationError
 

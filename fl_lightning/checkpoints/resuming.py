@@ -20,14 +20,13 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 
 from fl_lightning.checkpoints import checkpoint_files, sharded_state
 from fl_lightning.checkpoints.checkpoint_files import Stamp
+from fl_lightning.checkpoints.newest import LAST, PREVIOUS
 from fl_lightning.checkpoints.sharded_state import Part
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.files.replacing import PART, explained, remove_parts, sync
 from fl_lightning.files.sealed import DamagedError
 
 log = logging.getLogger(__name__)
-
-LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 
 DAMAGED = "damaged.ckpt"
 """What a last one is called that is damaged and was set aside."""
@@ -126,11 +125,6 @@ def remote(path: Any) -> bool:
 def first_line(error: BaseException) -> str:
     """An error's message without what stands below its first line."""
     return str(error).partition("\n")[0]
-
-
-def newest(folder: Path) -> Path | None:
-    """The newest checkpoint of a run; `previous.ckpt` is that only where a kill or a person took `last.ckpt` away."""
-    return next((folder / name for name in (LAST, PREVIOUS) if (folder / name).exists()), None)
 
 
 def examine(path: Path) -> Stamp | None:

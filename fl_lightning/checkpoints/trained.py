@@ -16,8 +16,8 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from fl_lightning.checked import shown
-from fl_lightning.checkpoints import checkpoint_files, resuming
-from fl_lightning.checkpoints.resuming import LAST
+from fl_lightning.checkpoints import checkpoint_files
+from fl_lightning.checkpoints.newest import LAST, checkpoint_of
 from fl_lightning.errors import SOME_LETTERS, ConfigurationError, enumerated, in_one_line
 from fl_lightning.files.sealed import DamagedError
 from fl_lightning.files.yaml_files import load_yaml
@@ -81,20 +81,6 @@ def weights_for(client: nn.Module, checkpoint: Mapping[str, Any], file: Any, rem
             f"{enumerated(different, SOME_LETTERS, '; ')}; {remedy}"
         )
     return weights
-
-
-def checkpoint_of(path: Path) -> Path:
-    """The checkpoint that a path stands for: itself, or the newest in the run's folder, which may be given by a file in it."""
-    try:
-        folder = path if path.is_dir() else path.parent if path.name in ("config.yaml", "run.json") else None
-        file = path if folder is None else resuming.newest(folder)
-        there = file is not None and file.is_file()
-    except OSError as error:  # a name of thousands of letters
-        raise ConfigurationError(f"{str(path)[:60]}...: {error.strerror}; give the folder of a run, such as runs/x") from error
-    if file is None or not there:
-        where = f"there is no {LAST} in {folder}" if folder is not None else f"there is no file {path}"
-        raise ConfigurationError(f"{where}; give the folder of a run, or a checkpoint such as runs/x/{LAST}")
-    return file
 
 
 def read_checkpoint(file: Path) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,12 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fl_lightning.checked import shown
-from fl_lightning.checkpoints.trained import CLIENT, checkpoint_of, differences, read_file
+from fl_lightning.checkpoints.newest import checkpoint_of
+from fl_lightning.checkpoints.start_digest import FIELD
+from fl_lightning.checkpoints.trained import CLIENT, differences, read_file
 from fl_lightning.errors import SOME_LETTERS, ConfigurationError, enumerated
 from fl_lightning.modules.bits import same_bits, tensors_sha256
 from fl_lightning.updates.gathering import gather_objects
-
-FIELD = "model.start_from"
 
 NO_PARAMETER = "_extra_state"
 """The end of a name under which a module may keep anything; neither a parameter nor a buffer."""
@@ -186,21 +185,3 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
                 "torch.save(module.state_dict(), path)"
             )
     return {name: tensor.detach() for name, tensor in named.items()}
-
-
-def start_sha256(path: str | os.PathLike[str]) -> str:
-    """The digest of the weights that a run would start from, by which its configuration is known, wherever they lie.
-
-    Raises:
-        ConfigurationError: as `read_weights`.
-    """
-    try:
-        about = checkpoint_of(Path(path)).stat()
-    except ConfigurationError as error:
-        raise ConfigurationError(f"{FIELD}: {error}") from error
-    return _sha256(str(path), about.st_ino, about.st_mtime_ns, about.st_size)
-
-
-@lru_cache(maxsize=64)  # the runs of a sweep ask for the same files again and again
-def _sha256(path: str, *_: int) -> str:
-    return tensors_sha256(read_weights(path))

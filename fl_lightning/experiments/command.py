@@ -14,21 +14,16 @@ from rich.text import Text
 from fl_lightning.errors import ConfigurationError, nearest
 from fl_lightning.experiments.arguments import Parser
 from fl_lightning.experiments.budget import SPENT, Budget, read_span
-from fl_lightning.experiments.final import Final
 from fl_lightning.experiments.forks import begun
-from fl_lightning.experiments.planned import Run, missing_prefixes, prefixes
-from fl_lightning.experiments.pools import read_pools
+from fl_lightning.experiments.planned import POOL, SWEEPS, Run, missing_prefixes, prefixes
 from fl_lightning.experiments.priority import in_order
-from fl_lightning.experiments.report import write_report
-from fl_lightning.experiments.results import POOL, SWEEPS, write_index
 from fl_lightning.experiments.run_folder import State
 from fl_lightning.experiments.scheduler import run_all, write_config
 from fl_lightning.experiments.slurm import SlurmOptions, submit
 from fl_lightning.experiments.sweep import check_name, read_sweep
-from fl_lightning.experiments.tables import table
 from fl_lightning.experiments.template import STDOUT, write_template
 from fl_lightning.options.class_settings import class_setting
-from fl_lightning.options.command_checks import check_folder, most_processes
+from fl_lightning.options.this_machine import check_folder, most_processes
 
 ON_SCREEN = ("Acc", "ASR", "n", "paper Acc / ASR")
 """Columns of a table that fit a terminal beside the axes."""
@@ -57,6 +52,8 @@ def sweep(args: Sequence[str]) -> None:
     if options.dry_run or options.status:
         show(runs, console)
         return
+    from fl_lightning.experiments.results import write_index  # with pandas, which takes longer than a list of runs
+
     folder = options.runs / SWEEPS / planned.name
     given = [f"{name}={value}" for name, value in options.settings if not name.endswith("path")]
     write_index(folder, planned, everything, [*given, *overrides])
@@ -82,6 +79,12 @@ def sweep(args: Sequence[str]) -> None:
 
 def report(args: Sequence[str]) -> None:
     """`fl-lightning report SWEEP`: tables, curves and a page of a sweep as it stands."""
+    # With pandas and matplotlib, which a sweep has no need of.
+    from fl_lightning.experiments.final import Final
+    from fl_lightning.experiments.pools import read_pools
+    from fl_lightning.experiments.report import write_report
+    from fl_lightning.experiments.tables import table
+
     parser = Parser(
         prog="fl-lightning report",
         description="Write tables (Markdown, LaTeX, CSV), figures (PDF, SVG) and report.html of a sweep, as far as it is.",

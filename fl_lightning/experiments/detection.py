@@ -7,11 +7,10 @@ from dataclasses import dataclass, fields
 
 import matplotlib as mpl
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fl_lightning.callbacks.detection_metrics import DETECTION_FILE, Detections, detect
+from fl_lightning.callbacks.detections import DETECTION_FILE, Detections, detect
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.experiments.figures import same_bytes, svg
 from fl_lightning.experiments.frames import client_table
@@ -102,8 +101,7 @@ def rates_by_round(folder: RunFolder, table: pd.DataFrame) -> dict[int, dict[str
         found[entry["round"]] = Detections(**counts)
     if not found and len(table):
         for t, rows in table.groupby("round"):
-            verdict, malicious = torch.tensor(rows["verdict"].to_numpy()), torch.tensor(rows["malicious"].to_numpy(bool))
-            found[t] = detect(verdict, malicious, THRESHOLD)
+            found[t] = detect(rows["verdict"].to_numpy(), rows["malicious"].to_numpy(bool), THRESHOLD)
     return {t: of_round.rates for t, of_round in found.items()}
 
 

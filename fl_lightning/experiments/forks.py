@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.experiments.run_folder import RunFolder, State
 from fl_lightning.files.round_tables import own_folder
-from fl_lightning.files.run_files import LockedError, own_file, write_whole
+from fl_lightning.files.run_files import CLIENTS, LockedError, own_file, write_whole
 from fl_lightning.files.sealed import DamagedError, sealed, unsealed
 
 if TYPE_CHECKING:
@@ -27,9 +27,6 @@ ALONGSIDE = ("flip_rates.jsonl",)
 
 OF_THE_RULE = ("detection.jsonl",)
 """The same, where the prefix has the run's rule: what another one judged does not count for it."""
-
-TABLES = "clients"
-"""The folder with a row per client and round, to which the run adds its own rounds."""
 
 
 def note(run: Run) -> None:
@@ -96,8 +93,8 @@ def fork(folder: RunFolder, prefix: RunFolder, entry: dict[str, Any]) -> str:
     for name in (*ALONGSIDE, *(() if entry["rule"] else OF_THE_RULE)):
         if own_file(prefix.path / name).exists():
             shutil.copyfile(prefix.path / name, own_file(folder.path / name))
-    if own_folder(prefix.path / TABLES).exists():
-        shutil.copytree(prefix.path / TABLES, own_folder(folder.path / TABLES), dirs_exist_ok=True)
+    if own_folder(prefix.path / CLIENTS).exists():
+        shutil.copytree(prefix.path / CLIENTS, own_folder(folder.path / CLIENTS), dirs_exist_ok=True)  # it adds its own rounds
     try:
         forking.fork(prefix.path, folder.path, load_yaml(folder.config, str(folder.config)), about)
     except ConfigurationError as error:

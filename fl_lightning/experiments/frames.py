@@ -9,20 +9,20 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from torch import nn
 
-from fl_lightning.callbacks.client_record import CLIENTS
-from fl_lightning.callbacks.earlier import EARLIER
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.experiments.merging import merged
 from fl_lightning.experiments.results import outcome
 from fl_lightning.experiments.run_folder import RunFolder
-from fl_lightning.federation import Federation
 from fl_lightning.files.round_tables import read_round_tables
+from fl_lightning.files.run_files import CLIENTS, EARLIER
 from fl_lightning.files.yaml_files import load_yaml
+
+if TYPE_CHECKING:
+    from torch import nn
 
 log = logging.getLogger(__name__)
 
@@ -107,6 +107,8 @@ def client_table(run: RunFolder) -> pd.DataFrame | None:
 
 def load_model(run: str | os.PathLike[str]) -> nn.Module:
     """The trained client module of a run, on the CPU and in evaluation mode; as `Federation.load`."""
+    from fl_lightning.federation import Federation  # with torch, which tables of numbers do without
+
     return Federation.load(run)
 
 

@@ -12,6 +12,12 @@ from fl_lightning.experiments.prefix import FOLDER, rule_of, same_rounds
 from fl_lightning.experiments.run_folder import RunFolder
 from fl_lightning.experiments.settings import Layer, run_id
 
+POOL = "pool"
+"""In the folder of all runs, with one folder per run; shared by all sweeps."""
+
+SWEEPS = "sweeps"
+"""Beside it, with one folder per sweep."""
+
 UNVARIED = "base"
 """What the only cell of a sweep is called whose seeds alone vary."""
 

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fl_lightning.callbacks.backdoor_lifespan import BackdoorLifespan
 from fl_lightning.callbacks.digests import differing, experiment
-from fl_lightning.cohort import CohortSampler
 from fl_lightning.errors import SOME_LETTERS, ConfigurationError, enumerated
 from fl_lightning.experiments.settings import Layer
-from fl_lightning.federation import Federation
+
+if TYPE_CHECKING:
+    from fl_lightning.cohort import CohortSampler
+    from fl_lightning.federation import Federation
+
+LIFESPAN = "BackdoorLifespan"
+"""The callback's class, which is not imported here: planning takes no torch."""
 
 FOLDER = "prefixes"
 """Beside the folder of all runs, with one folder per prefix, shared by all sweeps."""
@@ -152,7 +156,7 @@ def without_lifespan(trainer: Mapping[str, Any]) -> dict[str, Any]:
     given = [callbacks] if isinstance(callbacks, dict) else callbacks
     if not isinstance(given, list):
         return dict(trainer)
-    return {**trainer, "callbacks": [one for one in given if class_name(one) != BackdoorLifespan.__name__]}
+    return {**trainer, "callbacks": [one for one in given if class_name(one) != LIFESPAN]}
 
 
 def named(cohort: CohortSampler) -> str:

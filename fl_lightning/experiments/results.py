@@ -15,7 +15,7 @@ from fl_lightning.callbacks.history import FEWEST, LAST
 from fl_lightning.callbacks.lifespan import columns
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.experiments.merging import merged
-from fl_lightning.experiments.planned import UNVARIED, Run, prefixes
+from fl_lightning.experiments.planned import POOL, SWEEPS, UNVARIED, Run, prefixes
 from fl_lightning.experiments.prefix import FOLDER, rule_of
 from fl_lightning.experiments.run_folder import RunFolder, State, count, reached
 from fl_lightning.experiments.sweep import MEASURES, Sweep, read_sweep
@@ -31,13 +31,6 @@ AVERAGES = tuple(f"{measure}_last10" for measure in MEASURES)
 
 AVERAGED = ("last10_evaluations", "last10_first_round", "last10_last_round")
 """How many evaluations those are of, and of which rounds."""
-
-
-POOL = "pool"
-"""Folder, below that of all runs, with one folder per run, shared by all sweeps: what two of them have in common runs once."""
-
-SWEEPS = "sweeps"
-"""Folder, below that of all runs, with one folder per sweep."""
 
 
 @dataclass(frozen=True)

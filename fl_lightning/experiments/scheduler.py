@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 
-import torch
 from rich.console import Console
 
 from fl_lightning.errors import ConfigurationError
@@ -139,9 +138,9 @@ def environments(jobs: int) -> Iterator[dict[str, str]]:
     """One environment per slot: a launch of its own, a thread per process, and the GPUs shared out among the slots."""
     base = {name: value for name, value in os.environ.items() if name not in OF_A_LAUNCH}
     base.setdefault("OMP_NUM_THREADS", "1")
-    gpus = visible_gpus(os.environ)
+    gpus = visible_gpus(os.environ) if jobs > 1 else []
     for slot in range(jobs):
-        own = gpus[slot::jobs] or gpus[slot % len(gpus) :][:1] if gpus and jobs > 1 else []
+        own = gpus[slot::jobs] or gpus[slot % len(gpus) :][:1] if gpus else []
         yield {**base, "CUDA_VISIBLE_DEVICES": ",".join(own)} if own else base
 
 
@@ -153,6 +152,8 @@ def visible_gpus(environment: Mapping[str, str]) -> list[str]:
     """
     named = environment.get("CUDA_VISIBLE_DEVICES")
     if named is None:
+        import torch  # which takes seconds, for what is shared out among several jobs alone
+
         return [str(index) for index in range(torch.cuda.device_count())]
     return [name for name in named.split(",") if name and not name.startswith("-")]
 

@@ -5,14 +5,10 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from fl_lightning.callbacks.ending import spent
-from fl_lightning.callbacks.run_record import experiment
-from fl_lightning.checkpoints.warm_start import start_sha256
-from fl_lightning.configuration import build
+from fl_lightning.callbacks.digests import experiment
+from fl_lightning.checkpoints.start_digest import start_sha256
 from fl_lightning.errors import ConfigurationError
-from fl_lightning.federation import Federation
 from fl_lightning.files.yaml_files import as_argument
-from fl_lightning.options.trainer_options import refusals
 
 INDECISIVE = (
     *(
@@ -79,30 +75,3 @@ def check_ends(config: Mapping[str, Any]) -> None:
         )
     if config.get("ckpt_path") is not None:
         raise ConfigurationError(f"ckpt_path is {config['ckpt_path']}, but a run of a sweep goes on from its own; leave it out")
-
-
-def build_once(config: Mapping[str, Any]) -> Federation:
-    """Make Trainer, model and data, so that what training would refuse is found before the first run; data are not read.
-
-    Returns:
-        The model.
-    """
-    trainer = {
-        **config["trainer"],
-        "logger": False,
-        "default_root_dir": None,
-        "accelerator": "cpu",
-        "devices": 1,
-        "num_nodes": 1,
-    }
-    built = build(["fit", "--config", as_argument({**config, "trainer": trainer})])
-    made, federation = built.trainer, built.model
-    federation.warm_start.check(federation.client)
-    for name, value, remedy in refusals(made):
-        raise ConfigurationError(f"trainer.{name} = {value!r} {remedy}")
-    for callback in spent(made):
-        raise ConfigurationError(
-            f"trainer: the time of {type(callback).__name__} is over before the first round, so that no run would ever be "
-            "finished; give a max_time that is enough for some rounds"
-        )
-    return federation

@@ -26,22 +26,27 @@ varied at a time: only combinations that differ from the centre in at most one o
 runs at most. `prefix.settings` is a file, settings, or a list of these, and may be left out; see `prefix.py`.
 """
 
+from __future__ import annotations
+
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fl_lightning.configuration import resolve
 from fl_lightning.errors import ConfigurationError, nearest
+from fl_lightning.experiments.kept_cells import KeptCells
 from fl_lightning.experiments.planned import Cell, Fork, Run, placed
 from fl_lightning.experiments.prefix import Prefix
 from fl_lightning.experiments.run_folder import RunFolder
-from fl_lightning.experiments.settings import Layer, arguments, build_once, check_ends, run_id, with_seed
+from fl_lightning.experiments.settings import Layer, run_id, with_seed
 from fl_lightning.experiments.worst_case_plan import WorstCasePlan, read_plan
-from fl_lightning.files.yaml_files import as_argument, load_yaml
-from fl_lightning.options.class_settings import check_classes, named_classes, with_settings
+from fl_lightning.files.yaml_files import load_yaml
+from fl_lightning.options.class_settings import check_classes
+
+if TYPE_CHECKING:
+    from fl_lightning.experiments.reading import CellReader
 
 KEYS = (
     *("name", "title", "base", "axes", "exclude", "center", "paper", "baseline", "attack_free", "worst_case", "prefix"),
@@ -106,36 +111,37 @@ class Sweep:
         Raises:
             ConfigurationError: a cell's configuration has a mistake; the message names the cell.
         """
-        given = dict(given or {})
-        known: set[str] = set()
-
-        def settings(layers: Sequence[Layer]) -> dict[str, Any]:
-            config = resolve(["fit", *arguments(layers), *overrides])
-            known.update(named_classes(config))
-            return resolve(["fit", "--config", as_argument(with_settings(config, given))]) if given else config
-
+        given, known = dict(given or {}), set()
+        prefix = None if self.prefix is None else [self.prefix.rounds, self.prefix.layers]
+        cells = KeptCells([self.seeds[0], given, list(overrides), prefix])
         runs = []
         for cell in self.cells:
             try:
-                config = settings(cell.layers)
-                check_ends(config)
-                federation = build_once(with_seed(config, self.seeds[0]))
-                clean = None
-                if self.prefix is not None:
-                    layers = self.prefix.layers
-                    clean = self.prefix.clean(config, settings([*cell.layers, *layers]) if layers else config)
-                    self.prefix.check(federation, build_once(with_seed(clean, self.seeds[0])) if layers else federation)
+                settled = cells.find(cell.layers)
+                if settled is None:
+                    settled = cell_reader(self.seeds[0], given, overrides, self.prefix).settle(cell.layers)
+                    cells.add(cell.layers, settled)
+                known.update(settled.classes)
                 for seed in self.seeds:
-                    seeded = with_seed(config, seed)
-                    fork = None if clean is None else Fork.of(seeded, with_seed(clean, seed), seed, root)
+                    seeded = with_seed(settled.config, seed)
+                    fork = None if settled.clean is None else Fork.of(seeded, with_seed(settled.clean, seed), seed, root)
                     inexact = fork is not None and not fork.exact
                     folder = root.absolute() / run_id(seeded, fork.run.id if fork is not None and inexact else None)
                     runs.append(Run(cell, seed, placed(seeded, folder), RunFolder(folder), fork))
             except ConfigurationError as error:
                 raise ConfigurationError(f"{cell.name}: {error}") from error
+        cells.keep()
         check_classes(given, known)
         check_distinct(runs)
         return runs
+
+
+def cell_reader(seed: int, given: Mapping[str, Any], overrides: Sequence[str], prefix: Prefix | None) -> CellReader:
+    """What reads cells that are not known yet."""
+    # With torch and Lightning, which a sweep whose cells are known does without.
+    from fl_lightning.experiments.reading import CellReader
+
+    return CellReader(seed, given, overrides, prefix)
 
 
 # ---- reading the file ------------------------------------------------------------------------------------------------

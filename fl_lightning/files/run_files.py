@@ -21,6 +21,12 @@ from fl_lightning.files.sealed import DamagedError, unsealed
 TRAINING_LOCK = "training.lock"
 """In a run's folder; held by rank 0 of whatever trains there."""
 
+CLIENTS = "clients"
+"""Folder in a run's folder with a row per client and round, of `ClientRecord`."""
+
+EARLIER = "earlier"
+"""Folder in a run's folder, with one folder per run that was put aside: 1, 2, ..."""
+
 
 MOST_ROUNDS = 2**53
 """What a file of results can hold as a number of rounds, a float like all others."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lightning.pytorch import Trainer
 
-from fl_lightning.checkpoints.resuming import newest
+from fl_lightning.checkpoints.newest import newest
 
 
 def how_to_go_on(trainer: Trainer | None, *, after_the_round: bool = False) -> str:

@@ -15,6 +15,7 @@ from fl_lightning.files.yaml_files import Refused, as_argument, load_yaml, read_
 from fl_lightning.files.yaml_versions import as_version_1_2, check_text
 from fl_lightning.options.layers import check_empty, check_layer, check_name, check_names, shortened, shown
 from fl_lightning.options.old_names import EVERY, without_every
+from fl_lightning.options.this_machine import most_processes
 
 log = logging.getLogger(__name__)
 
@@ -172,26 +173,6 @@ def found(node: Any, place: Sequence[str]) -> Any:
     return next((value for i in heads if (value := found(node[".".join(place[:i])], place[i:])) is not None), None)
 
 
-def check_folder(folder: str | Path, name: str) -> None:
-    """Raise unless a folder can be written to, or made, without making it.
-
-    Args:
-        folder: on this machine; Lightning would take others, but a run's record is written by name.
-        name: of the setting.
-    """
-    if "://" in str(folder) or "::" in str(folder) or "\0" in str(folder):
-        raise ConfigurationError(f"{name} = {folder!s}: must be a folder of this machine, without '::' or '://' in its name")
-    path = Path(folder).absolute()
-    try:
-        there = next(parent for parent in (path, *path.parents) if parent.exists())
-    except OSError as error:
-        raise ConfigurationError(f"{name} cannot be made: {error.strerror}: {shortened(str(folder))}") from error
-    if not there.is_dir():
-        raise ConfigurationError(f"{name} cannot be made: {shortened(str(folder))} is no folder, and {there} is in its place")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ConfigurationError(f"{name} cannot be written: there is no permission to write into {there}; give another folder")
-
-
 def check_checkpoint(path: str) -> None:
     """Raise unless `--ckpt_path` may name a checkpoint."""
     if path == "last":
@@ -202,11 +183,6 @@ def check_checkpoint(path: str) -> None:
         raise ConfigurationError(
             f"ckpt_path: there is no file {shortened(path)}; give a checkpoint, or `last` for the run's own"
         )
-
-
-def most_processes() -> int:
-    """How many a machine may be asked for: far more than it can do well, and fewer than bring it down."""
-    return max(64, 8 * (os.cpu_count() or 1))
 
 
 def check_devices(devices: Any, nodes: int) -> None:

@@ -6,6 +6,8 @@ import torch
 from small_config import CONFIG, changed
 from torch import nn
 
+from fl_lightning import cohort
+from fl_lightning.callbacks import digests
 from fl_lightning.callbacks.digests import compare, config_sha256, experiment, weights_sha256
 
 
@@ -60,3 +62,7 @@ def test_verdicts_leave_the_digest_as_it_was_before_there_were_any(inside):
         assert digest(init_args={"verdicts": verdicts}) == digest()
         assert digest(init_args={"b": 1, "verdicts": verdicts}) == digest(init_args={"b": 1}) != digest()
     assert digest(init_args={}) != digest()  # as written before
+
+
+def test_digests_go_by_the_cohorts_own_default():
+    assert digests.SELDOM == cohort.SELDOM

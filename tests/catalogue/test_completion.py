@@ -6,8 +6,9 @@ import sys
 import pytest
 
 from fl_lightning.catalogue.completion import completion
-from fl_lightning.cli import COMMANDS, main
+from fl_lightning.cli import main
 from fl_lightning.configuration import FederatedCLI
+from fl_lightning.options.commands import FURTHER
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def completed(script, *words: str) -> set[str]:
 
 
 def test_all_commands_are_offered(script):
-    assert {*FederatedCLI.subcommands(), *COMMANDS} <= completed(script, "fl-lightning", "")
+    assert {*FederatedCLI.subcommands(), *FURTHER} <= completed(script, "fl-lightning", "")
 
 
 @pytest.mark.parametrize(

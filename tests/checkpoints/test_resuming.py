@@ -21,7 +21,8 @@ from tiny import tiny_data, tiny_federation, tiny_trainer
 from fl_lightning import ConfigurationError, LastCheckpoint, RunRecord
 from fl_lightning.callbacks.run_record import weights_sha256
 from fl_lightning.checkpoints import checkpoint_files, resuming, sharded_state
-from fl_lightning.checkpoints.resuming import CheckpointFiles, Pair, advice, newest, whole
+from fl_lightning.checkpoints.newest import newest
+from fl_lightning.checkpoints.resuming import CheckpointFiles, Pair, advice, whole
 from fl_lightning.cli import main
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"

@@ -15,7 +15,8 @@ from torch import nn
 from fl_lightning import CohortSampler, ConfigurationError, LastCheckpoint, LocalTraining, RunRecord, Simulation
 from fl_lightning.aggregators import FedAvg
 from fl_lightning.callbacks.digests import config_sha256, experiment, weights_sha256
-from fl_lightning.checkpoints.warm_start import WarmStart, read_weights, start_sha256
+from fl_lightning.checkpoints.start_digest import start_sha256
+from fl_lightning.checkpoints.warm_start import WarmStart, read_weights
 from fl_lightning.cli import main
 from fl_lightning.data import TensorSamples
 

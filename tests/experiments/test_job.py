@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from fl_lightning.checkpoints import checkpoint_files
-from fl_lightning.checkpoints.resuming import newest
+from fl_lightning.checkpoints.newest import newest
 from fl_lightning.experiments import job, run_folder
 from fl_lightning.experiments.run_folder import SILENT_SECONDS, RunFolder, State
 from fl_lightning.files.run_files import TRAINING_LOCK, LockedError, locked

@@ -7,7 +7,8 @@ import yaml
 
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.files.sealed import with_digest
-from fl_lightning.options.command_checks import check_checkpoint, check_devices, check_folder, check_seeds
+from fl_lightning.options.command_checks import check_checkpoint, check_devices, check_seeds
+from fl_lightning.options.this_machine import check_folder
 
 
 @pytest.fixture
