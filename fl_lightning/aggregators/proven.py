@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fl_lightning.updates.rough_products import FLOAT64, RoughGram, products_of_pairs, products_of_rows, rough_gram
+from fl_lightning.updates.rough_products import FLOAT64, RoughGram, exact_products, rough_gram
 from fl_lightning.updates.shard import UpdateShard
 
 MANY_CLIENTS = 256
 """From this number on it is worth it: below, the rest of a rule takes longer than its matrix."""
 
-WORTH = 1 / 16
-"""Share of all pairs, or rows, up to which it is cheaper to look them up than to take the whole matrix in float64."""
+SOME_PAIRS, SOME_ROWS = 1 / 32, 1 / 8
+"""Shares of the N^2 products up to which it is faster to look them up than to take the whole matrix in float64."""
 
 
 class Bounds(NamedTuple):
@@ -51,15 +51,17 @@ def nearest(shard: UpdateShard, count: int) -> Tensor | None:
 
     None if float32, and float64 for some of the pairs, do not settle it.
     """
+
+    def settle(rough: RoughGram) -> Settled:
+        low, high = distance_bounds(rough)
+        return smallest(Bounds(low.fill_diagonal_(-1), high.fill_diagonal_(-1)), count)
+
     rough = rough_gram(shard)
-    settled = smallest(_with_oneself_first(distance_bounds(rough)), count)
-    if settled.unclear.any():
-        pairs = (settled.unclear | settled.unclear.T).triu(1)
-        if pairs.sum() > WORTH * pairs.numel() / 2:
-            return None
-        rows, columns = pairs.nonzero(as_tuple=True)
-        rough.known(rows, columns, products_of_pairs(shard, pairs))
-        settled = smallest(_with_oneself_first(distance_bounds(rough)), count)
+    settled = settle(rough)
+    pairs = (settled.unclear | settled.unclear.T).triu(1)
+    if not _looked_up(shard, rough, pairs, SOME_PAIRS):
+        return None
+    settled = settle(rough)
     return None if settled.unclear.any() else settled.inside
 
 
@@ -68,15 +70,26 @@ def lowest_scores(shard: UpdateShard, neighbours: int, count: int) -> Tensor | N
 
     None if float32, and float64 for some of the updates, do not settle it.
     """
-    rough = rough_gram(shard)
-    settled = smallest(score_bounds(distance_bounds(rough), neighbours), count)
-    if settled.unclear.any():
-        rows = settled.unclear[0].nonzero().flatten()
-        if len(rows) > WORTH * shard.num_clients:
-            return None
-        rough.known(rows[:, None], torch.arange(shard.num_clients), products_of_rows(shard, rows))
-        settled = smallest(score_bounds(distance_bounds(rough), neighbours), count)
+
+    def settle(rough: RoughGram) -> Settled:
+        return smallest(score_bounds(distance_bounds(rough), neighbours), count)
+
+    rough = rough_gram(shard, height=1)
+    settled = settle(rough)
+    pairs = settled.unclear.T.expand(-1, shard.num_clients)  # all of a row: a score is made of it
+    if not _looked_up(shard, rough, pairs, SOME_ROWS):
+        return None
+    settled = settle(rough)
     return None if settled.unclear.any() else settled.inside[0].nonzero().flatten()
+
+
+def _looked_up(shard: UpdateShard, rough: RoughGram, pairs: Tensor, most: float) -> bool:
+    """Put what float64 knows of these pairs into `rough`, unless they are more than that share of all."""
+    if pairs.sum() > most * pairs.numel():
+        return False
+    if pairs.any():
+        rough.correct(pairs, *exact_products(shard, pairs))
+    return True
 
 
 def distance_bounds(rough: RoughGram) -> Bounds:
@@ -88,6 +101,7 @@ def distance_bounds(rough: RoughGram) -> Bounds:
     """
     squares = rough.squares[:, None] + rough.squares
     middle, slack = squares - 2 * rough.products, 2 * rough.errors + 8 * rough.rounding * squares
+    slack += rough.squares_errors[:, None] + rough.squares_errors
     return Bounds((middle - slack).clamp(min=0).fill_diagonal_(0), (middle + slack).clamp(min=0).fill_diagonal_(0))
 
 
@@ -119,7 +133,3 @@ def smallest(bounds: Bounds, count: int) -> Settled:
     least = torch.from_numpy(np.partition(low.numpy(), count, axis=1)[:, count, None])
     inside = high < least
     return Settled(inside, ~inside & (low <= most))
-
-
-def _with_oneself_first(distances: Bounds) -> Bounds:
-    return Bounds(distances.low.fill_diagonal_(-1), distances.high.fill_diagonal_(-1))

@@ -27,8 +27,8 @@ class Sets(NamedTuple):
 
     Attributes:
         common: (N,) bool, the updates that more than half of the sets hold.
-        members: (p,) int64, for one set after the other, the updates that it holds and `common` does not, or the reverse.
-        starts: (M,) int64, where each set begins in `members`.
+        members: (p,) int32, for one set after the other, the updates that it holds and `common` does not, or the reverse.
+        starts: (M,) int32, where each set begins in `members`.
         signs: (p,) float32, 1 and -1, and so what is added and what is taken away.
         sizes: (M, 1) float32, of the sets.
     """
@@ -50,7 +50,8 @@ class Sets(NamedTuple):
         differing = sets ^ common
         counts = differing.sum(dim=1)
         signs = sets[differing].float().mul_(2).sub_(1)
-        return cls(common, differing.nonzero()[:, 1], counts.cumsum(0) - counts, signs, sizes.float())
+        starts = (counts.cumsum(0) - counts).int()
+        return cls(common, differing.nonzero()[:, 1].int(), starts, signs, sizes.float())
 
     def means(self, values: Tensor, out: Tensor) -> bool:
         """Write each set's mean, (M, c) float32, into `out`; whether all of them are finite.

@@ -17,11 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fl_lightning.updates.blocks import MAX_BLOCKS, block_size
+from fl_lightning.updates.blocks import BLOCK_UNIT, MAX_BLOCKS, block_size
 from fl_lightning.updates.shard import UpdateShard
 
-COLUMNS = 1024
-"""Coordinates that are multiplied at a time: the more, the larger the error in float32."""
+IN_A_ROW = 128
+"""Coordinates whose squares are added up in float32; those sums in float64."""
+
+SPARSE = 1 / 4
+"""Share of all pairs of some rows from which on it is faster to take all of them."""
 
 ADDED_BLOCKS = MAX_BLOCKS.bit_length() + 2
 """Most roundings that a block's sum goes through on its way to the total: pairs, pairs of pairs and so on, and one to spare."""
@@ -40,62 +43,101 @@ class RoughGram(NamedTuple):
     """Inner products of N updates, on the CPU.
 
     Attributes:
-        products: (N, N) float64, finite.
+        products: (N, N) float64, finite; that of an update with itself is not among them.
         errors: (N, N) float64, finite: |products - exact products| is at most this, and what float64 rounds.
-        squares: (N,) float64, ||g_i||^2 as float64 has it.
+        squares: (N,) float64, ||g_i||^2.
+        squares_errors: (N,) float64, likewise.
         rounding: relative to ||g_i|| ||g_j||, what float64 rounds at most in a product.
     """
 
     products: Tensor
     errors: Tensor
     squares: Tensor
+    squares_errors: Tensor
     rounding: float
 
-    def known(self, rows: Tensor, columns: Tensor, products: Tensor) -> None:
-        """Take up products that are known in float64, those of g_rows and g_columns, in place."""
-        self.products[rows, columns] = products
-        self.products[columns, rows] = products
-        self.errors[rows, columns] = 0.0
-        self.errors[columns, rows] = 0.0
+    def correct(self, pairs: Tensor, products: Tensor, squares: Tensor) -> None:
+        """Take up what is known in float64, in place.
+
+        Args:
+            pairs: (N, N) bool.
+            products: (p,), of these pairs, row by row.
+            squares: (N,).
+        """
+        rows, columns = pairs.nonzero(as_tuple=True)
+        self.products[rows, columns] = self.products[columns, rows] = products
+        self.errors[rows, columns] = self.errors[columns, rows] = 0.0
+        self.squares.copy_(squares)
+        self.squares_errors.zero_()
 
 
-def rough_gram(shard: UpdateShard) -> RoughGram:
-    """What is known of `shard.gram()` after a product in float32. The updates are finite and on a CPU."""
-    d = shard.num_coordinates
-    squares = shard.reduce(lambda values: values.square_().sum(1)).cpu()
-    products = shard.reduce(_products, dtype=torch.float32).double()
-    pieces = -(-block_size(d) // COLUMNS)
-    roundings = COLUMNS + pieces + ADDED_BLOCKS
-    norms = squares.sqrt()
+def rough_gram(shard: UpdateShard, height: int = 0) -> RoughGram:
+    """What is known of `shard.gram()` after a product in float32.
+
+    Args:
+        shard: finite updates on a CPU.
+        height: 2 to its power blocks are multiplied at a time: that is faster, and errors are larger.
+    """
+    d, size = shard.num_coordinates, block_size(shard.num_coordinates)
+    columns = BLOCK_UNIT << height
+    squares = shard.reduce(_squares, dtype=torch.float32)
+    squares_errors = 1.01 * FLOAT32 * (IN_A_ROW + 1) * squares + TINY * d
+    if not squares.isfinite().all():
+        squares = exact_squares(shard)
+        squares_errors = torch.zeros_like(squares)
+    products = shard.reduce(lambda values: _products(values, columns), dtype=torch.float32, height=height).double()
+    norms = (squares + squares_errors).sqrt()
     lengths = norms[:, None] * norms
+    roundings = columns + -(-(size << height) // columns) + ADDED_BLOCKS
     errors = 1.01 * FLOAT32 * roundings * lengths + TINY * d * (1 + norms[:, None] + norms)
     # By Cauchy and Schwarz 0 is never farther off than this; and it stands for what float32 does not hold.
     most = 1.01 * lengths
     unknown = (lengths >= LARGE) | (errors >= most)
     products.masked_fill_(unknown, 0.0)
-    return RoughGram(products, torch.where(unknown, most, errors), squares, 1.01 * FLOAT64 * (block_size(d) + ADDED_BLOCKS))
+    rounding = 1.01 * FLOAT64 * (size + ADDED_BLOCKS)
+    return RoughGram(products, torch.where(unknown, most, errors), squares, squares_errors, rounding)
 
 
-def _products(values: Tensor) -> Tensor:
-    """(N, N) float32 of (N, c), a few columns at a time."""
+def exact_squares(shard: UpdateShard) -> Tensor:
+    """(N,) float64, ||g_i||^2."""
+    return shard.reduce(lambda values: values.square_().sum(1))
+
+
+def exact_products(shard: UpdateShard, pairs: Tensor) -> tuple[Tensor, Tensor]:
+    """In float64, (p,) the inner products of the pairs that are true in (N, N) bool, row by row; (N,) the squares."""
+    rows = pairs.any(dim=1).nonzero().flatten()
+    dense = bool(pairs[rows].float().mean() > SPARSE) if len(rows) else False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # sparse matrices of this kind are called a beta feature
+        wanted = pairs.double().to_sparse_csr()
+
+    def products(values: Tensor) -> Tensor:
+        if dense:
+            found = (values[rows] @ values.T)[pairs[rows]]
+        else:
+            found = torch.sparse.sampled_addmm(wanted, values, values.T, beta=0.0).values()
+        return torch.cat([found, values.square_().sum(1)])
+
+    found = shard.reduce(products)
+    return found[: -len(pairs)], found[-len(pairs) :]
+
+
+def _squares(values: Tensor) -> Tensor:
+    """(N,) float64 of (N, c) float32."""
+    array, whole = values.numpy(), values.shape[1] // IN_A_ROW * IN_A_ROW
+    rows = array[:, :whole].reshape(len(array), -1, IN_A_ROW)
+    with np.errstate(over="ignore"):
+        squares = np.vecdot(rows, rows).sum(axis=1, dtype=np.float64) + np.vecdot(array[:, whole:], array[:, whole:])
+    return torch.from_numpy(squares)
+
+
+def _products(values: Tensor, columns: int) -> Tensor:
+    """(N, N) float32 of (N, c), some columns at a time."""
     total = None
     with np.errstate(over="ignore", invalid="ignore"):
-        for piece in values.split(COLUMNS, dim=1):
+        for piece in values.split(columns, dim=1):
             array = piece.numpy()
             of_piece = array @ array.T  # NumPy sees that both sides are one matrix and computes half of the product
             total = of_piece if total is None else np.add(total, of_piece, out=total)
     assert total is not None, "a block has columns"
     return torch.from_numpy(total)
-
-
-def products_of_rows(shard: UpdateShard, rows: Tensor) -> Tensor:
-    """(m, N) float64, the inner products of some updates ((m,) int64) with all."""
-    return shard.reduce(lambda values: values[rows] @ values.T)
-
-
-def products_of_pairs(shard: UpdateShard, pairs: Tensor) -> Tensor:
-    """(p,) float64, the inner products of the pairs that are true in (N, N) bool, row by row."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # sparse matrices of this kind are called a beta feature
-        wanted = pairs.double().to_sparse_csr()
-    return shard.reduce(lambda values: torch.sparse.sampled_addmm(wanted, values, values.T, beta=0.0).values())

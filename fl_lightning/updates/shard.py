@@ -258,15 +258,18 @@ class UpdateShard(Examinable):
         ]
         return torch.cat([torch.empty(0), *pieces]).to(self.weights.device)
 
-    def reduce(self, function: Callable[..., Tensor], *along: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+    def reduce(
+        self, function: Callable[..., Tensor], *along: Tensor, dtype: torch.dtype = torch.float64, height: int = 0
+    ) -> Tensor:
         """Add up a function of the updates over all d coordinates, the same bits on any number of ranks.
 
         Args:
             function: (N, c) float64, contiguous and its own to change, and the same c coordinates of every tensor in `along`,
                 (c,) each -> partial sum over those columns, of one fixed shape.
             along: (S,) tensors to be cut up with the updates.
-            dtype: float64, or that of the updates: the function then gets a view of them, which it must leave as it is, and
-                which may lie otherwise on another number of ranks.
+            dtype: float64, or float32: the function then gets a view of the updates, which it must leave as it is.
+            height: 2 to its power blocks may be given at a time, which may be others on another number of ranks; then, or with
+                a view, which may lie otherwise there, it is the function that sees to it that bits are the same.
 
         Returns:
             The sum over all blocks of all ranks, on every rank.
@@ -277,23 +280,29 @@ class UpdateShard(Examinable):
         nobody = torch.zeros(self.num_clients, 1, dtype=dtype, device=self.weights.device)
         empty = function(nobody, *(t.new_zeros(1) for t in along))
         sums = PairwiseSums(self.start // size)
-        for columns, block in self._blocks(dtype):
-            sums.add(function(block, *(tensor[columns] for tensor in along)))
+        for columns, block in self._blocks(dtype, height):
+            sums.add(function(block, *(tensor[columns] for tensor in along)), height if block.shape[1] > size else 0)
         if self.distributed:
             sums = gather_sums(sums, empty, -(-self.num_coordinates // size))
         return torch.zeros_like(empty) if not sums.nodes else sums.total()
 
-    def _blocks(self, dtype: torch.dtype = torch.float64) -> Iterator[tuple[slice, Tensor]]:
-        """The shard a block (N, c) at a time, as float64 of its own or as it is, with its place among the S columns."""
+    def _blocks(self, dtype: torch.dtype = torch.float64, height: int = 0) -> Iterator[tuple[slice, Tensor]]:
+        """The shard a block (N, c) at a time, as float64 of its own or as it is, with its place among the S columns.
+
+        2**height blocks come together where they are whole, side by side, and make a subtree of the sum over all.
+        """
         size, at = block_size(self.num_coordinates), 0
         for bucket in self.buckets:
-            for first in range(0, bucket.shape[1], size):
-                # A block's rows are put side by side in memory: a sum over rows that lie apart would round differently.
-                block = bucket[:, first : first + size]
+            first = 0
+            while first < bucket.shape[1]:
+                wide = size << height
+                width = wide if (self.start + at) % wide == 0 and first + wide <= bucket.shape[1] else size
+                block = bucket[:, first : first + width]
                 if dtype == torch.float64:
+                    # A block's rows are put side by side in memory: a sum over rows that lie apart would round differently.
                     block = block.to(dtype, memory_format=torch.contiguous_format, copy=True)
                 yield slice(at, at + block.shape[1]), block
-                at += block.shape[1]
+                first, at = first + block.shape[1], at + block.shape[1]
 
     def norms(self) -> Tensor:
         """(N,) float64 on CPU, Euclidean norms over all d coordinates; finite for any float32 updates."""
