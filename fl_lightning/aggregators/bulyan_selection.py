@@ -38,8 +38,8 @@ class _Scores:
     """The scores of those left.
 
     Row i of `nearest` are client i's distances to the others in ascending order, to those that `whose` names; `place[i, j]` is
-    where j stands there. A row's entries of clients that are left are linked: the places `before` and `after` each, where -1 and
-    N-1 stand for none, and are one and the same column.
+    where j stands there. A row's entries of clients that are left are linked: the places `before` and `after` each, where -1
+    and N-1 stand for none, and are one and the same column.
 
     Attributes:
         left: (N,) bool.

@@ -62,7 +62,9 @@ class Sets(NamedTuple):
         Args:
             values: (N, c) float32, finite.
         """
-        for piece, of_piece in zip(*(part.split(TABLE_ELEMENTS // len(values) or 1, dim=1) for part in (values, out)), strict=True):
+        for piece, of_piece in zip(
+            *(part.split(TABLE_ELEMENTS // len(values) or 1, dim=1) for part in (values, out)), strict=True
+        ):
             table = piece.contiguous()
             sums = embedding_bag(self.members, table, self.starts, mode="sum", per_sample_weights=self.signs)
             sums += table[self.common].double().sum(dim=0).float()
