@@ -2,10 +2,10 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.in_turn --before ../before --sizes 1000x100000 --rules Krum Bulyan
 
-Each checkout has a process of its own, which keeps its updates and answers one call at a time, so that a change of the machine's
-load meets both alike. A fifth of the clients is assumed malicious; NearestNeighborMixing and Bucketing are put around a trimmed
-mean. `ratio` is the smallest of `before` over the smallest of `after`; `same` tells whether both gave the same bits, `apart` how
-far the results are from each other, as a share of the largest entry.
+Each checkout has a process of its own, which keeps its updates and answers one call at a time, so that a change of the
+machine's load meets both alike. A fifth of the clients is assumed malicious; NearestNeighborMixing and Bucketing are put around
+a trimmed mean. `ratio` is the smallest of `before` over the smallest of `after`; `same` tells whether both gave the same bits,
+`apart` how far the results are from each other, as a share of the largest entry.
 """
 
 from __future__ import annotations

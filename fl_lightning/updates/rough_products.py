@@ -113,13 +113,14 @@ def exact_products(shard: UpdateShard, pairs: Tensor) -> tuple[Tensor, Tensor]:
 
     def products(values: Tensor) -> Tensor:
         if dense:
-            found = (values[rows] @ values.T)[pairs[rows]]
+            array = values.numpy()
+            found = torch.from_numpy(array[rows.numpy()] @ array.T).flatten()
         else:
             found = torch.sparse.sampled_addmm(wanted, values, values.T, beta=0.0).values()
         return torch.cat([found, values.square_().sum(1)])
 
-    found = shard.reduce(products)
-    return found[: -len(pairs)], found[-len(pairs) :]
+    found, squares = shard.reduce(products).tensor_split([-len(pairs)])
+    return (found.view(len(rows), -1)[pairs[rows]] if dense else found), squares
 
 
 def _squares(values: Tensor) -> Tensor:

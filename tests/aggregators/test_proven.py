@@ -154,8 +154,10 @@ def decisions_on_a_rank() -> list[bytes]:
         room.store(i)
     everyone = torch.ones(30), torch.zeros(30).bool(), torch.arange(30)
     shard = exchange.to_coordinates(room, torch.zeros(30, dtype=torch.int64), *everyone, seed=3, round_number=1)
-    proven.MANY_CLIENTS, proven.SOME_PAIRS, proven.SOME_ROWS = 2, 1, 1
-    found = nearest(shard, 20), lowest_scores(shard, 20, 7)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(proven, "SOME_PAIRS", 1)
+        patch.setattr(proven, "SOME_ROWS", 1)
+        found = nearest(shard, 20), lowest_scores(shard, 20, 7)
     return [np.asarray(part).tobytes() for part in found if part is not None]
 
 
