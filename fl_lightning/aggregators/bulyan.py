@@ -5,16 +5,17 @@ https://arxiv.org/abs/1802.07927, Section 4.
 """
 
 import logging
-import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fl_lightning.aggregators.base import Aggregator
-from fl_lightning.aggregators.distances import check_num_malicious, lowest, squared_distances
+from fl_lightning.aggregators.bulyan_selection import select_one_by_one
+from fl_lightning.aggregators.distances import check_num_malicious, squared_distances
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.updates.division import divide_
-from fl_lightning.updates.order_statistics import median, order_statistics
+from fl_lightning.updates.order_statistics import by_sorting, median, order_statistics, sorted_columns
 from fl_lightning.updates.overflow import mend
 from fl_lightning.updates.shard import UpdateShard
 
@@ -60,19 +61,7 @@ class Bulyan(Aggregator):
         """(theta,) int64, the clients that are selected, in ascending order."""
         n, f = shard.num_clients, self.assumed_malicious()
         theta = max(1, n - 2 * f)
-        # Sorted once: entry (i, j) is the distance of client j to its i-th nearest, who goes by the name in `whose`.
-        nearest, whose = squared_distances(shard.gram().cpu()).fill_diagonal_(math.inf).sort(dim=0)
-        among = nearest < math.inf  # those not selected yet; nobody is near to itself
-        chosen = torch.zeros(n, dtype=torch.bool)
-        for left in range(n, n - theta, -1):
-            counted = among & (among.cumsum(0, dtype=torch.int32) <= max(1, left - f - 2))
-            scores = torch.zeros(n, dtype=torch.float64).masked_fill_(chosen, math.inf)
-            for row in nearest.where(counted, 0.0):  # one by one, so that a client's place does not matter to a bit
-                scores += row
-            taken = lowest(scores, 1)
-            chosen[taken] = True
-            among &= whose != taken
-        return chosen.nonzero().flatten()
+        return select_one_by_one(squared_distances(shard.gram().cpu()), f, theta)
 
     @property
     def judges(self) -> bool:
@@ -116,6 +105,8 @@ def mean_around_median(values: Tensor, count: int) -> Tensor:
 
 
 def _mean_around_median(values: Tensor, count: int) -> Tensor:
+    if by_sorting(values):
+        return _mean_around_median_of_many(values, count)
     n = len(values)
     ordered = order_statistics(values, 0, n)
     low, high = ordered[(n - 1) // 2].double(), ordered[n // 2].double()  # the median lies half-way: it need not be rounded
@@ -128,3 +119,19 @@ def _mean_around_median(values: Tensor, count: int) -> Tensor:
             row = torch.where(up[i - count], row, 0.0)
         total += row
     return divide_(total, count)
+
+
+def _mean_around_median_of_many(values: Tensor, count: int) -> Tensor:
+    """The same bits: the window's place is searched for by halves, and its entries alone are added, one after the other."""
+    n, columns = len(values), np.arange(values.shape[1])
+    ordered = sorted_columns(values)
+    low, high = ordered[:, (n - 1) // 2].astype(np.float64), ordered[:, n // 2].astype(np.float64)
+    first, last = np.zeros_like(columns), np.full_like(columns, n - count)  # the window begins in [first, last]
+    while (first < last).any():
+        middle = np.minimum((first + last) // 2, n - count - 1)
+        up = (low - ordered[columns, middle] > ordered[columns, middle + count] - high) & (first < last)
+        first, last = np.where(up, middle + 1, first), np.where(up, last, np.minimum(middle, last))
+    window = ordered[columns[:, None], first[:, None] + np.arange(count)]
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = np.add.accumulate(window, axis=1)[:, -1] + window.dtype.type(0)  # +0, so that a sum of zeros is +0
+    return divide_(torch.from_numpy(total), count)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.aggregators.distances import check_krum, check_num_malicious, krum_scores, lowest, squared_distances
+from fl_lightning.aggregators.proven import lowest_scores, worthwhile
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.updates.order_statistics import median
 from fl_lightning.updates.shard import UpdateShard
@@ -63,7 +64,12 @@ class MultiKrum(Aggregator):
         """(m,) int64, the clients of the lowest scores, in ascending order."""
         n, f = shard.num_clients, self.assumed_malicious()
         m = max(1, n - f) if self.num_selected is None else min(self.num_selected, n)
-        return lowest(krum_scores(self.distances(shard), f), m)
+        proven = self.proven(shard, n - f - 2, m) if n - f - 2 >= 1 and worthwhile(shard) else None
+        return lowest(krum_scores(self.distances(shard), f), m) if proven is None else proven
+
+    def proven(self, shard: UpdateShard, neighbours: int, count: int) -> Tensor | None:
+        """The same, where it can be told without all of `distances`; otherwise None."""
+        return lowest_scores(shard, neighbours, count)
 
     @property
     def judges(self) -> bool:

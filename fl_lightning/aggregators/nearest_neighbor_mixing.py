@@ -12,6 +12,7 @@ from torch import Tensor
 from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.aggregators.distances import check_num_malicious, check_someone_is_benign, squared_distances
 from fl_lightning.aggregators.mixing import Mixing
+from fl_lightning.aggregators.proven import nearest, worthwhile
 from fl_lightning.updates.shard import UpdateShard
 
 log = logging.getLogger(__name__)
@@ -66,9 +67,12 @@ class NearestNeighborMixing(Mixing):
         if n - f < 1:
             log.warning("NearestNeighborMixing: %d clients are left with f = %d; mixing each with itself alone", n, f)
         count = max(1, n - f)
+        among = nearest(shard, count) if worthwhile(shard) else None
+        if among is not None:
+            return among.double() / count
         distances = squared_distances(shard.gram().cpu()).fill_diagonal_(-1)  # nearer to itself than to its copies
-        nearest = distances.argsort(dim=1, stable=True)[:, :count]
-        return torch.zeros(n, n, dtype=torch.float64).scatter_(1, nearest, 1 / count)
+        places = distances.argsort(dim=1, stable=True)[:, :count]
+        return torch.zeros(n, n, dtype=torch.float64).scatter_(1, places, 1 / count)
 
     def whose(self, shard: UpdateShard) -> Tensor | None:
         return shard.clients

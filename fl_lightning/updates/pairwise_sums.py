@@ -24,10 +24,10 @@ class PairwiseSums:
         self.next = first
         self.nodes: list[tuple[tuple[int, int], Tensor]] = []
 
-    def add(self, of_block: Tensor) -> None:
-        """The next block's."""
-        self.insert((0, self.next), of_block)
-        self.next += 1
+    def add(self, of_blocks: Tensor, height: int = 0) -> None:
+        """The next block's, or that of the next 2**height blocks, where the first one's number is a multiple of that."""
+        self.insert((height, self.next >> height), of_blocks)
+        self.next += 1 << height
 
     def insert(self, place: tuple[int, int], node: Tensor) -> None:
         """The sum of the next subtree."""

@@ -23,6 +23,7 @@ from fl_lightning.updates.arriving import ArrivingBuckets, RowsOf
 from fl_lightning.updates.blocks import block_size
 from fl_lightning.updates.examined import Examinable
 from fl_lightning.updates.layers import Layer, as_layers
+from fl_lightning.updates.means_of_sets import Sets
 from fl_lightning.updates.overflow import mend
 from fl_lightning.updates.pairwise_sums import PairwiseSums, gather_sums
 from fl_lightning.updates.plain import checked_malicious, checked_updates, checked_weights
@@ -221,7 +222,8 @@ class UpdateShard(Examinable):
         """Other updates in place of these: row j is sum_i matrix[j, i] g_i, added up in float64, block by block.
 
         As for `gram`, a library's matrix products may round otherwise on another device or with other numbers of threads. It
-        shows in float32 where updates cancel out.
+        shows in float32 where updates cancel out. On a CPU, means of some of many updates are added up in float32: see
+        `means_of_sets`.
 
         Args:
             matrix: (M, N), the same on all ranks.
@@ -232,8 +234,11 @@ class UpdateShard(Examinable):
         """
         factors = matrix.to(self.weights.device, torch.float64)
         rows = torch.empty(len(matrix), self.width, device=self.weights.device)
-        for columns, block in self._blocks():
-            rows[:, columns] = factors @ block
+        sets = None if rows.is_cuda else Sets.of(factors)
+        for columns, block in self._blocks(torch.float64 if sets is None else torch.float32):
+            of_block = rows[:, columns]
+            if sets is None or not sets.means(block, of_block):
+                of_block.copy_(factors @ block.to(torch.float64, memory_format=torch.contiguous_format))
         mixed = self.with_rows(rows)
         mixed.malicious = ((matrix != 0).to(self.malicious.device) & self.malicious).any(dim=1)
         mixed.clients, mixed.root, mixed.examination = clients, self.root, self.examination
@@ -253,13 +258,18 @@ class UpdateShard(Examinable):
         ]
         return torch.cat([torch.empty(0), *pieces]).to(self.weights.device)
 
-    def reduce(self, function: Callable[..., Tensor], *along: Tensor) -> Tensor:
+    def reduce(
+        self, function: Callable[..., Tensor], *along: Tensor, dtype: torch.dtype = torch.float64, height: int = 0
+    ) -> Tensor:
         """Add up a function of the updates over all d coordinates, the same bits on any number of ranks.
 
         Args:
             function: (N, c) float64, contiguous and its own to change, and the same c coordinates of every tensor in `along`,
                 (c,) each -> partial sum over those columns, of one fixed shape.
             along: (S,) tensors to be cut up with the updates.
+            dtype: float64, or float32: the function then gets a view of the updates, which it must leave as it is.
+            height: 2 to its power blocks may be given at a time, which may be others on another number of ranks; then, or with
+                a view, which may lie otherwise there, it is the function that sees to it that bits are the same.
 
         Returns:
             The sum over all blocks of all ranks, on every rank.
@@ -267,25 +277,32 @@ class UpdateShard(Examinable):
         self.settle()
         size = block_size(self.num_coordinates)
         # What a partial sum looks like must be known also where this rank holds no coordinate.
-        nobody = torch.zeros(self.num_clients, 1, dtype=torch.float64, device=self.weights.device)
+        nobody = torch.zeros(self.num_clients, 1, dtype=dtype, device=self.weights.device)
         empty = function(nobody, *(t.new_zeros(1) for t in along))
         sums = PairwiseSums(self.start // size)
-        for columns, block in self._blocks():
-            sums.add(function(block, *(tensor[columns] for tensor in along)))
+        for columns, block in self._blocks(dtype, height):
+            sums.add(function(block, *(tensor[columns] for tensor in along)), height if block.shape[1] > size else 0)
         if self.distributed:
             sums = gather_sums(sums, empty, -(-self.num_coordinates // size))
         return torch.zeros_like(empty) if not sums.nodes else sums.total()
 
-    def _blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        """The shard a block (N, c) at a time, as float64 of its own, with its place among the S columns."""
+    def _blocks(self, dtype: torch.dtype = torch.float64, height: int = 0) -> Iterator[tuple[slice, Tensor]]:
+        """The shard a block (N, c) at a time, as float64 of its own or as it is, with its place among the S columns.
+
+        2**height blocks come together where they are whole, side by side, and make a subtree of the sum over all.
+        """
         size, at = block_size(self.num_coordinates), 0
         for bucket in self.buckets:
-            for first in range(0, bucket.shape[1], size):
-                # A block's rows are put side by side in memory: a sum over rows that lie apart would round differently.
-                given = bucket[:, first : first + size]
-                block = given.to(torch.float64, memory_format=torch.contiguous_format, copy=True)
+            first = 0
+            while first < bucket.shape[1]:
+                wide = size << height
+                width = wide if (self.start + at) % wide == 0 and first + wide <= bucket.shape[1] else size
+                block = bucket[:, first : first + width]
+                if dtype == torch.float64:
+                    # A block's rows are put side by side in memory: a sum over rows that lie apart would round differently.
+                    block = block.to(dtype, memory_format=torch.contiguous_format, copy=True)
                 yield slice(at, at + block.shape[1]), block
-                at += block.shape[1]
+                first, at = first + block.shape[1], at + block.shape[1]
 
     def norms(self) -> Tensor:
         """(N,) float64 on CPU, Euclidean norms over all d coordinates; finite for any float32 updates."""
