@@ -133,16 +133,16 @@ class FederatedStrategy(Checked, DDPStrategy):
         super().setup(trainer)
         trainer._signal_connector._sigterm_notifier_fn = self._end_before_training
 
-    def _end_before_training(self, number: int, frame: FrameType | None) -> None:
+    def _end_before_training(self, signum: int, frame: FrameType) -> None:
         """SIGTERM between Lightning's taking it over and the first round, when there is nothing to save.
 
         Lightning's own handler tells the other ranks there and then, which are on their way to something else.
         """
         users = self._trainer._signal_connector._original_handlers.get(signal.SIGTERM)
         if callable(users):
-            users(number, frame)
+            users(signum, frame)
         if isinstance(self._launcher, _SubprocessScriptLauncher):
-            self._launcher.kill(number)
+            self._launcher.kill(signum)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.raise_signal(signal.SIGTERM)
 

@@ -131,15 +131,15 @@ def test_an_asr_without_attack_is_given_or_not_known():
 
 
 def test_the_excess_is_what_asr_has_beyond_that_without_attack():
-    values = {4: 0.1, 7: 0.6, 10: 0.8, 15: 0.58, 20: 0.3}
+    values: dict[int, float | None] = {4: 0.1, 7: 0.6, 10: 0.8, 15: 0.58, 20: 0.3}
     found = lifespan(evaluations(values), 5, 9, horizons=[10], excess=True)
-    less = {t: asr - 0.1 for t, asr in values.items() if t > 4}
+    less: dict[int, float | None] = {7: 0.5, 10: 0.7, 15: 0.48, 20: 0.2}
     alike = lifespan(evaluations(less), 5, 9, horizons=[10], clean_asr=0.0)
     assert (found.first_fall, found.last_above, found.half) == (Span(0, 4), Span(0, 4), Span(5, 9))
     assert (alike.first_fall, alike.last_above, alike.half) == (found.first_fall, found.last_above, found.half)
     assert found.clean == alike.clean == lifespan(evaluations(values), 5, 9).clean
     assert found.asr_end == pytest.approx(0.7)
-    assert found.retention[10].share == pytest.approx(0.2 / 0.7)
+    assert found.as_json()["retention"]["10"]["share"] == pytest.approx(0.2 / 0.7)
     assert found.mean == pytest.approx(alike.mean)
     assert (found.clean_asr, found.clean_asr_round, found.excess) == (0.1, 4, True)
     assert "of ASR beyond that without attack, 0.7000" in in_words(found.as_json())
