@@ -133,14 +133,14 @@ class FederatedStrategy(Checked, DDPStrategy):
         super().setup(trainer)
         trainer._signal_connector._sigterm_notifier_fn = self._end_before_training
 
-    def _end_before_training(self, signum: int, frame: FrameType) -> None:
+    def _end_before_training(self, signum: int, _: FrameType) -> None:
         """SIGTERM between Lightning's taking it over and the first round, when there is nothing to save.
 
         Lightning's own handler tells the other ranks there and then, which are on their way to something else.
         """
         users = self._trainer._signal_connector._original_handlers.get(signal.SIGTERM)
         if callable(users):
-            users(signum, frame)
+            users(signum, _)
         if isinstance(self._launcher, _SubprocessScriptLauncher):
             self._launcher.kill(signum)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
