@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from fl_lightning.models import CNN, MLP
+from fl_lightning.modules.traced_graphs import factors_to_inputs, remove_detours, results_to_places
 from fl_lightning.training.local_training import LocalTraining
-from fl_lightning.training.traced_graphs import factors_to_inputs, remove_detours, results_to_places
 
 
 def test_constants_of_a_step() -> None:
