@@ -88,11 +88,6 @@ class Progress(NamedTuple):
         )
 
 
-def to_triggers(parameters: Tensor) -> Tensor:
-    """(tanh(theta) + 1) / 2, in [0, 1]."""
-    return torch.tanh(parameters) * 0.5 + 0.5
-
-
 def adam_table(steps: int, learning_rate: float, device: torch.device) -> list[list[Tensor]]:
     """For each step t = 1, 2, ... of Adam, the numbers () that it moves by, and that it adds to the root of the square.
 

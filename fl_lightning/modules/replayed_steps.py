@@ -73,7 +73,7 @@ def take_steps(
     """
     recordings = RECORDINGS.setdefault(module, Recordings())
     if recordings.refused is None:
-        key = (kind, *((tensor.shape, tensor.dtype) for tensor in (*state, *leaves[0])))
+        key = (kind, *((tensor.shape, tensor.dtype) for tensor in (*own_tensors(module).values(), *state, *leaves[0])))
         steps = recordings.find(module, forward, step, key, state, leaves[0])
         if steps is not None:
             with torch.no_grad(), torch.jit.optimized_execution(False):  # the operations as they were recorded
@@ -117,10 +117,12 @@ class Recordings:
             if self.seconds[key] < LEAST_SECONDS or len(self.by_kind) >= MOST_KINDS:
                 return None
             self.python = python_state(module)
-            try:
-                self.by_kind[key] = recorded(module, forward, step, state, leaves)
-            except Exception as error:  # a mistake of the user's own comes again without a recording
-                self.refused = cause(error, NotRecordableError)
+            with isolate_rng():  # recording runs the step, and draws what only the step itself may draw
+                try:
+                    self.by_kind[key] = recorded(module, forward, step, state, leaves)
+                except Exception as error:  # a mistake of the user's own comes again without a recording
+                    self.refused = cause(error, NotRecordableError)
+            if self.refused is not None:
                 log.debug("steps on %s are taken one by one in Python: %s", type(module).__name__, self.refused)
                 return None
         steps, tensors = self.by_kind[key], [tensor.detach() for tensor in own_tensors(module).values()]
@@ -172,17 +174,16 @@ def recorded(module: L.LightningModule, forward: Forward, step: Step, state: lis
         return [], []
 
     arguments = [*(tensor.detach() for tensor in own.values()), *state]
-    with isolate_rng():
-        graph, _, draws = traced(function, arguments, leaves)
-        if draws:
-            raise NotRecordableError("its step draws random numbers")
-        remove_detours(graph)
-        factors = factors_to_inputs(graph, len(arguments))
-        steps = without_python(graph, [*arguments, *factors], leaves)
-        plain, replayed = deepcopy(state), deepcopy(arguments)
-        take_plainly(module, forward, step, plain, [leaves, leaves])
-        with torch.no_grad(), torch.jit.optimized_execution(False):
-            steps([*replayed, *factors], [leaves, leaves])
+    graph, _, draws = traced(function, arguments, leaves)
+    if draws:
+        raise NotRecordableError("its step draws random numbers")
+    remove_detours(graph)
+    factors = factors_to_inputs(graph, len(arguments))
+    steps = without_python(graph, [*arguments, *factors], leaves)
+    plain, replayed = deepcopy(state), deepcopy(arguments)
+    take_plainly(module, forward, step, plain, [leaves, leaves])
+    with torch.no_grad(), torch.jit.optimized_execution(False):
+        steps([*replayed, *factors], [leaves, leaves])
     if not all(same_bits(a, b) for a, b in zip(chain(own.values(), plain), replayed, strict=True)):
         raise NotRecordableError("replayed steps give other bits")
     return lambda state, leaves: steps([*state, *factors], leaves)
