@@ -91,7 +91,7 @@ def test_costs_follow_their_schedule(patience: int) -> None:
     expected = slow_costs(outcomes, 0.01, patience)
     for success, of_step in zip(outcomes, expected, strict=True):
         update_costs(costs, series, torch.from_numpy(success), cost_factors(CPU), patience)
-        np.testing.assert_allclose(costs.numpy(), of_step, rtol=60 * np.finfo(np.float32).eps)
+        np.testing.assert_allclose(costs.numpy(), of_step, rtol=60 * torch.finfo(torch.float32).eps)
     assert (COST_UP, COST_DOWN) == (1.5, 1.5**1.5)
 
 
