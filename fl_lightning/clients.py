@@ -23,10 +23,10 @@ from fl_lightning.attacks.base import Attack, Attacker, Broadcast
 from fl_lightning.cohort import Cohort, assign_owners
 from fl_lightning.data.base import Samples, TensorSamples
 from fl_lightning.data.module import FederatedDataModule
+from fl_lightning.modules.recordable import is_recordable
 from fl_lightning.modules.structure import Structure
 from fl_lightning.seeding import derive_seed, generator, seed_global_generators
 from fl_lightning.training.branched_training import Averages, BranchedTraining
-from fl_lightning.training.client_steps import is_recordable
 from fl_lightning.training.executor import LocalExecutor, adds_in_any_order
 from fl_lightning.training.following import NEEDS_PYTHON, Following, followers
 from fl_lightning.training.idle_clients import Taken, check_anybody_trained

@@ -13,25 +13,24 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import lightning as L
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from fl_lightning.aggregators.inversion_step import Problem, Progress, adam_table, cost_factors, inversion_step
 from fl_lightning.checked import with_checked_numbers
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.modules.outputs import class_logits
+from fl_lightning.modules.replayed_steps import take_steps
 
 EDGE = 1e-4
 """How near to 0 and 1 a start may come: the tanh must not be so flat that a step goes nowhere."""
 
 CORNER = 5, 14
 """Rows and columns of the published start."""
-
-COST_UP, COST_DOWN = 1.5, 1.5**1.5
-"""What the mask's cost is multiplied by after a series of successes, and divided by after one of failures."""
 
 GUARD = 1e-9
 """Keeps products such as .85 * 20 from landing on the wrong side of the integer that they stand for."""
@@ -100,35 +99,6 @@ def to_parameters(triggers: Tensor) -> Tensor:
     return torch.atanh(triggers.clamp(EDGE, 1 - EDGE) * 2 - 1)
 
 
-def to_triggers(parameters: Tensor) -> Tensor:
-    """(tanh(theta) + 1) / 2, in [0, 1]."""
-    return torch.tanh(parameters) * 0.5 + 0.5
-
-
-class CostSchedule:
-    """The cost of K masks: times 1.5 after `patience` successes on end, divided by 1.5^1.5 after as many failures.
-
-    A series starts anew when the cost has changed. All of it stays on the device, so that a GPU never waits.
-
-    Attributes:
-        costs: (K,) float32.
-    """
-
-    def __init__(self, cost: float, num_triggers: int, patience: int, device: torch.device) -> None:
-        self.costs = torch.full((num_triggers,), cost, device=device)
-        self.patience = patience
-        self._series = torch.zeros(2, num_triggers, device=device)  # of successes, of failures
-        self._factors = torch.tensor([[COST_UP], [1 / COST_DOWN]], device=device)
-        self._outcomes = torch.tensor([[True], [False]], device=device)
-
-    def update(self, success: Tensor) -> None:
-        """Count a step; `success` is (K,) bool."""
-        self._series.add_(1).mul_(success == self._outcomes)
-        full = self._series >= self.patience
-        self.costs *= torch.where(full, self._factors, 1.0).prod(0)
-        self._series.mul_(~full)
-
-
 @dataclass(frozen=True)
 class Inverted:
     """What an inversion found.
@@ -149,7 +119,7 @@ class TriggerInversion:
 
     M and P are (tanh(theta) + 1) / 2 of free parameters, which Adam changes (betas .5, .9). CE is the mean over the samples;
     f is the model in eval mode, and neither its buffers nor its gradients change. A step succeeds if at least
-    ceil(`success_rate` * b) of b samples are taken for t. c follows `CostSchedule`.
+    ceil(`success_rate` * b) of b samples are taken for t. c follows `update_costs`.
 
     A step costs one forward and one backward pass over all samples, without the gradients of the weights.
 
@@ -235,31 +205,27 @@ class TriggerInversion:
             cost: c at first.
         """
         device, counts = start.device, [len(group) for group in groups]
-        goals = torch.cat([torch.full((b,), t, device=device) for b, t in zip(counts, targets, strict=True)])
-        in_group = torch.block_diag(*[torch.ones(b, device=device) for b in counts])  # (K, b)
-        weights = torch.cat([torch.full((b,), 1 / b, device=device) for b in counts])
-        needed = torch.tensor([self.successes_needed(b) for b in counts], device=device)
-        schedule = CostSchedule(cost, len(groups), self.patience, device)
-        parameters = to_parameters(start).requires_grad_()
-        optimizer = torch.optim.Adam([parameters], lr=self.learning_rate, betas=(0.5, 0.9), fused=True)
-        best, best_sizes = start, torch.full((len(groups),), math.inf, device=device)
+        groups_of = [torch.full((b,), k, device=device) for k, b in enumerate(counts)]
+        problem = Problem(
+            inputs=torch.cat(list(groups)),
+            goals=torch.cat([torch.full((b,), t, device=device) for b, t in zip(counts, targets, strict=True)]),
+            group_of=torch.cat(groups_of),
+            members=torch.block_diag(*[torch.ones(b, device=device) for b in counts]),
+            weights=torch.cat([torch.full((b,), 1 / b, device=device) for b in counts]),
+            needed=torch.tensor([float(self.successes_needed(b)) for b in counts], device=device),
+            low=space.low,
+            width=space.high - space.low,
+            factors=cost_factors(device),
+        )
+        progress = Progress.begin(to_parameters(start), start, cost)
+        step, kind = partial(inversion_step, patience=self.patience), ("inversion", self.patience)
         training = module.training
         module.eval()
-        for _ in range(steps):
-            triggers = to_triggers(parameters)
-            masks, patterns = space.unpack(triggers)
-            stamped = torch.cat([blend(*part) for part in zip(groups, masks, patterns, strict=True)])
-            logits = class_logits(module, stamped, "FLIP")
-            errors = F.cross_entropy(logits, goals, reduction="none")  # (b,)
-            sizes = masks.flatten(1).sum(1)  # (K,)
-            # The gradient of weights * errors + costs * sizes, of the triggers alone: a model's own is not touched.
-            (parameters.grad,) = torch.autograd.grad([errors, sizes], parameters, [weights, schedule.costs])
-            with torch.no_grad():
-                success = in_group @ (logits.argmax(1) == goals).float() >= needed
-                better = success & (sizes < best_sizes)
-                best = torch.where(better[:, None], triggers, best)
-                best_sizes = torch.where(better, sizes, best_sizes)
-                schedule.update(success)
-            optimizer.step()
+        take_steps(module, logits, step, kind, [*progress, *problem], adam_table(steps, self.learning_rate, device))
         module.train(training)
-        return Inverted(best, best_sizes)
+        return Inverted(progress.best, progress.best_sizes)
+
+
+def logits(module: nn.Module, inputs: Tensor) -> Tensor:
+    """(b, C) float32."""
+    return class_logits(module, inputs, "FLIP")

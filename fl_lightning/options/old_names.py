@@ -26,7 +26,7 @@ MOVED = {
     "srun": "machine.srun",
     "stacked_training": "training.stacked_training",
     "strategy": "machine.strategy",
-    "traced_graphs": "training.traced_graphs",
+    "traced_graphs": "modules.traced_graphs",
     "training_step": "training.training_step",
     "withheld": "training.withheld",
 }

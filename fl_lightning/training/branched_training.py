@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from fl_lightning.data.base import Samples
 from fl_lightning.errors import cause
+from fl_lightning.modules.traced_graphs import NotRecordableError
 from fl_lightning.seeding import global_draws
 from fl_lightning.training.batches import epoch_batches, resident
 from fl_lightning.training.client_logs import LogCollector
@@ -28,7 +29,7 @@ from fl_lightning.training.flat_state import look
 from fl_lightning.training.local_training import LocalTraining, NotTogetherError
 from fl_lightning.training.optimizers import LocalScheduler, configured
 from fl_lightning.training.recorded_steps import Held, RecordedSteps, described
-from fl_lightning.training.recordings import NotRecordableError, kind_for
+from fl_lightning.training.recordings import kind_for
 
 Client = tuple[Samples, torch.Generator]
 """A client's data, and the generator of its batches."""

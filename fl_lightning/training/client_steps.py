@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.modules.hooks import called_hooks
+from fl_lightning.modules.recordable import is_recordable
 from fl_lightning.training.client_trainer import ClientTrainer
 from fl_lightning.training.closures import Use, closure_use, step
 
@@ -166,11 +167,6 @@ class ClientSteps:
             return {}
         outputs = self.outputs if isinstance(self.outputs, Mapping) else {"loss": self.outputs}
         return {**outputs, "loss": outputs["loss"].detach()} if outputs.get("loss") is not None else dict(outputs)
-
-
-def is_recordable(module: L.LightningModule) -> bool:
-    """Whether its class says that a step depends on nothing but parameters, buffers and the batch."""
-    return bool(vars(type(module)).get("recordable", False))
 
 
 def read_loss(output: Any) -> Tensor | None:

@@ -25,12 +25,13 @@ from torch import Tensor
 from fl_lightning.data.base import Samples
 from fl_lightning.errors import cause, enumerated
 from fl_lightning.modules.kept_python import KeptPython
-from fl_lightning.training.client_steps import is_recordable
+from fl_lightning.modules.recordable import is_recordable, python_state
+from fl_lightning.modules.traced_graphs import NotRecordableError
 from fl_lightning.training.idle_clients import Taken
 from fl_lightning.training.local_training import Follower, LocalTraining
 from fl_lightning.training.optimizers import Configure, configured
-from fl_lightning.training.recorded_steps import RecordedSteps, python_state
-from fl_lightning.training.recordings import RECORD_AFTER, NotRecordableError
+from fl_lightning.training.recorded_steps import RecordedSteps
+from fl_lightning.training.recordings import RECORD_AFTER
 from fl_lightning.updates.layout import Snapshot, named_state
 
 log = logging.getLogger(__name__)

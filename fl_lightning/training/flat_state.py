@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from fl_lightning.training.recordings import NotRecordableError
+from fl_lightning.modules.traced_graphs import NotRecordableError
 
 ALIGNMENT_BYTES = 512
 """PyTorch's on a GPU, and more than its 64 on a CPU: matrix products may take other ways on other addresses."""

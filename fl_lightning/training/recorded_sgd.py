@@ -10,7 +10,7 @@ from torch.nn.utils import get_total_norm
 from torch.optim import SGD, Optimizer
 from torch.optim.sgd import sgd
 
-from fl_lightning.training.recordings import NotRecordableError
+from fl_lightning.modules.traced_graphs import NotRecordableError
 
 ARGUMENTS = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize", "foreach", "fused")
 """Of `torch.optim.sgd.sgd`."""

@@ -11,7 +11,7 @@ read back to Python inside a step, other optimizers than SGD, torchmetrics objec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -24,14 +24,15 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from torchmetrics import Metric
 
 from fl_lightning.modules.hooks import hooks_in_steps
-from fl_lightning.modules.kept_python import EVERY_MODULES
+from fl_lightning.modules.recordable import aliases, named_tensors, plain_attributes
+from fl_lightning.modules.traced_graphs import NotRecordableError
 from fl_lightning.training.client_logs import LogCollector, logs_to
 from fl_lightning.training.client_steps import read_loss
 from fl_lightning.training.flat_state import FlatState, look
 from fl_lightning.training.local_training import LocalTraining
 from fl_lightning.training.recorded_sgd import ARGUMENTS, clip, hyperparameters, settings_of, sgd_step
-from fl_lightning.training.recordings import NotRecordableError, Recording, Recordings, kind_for, tell
-from fl_lightning.training.training_step import TrainingStep, aliases, named_tensors
+from fl_lightning.training.recordings import Recording, Recordings, kind_for, tell
+from fl_lightning.training.training_step import TrainingStep
 from fl_lightning.training.withheld import Unknown, without_trainer
 from fl_lightning.updates.copying import copy_each
 
@@ -336,27 +337,3 @@ def leaves_of(batch: Any) -> tuple[list[Tensor], Any]:
     if not all(isinstance(leaf, Tensor) for leaf in leaves):
         raise NotRecordableError(f"its batches hold {sorted({type(leaf).__name__ for leaf in leaves})}, not tensors alone")
     return leaves, structure
-
-
-def python_state(module: nn.Module) -> dict[str, Any]:
-    """What a module's steps may depend on beside tensors: plain attributes, and how long its lists are, by name."""
-    return plain_attributes(module.named_modules())
-
-
-def plain_attributes(parts: Iterable[tuple[str, nn.Module]]) -> dict[str, Any]:
-    """The same of given parts."""
-    found: dict[str, Any] = {}
-    for place, part in parts:
-        attributes = vars(part)
-        prefix = f"{place}." if place else ""
-        for name in attributes.keys() - UNCHANGED:
-            value = attributes[name]
-            if isinstance(value, (int, float, str)):
-                found[prefix + name] = value
-            elif name[0] != "_" and isinstance(value, (list, dict, set)):
-                found[prefix + name] = len(value)
-    return found
-
-
-UNCHANGED = EVERY_MODULES - {"training"}
-"""Most attributes of a small module, which steps do not change."""

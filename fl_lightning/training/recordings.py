@@ -13,11 +13,17 @@ from typing import Any, ClassVar, Protocol
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from fl_lightning.errors import first_line
+from fl_lightning.modules.traced_graphs import (
+    NotRecordableError,
+    factors_to_inputs,
+    remove_detours,
+    results_to_places,
+    traced,
+    without_python,
+)
 from fl_lightning.training.client_logs import LogCollector, log_together
-from fl_lightning.training.traced_graphs import factors_to_inputs, remove_detours, results_to_places, without_python
 from fl_lightning.updates.copying import copy_each
 
 RECORD_AFTER = 3
@@ -29,10 +35,6 @@ places for a batch of each branch."""
 
 STALE_AFTER = 4 * MOST_RECORDINGS
 """Steps without a recording's kind, after which it may be given up for another."""
-
-
-class NotRecordableError(Exception):
-    """Why a module's step cannot be recorded."""
 
 
 class Logs(Protocol):
@@ -221,30 +223,6 @@ def apart(tensors: list[Tensor]) -> list[Tensor]:
 
 
 DRAWS = "its step draws random numbers, which is done client by client"
-
-
-def traced(
-    function: Callable[..., Any], state: list[Tensor], leaves: list[Tensor]
-) -> tuple[torch.fx.GraphModule, list[str], bool]:
-    """The operations of a step, what it logs, and whether it draws random numbers; tried on copies of its tensors.
-
-    Raises:
-        NotRecordableError: where it is more than operations on these tensors.
-    """
-    names: list[str] = []
-
-    def outputs(*tensors: Tensor) -> list[Tensor]:
-        nonlocal names
-        found, names = function(*tensors)
-        return found or [tensors[-1]]  # a graph has an output
-
-    try:
-        with torch.no_grad():
-            graph = make_fx(outputs)(*(tensor.clone() for tensor in (*state, *leaves)))
-    except (RuntimeError, TypeError, ValueError, NotImplementedError, AttributeError) as error:
-        raise NotRecordableError(f"its step cannot be traced: {first_line(error)}") from error
-    draws = any(torch.Tag.nondeterministic_seeded in getattr(n.target, "tags", ()) for n in graph.graph.nodes)
-    return graph, names, draws
 
 
 def kind_for(state: list[Tensor]) -> type[ScriptRecording] | type[CudaRecording]:

@@ -28,17 +28,19 @@ from fl_lightning.data.base import Samples
 from fl_lightning.errors import cause, first_line
 from fl_lightning.modules.hooks import hooks_in_steps
 from fl_lightning.modules.kept_python import KeptPython
+from fl_lightning.modules.recordable import aliases, is_recordable, named_tensors, python_state
+from fl_lightning.modules.traced_graphs import NotRecordableError
 from fl_lightning.seeding import global_draws
 from fl_lightning.training.batches import epoch_batches, resident
 from fl_lightning.training.client_logs import collected_logs
-from fl_lightning.training.client_steps import is_recordable, read_loss
+from fl_lightning.training.client_steps import read_loss
 from fl_lightning.training.local_training import LocalTraining
 from fl_lightning.training.optimizers import LocalScheduler, configured
 from fl_lightning.training.recorded_sgd import hyperparameters, sgd_step
-from fl_lightning.training.recorded_steps import described, python_state
-from fl_lightning.training.recordings import NotRecordableError, Recordings
+from fl_lightning.training.recorded_steps import described
+from fl_lightning.training.recordings import Recordings
 from fl_lightning.training.stack import NotStackableError, Stack, clipped, stacked
-from fl_lightning.training.training_step import TrainingStep, aliases, named_tensors
+from fl_lightning.training.training_step import TrainingStep
 from fl_lightning.training.withheld import Unknown, without_trainer
 
 log = logging.getLogger(__name__)

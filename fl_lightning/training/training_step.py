@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 import lightning as L
-from torch import Tensor, nn
+from torch import nn
 
 
 class TrainingStep(nn.Module):
@@ -23,18 +22,3 @@ class TrainingStep(nn.Module):
 
     def forward(self, *arguments: Any) -> Any:  # batch, batch_idx
         return self.client.training_step(*arguments[: self.num_arguments])
-
-
-def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers of each part, under every name that they have in it."""
-    for prefix, part in module.named_modules():
-        for tensors in (part._parameters, part._buffers):
-            for name, tensor in tensors.items():
-                if tensor is not None:
-                    yield f"{prefix}.{name}" if prefix else name, tensor
-
-
-def aliases(named: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
-    """For each name of a parameter or buffer the first name that the same tensor goes by."""
-    first: dict[int, str] = {}
-    return {name: first.setdefault(id(tensor), name) for name, tensor in named}

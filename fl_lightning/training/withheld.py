@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning as L
 
-from fl_lightning.training.recordings import NotRecordableError
+from fl_lightning.modules.traced_graphs import NotRecordableError
 
 
 class Unknown:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from quick_flip import quick, rng
 from ranks import on_ranks
-from tiny import CLASSES, TinyClient, fit, tiny_federation, tiny_tensors
+from tiny import CLASSES, FEATURES, TinyClient, fit, tiny_federation, tiny_tensors
 from torch import Tensor
 
 from fl_lightning import ConfigurationError
@@ -17,6 +17,8 @@ from fl_lightning.aggregators.trigger_inversion import TriggerInversion
 from fl_lightning.callbacks import BackdoorMetrics, LastCheckpoint
 from fl_lightning.callbacks.run_record import weights_sha256
 from fl_lightning.data import MapSamples, Samples, TensorSamples
+from fl_lightning.models import MLP
+from fl_lightning.modules import replayed_steps
 from fl_lightning.updates import UpdateShard
 
 # ---- the server's part ---------------------------------------------------------------------------------------------------
@@ -116,9 +118,15 @@ def test_settings_outside_their_ranges_are_refused(setting: str, value: Any) -> 
         FLIP(**{setting: value})
 
 
-def run(folder: str, rounds: int, world: int, resume: bool) -> tuple[Any, ...]:
-    """Digest of the weights, what clients keep on this rank, metrics."""
-    federation = tiny_federation(aggregator=quick(batch_size=32))
+def run(folder: str, rounds: int, world: int, resume: bool, record_after: float | None = None) -> tuple[Any, ...]:
+    """Digest of the weights, metrics, what clients keep on this rank; of a client that is recorded after so many seconds."""
+    own: dict[str, Any] = {}
+    rule = quick(batch_size=32)
+    if record_after is not None:
+        torch.manual_seed(0)
+        own["client"], replayed_steps.LEAST_SECONDS = MLP(sizes=(FEATURES, 16, CLASSES)), record_after
+        rule = quick(batch_size=32, max_steps=2)
+    federation = tiny_federation(aggregator=rule, **own)
     trainer = fit(
         federation,
         rounds=rounds,
@@ -150,3 +158,13 @@ def test_same_bits_on_any_number_of_ranks_and_after_a_resume_on_others(tmp_path)
         folder = str(tmp_path / f"{first} then {then}")
         on_ranks(first, run, folder, 1, first, False)
         assert together(on_ranks(then, run, folder, 2, then, True)) == (digest, metrics, kept), (first, then)
+
+
+@pytest.mark.slow
+def test_recorded_inversions_change_no_bit_on_any_number_of_ranks_and_after_a_resume(tmp_path) -> None:
+    expected = together(on_ranks(1, run, str(tmp_path / "plain"), 2, 1, False, math.inf))
+    assert expected[1]["client/stamped"] > 0.05
+    assert together(on_ranks(3, run, str(tmp_path / "recorded"), 2, 3, False, 0.0)) == expected
+    folder = str(tmp_path / "resumed")
+    on_ranks(2, run, folder, 1, 2, False, 0.0)
+    assert together(on_ranks(3, run, folder, 2, 3, True, math.inf)) == expected

@@ -15,6 +15,7 @@ from fl_lightning.aggregators.trigger_hardening import Hardening, TriggerMemory
 from fl_lightning.aggregators.trigger_inversion import Inverted, TriggerInversion
 from fl_lightning.data import MapSamples, Samples, TensorSamples
 from fl_lightning.models import CNN, MLP
+from fl_lightning.modules import replayed_steps
 
 
 def harden(
@@ -276,3 +277,23 @@ def test_other_modules_and_data_sets() -> None:
     assert harden(quick(), OneLogit(), two, classes=2)[0]["stamped"] > 0
     double = TensorSamples(table.inputs.double(), table.targets)
     assert harden(quick(), TinyClient(norm=False).double(), double)[0]["stamped"] > 0
+
+
+@pytest.mark.parametrize("targets", [[0, 1, 2] * 15, [1] * 12, [0] * 4 + [1] * 7, [2]])
+@pytest.mark.parametrize("broken", [False, True])
+def test_recorded_inversions_leave_every_client_the_same_bits(monkeypatch, targets: list[int], broken: bool) -> None:
+    """Also one of a single class, one too small for triggers, and one whose loss is no number."""
+    data = TensorSamples(torch.randn(len(targets), FEATURES, generator=rng()), torch.tensor(targets))
+    ends = []
+    for least in (math.inf, 0.0):
+        monkeypatch.setattr(replayed_steps, "LEAST_SECONDS", least)
+        torch.manual_seed(0)
+        model = MLP(sizes=(FEATURES, 8, CLASSES))
+        if broken:
+            with torch.no_grad():
+                next(model.parameters())[0, 0] = math.nan
+        logs, memory = harden(quick(), model, data)
+        ends.append([vector(model), memory, *map(torch.tensor, logs.values())])
+    for plain, recorded in zip(*ends, strict=True):
+        torch.testing.assert_close(recorded, plain, rtol=0, atol=0, equal_nan=True)
+    assert broken != bool(ends[0][0].isfinite().all())

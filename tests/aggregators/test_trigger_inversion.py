@@ -8,17 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from fl_lightning.aggregators.trigger_inversion import (
-    COST_DOWN,
-    COST_UP,
     EDGE,
-    CostSchedule,
     Inverted,
     TriggerInversion,
     TriggerSpace,
     input_shape,
     mask_size,
     to_parameters,
-    to_triggers,
 )
 from fl_lightning.errors import ConfigurationError
 
@@ -89,6 +85,10 @@ def test_without_a_mask_nothing_changes_and_a_whole_one_leaves_the_pattern() -> 
     assert torch.equal(stamped[:, [0, 2, 3]], inputs[:, [0, 2, 3]])
 
 
+def to_triggers(parameters: Tensor) -> Tensor:
+    return (parameters.tanh() + 1) / 2
+
+
 def test_parameters_and_triggers_are_inverse_to_each_other() -> None:
     triggers = torch.rand(2, 50, generator=rng())
     torch.testing.assert_close(to_triggers(to_parameters(triggers)), triggers.clamp(EDGE, 1 - EDGE))
@@ -119,17 +119,6 @@ def test_successes_needed(n: int, needed: int) -> None:
     assert TriggerInversion(success_rate=0.55).successes_needed(100) == 55  # .55 * 100 is a little more in float64
 
 
-def test_the_cost_follows_its_schedule() -> None:
-    schedule = CostSchedule(0.01, 2, patience=3, device=torch.device("cpu"))
-    up, down = 0.01 * COST_UP, 0.01 / COST_DOWN
-    outcomes = [(1, 0), (1, 0), (1, 1), (1, 0), (0, 0), (1, 0), (1, 0), (1, 0)]
-    expected = [(0.01, 0.01)] * 2 + [(up, 0.01)] * 2 + [(up, 0.01), (up, down), (up, down), (up * 1.5, down)]
-    for success, costs in zip(outcomes, expected, strict=True):
-        schedule.update(torch.tensor(success).bool())
-        assert schedule.costs.tolist() == pytest.approx(costs)
-    assert math.isclose(COST_DOWN, 1.5**1.5)
-
-
 # ---- which models and inputs -----------------------------------------------------------------------------------------------
 
 
@@ -151,23 +140,22 @@ def test_inputs_that_carry_no_trigger_are_refused(inputs: Any, found: str) -> No
 # ---- inversion -------------------------------------------------------------------------------------------------------------
 
 
-def slowly_inverted(
-    net: Net, low: float, high: float, x: Tensor, target: int, start: Tensor, steps: int
-) -> tuple[Tensor, float]:
-    """One trigger for rows of a table, step by step as one would write it down, in float64."""
-    net = net.double()
+def slowly_inverted(net: Net, where: TriggerSpace, x: Tensor, target: int, start: Tensor, steps: int) -> tuple[Tensor, float]:
+    """One trigger, step by step as one would write it down, in float64."""
+    net, m = net.double(), mask_size(where.shape)
     theta = torch.atanh(2 * start.double().clamp(EDGE, 1 - EDGE) - 1).requires_grad_()
     adam = torch.optim.Adam([theta], lr=0.1, betas=(0.5, 0.9))
     cost, wins, losses, best, best_size = 1e-3, 0, 0, start, math.inf
     for _ in range(steps):
-        mask, unit = ((theta.tanh() + 1) / 2).chunk(2)
-        logits = net((1 - mask) * x.double() + mask * (low + (high - low) * unit))
+        trigger = to_triggers(theta)
+        mask, unit = trigger[:m].view(where.shape[-2:]), trigger[m:].view(where.shape)
+        logits = net((1 - mask) * x.double() + mask * (where.low + (where.high - where.low) * unit))
         loss = nn.functional.cross_entropy(logits, torch.full((len(x),), target)) + cost * mask.abs().sum()
         adam.zero_grad()
         loss.backward()
         won = sum(int(row.argmax() == target) for row in logits) / len(x) >= 0.85
         if won and float(mask.detach().sum()) < best_size:
-            best, best_size = ((theta.tanh() + 1) / 2).detach(), float(mask.detach().sum())
+            best, best_size = trigger.detach(), float(mask.detach().sum())
         wins, losses = (wins + 1, 0) if won else (0, losses + 1)
         if wins == 10:
             cost, wins = cost * 1.5, 0
@@ -177,16 +165,19 @@ def slowly_inverted(
     return best, best_size
 
 
-def test_equals_a_slow_inversion_of_each_trigger_alone() -> None:
+@pytest.mark.parametrize("shape", [(5,), (2, 3, 4)])
+def test_equals_a_slow_inversion_of_each_trigger_alone(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
-    net = Net(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3))
-    inputs = torch.rand(30, 5, generator=rng()) * 2 - 1
+    net = Net(nn.Flatten(), nn.Linear(math.prod(shape), 8), nn.Tanh(), nn.Linear(8, 3))
+    inputs = torch.rand(30, *shape, generator=rng()) * 2 - 1
+    where = space(*shape)
+    where.high[0] += 0.5
     groups, targets = [inputs[:11], inputs[11:]], [2, 0]
-    found = invert(net, space(5), groups, targets, steps=80)
+    found = invert(net, where, groups, targets, steps=80)
     assert found.sizes.isfinite().all()
     for k in range(2):
-        start = TriggerInversion().fresh((5,), rng(k))
-        trigger, size = slowly_inverted(net, -1, 1, groups[k], targets[k], start, 80)
+        start = TriggerInversion().fresh(shape, rng(k))
+        trigger, size = slowly_inverted(net, where, groups[k], targets[k], start, 80)
         assert float(found.sizes[k]) == pytest.approx(size, abs=1e-3)
         torch.testing.assert_close(found.triggers[k], trigger.float(), rtol=0, atol=1e-3)
 

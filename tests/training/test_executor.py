@@ -15,8 +15,9 @@ from torch import Tensor
 from fl_lightning import LocalTraining
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.models import MLP
+from fl_lightning.modules.recordable import python_state
 from fl_lightning.training import executor as executors
-from fl_lightning.training.executor import LocalExecutor, python_state
+from fl_lightning.training.executor import LocalExecutor
 from fl_lightning.training.recorded_steps import RecordedSteps
 from fl_lightning.updates.layout import Snapshot, named_state, parameter_layout
 

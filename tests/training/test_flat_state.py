@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fl_lightning.modules.traced_graphs import NotRecordableError
 from fl_lightning.training.flat_state import ALIGNMENT_BYTES, FlatState
-from fl_lightning.training.recordings import NotRecordableError
 
 
 @given(

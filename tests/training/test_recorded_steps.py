@@ -12,11 +12,11 @@ from torch.optim import SGD
 
 from fl_lightning.data import TensorSamples
 from fl_lightning.models import CNN, MLP, ResNet18
+from fl_lightning.modules.traced_graphs import NotRecordableError, without_python
 from fl_lightning.training import recorded_steps
 from fl_lightning.training.local_training import LocalTraining
 from fl_lightning.training.recorded_steps import RecordedSteps
-from fl_lightning.training.recordings import RECORD_AFTER, NotRecordableError, ScriptRecording
-from fl_lightning.training.traced_graphs import without_python
+from fl_lightning.training.recordings import RECORD_AFTER, ScriptRecording
 from fl_lightning.updates.layout import Snapshot
 
 OPTIMIZERS = {

@@ -12,10 +12,10 @@ from torch.optim import SGD, Adam
 
 from fl_lightning.data import TensorSamples
 from fl_lightning.models import LSTM, MLP
+from fl_lightning.modules.traced_graphs import NotRecordableError
 from fl_lightning.training import recordings
 from fl_lightning.training.local_training import LocalTraining
 from fl_lightning.training.recorded_steps import RecordedSteps
-from fl_lightning.training.recordings import NotRecordableError
 
 
 class Reads(MLP):

@@ -1,4 +1,4 @@
-"""Traced operations made ready to be replayed: what can be spared is left out, and TorchScript runs the rest without Python."""
+"""Operations traced and made ready to be replayed: what can be spared is left out, and TorchScript runs the rest."""
 
 from __future__ import annotations
 
@@ -7,10 +7,42 @@ import warnings
 from collections.abc import Callable
 from copy import deepcopy
 from itertools import chain
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from fl_lightning.errors import first_line
+
+
+class NotRecordableError(Exception):
+    """Why a module's step cannot be recorded."""
+
+
+def traced(
+    function: Callable[..., Any], state: list[Tensor], leaves: list[Tensor]
+) -> tuple[torch.fx.GraphModule, list[str], bool]:
+    """The operations of a step, what it logs, and whether it draws random numbers; tried on copies of its tensors.
+
+    Raises:
+        NotRecordableError: where it is more than operations on these tensors.
+    """
+    names: list[str] = []
+
+    def outputs(*tensors: Tensor) -> list[Tensor]:
+        nonlocal names
+        found, names = function(*tensors)
+        return found or [tensors[-1]]  # a graph has an output
+
+    try:
+        with torch.no_grad():
+            graph = make_fx(outputs)(*(tensor.clone() for tensor in (*state, *leaves)))
+    except (RuntimeError, TypeError, ValueError, NotImplementedError, AttributeError) as error:
+        raise NotRecordableError(f"its step cannot be traced: {first_line(error)}") from error
+    draws = any(torch.Tag.nondeterministic_seeded in getattr(n.target, "tags", ()) for n in graph.graph.nodes)
+    return graph, names, draws
 
 
 def remove_detours(graph: torch.fx.GraphModule) -> None:
