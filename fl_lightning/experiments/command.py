@@ -59,7 +59,7 @@ def sweep(args: Sequence[str]) -> None:
         send(runs, folder, options, console)
         return
     try:
-        states = run_all(runs, jobs=options.jobs, ranks=options.ranks, console=console)
+        states = run_all(runs, jobs=options.jobs, ranks=options.ranks, console=console, cold=options.cold)
     except KeyboardInterrupt:
         console.print(
             f"Stopped: {tally(Counter(run.folder.state for run in runs))}. The same command goes on.", highlight=False
@@ -150,6 +150,7 @@ def parse_sweep_command(args: Sequence[str]) -> tuple[argparse.Namespace, list[s
     add("--status", action="store_true", help="the same; states are read from the runs' folders, wherever they run")
     add("--jobs", type=int, default=1, help="runs at a time on this machine; GPUs are shared out among them (default: 1)")
     add("--ranks", type=int, help="processes per run, through torchrun (default: one process, with all devices that it sees)")
+    add("--cold", action="store_true", help="start every run as a new process; they are forked otherwise, which saves imports")
     slurm = parser.add_argument_group("SLURM")
     add = slurm.add_argument
     add("--slurm", action="store_true", help="submit job arrays in place of running here")

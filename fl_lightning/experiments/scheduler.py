@@ -17,6 +17,7 @@ from fl_lightning.experiments import forks, job
 from fl_lightning.experiments.planned import Run, missing_prefixes
 from fl_lightning.experiments.progress import SweepProgress
 from fl_lightning.experiments.run_folder import RunFolder, State
+from fl_lightning.experiments.warm_client import Servers
 from fl_lightning.files.run_files import LockedError, write_whole
 from fl_lightning.files.sealed import with_digest
 from fl_lightning.files.yaml_files import write_yaml
@@ -56,7 +57,7 @@ def fit_command(folder: RunFolder, ranks: int | None = None) -> list[str]:
     return [*start, "fl_lightning", "fit", "--config", str(folder.config), "--ckpt_path", "last"]
 
 
-def run_all(runs: Sequence[Run], *, jobs: int, ranks: int | None, console: Console) -> Counter[State]:
+def run_all(runs: Sequence[Run], *, jobs: int, ranks: int | None, console: Console, cold: bool = False) -> Counter[State]:
     """Run what is not finished, prefixes before the runs that begin with them; a failed run does not stop the others.
 
     Ctrl-C and SIGTERM stop all that is running, and end in KeyboardInterrupt; the same sweep goes on later from the last
@@ -67,6 +68,7 @@ def run_all(runs: Sequence[Run], *, jobs: int, ranks: int | None, console: Conso
         jobs: how many at a time, at least 1.
         ranks: processes of each, through torchrun; None for one process.
         console: where progress is shown.
+        cold: start every run as a new process, also where it could be forked from one that has imported what it needs.
 
     Returns:
         how many runs are in which state in the end.
@@ -78,6 +80,9 @@ def run_all(runs: Sequence[Run], *, jobs: int, ranks: int | None, console: Conso
     stop, guard = threading.Event(), threading.Lock()
     waiting = [run for run in every if not run.folder.finished]
     to_come = {run.id for run in shared}  # prefixes that are not over
+
+    def say(line: str) -> None:
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
 
     def take() -> Run | None:
         """The next run that can begin; None where all wait for prefixes."""
@@ -94,9 +99,12 @@ def run_all(runs: Sequence[Run], *, jobs: int, ranks: int | None, console: Conso
             if run is None:
                 stop.wait(PREFIX_SECONDS)
                 continue
+            start = job.start if cold or ranks is not None else servers.starter(environment, stop)
+            if stop.is_set():
+                break
             progress.started(run)
             try:
-                job.run(run.folder, fit_command(run.folder, ranks), environment, stop)
+                job.run(run.folder, fit_command(run.folder, ranks), environment, stop, start)
             except LockedError:  # a run that outlived the sweep that started it, or somebody else's: others first
                 with guard:
                     waiting.append(run)
@@ -111,7 +119,12 @@ def run_all(runs: Sequence[Run], *, jobs: int, ranks: int | None, console: Conso
                 progress.ended(run)
             to_come.discard(run.id)
 
-    with SweepProgress(every, jobs, console) as progress, stopping(stop), ThreadPoolExecutor(jobs) as pool:
+    with (
+        SweepProgress(every, jobs, console) as progress,
+        stopping(stop),
+        Servers(say) as servers,
+        ThreadPoolExecutor(jobs) as pool,
+    ):
         for run in runs:
             if run.folder.finished:
                 progress.ended(run)
