@@ -13,10 +13,13 @@ process ends at once, while runs go on.
 | client | FD | `{"command": [...]}` with three descriptors: the log, the lock, and a socket for what becomes of the run |
 | run | its socket | `{"pid": number}`, before anything of it runs |
 | server | its socket | `{"status": number}` as `subprocess` has it, or `{"refused": why}` |
+| run | one that runs share | `[kind, seconds, seconds]`: what a trial has found, for the runs after it (`trials`) |
 """
 
 from __future__ import annotations
 
+import atexit
+import ctypes
 import gc
 import importlib
 import json
@@ -30,6 +33,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fl_lightning.training.trials import TRIALS
+
 START = ("-m", "fl_lightning")
 """What a command has after the interpreter, for its run to be forked."""
 
@@ -42,7 +47,10 @@ LOOK_SECONDS = 0.02
 TORCH_SEED = 67280421310721
 """Of torch's global generator in a new process."""
 
-NEEDED = ("fl_lightning.cli", "fl_lightning.aggregators", "fl_lightning.attacks", "fl_lightning.data", "fl_lightning.models")
+NEEDED = (
+    *("fl_lightning.cli", "fl_lightning.aggregators", "fl_lightning.attacks", "fl_lightning.data", "fl_lightning.models"),
+    *("numpy", "torch", "torch.utils.tensorboard"),
+)
 """Modules that every run imports, before its configuration is read or while it is."""
 
 
@@ -75,10 +83,12 @@ class Server:
     Args:
         requests: where they come in.
         running: the socket of every run that has not ended, by its process.
+        found: the two ends of the socket by which runs say what their trials have found.
     """
 
     requests: socket.socket
     running: dict[int, socket.socket] = field(default_factory=dict)
+    found: tuple[socket.socket, socket.socket] = field(default_factory=lambda: pair())
 
     def serve(self) -> Request | None:
         """Fork one run after the other.
@@ -98,6 +108,7 @@ class Server:
                     request.close()
                     request.reports.close()
                     continue
+                self.learn()
                 pid = os.fork()
                 if pid == 0:
                     return request
@@ -112,6 +123,11 @@ class Server:
         log, lock, reports = descriptors
         return Request(json.loads(message)["command"], log, lock, socket.socket(fileno=reports))
 
+    def learn(self) -> None:
+        """Take in what trials have found, for the runs to come."""
+        while select.select([self.found[0]], [], [], 0)[0]:
+            TRIALS.note(*json.loads(self.found[0].recv(MOST_BYTES)))
+
     def report(self) -> None:
         """Say of runs that have ended how they did."""
         for pid, reports in list(self.running.items()):
@@ -121,10 +137,15 @@ class Server:
                 self.running.pop(pid).close()
 
 
-def send(to: socket.socket, message: dict[str, Any]) -> bool:
+def pair() -> tuple[socket.socket, socket.socket]:
+    """Two ends that packets go between."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def send(to: socket.socket, message: Any, flags: int = 0) -> bool:
     """Send a message, unless nobody is there any more."""
     try:
-        to.send(json.dumps(message).encode())
+        to.send(json.dumps(message).encode(), flags)
     except OSError:
         return False
     return True
@@ -167,14 +188,17 @@ def become(request: Request, server: Server) -> list[str]:
     os.setsid()
     if not send(request.reports, {"pid": os.getpid()}):
         os._exit(1)  # nobody would know of the run
-    for mine in (server.requests, request.reports, *server.running.values()):
+    for mine in (server.requests, server.found[0], request.reports, *server.running.values()):
         mine.close()
+    found = server.found[1]
+    TRIALS.tell = lambda *measured: send(found, measured, socket.MSG_DONTWAIT) and None
     os.dup2(request.log, 1)
     os.dup2(request.log, 2)
     os.close(request.log)
     os.set_inheritable(request.lock, True)  # as it is in a process that was started with it
     importlib.invalidate_caches()  # files may be new since this process looked
     as_new()
+    leave_early()
     sys.orig_argv[:] = request.command
     return request.command[1 + len(START) :]
 
@@ -186,6 +210,18 @@ def as_new() -> None:
 
     np.random.seed()  # noqa: NPY002  from the system, as at its import
     torch.default_generator.manual_seed(TORCH_SEED)
+
+
+def leave_early() -> None:
+    """At the end, when Python is done, leave what the C++ libraries of the server have in memory to the system.
+
+    To take it apart, operator by operator, takes a fifth of a second. What libraries do at the end that the run loads itself is
+    done: the last to register is the first to be called.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "on_exit"):  # glibc
+        atexit.register(libc.fflush, None)
+        libc.on_exit(ctypes.cast(libc._exit, ctypes.c_void_p), None)
 
 
 def main(args: Sequence[str]) -> None:
