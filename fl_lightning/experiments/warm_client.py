@@ -16,9 +16,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import IO, Any
+from typing import IO
 
-from fl_lightning.experiments import job, warm_server
+from fl_lightning.experiments import job
+from fl_lightning.experiments.packets import pair, receive
+
+SERVER = "fl_lightning.experiments.warm_server"
+
+START = ("-m", "fl_lightning")
+"""What a command has after the interpreter, for its run to be forked."""
 
 LOOK_SECONDS = 0.05
 """Time between two looks at a run whose server has ended, or at a server that is not ready."""
@@ -126,10 +132,10 @@ class Server:
     """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        self.requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.requests, theirs = pair()
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", warm_server.__name__, str(theirs.fileno())],
+                [sys.executable, "-m", SERVER, str(theirs.fileno())],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -155,9 +161,9 @@ class Server:
 
     def start(self, command: Sequence[str], environment: Mapping[str, str] | None, log: IO[str], lock: int) -> job.Child:
         """Have a run forked, or start it as a new process, where it is no run of this package or the server is gone."""
-        if tuple(command[:3]) != (sys.executable, *warm_server.START):
+        if tuple(command[:3]) != (sys.executable, *START):
             return job.start(command, environment, log, lock)
-        reports, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        reports, theirs = pair()
         try:
             with theirs:
                 request = json.dumps({"command": list(command)}).encode()
@@ -176,11 +182,3 @@ class Server:
         self.requests.close()
         self.process.kill()
         self.process.wait()
-
-
-def receive(source: socket.socket) -> dict[str, Any]:
-    """The next message; empty where nobody is there to send one."""
-    try:
-        return json.loads(source.recv(warm_server.MOST_BYTES) or b"{}")
-    except OSError:
-        return {}

@@ -4,7 +4,7 @@ To import torch and Lightning takes longer than a short run does. A run that is 
 process of its own in all else: session, output, lock, memory, exit status. It finds what a new process would: classes of the
 user's own are imported by it alone, never here, and whatever this process has drawn or opened is put back in it.
 
-Messages are JSON on Unix sockets of packets. FD is where requests come in; where it closes, whoever asked is gone, and this
+FD is a socket where requests come in; where it closes, whoever asked is gone, and this
 process ends at once, while runs go on.
 
 | from | on | message |
@@ -31,21 +31,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from fl_lightning.experiments.packets import MOST_BYTES, pair, send
+from fl_lightning.experiments.warm_client import START
 from fl_lightning.training.trials import TRIALS
-
-START = ("-m", "fl_lightning")
-"""What a command has after the interpreter, for its run to be forked."""
-
-MOST_BYTES = 2**17
-"""Of one message."""
 
 LOOK_SECONDS = 0.02
 """Time between two looks for runs that have ended."""
-
-TORCH_SEED = 67280421310721
-"""Of torch's global generator in a new process."""
 
 NEEDED = (
     *("fl_lightning.cli", "fl_lightning.aggregators", "fl_lightning.attacks", "fl_lightning.data", "fl_lightning.models"),
@@ -88,7 +80,7 @@ class Server:
 
     requests: socket.socket
     running: dict[int, socket.socket] = field(default_factory=dict)
-    found: tuple[socket.socket, socket.socket] = field(default_factory=lambda: pair())
+    found: tuple[socket.socket, socket.socket] = field(default_factory=pair)
 
     def serve(self) -> Request | None:
         """Fork one run after the other.
@@ -135,20 +127,6 @@ class Server:
             if ended:
                 send(reports, {"status": os.waitstatus_to_exitcode(status)})
                 self.running.pop(pid).close()
-
-
-def pair() -> tuple[socket.socket, socket.socket]:
-    """Two ends that packets go between."""
-    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-
-
-def send(to: socket.socket, message: Any, flags: int = 0) -> bool:
-    """Send a message, unless nobody is there any more."""
-    try:
-        to.send(json.dumps(message).encode(), flags)
-    except OSError:
-        return False
-    return True
 
 
 def why_not() -> str | None:
@@ -204,12 +182,12 @@ def become(request: Request, server: Server) -> list[str]:
 
 
 def as_new() -> None:
-    """The global generators as in a new process; Python's own sees to itself."""
+    """Seed the global generators by the system, as in a new process; Python's own sees to itself."""
     import numpy as np
     import torch
 
-    np.random.seed()  # noqa: NPY002  from the system, as at its import
-    torch.default_generator.manual_seed(TORCH_SEED)
+    np.random.seed()  # noqa: NPY002  the global one is meant
+    torch.default_generator.seed()
 
 
 def leave_early() -> None:

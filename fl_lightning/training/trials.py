@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import lightning as L
+if TYPE_CHECKING:  # whoever hands the memory on needs none of it
+    import lightning as L
 
-from fl_lightning.training.local_training import LocalTraining
+    from fl_lightning.training.local_training import LocalTraining
 
 
 class Best(NamedTuple):
