@@ -4,8 +4,7 @@ To import torch and Lightning takes longer than a short run does. A run that is 
 process of its own in all else: session, output, lock, memory, exit status. It finds what a new process would: classes of the
 user's own are imported by it alone, never here, and whatever this process has drawn or opened is put back in it.
 
-FD is a socket where requests come in; where it closes, whoever asked is gone, and this
-process ends at once, while runs go on.
+FD is a socket where requests come in; where it closes, whoever asked is gone, and this process ends at once, while runs go on.
 
 | from | on | message |
 | --- | --- | --- |
@@ -150,13 +149,16 @@ def threads() -> int:
 
 
 def prepare() -> None:
-    """Import what runs need, and set aside for good what is there by then.
+    """Import what runs need, make the parser of their settings, and set aside for good what is there by then.
 
     The collector of garbage does not go through what is set aside: neither through memory that runs share, which it would make
     theirs by writing to it, nor at a run's end.
     """
     for name in NEEDED:
         importlib.import_module(name)
+    from fl_lightning.configuration import FederatedCLI, Reader
+
+    FederatedCLI.made_before = Reader()
     gc.collect()
     gc.freeze()
 
