@@ -114,13 +114,16 @@ class Servers:
                 if self.refused:
                     break
                 server = self.servers.get(key)
-                if server is None or server.gone:
-                    server = self.servers[key] = Server(environment)
-                if server.ready(LOOK_SECONDS):
-                    return server.start
-                if server.refused:
+                try:
+                    if server is None or server.gone:
+                        server = self.servers[key] = Server(environment)
+                    if server.ready(LOOK_SECONDS):
+                        return server.start
                     self.refused = server.refused
-                    self.say(f"every run is started as a new process, as no warm one can be used: {server.refused}")
+                except OSError as error:  # no memory for another process, say
+                    self.refused = str(error)
+                if self.refused:
+                    self.say(f"every run is started as a new process, as no warm one can be used: {self.refused}")
         return job.start
 
 

@@ -1,5 +1,6 @@
 """Runs that are forked from a process with everything imported are what new processes would be."""
 
+import io
 import json
 import os
 import signal
@@ -13,8 +14,10 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
-from fl_lightning.experiments import job, warm_server
+from fl_lightning.experiments import job, scheduler, warm_server
+from fl_lightning.experiments.planned import Cell, Run
 from fl_lightning.experiments.run_folder import RunFolder, State
 from fl_lightning.experiments.scheduler import environments
 from fl_lightning.experiments.warm_client import UNKNOWN, Server, Servers
@@ -304,6 +307,24 @@ def test_a_server_that_does_not_come_up_is_said_once(monkeypatch, environment):
     assert said == [
         "every run is started as a new process, as no warm one can be used: it ended with status 1 before it was ready"
     ]
+
+
+@pytest.mark.parametrize(
+    ("options", "forked"), [({"ranks": None}, True), ({"ranks": None, "cold": True}, False), ({"ranks": 2}, False)]
+)
+def test_a_sweep_forks_its_runs_unless_told_otherwise(tmp_path, monkeypatch, options, forked):
+    starts: list[Any] = []
+
+    def note(folder: RunFolder, command: Any, environment: Any, stop: Any, start: Any) -> int:
+        starts.append(start)
+        return 0
+
+    fork = object()
+    monkeypatch.setattr(scheduler.job, "run", note)
+    monkeypatch.setattr(Servers, "starter", lambda *_: fork)
+    runs = [Run(Cell({"rule": name}, []), 0, {"trainer": {}}, RunFolder(tmp_path / name)) for name in "ab"]
+    scheduler.run_all(runs, jobs=1, console=Console(file=io.StringIO()), **options)
+    assert starts == [fork if forked else job.start] * 2
 
 
 def test_nobody_waits_for_a_server_when_all_is_to_stop(environment):
