@@ -86,11 +86,6 @@ class Servers:
 
     Args:
         say: tells the user.
-
-    Example:
-        >>> with Servers(print) as servers:
-        ...     start = servers.starter(environment, stop)
-        ...     job.run(folder, command, environment, stop, start)
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:
