@@ -146,10 +146,10 @@ class FederatedCLI(LightningCLI):
             "show-attack": {"model", "datamodule"},
         }
 
-    def setup_parser(self, *args: Any) -> None:
+    def setup_parser(self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]) -> None:
         made, FederatedCLI.made_before = FederatedCLI.made_before, None
         if made is None or made.subcommands() != self.subcommands():
-            super().setup_parser(*args)
+            super().setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
             return
         self.parser, self._subcommand_parsers = made.parser, made._subcommand_parsers
         self._subcommand_method_arguments = made._subcommand_method_arguments

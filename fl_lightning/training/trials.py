@@ -34,7 +34,7 @@ class Trials:
 
     def __init__(self) -> None:
         self.best: dict[str, Best] = {}
-        self.tell: Callable[[str, float, float], None] | None = None
+        self.tell: Callable[[str, float, float], object] | None = None
 
     def pays(self, kind: str) -> bool:
         """Whether recorded steps were faster in runs before this one."""
