@@ -130,11 +130,11 @@ class Server:
 
 def why_not() -> str | None:
     """Why no run can be forked from this process: a thread's locks and a GPU's context do not come along."""
-    import torch
-
     number = threads()
     if number > 1:
         return f"it has {number} threads, of which a forked process has one"
+    import torch
+
     if torch.cuda.is_initialized():
         return "it is at work on a GPU, which a forked process cannot be"
     return None
@@ -207,12 +207,12 @@ def leave_early() -> None:
 def main(args: Sequence[str]) -> None:
     """Serve, and return in the process of a run when that has come to its end."""
     server = Server(socket.socket(fileno=int(args[0])))
-    prepare()
     why = why_not()
-    if send(server.requests, {"ready": True} if why is None else {"refused": why}) and why is None:
-        request = server.serve()
-    else:
-        request = None
+    if why is None:
+        prepare()
+        why = why_not()
+    there = send(server.requests, {"ready": True} if why is None else {"refused": why})
+    request = server.serve() if there and why is None else None
     if request is None:
         os._exit(0)  # there is nothing to put away, and to do so would take a second
     arguments = become(request, server)

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -16,7 +17,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from fl_lightning.experiments import job, scheduler, warm_server
+from fl_lightning.experiments import job, scheduler, warm_client, warm_server
+from fl_lightning.experiments.packets import pair
 from fl_lightning.experiments.planned import Cell, Run
 from fl_lightning.experiments.run_folder import RunFolder, State
 from fl_lightning.experiments.scheduler import environments
@@ -176,6 +178,21 @@ def test_runs_at_the_same_time_are_apart_and_stopping_ends_one(place, warm, envi
     assert not any(job.alive(folder.status["child"]) for folder in (one, two))
 
 
+def test_a_run_that_nobody_would_know_of_does_not_begin(place, warm, servers, environment):
+    """The sweep is killed while it asks for one."""
+    (server,) = servers.servers.values()
+    folder, command = run_of(place, "unknown", "import os; open(os.path.join(folder, 'begun'), 'w')")
+    asked, theirs = pair()
+    asked.close()
+    with folder.lock() as lock, folder.log.open("a") as log, theirs:
+        request = json.dumps({"command": command}).encode()
+        socket.send_fds(server.requests, [request], [log.fileno(), lock, theirs.fileno()])
+    until(lambda: not folder.locked)
+    another, command = run_of(place, "known", "import os; os._exit(9)")
+    assert job.run(another, command, environment, start=warm) == 9
+    assert not (folder.path / "begun").exists()
+
+
 def test_other_commands_are_started_as_new_processes(place, warm, environment):
     folder, _ = run_of(place, "other", "")
     code = f"folder = {str(folder.path)!r}\n{FINISH}"
@@ -204,7 +221,7 @@ def test_a_run_has_the_bits_of_a_new_process(place, warm, environment):
     assert found[0] == found[1]
 
 
-def test_a_run_outlives_its_server_and_the_next_one_has_another(place, warm, servers, environment):
+def test_a_run_outlives_its_server_and_the_next_one_has_another(place, warm, servers, environment, monkeypatch):
     wait = "import os, time\nwhile not os.path.exists(os.path.join(folder, 'go')): time.sleep(0.02)"
     runs = [run_of(place, "goes_on", f"{wait}\n{FINISH}\nos._exit(0)"), run_of(place, "fails", f"{wait}\nos._exit(3)")]
     threads = [threading.Thread(target=job.run, args=(*run, environment, None, warm)) for run in runs]
@@ -225,7 +242,11 @@ def test_a_run_outlives_its_server_and_the_next_one_has_another(place, warm, ser
     assert (goes_on.state, fails.state, fails.message) == (State.FINISHED, State.FAILED, UNKNOWN)
 
     folder, command = run_of(place, "after", "import os; os._exit(4)")
-    assert job.run(folder, command, environment, start=warm) == 4  # a server that is gone is no hindrance
+    new, real = object(), job.start
+    monkeypatch.setattr(job, "start", lambda *_: new)
+    with folder.log.open("a") as log:
+        assert warm(command, environment, log, log.fileno()) is new  # a server that is gone is no hindrance
+    monkeypatch.setattr(job, "start", real)
     start = servers.starter(environment, threading.Event())
     assert start is not job.start
     assert job.run(folder, command, environment, start=start) == 4
@@ -255,6 +276,7 @@ with Servers(print) as servers:
 """
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_killed_twice_leaves_no_server_and_repeats_nothing(place, environment):
     wait = "import os, time\nopen(os.path.join(folder, 'begun'), 'a').write('x')\n"
     wait += "while not os.path.exists(os.path.join(folder, 'go')): time.sleep(0.02)"
@@ -273,7 +295,7 @@ def test_a_sweep_that_is_killed_twice_leaves_no_server_and_repeats_nothing(place
         sweep.send_signal(signal.SIGKILL)
         sweep.wait()
         sweep.stdout.close()
-        until(lambda: not job.alive(began[-1]), 10)
+        until(lambda: not job.alive(began[-1]))
         assert folder.state is State.RUNNING
     (folder.path / "go").touch()
     until(lambda: not folder.locked)
@@ -299,7 +321,7 @@ def test_a_process_with_threads_forks_nothing(tmp_path, environment):
 
 
 def test_a_server_that_does_not_come_up_is_said_once(monkeypatch, environment):
-    monkeypatch.setattr("fl_lightning.experiments.warm_client.SERVER", "fl_lightning.no_such_module")
+    monkeypatch.setattr(warm_client, "SERVER", "fl_lightning.no_such_module")
     said: list[str] = []
     with Servers(said.append) as servers:
         for _ in range(2):
@@ -343,11 +365,15 @@ def test_a_gpus_context_is_not_forked(monkeypatch):
     assert warm_server.why_not() == "it is at work on a GPU, which a forked process cannot be"
 
 
-def test_a_server_that_refuses_a_run_has_it_started_as_a_new_process(place, warm, environment, monkeypatch):
+def test_a_server_that_refuses_a_run_has_it_started_as_a_new_process(place, environment, monkeypatch):
     """As one does that has threads by then."""
-    (server,) = (one for one in [warm.__self__] if isinstance(one, Server))  # type: ignore[attr-defined]
-    monkeypatch.setattr("fl_lightning.experiments.warm_client.receive", lambda _: {"refused": "it has 2 threads"})
-    monkeypatch.setattr(server, "refused", "")
-    folder, command = run_of(place, "refused", "import os; os._exit(6)")
-    assert job.run(folder, command, environment, start=warm) == 6
+    monkeypatch.setattr(warm_client, "SERVER", "this")  # which has no part in it
+    monkeypatch.setattr(warm_client, "receive", lambda _: {"refused": "it has 2 threads"})
+    new = object()
+    monkeypatch.setattr(job, "start", lambda *_: new)
+    server = Server(environment)
+    folder, command = run_of(place, "refused", "")
+    with folder.lock() as lock, folder.log.open("a") as log:
+        assert server.start(command, environment, log, lock) is new
     assert server.refused == "it has 2 threads"
+    server.end()
