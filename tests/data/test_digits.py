@@ -30,7 +30,7 @@ def test_images_and_classes_are_those_of_scikit_learn() -> None:
     pixels, classes = load_digits(return_X_y=True)
     images, targets = _digits()
     assert torch.equal(images, torch.as_tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 16 - MEAN_INK)
-    assert targets.tolist() == classes.tolist()
+    assert torch.equal(targets, torch.as_tensor(classes, dtype=torch.int64))
 
 
 def test_shapes_and_scale() -> None:
