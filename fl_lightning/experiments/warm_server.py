@@ -130,7 +130,7 @@ class Server:
 
 def why_not() -> str | None:
     """Why no run can be forked from this process: a thread's locks and a GPU's context do not come along."""
-    number = threads()
+    number = lasting_threads()
     if number > 1:
         return f"it has {number} threads, of which a forked process has one"
     import torch
@@ -138,6 +138,16 @@ def why_not() -> str | None:
     if torch.cuda.is_initialized():
         return "it is at work on a GPU, which a forked process cannot be"
     return None
+
+
+def lasting_threads() -> int:
+    """Threads without those that their library ends for a fork and starts again when it needs them, as OpenBLAS does."""
+    if threads() > 1:
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0)
+        os.waitpid(pid, 0)
+    return threads()
 
 
 def threads() -> int:

@@ -320,6 +320,15 @@ def test_a_process_with_threads_forks_nothing(tmp_path, environment):
     assert server.process.returncode is not None
 
 
+def test_threads_that_end_for_a_fork_are_no_hindrance(environment):
+    """OpenBLAS starts them when it is imported, if it may have several."""
+    code = (
+        "import numpy, scipy.linalg\nfrom fl_lightning.experiments.warm_server import lasting_threads\nprint(lasting_threads())"
+    )
+    found = subprocess.check_output([sys.executable, "-c", code], env={**environment, "OMP_NUM_THREADS": "2"}, text=True)
+    assert found == "1\n"
+
+
 def test_a_server_that_does_not_come_up_is_said_once(monkeypatch, environment):
     monkeypatch.setattr(warm_client, "SERVER", "fl_lightning.no_such_module")
     said: list[str] = []
