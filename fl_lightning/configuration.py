@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import lightning as L
 import yaml
@@ -101,7 +101,13 @@ def fetch_and_check(model: Federation, datamodule: FederatedDataModule) -> None:
 
 
 class FederatedCLI(LightningCLI):
-    """`fit | validate | test | prepare | show-attack` over a `Federation` and a `FederatedDataModule`."""
+    """`fit | validate | test | prepare | show-attack` over a `Federation` and a `FederatedDataModule`.
+
+    Attributes:
+        made_before: whose parser the next one takes, if it is for the same commands; see `experiments.warm_server`.
+    """
+
+    made_before: ClassVar[FederatedCLI | None] = None
 
     def __init__(self, args: Sequence[str]) -> None:
         if args and args[0] in self.subcommands():  # the other commands' parsers would take most of the time
@@ -137,6 +143,14 @@ class FederatedCLI(LightningCLI):
             "prepare": {"model", "datamodule"},
             "show-attack": {"model", "datamodule"},
         }
+
+    def setup_parser(self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]) -> None:
+        made, FederatedCLI.made_before = FederatedCLI.made_before, None
+        if made is None or made.subcommands() != self.subcommands():
+            super().setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
+            return
+        self.parser, self._subcommand_parsers = made.parser, made._subcommand_parsers
+        self._subcommand_method_arguments = made._subcommand_method_arguments
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Lightning's `--seed_everything` also takes true and false, by which a run could not be repeated."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["fl_lightning.cli"])
+CONTEXT.set_forkserver_preload(["fl_lightning.configuration"])
 TIMEOUT_SECONDS = 120
 
 

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -101,9 +104,12 @@ class RotatedDigits(LoadedPool):
 @cache
 def _digits() -> tuple[Tensor, Tensor]:
     """Images (1797, 1, 8, 8) float32 and classes (1797,) int64."""
-    from sklearn.datasets import load_digits  # here, as it is slow to import
-
-    pixels, targets = load_digits(return_X_y=True)  # (1797, 64) amounts of ink from 0 to 16
+    package = find_spec("sklearn")  # which takes most of a second to import, for the sake of a file
+    assert package is not None, "fl_lightning requires it"
+    assert package.submodule_search_locations, "it is a package"
+    file = Path(package.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"
+    table = np.loadtxt(file, delimiter=",")
+    pixels, targets = table[:, :-1], table[:, -1]  # (1797, 64) amounts of ink from 0 to 16
     images = torch.as_tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 16 - MEAN_INK
     return images, torch.as_tensor(targets, dtype=torch.int64)
 

@@ -63,7 +63,13 @@ def sweep(args: Sequence[str]) -> None:
         return
     try:
         states = run_all(
-            runs, jobs=options.jobs, ranks=options.ranks, console=console, priority=planned.priority, budget=budget
+            runs,
+            jobs=options.jobs,
+            ranks=options.ranks,
+            console=console,
+            priority=planned.priority,
+            budget=budget,
+            cold=options.cold,
         )
     except KeyboardInterrupt:
         console.print(
@@ -178,6 +184,7 @@ def parse_sweep_command(args: Sequence[str]) -> tuple[argparse.Namespace, list[s
         f"{SPENT} unless all is finished (1 where a run failed), and the same command goes on (default: no limit)",
     )
     add("--ranks", type=int, help="processes per run, through torchrun (default: one process, with all devices that it sees)")
+    add("--cold", action="store_true", help="start every run as a new process; they are forked otherwise, which saves imports")
     slurm = parser.add_argument_group("SLURM")
     add = slurm.add_argument
     add("--slurm", action="store_true", help="submit job arrays in place of running here")

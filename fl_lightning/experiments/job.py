@@ -10,8 +10,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import IO, Protocol
 
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.experiments import failures, forks
@@ -29,11 +30,39 @@ STOP_SECONDS = 45.0
 """How long a run may take to stop before it is killed; torchrun gives its processes 30."""
 
 
+class Child(Protocol):
+    """A process that was started, as `subprocess.Popen` has it."""
+
+    @property
+    def pid(self) -> int: ...
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def kill(self) -> None: ...
+
+
+Starter = Callable[[Sequence[str], Mapping[str, str] | None, IO[str], int], Child]
+"""Starts a command in an environment and a session of its own, with a log of what it prints and a descriptor that it keeps."""
+
+
+def start(command: Sequence[str], environment: Mapping[str, str] | None, log: IO[str], descriptor: int) -> Child:
+    """As a new process."""
+    return subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,  # so that Ctrl-C reaches it through `stop` alone
+        pass_fds=[descriptor],
+    )
+
+
 def run(
     folder: RunFolder,
     command: Sequence[str],
     environment: Mapping[str, str] | None = None,
     stop: threading.Event | None = None,
+    start: Starter = start,
 ) -> int:
     """Run a command that trains in a folder, unless the run is finished, and write down what became of it.
 
@@ -45,6 +74,7 @@ def run(
         command: program and arguments.
         environment: of the command; this process's by default.
         stop: ends the run when it is set; the run then counts as interrupted.
+        start: how the command is started.
 
     Returns:
         0 if the run is finished, else the command's exit status, minus the signal's number if a signal ended it.
@@ -71,15 +101,7 @@ def run(
         with folder.log.open("a") as output:
             began = output.tell()
             print(*set_aside_damage(folder.path), forked and f"{forked}\n", sep="", end="", file=output, flush=True)
-            child = subprocess.Popen(
-                command,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # so that Ctrl-C reaches it through `stop` alone
-                pass_fds=[descriptor],
-            )
+            child = start(command, environment, output, descriptor)
             about = {"attempt": attempt, "command": list(command), "child": child.pid}
             try:
                 folder.write_status(State.RUNNING, **about)
@@ -109,7 +131,7 @@ def set_aside_damage(folder: Path) -> list[str]:
     return [f"{said}\n" for said in resuming.set_aside(folder)]
 
 
-def watch(child: subprocess.Popen[bytes], folder: RunFolder, stop: threading.Event) -> int:
+def watch(child: Child, folder: RunFolder, stop: threading.Event) -> int:
     """Wait for a process to end, giving signs of life for it, and end it when `stop` is set; returns its exit status."""
     last = time.monotonic()
     while True:
@@ -125,7 +147,7 @@ def watch(child: subprocess.Popen[bytes], folder: RunFolder, stop: threading.Eve
             return child.wait()
 
 
-def end(child: subprocess.Popen[bytes]) -> None:
+def end(child: Child) -> None:
     """Ask a process to stop, and kill it and all that it started, in whatever session, if they do not."""
     family = descendants(child.pid)  # before any of them ends, as its children are then nobody's
     with contextlib.suppress(ProcessLookupError):

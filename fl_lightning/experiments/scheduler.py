@@ -18,6 +18,7 @@ from fl_lightning.experiments.planned import Run, missing_prefixes
 from fl_lightning.experiments.priority import Priority, with_prefixes
 from fl_lightning.experiments.progress import SweepProgress
 from fl_lightning.experiments.run_folder import RunFolder, State
+from fl_lightning.experiments.warm_client import Servers
 from fl_lightning.files.run_files import LockedError, write_whole
 from fl_lightning.files.sealed import with_digest
 from fl_lightning.files.yaml_files import write_yaml
@@ -65,6 +66,7 @@ def run_all(
     console: Console,
     priority: Priority = (),
     budget: Budget | None = None,
+    cold: bool = False,
 ) -> Counter[State]:
     """Run what is not finished, prefixes before the runs that begin with them; a failed run does not stop the others.
 
@@ -78,6 +80,7 @@ def run_all(
         console: where progress is shown.
         priority: which of them come first, and with them their prefixes.
         budget: of time; no limit by default.
+        cold: start every run as a new process, also where it could be forked from one that has imported what it needs.
 
     Returns:
         how many runs are in which state in the end.
@@ -88,6 +91,9 @@ def run_all(
     stop, guard = threading.Event(), threading.Lock()
     waiting = [run for run in every if not run.folder.finished]
     to_come = {run.id for run in missing_prefixes(runs)}  # prefixes that are not over
+
+    def say(line: str) -> None:
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
 
     def take() -> Run | None:
         """The next run that can begin; None where all wait for prefixes."""
@@ -104,9 +110,12 @@ def run_all(
             if run is None:
                 stop.wait(PREFIX_SECONDS)
                 continue
+            start = job.start if cold or ranks is not None else servers.starter(environment, stop)
+            if stop.is_set():
+                break
             progress.started(run)
             try:
-                job.run(run.folder, fit_command(run.folder, ranks), environment, stop)
+                job.run(run.folder, fit_command(run.folder, ranks), environment, stop, start)
             except LockedError:  # a run that outlived the sweep that started it, or somebody else's: others first
                 with guard:
                     waiting.append(run)
@@ -121,8 +130,13 @@ def run_all(
                 progress.ended(run)
             to_come.discard(run.id)
 
-    ending = (budget or Budget()).ending(stop)
-    with SweepProgress(every, jobs, console) as progress, stopping(stop), ending, ThreadPoolExecutor(jobs) as pool:
+    with (
+        SweepProgress(every, jobs, console) as progress,
+        stopping(stop),
+        (budget or Budget()).ending(stop),
+        Servers(say) as servers,
+        ThreadPoolExecutor(jobs) as pool,
+    ):
         for run in runs:
             if run.folder.finished:
                 progress.ended(run)

@@ -1,9 +1,10 @@
 """How clients' local steps are taken: as the module has them, or recorded and replayed.
 
 Both give the same bits, so the choice is free. `auto` makes it by measurement: once local training has taken a second, one
-client is trained in both ways, and the faster one goes on if weights and logs are equal to the bit. As what a step takes from
-elsewhere in Python may change later, `auto` records only modules whose class says `recordable = True`; the package's own do.
-`graph` records any module, if the first client's weights and logs are equal to the bit.
+client is trained in both ways, and the faster one goes on if weights and logs are equal to the bit. Where recorded steps paid
+in a run before (`trials`), the first client is, and they go on if the bits are equal. As what a step takes from elsewhere in
+Python may change later, `auto` records only modules whose class says `recordable = True`; the package's own do. `graph` records
+any module, if the first client's weights and logs are equal to the bit.
 
 On a GPU libraries add up in any order unless told not to (`Trainer(deterministic=True)`), and a client trained twice ends with
 two results. Recorded steps must then come as close to one of them as the other does, but for a factor of `MOST_NOISE`, and
@@ -32,6 +33,7 @@ from fl_lightning.training.local_training import Follower, LocalTraining
 from fl_lightning.training.optimizers import Configure, configured
 from fl_lightning.training.recorded_steps import RecordedSteps
 from fl_lightning.training.recordings import RECORD_AFTER
+from fl_lightning.training.trials import TRIALS, kind_of
 from fl_lightning.updates.layout import Snapshot, named_state
 
 log = logging.getLogger(__name__)
@@ -63,6 +65,7 @@ class LocalExecutor:
             as they were.
         taken: what became of the batches that were taken as the module has them.
         chosen: `sequential` or `graph`; None while that is open.
+        known_to_pay: whether recorded steps were faster in runs before this one.
         reason: why, in a few words.
     """
 
@@ -81,6 +84,7 @@ class LocalExecutor:
             self.chosen = "sequential"
         elif local.executor == "auto" and not is_recordable(module):
             self._choose("sequential", f"{type(module).__name__} does not say that it is recordable")
+        self.known_to_pay = self.chosen is None and local.executor == "auto" and TRIALS.pays(kind_of(module, local))
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies: recordings belong to the module that they were made for."""
@@ -148,7 +152,7 @@ class LocalExecutor:
             return self._train(samples, draws(), after_step, steps, follower=follower)
         if self.chosen == "graph":
             return self._replay(samples, draws, after_step, steps)
-        patient = self.local.executor == "auto" and self.seconds < SECONDS_BEFORE_TRIAL
+        patient = self.local.executor == "auto" and self.seconds < SECONDS_BEFORE_TRIAL and not self.known_to_pay
         if self.chosen is None and not patient and after_step is None and steps is None and len(samples):
             return self._try(samples, draws)
         began = time.perf_counter()
@@ -209,12 +213,14 @@ class LocalExecutor:
         if not same and adds_in_any_order(found[0].device):
             _, again, logs = timed(None)
             same = agree(found, expected, again, start.tensors) and found_logs.keys() == logs.keys()
+        if TRIALS.tell is not None:
+            TRIALS.tell(kind_of(self.module, self.local), seconds, of_sequential)
         took = f"recorded steps of {name} take {seconds / of_sequential:.2f} times as long"
         if changed:
             self._choose("sequential", f"steps of {name} are not recorded: its {changed[0]} changes as it trains")
         elif not same:
             self._choose("sequential", f"recorded steps of {name} give other bits")
-        elif seconds >= of_sequential and self.local.executor == "auto":
+        elif seconds >= of_sequential and self.local.executor == "auto" and not self.known_to_pay:
             self._choose("sequential", took)
         else:
             self.recorded = recorded

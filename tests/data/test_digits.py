@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from sklearn.datasets import load_digits
 
 from fl_lightning.data.base import TensorSamples
-from fl_lightning.data.digits import Digits, RotatedDigits
+from fl_lightning.data.digits import MEAN_INK, Digits, RotatedDigits, _digits
 from fl_lightning.data.joined import join
 from fl_lightning.data.partition import IID
 from fl_lightning.errors import ConfigurationError
@@ -23,6 +24,13 @@ def rows(samples: TensorSamples) -> set[bytes]:
 def tensors(samples) -> TensorSamples:
     assert isinstance(samples, TensorSamples)
     return samples
+
+
+def test_images_and_classes_are_those_of_scikit_learn() -> None:
+    pixels, classes = load_digits(return_X_y=True)
+    images, targets = _digits()
+    assert torch.equal(images, torch.as_tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 16 - MEAN_INK)
+    assert torch.equal(targets, torch.as_tensor(classes, dtype=torch.int64))
 
 
 def test_shapes_and_scale() -> None:
