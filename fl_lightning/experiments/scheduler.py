@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 
@@ -158,6 +159,12 @@ def environments(jobs: int) -> Iterator[dict[str, str]]:
         yield {**base, "CUDA_VISIBLE_DEVICES": ",".join(own)} if own else base
 
 
+DEVICES = Path("/dev")
+
+GPU_FILES = ("nvidia[0-9]*", "dxg", "kfd")
+"""There, of NVIDIA's driver, of Windows' for Linux and of AMD's; without one of them Linux has no GPU."""
+
+
 def visible_gpus(environment: Mapping[str, str]) -> list[str]:
     """The GPUs of this machine, or those of CUDA_VISIBLE_DEVICES if it is set.
 
@@ -165,6 +172,8 @@ def visible_gpus(environment: Mapping[str, str]) -> list[str]:
     ['2', '3']
     """
     named = environment.get("CUDA_VISIBLE_DEVICES")
+    if named is None and sys.platform == "linux" and not any(any(DEVICES.glob(name)) for name in GPU_FILES):
+        return []
     if named is None:
         import torch  # which takes seconds, for what is shared out among several jobs alone
 

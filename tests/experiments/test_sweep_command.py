@@ -201,9 +201,13 @@ def test_a_run_is_started_by_torchrun_where_ranks_are_asked_for(tmp_path):
     assert fit_command(run, 2)[2:6] == ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
-def test_gpus_are_those_of_the_machine(monkeypatch):
+def test_gpus_are_those_of_the_machine(monkeypatch, tmp_path):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(scheduler, "DEVICES", tmp_path)
+    if sys.platform == "linux":  # where nobody asks torch if there is no GPU
+        assert all("CUDA_VISIBLE_DEVICES" not in slot for slot in environments(2))
+    (tmp_path / "nvidia0").touch()
     assert [slot["CUDA_VISIBLE_DEVICES"] for slot in environments(2)] == ["0", "1"]
 
 
