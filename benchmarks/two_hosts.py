@@ -1,14 +1,15 @@
 """What a round costs between two hosts, a rank on each, beside what the cost model says of the link; `two_hosts.sh` starts it.
 
 Measured are rounds of `Federation` by their phases, the shortest of some. The model's exchange has the link's own rate as `network`,
-and a latency of the link for each collective as `message_seconds`. What a round sends beside the exchange (losses, Acc and ASR,
-whether to stop) is not in the model: it shows in the other phases.
+and the way there and back as `message_seconds`: with gloo a sender hears first that its receiver is ready. What a round sends
+beside the exchange (losses, Acc and ASR, whether to stop) is not in the model: it shows in the other phases.
 """
 
 from __future__ import annotations
 
 import argparse
 
+import lightning as L
 import torch
 import torch.distributed as dist
 
@@ -35,10 +36,12 @@ def main() -> None:
     torch.set_num_threads(1)
     on_group(options.rank, 2, options.meet)
     for what in (Training(SMALL, 12, 64, 32, ranks=2), Training(LARGE, 12, 64, 32, ranks=2)):
+        L.seed_everything(0, verbose=False)
         seconds = measured_training(what)
         if options.rank:
             continue
         row = {"link": options.link, "sizes": what.sizes, "clients": what.clients, "coordinates": what.round().coordinates}
+        row["buckets"] = what.round().buckets
         row |= {f"{name.replace(' ', '_')}_seconds": significant(value) for name, value in seconds.items()}
         if options.mbit:
             row["predicted_exchange_seconds"] = significant(exchange(what, options.mbit, options.delay_ms))
@@ -50,7 +53,7 @@ def exchange(what: Training, mbit: float, delay_ms: float) -> float:
     """The model's, of the link alone."""
     unlimited = dict.fromkeys(("flops", "memory", "vectors", "rule"), NO_LIMIT)
     nothing = dict.fromkeys(("step_seconds", "client_seconds", "round_seconds", "evaluation_seconds", "column_seconds"), 0.0)
-    link = Machine(**unlimited, **nothing, network=mbit * 1e6 / 8 * PAYLOAD, message_seconds=delay_ms / 1000)
+    link = Machine(**unlimited, **nothing, network=mbit * 1e6 / 8 * PAYLOAD, message_seconds=2 * delay_ms / 1000)
     return predict(what.round(), link)["exchange"]
 
 

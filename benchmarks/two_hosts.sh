@@ -13,15 +13,15 @@ TEXT
 
 clean_up() {
     local name pid
+    if [[ -n "$link" ]]; then
+        kill "$link" 2>/dev/null && wait "$link" || true
+    fi
     for name in "$first" "$second"; do
         for pid in $(ip netns pids "$name" 2>/dev/null); do
             kill -KILL "$pid"
         done
         ip netns delete "$name" 2>/dev/null || true
     done
-    if [[ -n "$link" ]]; then
-        kill "$link" 2>/dev/null || true
-    fi
     rm -rf "$folder"
 }
 
