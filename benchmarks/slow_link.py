@@ -2,9 +2,9 @@
 
     python -m benchmarks.slow_link FIRST SECOND --mbit 100 --delay-ms 10 --addresses 10.214.0.1/24 10.214.0.2/24
 
-Makes a device `cable` in each of two namespaces, as root, and carries packets between them until it is ended: each way they leave one
-after the other at so many bits per second, and arrive so much later. Prints a line once both devices are up. Of more packets than
-LIMIT on their way the last are dropped, as netem does.
+Makes a device `cable` in each of two namespaces, as root, and carries packets between them until it is ended: each way they
+leave one after the other at so many bits per second, and arrive so much later. Prints a line once both devices are up. Of more
+packets than LIMIT on their way the last are dropped, as netem does.
 """
 
 from __future__ import annotations

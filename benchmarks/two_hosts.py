@@ -1,7 +1,7 @@
 """What a round costs between two hosts, a rank on each, beside what the cost model says of the link; `two_hosts.sh` starts it.
 
-Measured are rounds of `Federation` by their phases, the shortest of some. The model's exchange has the link's own rate as `network`,
-and the way there and back as `message_seconds`: with gloo a sender hears first that its receiver is ready. What a round sends
+Measured are rounds of `Federation` by their phases, the shortest of some. The model's exchange has the link's own rate as
+`network`, and the way there and back as `message_seconds`: with gloo a sender hears first that its receiver is ready. What a round sends
 beside the exchange (losses, Acc and ASR, whether to stop) is not in the model: it shows in the other phases.
 """
 

@@ -211,8 +211,8 @@ class FederatedStrategy(Checked, DDPStrategy):
         if ranks:
             self.told = True
             log.warning(
-                "%s has no part of rank %d, whose node shares no folder with this one: to go on from the checkpoint, collect what "
-                "the rule remembers in that folder, or name one that all nodes see (trainer.default_root_dir)",
+                "%s has no part of rank %d, whose node shares no folder with this one: to go on from the checkpoint, collect "
+                "what the rule remembers in that folder, or name one that all nodes see (trainer.default_root_dir)",
                 sharded_state.shards_of(filepath),
                 ranks[0],
             )

@@ -62,9 +62,9 @@ def check_same_start(module: nn.Module, exchange: Exchange, round_number: int | 
             mine, its = ("no checkpoint" if done is None else f"the checkpoint of round {done}" for done in rounds)
             its = its if rounds[0] != rounds[1] else f"another checkpoint of round {rounds[1]}"
             raise ConfigurationError(
-                f"the ranks would go on from different rounds or weights: rank 0 has {mine}, rank {rank} {its}; where nodes share "
-                "no folder, copy last.ckpt and, if it is there, last.ckpt.shards from the node that wrote the later one into the "
-                "run's folder on each, or name a folder that all nodes see (trainer.default_root_dir)"
+                f"the ranks would go on from different rounds or weights: rank 0 has {mine}, rank {rank} {its}; where nodes "
+                "share no folder, copy last.ckpt and, if it is there, last.ckpt.shards from the node that wrote the later one "
+                "into the run's folder on each, or name a folder that all nodes see (trainer.default_root_dir)"
             )
 
 

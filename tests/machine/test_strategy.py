@@ -53,6 +53,8 @@ def in_folders_apart(folder: str, apart: bool) -> list[str]:
 def test_parts_of_a_checkpoint_on_nodes_that_share_no_folder_are_told_once(tmp_path):
     first, other = on_ranks(2, in_folders_apart, str(tmp_path / "apart"), True)
     assert len(first) == 1
-    assert first[0].startswith(f"{tmp_path}/apart/last.ckpt.shards has no part of rank 1, whose node shares no folder with this one")
+    assert first[0].startswith(
+        f"{tmp_path}/apart/last.ckpt.shards has no part of rank 1, whose node shares no folder with this one"
+    )
     assert not other
     assert on_ranks(2, in_folders_apart, str(tmp_path / "shared"), False) == [[], []]
