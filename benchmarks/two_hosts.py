@@ -1,8 +1,8 @@
 """What a round costs between two hosts, a rank on each, beside what the cost model says of the link; `two_hosts.sh` starts it.
 
 Measured are rounds of `Federation` by their phases, the shortest of some. The model's exchange has the link's own rate as
-`network`, and the way there and back as `message_seconds`: with gloo a sender hears first that its receiver is ready. What a round sends
-beside the exchange (losses, Acc and ASR, whether to stop) is not in the model: it shows in the other phases.
+`network`, and the way there and back as `message_seconds`: with gloo a sender hears first that its receiver is ready. What a
+round sends beside the exchange (losses, Acc and ASR, whether to stop) is not in the model: it shows in the other phases.
 """
 
 from __future__ import annotations
@@ -51,9 +51,19 @@ def main() -> None:
 
 def exchange(what: Training, mbit: float, delay_ms: float) -> float:
     """The model's, of the link alone."""
-    unlimited = dict.fromkeys(("flops", "memory", "vectors", "rule"), NO_LIMIT)
-    nothing = dict.fromkeys(("step_seconds", "client_seconds", "round_seconds", "evaluation_seconds", "column_seconds"), 0.0)
-    link = Machine(**unlimited, **nothing, network=mbit * 1e6 / 8 * PAYLOAD, message_seconds=2 * delay_ms / 1000)
+    link = Machine(
+        flops=NO_LIMIT,
+        memory=NO_LIMIT,
+        vectors=NO_LIMIT,
+        rule=NO_LIMIT,
+        step_seconds=0.0,
+        client_seconds=0.0,
+        round_seconds=0.0,
+        evaluation_seconds=0.0,
+        column_seconds=0.0,
+        network=mbit * 1e6 / 8 * PAYLOAD,
+        message_seconds=2 * delay_ms / 1000,
+    )
     return predict(what.round(), link)["exchange"]
 
 

@@ -43,8 +43,13 @@ def in_folders_apart(folder: str, apart: bool) -> list[str]:
     handler.emit = lambda record: said.append(record.getMessage())
     logging.getLogger("fl_lightning.machine.strategy").addHandler(handler)
     write = sharded_state.write
-    if apart and dist.get_rank() == 1:  # the same path on another node's disk
-        sharded_state.write = lambda checkpoint, path, *of: write(checkpoint, f"{folder}/other/last.ckpt", *of)
+
+    def elsewhere(checkpoint: dict[str, Any], path: Any, rank: int, world: int) -> str | None:
+        """The same path on another node's disk."""
+        return write(checkpoint, f"{folder}/other/last.ckpt", rank, world)
+
+    if apart and dist.get_rank() == 1:
+        sharded_state.write = elsewhere
     trainer = tiny_trainer(3, devices=2, callbacks=[LastCheckpoint()], default_root_dir=folder, enable_checkpointing=True)
     trainer.fit(tiny_federation(aggregator=CenteredClipping(max_norm=0.5)), tiny_data())
     return said

@@ -1,4 +1,4 @@
-"""Two nodes with a network stack each: namespaces of this machine, joined by a cable, which know their own name by 127.0.1.1."""
+"""Two nodes with a network stack each: namespaces joined by a cable, which know their own name by 127.0.1.1."""
 
 import json
 import os

@@ -133,8 +133,8 @@ def go_on_apart(starts: list[list[str | None]]) -> list[str]:
     """What was said where each rank has a checkpoint of its own, or none."""
     said = []
     for start in starts:
+        own = start[torch.distributed.get_rank()]
         with pytest.raises(ConfigurationError) as caught:
-            own = start[torch.distributed.get_rank()]
             tiny_trainer(3, devices=2).fit(tiny_federation(), tiny_data(), ckpt_path=own)
         said.append(str(caught.value))
     return said
