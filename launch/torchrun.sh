@@ -89,7 +89,7 @@ if ((nodes == 1)); then
 elif [[ -z "${MASTER_ADDR:-}" ]]; then
     echo "error: NNODES is $nodes, so MASTER_ADDR must name the host of node 0" >&2
     exit 2
-elif ! getent ahosts "$MASTER_ADDR" >/dev/null; then
+elif command -v getent >/dev/null && ! getent ahosts "$MASTER_ADDR" >/dev/null; then
     echo "error: MASTER_ADDR is $MASTER_ADDR, which is no address, and no name that this node knows" >&2
     exit 2
 else
@@ -100,7 +100,7 @@ else
             export GLOO_SOCKET_IFNAME=$found
         fi
     fi
-    if ((node > 0)); then
+    if ((node > 0)) && command -v timeout >/dev/null; then
         wait_for_node_0
     fi
     where=(--node-rank "$node" --master-addr "$MASTER_ADDR" --master-port "$port" --rdzv-conf "timeout=$patience")
