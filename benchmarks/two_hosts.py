@@ -8,6 +8,7 @@ round sends beside the exchange (losses, Acc and ASR, whether to stop) is not in
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import lightning as L
 import torch
@@ -16,6 +17,8 @@ import torch.distributed as dist
 from benchmarks.common import emit, significant
 from benchmarks.cost_model import CPU, LARGE, SMALL, Machine, Training, measured_training, on_group, predict
 from fl_lightning.cli import quiet
+
+TCP = Path("/proc/sys/net/ipv4/tcp_congestion_control")
 
 PAYLOAD = 1448 / 1500
 """Of a packet, what TCP carries for its user."""
@@ -41,7 +44,7 @@ def main() -> None:
         if options.rank:
             continue
         row = {"link": options.link, "sizes": what.sizes, "clients": what.clients, "coordinates": what.round().coordinates}
-        row["buckets"] = what.round().buckets
+        row |= {"buckets": what.round().buckets, "tcp": TCP.read_text().strip()}
         row |= {f"{name.replace(' ', '_')}_seconds": significant(value) for name, value in seconds.items()}
         if options.mbit:
             row["predicted_exchange_seconds"] = significant(exchange(what, options.mbit, options.delay_ms))
