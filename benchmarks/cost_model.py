@@ -352,13 +352,17 @@ def on_ranks(world: int, function: Callable[..., dict[str, float]], *arguments: 
 
 def _rank(rank: int, world: int, folder: str, results: Any, function: Callable[..., Any], arguments: Sequence[Any]) -> None:
     if world > 1:
-        # Lightning sees a torchrun launch and finds the group already there, so no address is ever used.
-        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world))
-        os.environ.update(GROUP_RANK="0", TORCHELASTIC_RUN_ID="cost model", MASTER_ADDR="nowhere", MASTER_PORT="0")
-        dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=world)
+        on_group(rank, world, f"file://{folder}/group")
     results.send(function(*arguments))
     if world > 1:
         dist.destroy_process_group()
+
+
+def on_group(rank: int, world: int, meet: str) -> None:
+    """Make this process one of a gloo group. Lightning sees a torchrun launch and finds the group already there."""
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world))
+    os.environ.update(GROUP_RANK="0", TORCHELASTIC_RUN_ID="cost model", MASTER_ADDR="nowhere", MASTER_PORT="0")
+    dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=world)
 
 
 def fitted(to: Measured, memory: float) -> Machine:

@@ -61,7 +61,7 @@ from fl_lightning.training.optimizers import read_optimizers
 from fl_lightning.training.peak_memory import PeakMemory
 from fl_lightning.training.recipe import Attackers, recipe_of
 from fl_lightning.training.stopwatch import ATTACKERS_TRAINING
-from fl_lightning.updates.agreement import check_agreement, check_same_data
+from fl_lightning.updates.agreement import check_agreement, check_same_data, check_same_start
 from fl_lightning.updates.exchange import BUCKET_BYTES, Exchange
 from fl_lightning.updates.layout import buffer_layout, clamp_variances, named_state, parameter_layout
 from fl_lightning.updates.shard import UpdateShard
@@ -398,7 +398,8 @@ class Federation(Made, Loadable, WatchedNames):
         return {"optimizer": optimizer, "lr_scheduler": self.server_scheduler(optimizer)}
 
     def on_fit_start(self) -> None:
-        """Give every rank rank 0's weights."""
+        """Give every rank rank 0's weights, once all go on from the same round."""
+        check_same_start(self.client, self.exchange, None if self.trainer.ckpt_path is None else self.rounds_done)
         self.warm_start.begin(self.client, self.trainer)
         if self.by_chance and self.warm_start.path is None and self.trainer.ckpt_path is None:
             warn_of_chance(self.seed)

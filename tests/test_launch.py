@@ -52,3 +52,44 @@ def test_a_list_without_the_line_is_named(tmp_path: Path, commands: Path) -> Non
     )
     assert done.returncode == 2
     assert "list.txt has no line 1 for task 0" in done.stderr
+
+
+@pytest.fixture
+def network(commands: Path) -> Path:
+    """Stand-ins for what tells of a node's network, and a torchrun that says which interface it was given."""
+    for name, text in (
+        ("getent", 'case "$2" in node0) echo "$NODE0 STREAM node0";; 127.*) echo "$2 STREAM";; *) exit 2;; esac'),
+        (
+            "ip",
+            """case "$*" in
+            "route get 10.0.0.1") echo "10.0.0.1 dev eth1 src 10.0.0.2 uid 0";;
+            "route get 127."*) echo "local $3 dev lo src 127.0.0.1 uid 0";;
+            "route show default") echo "default via 10.0.0.254 dev eth0 proto dhcp";;
+            "-o address show to 10.0.0.2") echo "3: eth1    inet 10.0.0.2/24 scope global eth1";;
+            *) exit 1;;
+            esac""",
+        ),
+        ("timeout", "exit 0"),  # somebody listens at node 0
+        ("torchrun", 'echo "${GLOO_SOCKET_IFNAME-none}"'),
+    ):
+        (commands / name).write_text(f"#!/bin/sh\n{text}\n")
+        (commands / name).chmod(0o755)
+    return commands
+
+
+@pytest.mark.parametrize(
+    ("environment", "interface"),
+    [
+        ({"NODE_RANK": "1", "NODE0": "10.0.0.1"}, "eth1"),
+        ({"NODE_RANK": "0", "NODE0": "127.0.1.1"}, "eth0"),
+        ({"NODE_RANK": "1", "NODE0": "127.0.1.1"}, "none"),
+        ({"NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1"}, "none"),
+        ({"NODE_RANK": "1", "NODE0": "10.0.0.9"}, "none"),
+        ({"NODE_RANK": "1", "NODE0": "10.0.0.1", "GLOO_SOCKET_IFNAME": "ib0"}, "ib0"),
+    ],
+    ids=["towards node 0", "of the default route", "one machine by name", "one machine", "no route", "chosen by the user"],
+)
+def test_nodes_use_the_interface_by_which_they_reach_node_0(network: Path, environment: dict[str, str], interface: str) -> None:
+    here = {"PATH": f"{network}:{os.environ['PATH']}", "NNODES": "2", "NPROC": "1", "MASTER_ADDR": "node0", **environment}
+    done = subprocess.run(["bash", str(LAUNCH / "torchrun.sh"), "fit"], env=here, capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout.strip()) == (0, interface), done.stderr

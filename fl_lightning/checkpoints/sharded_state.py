@@ -67,6 +67,12 @@ def write(checkpoint: dict[str, Any], path: str | os.PathLike[str], rank: int, w
     return checkpoint_files.save(part, folder / f"rank-{rank}-of-{world}.pt", step).sha256
 
 
+def elsewhere(entry: dict[str, Any], path: str | os.PathLike[str]) -> list[int]:
+    """Ranks whose files were written and are not beside the checkpoint: their nodes share no folder with this one."""
+    folder, world = Path(path).parent / entry["folder"], entry["world"]
+    return [rank for rank in range(world) if not (folder / f"rank-{rank}-of-{world}.pt").exists()]
+
+
 def forget_others(path: str | os.PathLike[str], steps: Collection[int]) -> None:
     """Delete the parts of all rounds but these beside checkpoints that are complete."""
     for folder in shards_of(path).glob("round-*"):

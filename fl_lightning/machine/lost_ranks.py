@@ -22,6 +22,9 @@ ENDED = re.compile(
 )
 """A rank's process is not there any more."""
 
+UNMET = re.compile(r"connectFullMesh failed")
+"""Ranks have each other's addresses, and do not reach each other there."""
+
 LOST = "another rank has ended"
 """In the message where one has ended; it is never the reason why a run failed, only what the other ranks saw of it."""
 
@@ -53,6 +56,13 @@ def explained(timeout_seconds: float, advice: Callable[[], str] = lambda: GO_ON)
 def what_happened(error: BaseException | None, timeout_seconds: float, advice: Callable[[], str] = lambda: GO_ON) -> str | None:
     """What an exception, or one that it was raised because of, says of another rank; None if nothing."""
     while error is not None:
+        if isinstance(error, RuntimeError) and UNMET.search(str(error)):
+            return (
+                f"the ranks do not reach each other ({address(str(error))}): {LOST}, or a node told the others an address that "
+                "is no use to them, as where /etc/hosts has 127.0.1.1 for its own name; launch/torchrun.sh chooses the network "
+                "interface, elsewhere set GLOO_SOCKET_IFNAME on each node to the one that the others reach (`ip address`); "
+                f"{advice()}"
+            )
         if isinstance(error, RuntimeError) and WAITED.search(str(error)):
             return (
                 f"another rank has sent nothing for {timeout_seconds:g} s: it was stopped, hangs, or takes longer to start "
@@ -63,3 +73,13 @@ def what_happened(error: BaseException | None, timeout_seconds: float, advice: C
             return f"{LOST}: by an error, which it printed, or killed, as the system does where memory runs out; {advice()}"
         error = error.__cause__ or error.__context__
     return None
+
+
+def address(said: str) -> str:
+    """Where a connection was tried, of gloo's words.
+
+    >>> address("pair.cc:152] timed out connecting: SO_ERROR: Connection refused, remote=[127.0.1.1]:19378$0")
+    'nobody at 127.0.1.1'
+    """
+    found = re.search(r"remote=\[([^\]]+)\]", said)
+    return f"nobody at {found[1]}" if found else "no address is known"

@@ -80,6 +80,7 @@ class FederatedStrategy(Checked, DDPStrategy):
         self.long_round = False
         self._round_began = time.monotonic()
         self.cores_before: Affinities = {}
+        self.told = False  # that nodes share no folder
 
     def configure_ddp(self) -> None:
         """No wrapper, no hooks: see the module's docstring."""
@@ -208,7 +209,20 @@ class FederatedStrategy(Checked, DDPStrategy):
         if sharded_state.KEY in checkpoint and self.world_size > 1:
             digests = self.on_all(lambda: sharded_state.write(checkpoint, filepath, self.global_rank, self.world_size))
             checkpoint[sharded_state.KEY]["sha256"] = digests
+            self._tell_of_parts_elsewhere(checkpoint[sharded_state.KEY], filepath)
         self.on_all(lambda: super(FederatedStrategy, self).save_checkpoint(checkpoint, filepath, storage_options))
+
+    def _tell_of_parts_elsewhere(self, entry: dict[str, Any], filepath: Any) -> None:
+        """Say once, with the first checkpoint, what it would need to be of use."""
+        ranks = [] if self.told or not self.is_global_zero else sharded_state.elsewhere(entry, filepath)
+        if ranks:
+            self.told = True
+            log.warning(
+                "%s has no part of rank %d, whose node shares no folder with this one: to go on from the checkpoint, collect "
+                "what the rule remembers in that folder, or name one that all nodes see (trainer.default_root_dir)",
+                sharded_state.shards_of(filepath),
+                ranks[0],
+            )
 
     def on_all(self, write: Callable[[], T]) -> list[T]:
         """What writing returned on each rank.

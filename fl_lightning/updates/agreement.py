@@ -40,6 +40,34 @@ def check_agreement(module: nn.Module, exchange: Exchange, when: str) -> None:
                 )
 
 
+def check_same_start(module: nn.Module, exchange: Exchange, round_number: int | None) -> None:
+    """Compare what ranks go on from; all ranks must call it. Nothing is done where there is one rank.
+
+    Nodes that share no folder have checkpoints of their own, or none: with `last` each takes what it finds.
+
+    Args:
+        module: the global model, as it was read.
+        exchange: between the ranks.
+        round_number: the round that this rank's checkpoint was written after; None where it has none.
+
+    Raises:
+        ConfigurationError: on all ranks, if one differs from rank 0.
+    """
+    if not exchange.distributed:
+        return
+    of_ranks = exchange.collect((round_number, None if round_number is None else digests(module)))
+    for rank, found in enumerate(of_ranks):
+        if found != of_ranks[0]:
+            rounds = [start[0] for start in (of_ranks[0], found)]
+            mine, its = ("no checkpoint" if done is None else f"the checkpoint of round {done}" for done in rounds)
+            its = its if rounds[0] != rounds[1] else f"another checkpoint of round {rounds[1]}"
+            raise ConfigurationError(
+                f"the ranks would go on from different rounds or weights: rank 0 has {mine}, rank {rank} {its}; where nodes "
+                "share no folder, copy last.ckpt and, if it is there, last.ckpt.shards from the node that wrote the later one "
+                "into the run's folder on each, or name a folder that all nodes see (trainer.default_root_dir)"
+            )
+
+
 def check_same_data(given: dict[str, torch.Tensor], device: torch.device) -> None:
     """Compare digests of what decides who trains on what; all ranks must call it.
 

@@ -90,3 +90,14 @@ def test_how_long_to_wait_is_a_setting():
             FederatedStrategy(timeout_seconds=wrong)
     with pytest.raises(ConfigurationError, match="give timeout_seconds"):
         FederatedStrategy(timeout=timedelta(seconds=3))
+
+
+def test_ranks_that_have_addresses_of_no_use_are_told_how_to_choose_others():
+    said = (
+        "Gloo connectFullMesh failed with [pair.cc:152] timed out connecting: SO_ERROR: Connection refused, "
+        "remote=[127.0.1.1]:19378$0"
+    )
+    told = str(what_happened(RuntimeError(said), 4))
+    assert told.startswith("the ranks do not reach each other (nobody at 127.0.1.1): another rank has ended, or a node ")
+    assert "GLOO_SOCKET_IFNAME" in told
+    assert "(no address is known)" in str(what_happened(RuntimeError("Gloo connectFullMesh failed with [x]"), 4))

@@ -1,5 +1,6 @@
 """Ranks that come to hold different models say so, each of them."""
 
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -7,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from ranks import on_ranks
-from tiny import fit, tiny_federation, tiny_tensors
+from tiny import fit, tiny_data, tiny_federation, tiny_tensors, tiny_trainer
 
-from fl_lightning import FederatedDataModule
+from fl_lightning import FederatedDataModule, LastCheckpoint
 from fl_lightning.data import IID, TensorSamples
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.updates.agreement import digest
@@ -120,3 +121,41 @@ def test_ranks_that_were_given_different_data_say_so_before_training() -> None:
         assert "different data: the clients' numbers of samples of rank 1" in sizes
         assert "different data: the training samples of rank 1" in inputs
         assert "different data: the training samples' classes of rank 1" in classes
+
+
+def leaves_checkpoints(folder: Path) -> None:
+    """Of rounds 1 and 2."""
+    trainer = tiny_trainer(2, callbacks=[LastCheckpoint()], default_root_dir=str(folder), enable_checkpointing=True)
+    trainer.fit(tiny_federation(), tiny_data())
+
+
+def go_on_apart(starts: list[list[str | None]]) -> list[str]:
+    """What was said where each rank has a checkpoint of its own, or none."""
+    said = []
+    for start in starts:
+        own = start[torch.distributed.get_rank()]
+        with pytest.raises(ConfigurationError) as caught:
+            tiny_trainer(3, devices=2).fit(tiny_federation(), tiny_data(), ckpt_path=own)
+        said.append(str(caught.value))
+    return said
+
+
+def test_ranks_that_would_go_on_from_different_checkpoints_say_so_before_training(tmp_path: Path) -> None:
+    leaves_checkpoints(tmp_path)
+    last, previous, other = tmp_path / "last.ckpt", tmp_path / "previous.ckpt", tmp_path / "other.ckpt"
+    content = torch.load(last, weights_only=True)
+    content["state_dict"]["client.net.4.bias"] += 1
+    torch.save(content, other)
+    starts = [[last, None], [None, last], [last, previous], [last, other]]
+    for said in on_ranks(2, go_on_apart, [[None if path is None else str(path) for path in start] for start in starts]):
+        for line, expected in zip(
+            said,
+            [
+                "rank 0 has the checkpoint of round 2, rank 1 no checkpoint; ",
+                "rank 0 has no checkpoint, rank 1 the checkpoint of round 2; ",
+                "rank 0 has the checkpoint of round 2, rank 1 the checkpoint of round 1; ",
+                "rank 0 has the checkpoint of round 2, rank 1 another checkpoint of round 2; ",
+            ],
+            strict=True,
+        ):
+            assert line.startswith(f"the ranks would go on from different rounds or weights: {expected}")
