@@ -3,7 +3,8 @@
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,10 +19,11 @@ from fl_lightning.experiments.forks import begun
 from fl_lightning.experiments.planned import POOL, SWEEPS, Run, missing_prefixes, prefixes
 from fl_lightning.experiments.priority import in_order
 from fl_lightning.experiments.run_folder import State
-from fl_lightning.experiments.scheduler import run_all, write_config
+from fl_lightning.experiments.scheduler import environments, run_all, write_config
 from fl_lightning.experiments.slurm import SlurmOptions, submit
 from fl_lightning.experiments.sweep import check_name, read_sweep
 from fl_lightning.experiments.template import STDOUT, write_template
+from fl_lightning.experiments.warm_client import Servers
 from fl_lightning.options.class_settings import class_setting
 from fl_lightning.options.this_machine import check_folder, most_processes
 
@@ -42,13 +44,32 @@ def sweep(args: Sequence[str]) -> None:
             raise ConfigurationError(f"{name} must be at least 1 and at most {most_processes()} on this machine, got {number}")
     if options.slurm and options.budget is not None:
         raise ConfigurationError(f"--budget {options.budget}s is for runs on this machine; with --slurm give a run's --time")
+    console = Console()
+    with forked_from(options, console) as servers:
+        carry_out(options, overrides, budget, servers, console)
+
+
+@contextmanager
+def forked_from(options: argparse.Namespace, console: Console) -> Iterator[Servers | None]:
+    """The processes that runs are forked from, which import while the sweep is read; None where there are to be none."""
+    if options.cold or options.ranks is not None or options.slurm or options.dry_run or options.status:
+        yield None
+        return
+    with Servers(lambda line: console.print(line, soft_wrap=True, markup=False, highlight=False)) as servers:
+        servers.begin(environments(options.jobs))
+        yield servers
+
+
+def carry_out(
+    options: argparse.Namespace, overrides: Sequence[str], budget: Budget, servers: Servers | None, console: Console
+) -> None:
+    """Read a sweep and list, submit or run its runs, as the options say."""
     planned = read_sweep(options.file)
     if options.name:
         check_name(options.name)
         planned = replace(planned, name=options.name)
     everything = planned.runs(options.runs / POOL, dict(options.settings), overrides)
     runs = in_order(chosen(everything, options.only), planned.priority)
-    console = Console()
     if options.dry_run or options.status:
         show(runs, console)
         return
@@ -69,7 +90,7 @@ def sweep(args: Sequence[str]) -> None:
             console=console,
             priority=planned.priority,
             budget=budget,
-            cold=options.cold,
+            servers=servers,
         )
     except KeyboardInterrupt:
         console.print(

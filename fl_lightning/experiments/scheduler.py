@@ -67,7 +67,7 @@ def run_all(
     console: Console,
     priority: Priority = (),
     budget: Budget | None = None,
-    cold: bool = False,
+    servers: Servers | None = None,
 ) -> Counter[State]:
     """Run what is not finished, prefixes before the runs that begin with them; a failed run does not stop the others.
 
@@ -81,7 +81,7 @@ def run_all(
         console: where progress is shown.
         priority: which of them come first, and with them their prefixes.
         budget: of time; no limit by default.
-        cold: start every run as a new process, also where it could be forked from one that has imported what it needs.
+        servers: what runs are forked from; without them every run is started as a new process.
 
     Returns:
         how many runs are in which state in the end.
@@ -92,9 +92,6 @@ def run_all(
     stop, guard = threading.Event(), threading.Lock()
     waiting = [run for run in every if not run.folder.finished]
     to_come = {run.id for run in missing_prefixes(runs)}  # prefixes that are not over
-
-    def say(line: str) -> None:
-        console.print(line, soft_wrap=True, markup=False, highlight=False)
 
     def take() -> Run | None:
         """The next run that can begin; None where all wait for prefixes."""
@@ -111,7 +108,7 @@ def run_all(
             if run is None:
                 stop.wait(PREFIX_SECONDS)
                 continue
-            start = job.start if cold or ranks is not None else servers.starter(environment, stop)
+            start = job.start if servers is None or ranks is not None else servers.starter(environment, stop)
             if stop.is_set():
                 break
             progress.started(run)
@@ -135,7 +132,6 @@ def run_all(
         SweepProgress(every, jobs, console) as progress,
         stopping(stop),
         (budget or Budget()).ending(stop),
-        Servers(say) as servers,
         ThreadPoolExecutor(jobs) as pool,
     ):
         for run in runs:

@@ -15,7 +15,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import IO
 
 from fl_lightning.experiments import job
@@ -101,9 +102,17 @@ class Servers:
         for server in self.servers.values():
             server.end()
 
+    def begin(self, environments: Iterable[Mapping[str, str]]) -> None:
+        """Have processes for these environments import what they need, which nobody waits for yet."""
+        for environment in environments:
+            key = key_of(environment)
+            with suppress(OSError):  # which `starter` meets again, and says
+                if key not in self.servers:
+                    self.servers[key] = Server(environment)
+
     def starter(self, environment: Mapping[str, str], stop: threading.Event) -> job.Starter:
         """What starts a run in an environment. Waits for the server to be ready, as long as `stop` is not set."""
-        key = tuple(sorted(environment.items()))
+        key = key_of(environment)
         while not stop.is_set():
             with self.guard:
                 if self.refused:
@@ -120,6 +129,11 @@ class Servers:
                 if self.refused:
                     self.say(f"every run is started as a new process, as no warm one can be used: {self.refused}")
         return job.start
+
+
+def key_of(environment: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """By which environments are told apart."""
+    return tuple(sorted(environment.items()))
 
 
 class Server:

@@ -17,7 +17,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from fl_lightning.experiments import job, scheduler, warm_client, warm_server
+from fl_lightning.experiments import command, job, scheduler, warm_client, warm_server
 from fl_lightning.experiments.packets import pair
 from fl_lightning.experiments.planned import Cell, Run
 from fl_lightning.experiments.run_folder import RunFolder, State
@@ -340,10 +340,8 @@ def test_a_server_that_does_not_come_up_is_said_once(monkeypatch, environment):
     ]
 
 
-@pytest.mark.parametrize(
-    ("options", "forked"), [({"ranks": None}, True), ({"ranks": None, "cold": True}, False), ({"ranks": 2}, False)]
-)
-def test_a_sweep_forks_its_runs_unless_told_otherwise(tmp_path, monkeypatch, options, forked):
+@pytest.mark.parametrize(("ranks", "cold", "forked"), [(None, False, True), (None, True, False), (2, False, False)])
+def test_a_sweep_forks_its_runs_where_it_is_given_servers(tmp_path, monkeypatch, ranks, cold, forked):
     starts: list[Any] = []
 
     def note(folder: RunFolder, command: Any, environment: Any, stop: Any, start: Any) -> int:
@@ -354,8 +352,36 @@ def test_a_sweep_forks_its_runs_unless_told_otherwise(tmp_path, monkeypatch, opt
     monkeypatch.setattr(scheduler.job, "run", note)
     monkeypatch.setattr(Servers, "starter", lambda *_: fork)
     runs = [Run(Cell({"rule": name}, []), 0, {"trainer": {}}, RunFolder(tmp_path / name)) for name in "ab"]
-    scheduler.run_all(runs, jobs=1, console=Console(file=io.StringIO()), **options)
+    servers = None if cold else Servers(print)
+    scheduler.run_all(runs, jobs=1, ranks=ranks, console=Console(file=io.StringIO()), servers=servers)
     assert starts == [fork if forked else job.start] * 2
+
+
+@pytest.mark.parametrize(
+    ("options", "begun"),
+    [
+        ([], True),
+        (["--cold"], False),
+        (["--ranks", "2"], False),
+        (["--dry-run"], False),
+        (["--status"], False),
+        (["--slurm"], False),
+    ],
+)
+def test_servers_begin_while_the_sweep_is_read_unless_they_are_of_no_use(monkeypatch, options, begun):
+    found: list[dict[str, str]] = []
+    monkeypatch.setattr(Servers, "begin", lambda _, environments: found.extend(environments))
+    given, _ = command.parse_sweep_command(["sweep.yaml", "--jobs", "2", *options])
+    with command.forked_from(given, Console(file=io.StringIO())) as servers:
+        assert (servers is not None) is begun
+    assert len(found) == (2 if begun else 0)
+
+
+def test_slots_of_one_environment_begin_with_one_server(environment):
+    with Servers(print) as servers:
+        servers.begin([environment, dict(environment)])
+        assert len(servers.servers) == 1
+        assert servers.starter(environment, threading.Event()) == next(iter(servers.servers.values())).start
 
 
 def test_nobody_waits_for_a_server_when_all_is_to_stop(environment):
