@@ -22,6 +22,7 @@ from fl_lightning.aggregators.krum_trimmed_mean import KrumTrimmedMean
 from fl_lightning.aggregators.mean_variance_ratio import MeanVarianceRatio
 from fl_lightning.aggregators.median import Median
 from fl_lightning.aggregators.multi_krum import MultiKrum
+from fl_lightning.aggregators.multi_metrics import MultiMetrics
 from fl_lightning.aggregators.nearest_neighbor_mixing import NearestNeighborMixing
 from fl_lightning.aggregators.norm_clipping import NormClipping
 from fl_lightning.aggregators.rfa import RFA
@@ -52,6 +53,7 @@ __all__ = [
     "MeanVarianceRatio",
     "Median",
     "MultiKrum",
+    "MultiMetrics",
     "NearestNeighborMixing",
     "NormClipping",
     "SignSGD",

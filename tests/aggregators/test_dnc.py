@@ -17,6 +17,7 @@ from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.aggregators.dnc import DnC, squared_projections
 from fl_lightning.aggregators.flame import FLAME
 from fl_lightning.aggregators.mean_variance_ratio import MeanVarianceRatio
+from fl_lightning.aggregators.multi_metrics import MultiMetrics
 from fl_lightning.aggregators.norm_clipping import NormClipping
 from fl_lightning.aggregators.rfa import RFA
 from fl_lightning.aggregators.rlr import RLR
@@ -179,6 +180,8 @@ RULES: dict[str, Aggregator] = {
     "MeanVarianceRatio, tstat": MeanVarianceRatio(ratio="tstat", threshold=1.0),
     "DnC": DnC(num_malicious=2),
     "FLAME": FLAME(),
+    "MultiMetrics": MultiMetrics(),
+    "MultiMetrics, euclidean": MultiMetrics(length="euclidean", keep_fraction=0.6, weighted=False),
 }
 HOSTILE: dict[str, Callable[[int], Tensor]] = {
     "mixed": hostile_updates,

@@ -43,6 +43,7 @@ from fl_lightning.aggregators import (
     MeanVarianceRatio,
     Median,
     MultiKrum,
+    MultiMetrics,
     NearestNeighborMixing,
     NormClipping,
     SparseFed,
@@ -111,6 +112,7 @@ LINEAR: dict[str, tuple[Aggregator, bool]] = {
     "CosineMultiKrum": (CosineMultiKrum(num_malicious=2), True),
     "FLAME": (FLAME(noise_factor=0.0), False),
     "DnC": (DnC(num_malicious=2), True),
+    "MultiMetrics": (MultiMetrics(), True),
     "FoolsGold": (FoolsGold(use_history=False), False),
     "NormClipping": (NormClipping(max_norm=9.0), False),
     "NormClipping, median": (NormClipping(adaptive="median"), False),
@@ -125,7 +127,7 @@ LINEAR: dict[str, tuple[Aggregator, bool]] = {
 }
 """Rules whose aggregate is a sum of a_i g_i, and whether they share out weight, so that the largest of the round is 1."""
 
-WEIGHTED = ("NormClipping", "WeakDP", "RFA")
+WEIGHTED = ("NormClipping", "WeakDP", "RFA", "MultiMetrics")
 
 
 @pytest.mark.parametrize("name", LINEAR)
