@@ -26,6 +26,7 @@ from fl_lightning.aggregators.multi_metrics import MultiMetrics
 from fl_lightning.aggregators.nearest_neighbor_mixing import NearestNeighborMixing
 from fl_lightning.aggregators.norm_clipping import NormClipping
 from fl_lightning.aggregators.rfa import RFA
+from fl_lightning.aggregators.rflbat import RFLBAT
 from fl_lightning.aggregators.rlr import RLR
 from fl_lightning.aggregators.sign_sgd import SignSGD
 from fl_lightning.aggregators.sparse_fed import SparseFed
@@ -36,6 +37,7 @@ __all__ = [
     "FLAME",
     "FLIP",
     "RFA",
+    "RFLBAT",
     "RLR",
     "Aggregator",
     "AndMask",

@@ -20,6 +20,7 @@ from fl_lightning.aggregators.mean_variance_ratio import MeanVarianceRatio
 from fl_lightning.aggregators.multi_metrics import MultiMetrics
 from fl_lightning.aggregators.norm_clipping import NormClipping
 from fl_lightning.aggregators.rfa import RFA
+from fl_lightning.aggregators.rflbat import RFLBAT
 from fl_lightning.aggregators.rlr import RLR
 from fl_lightning.aggregators.sign_sgd import SignSGD
 from fl_lightning.aggregators.weak_dp import WeakDP
@@ -180,6 +181,8 @@ RULES: dict[str, Aggregator] = {
     "MeanVarianceRatio, tstat": MeanVarianceRatio(ratio="tstat", threshold=1.0),
     "DnC": DnC(num_malicious=2),
     "FLAME": FLAME(),
+    "RFLBAT": RFLBAT(),
+    "RFLBAT, one cluster": RFLBAT(max_clusters=1, second_factor=1.2),
     "MultiMetrics": MultiMetrics(),
     "MultiMetrics, euclidean": MultiMetrics(length="euclidean", keep_fraction=0.6, weighted=False),
 }

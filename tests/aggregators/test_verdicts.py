@@ -27,6 +27,7 @@ from fl_lightning import aggregators
 from fl_lightning.aggregators import (
     FLAME,
     RFA,
+    RFLBAT,
     Aggregator,
     AndMask,
     Bucketing,
@@ -113,6 +114,7 @@ LINEAR: dict[str, tuple[Aggregator, bool]] = {
     "FLAME": (FLAME(noise_factor=0.0), False),
     "DnC": (DnC(num_malicious=2), True),
     "MultiMetrics": (MultiMetrics(), True),
+    "RFLBAT": (RFLBAT(), True),
     "FoolsGold": (FoolsGold(use_history=False), False),
     "NormClipping": (NormClipping(max_norm=9.0), False),
     "NormClipping, median": (NormClipping(adaptive="median"), False),
