@@ -28,6 +28,7 @@ from fl_lightning.aggregators.norm_clipping import NormClipping
 from fl_lightning.aggregators.rfa import RFA
 from fl_lightning.aggregators.rflbat import RFLBAT
 from fl_lightning.aggregators.rlr import RLR
+from fl_lightning.aggregators.sign_guard import SignGuard
 from fl_lightning.aggregators.sign_sgd import SignSGD
 from fl_lightning.aggregators.sparse_fed import SparseFed
 from fl_lightning.aggregators.trimmed_mean import TrimmedMean
@@ -58,6 +59,7 @@ __all__ = [
     "MultiMetrics",
     "NearestNeighborMixing",
     "NormClipping",
+    "SignGuard",
     "SignSGD",
     "SparseFed",
     "TrimmedMean",

@@ -22,6 +22,7 @@ from fl_lightning.aggregators.norm_clipping import NormClipping
 from fl_lightning.aggregators.rfa import RFA
 from fl_lightning.aggregators.rflbat import RFLBAT
 from fl_lightning.aggregators.rlr import RLR
+from fl_lightning.aggregators.sign_guard import SignGuard
 from fl_lightning.aggregators.sign_sgd import SignSGD
 from fl_lightning.aggregators.weak_dp import WeakDP
 from fl_lightning.errors import ConfigurationError
@@ -181,8 +182,10 @@ RULES: dict[str, Aggregator] = {
     "MeanVarianceRatio, tstat": MeanVarianceRatio(ratio="tstat", threshold=1.0),
     "DnC": DnC(num_malicious=2),
     "FLAME": FLAME(),
+    "SignGuard": SignGuard(),
+    "SignGuard, scattered": SignGuard(window="scattered", fraction=0.02, clustering="dbscan", eps=0.5),
     "RFLBAT": RFLBAT(),
-    "RFLBAT, one cluster": RFLBAT(max_clusters=1, second_factor=1.2),
+    "RFLBAT, one cluster": RFLBAT(max_clusters=1, second_factor=1.01),
     "MultiMetrics": MultiMetrics(),
     "MultiMetrics, euclidean": MultiMetrics(length="euclidean", keep_fraction=0.6, weighted=False),
 }
