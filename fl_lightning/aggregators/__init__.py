@@ -4,6 +4,7 @@ A rule may import `updates`, `data`, `models`, `modules` and what lies below, ne
 ranks. Read `base.py` first, then `invariant.py`, the paper's.
 """
 
+from fl_lightning.aggregators.align_ins import AlignIns
 from fl_lightning.aggregators.and_mask import AndMask
 from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.aggregators.bucketing import Bucketing
@@ -41,6 +42,7 @@ __all__ = [
     "RFLBAT",
     "RLR",
     "Aggregator",
+    "AlignIns",
     "AndMask",
     "Bucketing",
     "Bulyan",
