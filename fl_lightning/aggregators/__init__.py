@@ -20,6 +20,7 @@ from fl_lightning.aggregators.fools_gold import FoolsGold
 from fl_lightning.aggregators.invariant import Invariant
 from fl_lightning.aggregators.krum import Krum
 from fl_lightning.aggregators.krum_trimmed_mean import KrumTrimmedMean
+from fl_lightning.aggregators.lasa import LASA
 from fl_lightning.aggregators.mean_variance_ratio import MeanVarianceRatio
 from fl_lightning.aggregators.median import Median
 from fl_lightning.aggregators.multi_krum import MultiKrum
@@ -38,6 +39,7 @@ from fl_lightning.aggregators.weak_dp import WeakDP
 __all__ = [
     "FLAME",
     "FLIP",
+    "LASA",
     "RFA",
     "RFLBAT",
     "RLR",

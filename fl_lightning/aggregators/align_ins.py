@@ -31,8 +31,8 @@ class AlignIns(Aggregator):
 
     Client i passes if |TDA_i - median(TDA)| < `lambda_c` * std(TDA) and |MPSA_i - median(MPSA)| < `lambda_s` * std(MPSA), with
     standard deviations of N, not N - 1. Where all N numbers are equal up to rounding all pass. M is the median norm of those
-    who pass, of the two middle ones the lower. If none passes the update is zero, and a warning says so. Of entries that tie for
-    the last of the k places their average counts. A zero update has TDA 0. Buffers are combined by the coordinate median.
+    who pass, of the two middle ones the lower. If none passes the update is zero, and a warning says so. Of entries that tie
+    for the last of the k places their average counts. A zero update has TDA 0. Buffers are combined by the coordinate median.
 
     Bounds: meant for f < N/2. Strict: of N benign clients with normal numbers about .68 pass each check at lambda 1, so about
     half of them both. The mean is weighted, the vote is not. A run is refused if N < 3: of two clients both are one standard

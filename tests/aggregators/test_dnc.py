@@ -17,6 +17,7 @@ from fl_lightning.aggregators.align_ins import AlignIns
 from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.aggregators.dnc import DnC, squared_projections
 from fl_lightning.aggregators.flame import FLAME
+from fl_lightning.aggregators.lasa import LASA
 from fl_lightning.aggregators.mean_variance_ratio import MeanVarianceRatio
 from fl_lightning.aggregators.multi_metrics import MultiMetrics
 from fl_lightning.aggregators.norm_clipping import NormClipping
@@ -186,6 +187,8 @@ RULES: dict[str, Aggregator] = {
     "SignGuard": SignGuard(),
     "SignGuard, scattered": SignGuard(window="scattered", fraction=0.02, clustering="dbscan", eps=0.5),
     "RFLBAT": RFLBAT(),
+    "LASA": LASA(),
+    "LASA, strict": LASA(lambda_n=0.5, lambda_s=0.5),
     "AlignIns": AlignIns(),
     "AlignIns, unweighted": AlignIns(sparsity=0.05, lambda_c=2.0, lambda_s=2.0, weighted=False),
     "MultiMetrics": MultiMetrics(),

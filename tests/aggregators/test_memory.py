@@ -33,7 +33,7 @@ def rules() -> dict[str, Aggregator]:
         "FoolsGold, last layers": FoolsGold(last_layers=2, normalize=True),
         "FoolsGold, one round": FoolsGold(use_history=False),
         "SignGuard, cosine": SignGuard(similarity="cosine", warmup_rounds=1),
-        "SignGuard, distance": SignGuard(similarity="distance", warmup_rounds=0, fraction=0.3),
+        "SignGuard, distance": SignGuard(similarity="distance", warmup_rounds=0, fraction=0.3, upper=1.5),
         "FLTrust": FLTrust(),
         "NNM, FoolsGold": NearestNeighborMixing(rule=FoolsGold(), num_malicious=2),
         "Bucketing, SparseFed": Bucketing(rule=SparseFed()),
