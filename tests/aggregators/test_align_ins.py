@@ -156,6 +156,6 @@ def test_check() -> None:
     ("setting", "value"),
     [("sparsity", 0.0), ("sparsity", 1.1), ("lambda_c", 0.0), ("lambda_s", -1.0), ("lambda_c", math.nan)],
 )
-def test_settings_outside_their_ranges_are_refused(setting: str, value: float) -> None:
+def test_settings_outside_their_ranges_are_refused(setting: str, value: Any) -> None:
     with pytest.raises(ConfigurationError, match=rf"AlignIns\.{setting} must .*, got {value}"):
         AlignIns(**{setting: value})

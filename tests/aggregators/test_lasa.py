@@ -15,7 +15,7 @@ from fl_lightning.errors import ConfigurationError
 from fl_lightning.updates import Exchange, UpdateShard
 from fl_lightning.updates.layers import layers_of
 
-SHAPES = [(4, 6), (4,), (3, 4, 2, 2), (3,), (2, 3)]
+SHAPES: list[tuple[int, ...]] = [(4, 6), (4,), (3, 4, 2, 2), (3,), (2, 3)]
 WIDTH = sum(math.prod(shape) for shape in SHAPES)
 
 

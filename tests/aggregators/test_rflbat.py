@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -168,6 +169,6 @@ def test_check() -> None:
         ("references", 0),
     ],
 )
-def test_settings_outside_their_ranges_are_refused(setting: str, value: float) -> None:
+def test_settings_outside_their_ranges_are_refused(setting: str, value: Any) -> None:
     with pytest.raises(ConfigurationError, match=rf"RFLBAT\.{setting} must .*, got {value}"):
         RFLBAT(**{setting: value})

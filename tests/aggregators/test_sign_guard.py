@@ -63,7 +63,7 @@ def slow_rule(rows: np.ndarray, features: np.ndarray) -> np.ndarray:
     labels = mean_shift(features, mean_distance_to_nearest_half(features))
     largest = max(sorted(set(labels) - {-1}), key=labels.count)
     kept = [i for i, norm in enumerate(norms) if 0.1 * most < norm < 3 * most and labels[i] == largest]
-    return sum(rows[i] * min(1, most / norms[i]) for i in kept) / len(kept)
+    return np.array([rows[i] * min(1, most / norms[i]) for i in kept]).mean(0)
 
 
 def test_by_hand() -> None:
