@@ -302,8 +302,7 @@ def test_what_is_no_verdict_is_refused(wrong: Any) -> None:
 
 def on_ranks_rules() -> dict[str, Aggregator]:
     return {
-        # FLAME looks at the Gram matrix alone, as Krum does, and scikit-learn takes seconds to import on every rank.
-        **{name: rule for name, (rule, _) in LINEAR.items() if name not in ("DnC", "FLAME", "SignGuard")},
+        **{name: rule for name, (rule, _) in LINEAR.items() if name != "DnC"},
         "DnC": DnC(num_malicious=1),
         "Bulyan": Bulyan(num_malicious=1),
         "LASA": LASA(lambda_n=0.5, lambda_s=0.5),
