@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,8 +8,10 @@ import torch
 from filter_oracles import assert_equivariant, cosine, judged, lower_middle, middle
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import TinyClient, tiny_data
 from torch import Tensor
 
+from fl_lightning import CohortSampler, Simulation
 from fl_lightning.aggregators.sign_guard import SignGuard
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.updates import UpdateShard
@@ -219,6 +222,28 @@ def test_properties(n: int, seed: int, order: list[int], power: int) -> None:
     updates = attacked(n, n // 4, seed=seed)
     for similarity in (None, "cosine"):
         assert_equivariant(SignGuard(fraction=0.5, similarity=similarity), updates, order, power)
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "distance"])
+def test_a_resumed_run_remembers_the_last_result(similarity: Any, tmp_path: Path) -> None:
+    def trained(folder: str, rounds: int, warmup_rounds: int = 1, resume: bool = False) -> str:
+        run = Simulation(
+            TinyClient,
+            SignGuard(similarity=similarity, warmup_rounds=warmup_rounds, fraction=0.5),
+            tiny_data(),
+            cohort=CohortSampler(clients_per_round=8),
+            folder=tmp_path / folder,
+            rounds=rounds,
+            seed=0,
+            accelerator="cpu",
+            logger=False,
+        )
+        return run.run(resume=resume).record["weights_sha256"]
+
+    expected = trained("whole", 4)
+    trained("parts", 2)
+    assert trained("parts", 4, resume=True) == expected
+    assert trained("from others", 4, warmup_rounds=9) != expected
 
 
 def test_buffers_take_the_median() -> None:
