@@ -84,8 +84,8 @@ def test_sparsity_by_hand() -> None:
 
 
 def test_by_hand() -> None:
-    # Norms sqrt(5), 9 and so on: M = sqrt(5). In the first tensor the last client's sign is not that of the others, in the
-    # second its length: each is 2 standard deviations off. The first is in the middle of all.
+    # Norms are sqrt(5) and 2, so nobody is cut. In the first tensor the last client's sign is 2.5 standard deviations off, in
+    # the second its length is, and its sign.
     updates = torch.tensor([[2.0, 1.0], [2.0, 1.0], [2.0, 1.0], [2.0, 1.0], [-2.0, 0.0]])
     shard = with_shapes(updates, [(1,), (1,)])
     assert LASA()(shard).tolist() == [2, 1]

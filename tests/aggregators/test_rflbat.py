@@ -141,6 +141,18 @@ def test_a_single_attacker_is_left_out() -> None:
     assert judged(RFLBAT(), updates)[0] == 0
 
 
+def test_the_second_filter_is_the_stricter_one() -> None:
+    """The last of eight has 7 times a distance; the others have that once, and the small ones among them."""
+    updates = torch.eye(8, 30) + 5 * torch.eye(1, 30)
+    updates[-1, 29] = 60
+    points = components(updates)
+    sums = distance_matrix(points).sum(1)
+    assert 4 * middle(sums.tolist()) < sums[-1] < 10 * middle(sums.tolist())
+    assert judged(RFLBAT(max_clusters=1), updates) == [1] * 7 + [0]
+    assert judged(RFLBAT(max_clusters=1, second_factor=10.0), updates) == [1] * 8
+    assert judged(RFLBAT(max_clusters=1, first_factor=4.0, second_factor=10.0), updates) == [1] * 7 + [0]
+
+
 def test_draws_are_of_the_round() -> None:
     shard = UpdateShard.from_updates(FIVE)
     first = torch.rand(3, generator=shard.generator("RFLBAT"))
