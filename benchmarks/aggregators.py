@@ -54,6 +54,7 @@ def main() -> None:
         draws = torch.Generator().manual_seed(0)
         shard = UpdateShard.from_updates(torch.randn(n, d, generator=draws).to(device))
         shard.root = shard.mean()  # in place of the server's own update, for rules that ask for one
+        shard.broadcast = shard.root  # and of the global weights
         candidates = {type(rule).__name__: partial(rule, shard) for rule in rules(n)}
         on_compiled = UpdateShard.from_updates(shard.values)
         on_compiled.compiled = True

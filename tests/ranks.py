@@ -1,6 +1,6 @@
 """Run a function on several ranks: processes with a gloo group over a file, so without ports.
 
-Processes are forked from a server that has imported torch and Lightning once, which makes a start cheap.
+Processes are forked from a server that has imported torch, Lightning and scikit-learn once, which makes a start cheap.
 """
 
 import multiprocessing
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["fl_lightning.configuration"])
+CONTEXT.set_forkserver_preload(["fl_lightning.configuration", "sklearn.cluster"])
 TIMEOUT_SECONDS = 120
 
 

@@ -4,6 +4,7 @@ A rule may import `updates`, `data`, `models`, `modules` and what lies below, ne
 ranks. Read `base.py` first, then `invariant.py`, the paper's.
 """
 
+from fl_lightning.aggregators.align_ins import AlignIns
 from fl_lightning.aggregators.and_mask import AndMask
 from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.aggregators.bucketing import Bucketing
@@ -19,13 +20,17 @@ from fl_lightning.aggregators.fools_gold import FoolsGold
 from fl_lightning.aggregators.invariant import Invariant
 from fl_lightning.aggregators.krum import Krum
 from fl_lightning.aggregators.krum_trimmed_mean import KrumTrimmedMean
+from fl_lightning.aggregators.lasa import LASA
 from fl_lightning.aggregators.mean_variance_ratio import MeanVarianceRatio
 from fl_lightning.aggregators.median import Median
 from fl_lightning.aggregators.multi_krum import MultiKrum
+from fl_lightning.aggregators.multi_metrics import MultiMetrics
 from fl_lightning.aggregators.nearest_neighbor_mixing import NearestNeighborMixing
 from fl_lightning.aggregators.norm_clipping import NormClipping
 from fl_lightning.aggregators.rfa import RFA
+from fl_lightning.aggregators.rflbat import RFLBAT
 from fl_lightning.aggregators.rlr import RLR
+from fl_lightning.aggregators.sign_guard import SignGuard
 from fl_lightning.aggregators.sign_sgd import SignSGD
 from fl_lightning.aggregators.sparse_fed import SparseFed
 from fl_lightning.aggregators.trimmed_mean import TrimmedMean
@@ -34,9 +39,12 @@ from fl_lightning.aggregators.weak_dp import WeakDP
 __all__ = [
     "FLAME",
     "FLIP",
+    "LASA",
     "RFA",
+    "RFLBAT",
     "RLR",
     "Aggregator",
+    "AlignIns",
     "AndMask",
     "Bucketing",
     "Bulyan",
@@ -52,8 +60,10 @@ __all__ = [
     "MeanVarianceRatio",
     "Median",
     "MultiKrum",
+    "MultiMetrics",
     "NearestNeighborMixing",
     "NormClipping",
+    "SignGuard",
     "SignSGD",
     "SparseFed",
     "TrimmedMean",

@@ -14,6 +14,7 @@ from fl_lightning.aggregators import (
     FoolsGold,
     Median,
     NearestNeighborMixing,
+    SignGuard,
     SparseFed,
 )
 from fl_lightning.errors import ConfigurationError
@@ -31,6 +32,8 @@ def rules() -> dict[str, Aggregator]:
         "FoolsGold": FoolsGold(),
         "FoolsGold, last layers": FoolsGold(last_layers=2, normalize=True),
         "FoolsGold, one round": FoolsGold(use_history=False),
+        "SignGuard, cosine": SignGuard(similarity="cosine", warmup_rounds=1),
+        "SignGuard, distance": SignGuard(similarity="distance", warmup_rounds=0, fraction=0.3, upper=1.5),
         "FLTrust": FLTrust(),
         "NNM, FoolsGold": NearestNeighborMixing(rule=FoolsGold(), num_malicious=2),
         "Bucketing, SparseFed": Bucketing(rule=SparseFed()),

@@ -53,6 +53,7 @@ def test_finite_updates_give_finite_aggregates(name: str, kind: str) -> None:
     rule = made(name)
     shard = UpdateShard.from_updates(updates, weights)
     shard.root = updates.double().mean(0).float() if isinstance(rule, FLTrust) else None
+    shard.broadcast = torch.linspace(-1, 2, D)
     for result in (rule(shard), rule.aggregate_buffers(shard)):
         assert result.isfinite().all()
         if name not in BEYOND:
