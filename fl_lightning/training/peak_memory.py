@@ -31,8 +31,8 @@ class PeakMemory:
     Example:
         >>> peak = PeakMemory(torch.device("cpu"))
         >>> with peak.during("a vector"):
-        ...     vector = torch.ones(25_000_000)
-        >>> peak.taken["a vector"] > 50_000_000 if peak.can_look else True
+        ...     vector = torch.ones(2**26)
+        >>> peak.taken["a vector"] > 2**27 if peak.can_look else True
         True
     """
 
