@@ -1,6 +1,6 @@
 """The benchmark's networks in plain PyTorch and its data as tensors, for the peers that train such.
 
-The networks are `fl_lightning.models.MLP`, `CNN` and `DropoutCNN` with their defaults, which the peers' environments do not have.
+The networks are `fl_lightning.models.MLP`, `CNN` and `DropoutCNN` with their defaults, which peers' environments do not have.
 """
 
 from __future__ import annotations

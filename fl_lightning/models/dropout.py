@@ -15,6 +15,9 @@ from fl_lightning.errors import ConfigurationError
 VALUES = 256
 """Of a byte."""
 
+MOST = 2**63 - 1
+"""Eight bytes are drawn from -MOST to MOST - 1, all but two of their values, so that a byte is uniform up to 2^-62."""
+
 
 class ByteDropout(nn.Module):
     """In training every number is zero with probability p, independently, else divided by 1 - p; in evaluation nothing changes.
@@ -22,7 +25,7 @@ class ByteDropout(nn.Module):
     The masks are not those of `nn.Dropout` with the same seed. On a GPU they are, as drawing costs next to nothing there.
 
     Args:
-        p: a multiple of 1/256 in [0, 1), so that a uniform byte decides exactly.
+        p: a multiple of 1/256 in [0, 1), so that a byte decides.
 
     Example:
         >>> torch.manual_seed(0).initial_seed()
@@ -44,8 +47,9 @@ class ByteDropout(nn.Module):
         if not inputs.is_cpu:
             return F.dropout(inputs, self.p)
         n = inputs.numel()
-        drawn = torch.empty(-(-n // 8), dtype=torch.int64).random_(-(2**63), None)  # all 64 bits
-        kept = drawn.view(torch.uint8)[:n].view(inputs.shape) >= int(self.p * VALUES)
+        drawn = torch.randint(-MOST, MOST, (-(-n // 8),))
+        drawn = torch.view_copy(drawn, dtype=torch.uint8)  # a copy, as TorchScript, which replays recorded steps, knows no view
+        kept = drawn[:n].view(inputs.shape) >= int(self.p * VALUES)
         return inputs * kept.to(inputs.dtype).mul_(1 / (1 - self.p))
 
     def extra_repr(self) -> str:

@@ -1,9 +1,9 @@
 """The network with dropout that frameworks for federated learning are compared on: FEMNIST and CIFAR-10 in small batches.
 
 S. Reddi, Z. Charles, M. Zaheer, Z. Garrett, K. Rush, J. Konecny, S. Kumar, H. B. McMahan, "Adaptive Federated Optimization",
-ICLR 2021, https://arxiv.org/abs/2003.00295 (EMNIST character recognition). On CIFAR-10 it is the network of F. Granqvist et al.,
-"pfl-research: Simulation Framework for Accelerating Research in Private Federated Learning", NeurIPS 2024,
-https://arxiv.org/abs/2404.06430 (`simple_cnn` of its benchmarks).
+ICLR 2021, https://arxiv.org/abs/2003.00295 (EMNIST character recognition). On CIFAR-10 it is `simple_cnn` of the benchmarks of
+F. Granqvist et al., "pfl-research: Simulation Framework for Accelerating Research in Private Federated Learning", NeurIPS 2024,
+https://arxiv.org/abs/2404.06430.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class DropoutCNN(Classifier):
     """Two 3 x 3 convolutions without padding (32 and 64 channels, ReLU), 2 x 2 max-pooling, dropout of 1/4, a hidden layer of
     128 with ReLU, dropout of 1/2, and the classes.
 
-    Weights are drawn by X. Glorot and Y. Bengio's uniform rule (AISTATS 2010), as pfl and TensorFlow have it. Channels lie innermost
-    in memory, which is faster on CPUs and on GPUs with tensor cores, and are so laid out for the hidden layer.
+    Weights are drawn by X. Glorot and Y. Bengio's uniform rule (AISTATS 2010), as pfl and TensorFlow have it. Channels lie
+    innermost in memory, which is faster on CPUs and on GPUs with tensor cores, also for the hidden layer, as in TensorFlow.
 
     Args:
         in_channels: channels of the images: 3 for colour, 1 for grey.
@@ -60,8 +60,8 @@ class DropoutCNN(Classifier):
                 raise ConfigurationError(f"DropoutCNN.{name} must be at least 1, got {value}")
         if image_size < LEAST_PIXELS:
             raise ConfigurationError(
-                f"DropoutCNN.image_size must be at least {LEAST_PIXELS}, as two convolutions without padding and a pooling leave "
-                f"nothing of less, got {image_size}"
+                f"DropoutCNN.image_size must be at least {LEAST_PIXELS}, got {image_size}: two convolutions without padding "
+                "and a pooling leave nothing of less"
             )
         self.image_shape = (in_channels, image_size, image_size)
         first, second = CHANNELS
@@ -89,8 +89,8 @@ class DropoutCNN(Classifier):
         """Logits (b, C) of images (b, in_channels, image_size, image_size)."""
         if inputs.shape[1:] != self.image_shape:
             raise ConfigurationError(
-                f"DropoutCNN.in_channels and DropoutCNN.image_size stand for images of shape {self.image_shape}, but the data's "
-                f"are {tuple(inputs.shape[1:])}; set the two to match"
+                f"DropoutCNN.in_channels and DropoutCNN.image_size stand for images of shape {self.image_shape}, but the "
+                f"data's are {tuple(inputs.shape[1:])}; set the two to match"
             )
         features = self.features(inputs.contiguous(memory_format=torch.channels_last))
         return self.classifier(features.permute(0, 2, 3, 1).flatten(1))  # as they lie, so that nothing is copied

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fl_lightning.errors import ConfigurationError
-from fl_lightning.models.dropout import ByteDropout
+from fl_lightning.models.dropout import MOST, ByteDropout
 
 
 @pytest.mark.parametrize("p", [0.25, 0.5, 1 / 256])
@@ -23,7 +23,7 @@ def test_a_mask_is_that_of_the_generators_bytes():
     torch.manual_seed(7)
     found = ByteDropout(0.25)(inputs)
     torch.manual_seed(7)
-    drawn = [int(torch.empty((), dtype=torch.int64).random_(-(2**63), None)) % 2**64 for _ in range(2)]
+    drawn = [int(torch.randint(-MOST, MOST, ())) % 2**64 for _ in range(2)]
     drawn = [(number >> (8 * i)) % 256 for number in drawn for i in range(8)]  # little-endian
     expected = torch.tensor(
         [x / 0.75 if byte >= 64 else 0.0 for x, byte in zip(inputs.flatten().tolist(), drawn, strict=False)]
