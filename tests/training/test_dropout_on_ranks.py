@@ -1,5 +1,7 @@
 """Dropout's masks are a client's own: the same bits by recorded steps, and on any number of ranks."""
 
+from typing import Literal
+
 import pytest
 from ranks import on_ranks
 from tiny import Relabel, fit, tiny_federation
@@ -10,11 +12,14 @@ from fl_lightning.models import DropoutCNN
 from fl_lightning.seeding import seed_global_generators
 from fl_lightning.training.local_training import LocalTraining
 
+Executor = Literal["sequential", "graph"]
 
-def digests(world: int, executor: str) -> list[tuple[str, str | None]]:
+
+def digests(world: int, executor: Executor) -> list[tuple[str, str | None]]:
     """Of two rounds in either precision, with eight clients, of whom some are malicious, and how they were trained."""
-    found = []
-    for precision in ("32", "bf16"):
+    found: list[tuple[str, str | None]] = []
+    precisions: tuple[Literal["32", "bf16"], ...] = ("32", "bf16")
+    for precision in precisions:
         seed_global_generators(0)
         federation = tiny_federation(
             client=DropoutCNN(in_channels=1, image_size=8),

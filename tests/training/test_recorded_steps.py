@@ -162,10 +162,11 @@ def test_steps_with_dropout_are_taken_together_unless_others_draw_as_well(calls:
     assert calls == [1, 1, 5, 5, 6]
     replayed: Any = next(iter(stepper.recordings.values()))
     assert isinstance(replayed.run, torch.jit.ScriptFunction), "replayed in Python"
-    for others in (
+    drawing: list[list[TensorSamples]] = [
         [Shaken(of.inputs, of.targets) for of in data],
         [TensorSamples(of.inputs, of.targets, prepare=shaken) for of in data],
-    ):
+    ]
+    for others in drawing:
         calls.clear()
         assert_same(module, local, others)
         assert set(calls) == {1}
