@@ -244,7 +244,8 @@ def traced(
     try:
         with torch.no_grad():
             graph = make_fx(outputs)(*(tensor.clone() for tensor in (*state, *leaves)))
-    except (RuntimeError, TypeError, ValueError, NotImplementedError, AttributeError) as error:
+    except (RuntimeError, TypeError, ValueError, NotImplementedError, AttributeError, SyntaxError) as error:
+        # SyntaxError: of an operation whose name is a word of Python's, as `random_.from`.
         raise NotRecordableError(f"its step cannot be traced: {first_line(error)}") from error
     draws = any(torch.Tag.nondeterministic_seeded in getattr(n.target, "tags", ()) for n in graph.graph.nodes)
     return graph, names, draws
