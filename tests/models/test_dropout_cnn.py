@@ -67,3 +67,17 @@ def test_settings_that_cannot_work_are_refused(settings, field):
 def test_images_of_another_shape_are_refused():
     with pytest.raises(ConfigurationError, match=r"\(3, 32, 32\), but the data's are \(1, 8, 8\)"):
         DropoutCNN()(torch.zeros(2, 1, 8, 8))
+
+
+def test_learns():
+    torch.manual_seed(0)
+    model = DropoutCNN(in_channels=1, image_size=8, num_classes=2)
+    images, targets = torch.randn(32, 1, 8, 8), torch.arange(32) % 2
+    images[targets == 1, :, :4] += 1.5
+    optimizer = model.configure_optimizers()
+    for step in range(60):
+        optimizer.zero_grad()
+        model.training_step((images, targets), step).backward()
+        optimizer.step()
+    model.eval()
+    assert F.cross_entropy(model(images), targets).item() < 0.1
