@@ -73,6 +73,8 @@ class Case:
         warm_rounds: rounds of `Federation` before the clock starts, in which it prepares its executor.
         ours: the network of `Federation`, where it is not `model`; it starts from the same weights.
         local: how `Federation` trains, beside the size of batches.
+        batch_size: B.
+        momentum: of the plain loop's SGD, as `model` has it.
     """
 
     task: str
@@ -86,6 +88,8 @@ class Case:
     warm_rounds: int = 0
     ours: Classifier | None = None
     local: dict[str, Any] = field(default_factory=dict)
+    batch_size: int = BATCH_SIZE
+    momentum: float = 0.9
 
     def __post_init__(self) -> None:
         self.data.setup("fit")
@@ -99,7 +103,7 @@ class Case:
         model = copy.deepcopy(self.ours or self.model)
         parameter_layout(model).load(model, weights)
         rule = FedAvg() if self.rule == "FedAvg" else Invariant(tau=TAU, alpha=ALPHA)
-        local = LocalTraining(batch_size=BATCH_SIZE, **self.local)
+        local = LocalTraining(batch_size=self.batch_size, **self.local)
         stopwatch = Stopwatch(self.warm_rounds, weights)
         federation = Federation(model, rule, cohort=self.cohort, local=local, seed=SEED)
         L.Trainer(
@@ -135,9 +139,9 @@ class Case:
             self.data.clients,
             cohorts,
             rule=weighted_mean if self.rule == "FedAvg" else lambda updates, _: sorted_invariant(updates, TAU, trim),
-            optimizer=partial(torch.optim.SGD, lr=self.learning_rate, momentum=0.9),
+            optimizer=partial(torch.optim.SGD, lr=self.learning_rate, momentum=self.momentum),
             shuffle=lambda t, client, n: torch.randperm(n, generator=generator(SEED, "batches", first + t, client)),
-            batch_size=BATCH_SIZE,
+            batch_size=self.batch_size,
         )
         synchronize(self.device)
         seconds = time.perf_counter() - began

@@ -21,7 +21,7 @@ from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.aggregators.mixing import has_own
 from fl_lightning.attacks.base import Attack, Attacker, Broadcast
 from fl_lightning.cohort import Cohort, assign_owners
-from fl_lightning.data.base import Samples, TensorSamples
+from fl_lightning.data.base import Samples
 from fl_lightning.data.module import FederatedDataModule
 from fl_lightning.modules.recordable import is_recordable
 from fl_lightning.modules.structure import Structure
@@ -142,7 +142,7 @@ class Clients:
         self.sources = OwnSources(module, data)
         self.looked = False
         # Nobody's own code takes part, or an order of sums that is the GPU's.
-        self.proven = self.own_way or adds_in_any_order(self.exchange.device) or (is_recordable(module) and plain(data.train))
+        self.proven = self.own_way or adds_in_any_order(self.exchange.device) or (is_recordable(module) and data.train.plain)
 
     def check_module(self, t: int) -> None:
         """Raise `ConfigurationError` if the module has other parameters in round t than the server's optimizer."""
@@ -406,11 +406,3 @@ class Clients:
         home = clients % self.exchange.world
         for m, row in self.exchange.route(rows, owner, home, self.memory_size).items():
             self.memory[int(clients[m])] = row.clone()
-
-
-def plain(samples: Samples) -> bool:
-    """Whether they are tensors, and read by nobody's own code."""
-    if type(samples) is not TensorSamples:
-        return False
-    readers = [of for of in (samples.augment, samples.prepare) if of is not None]
-    return all((getattr(of, "__module__", None) or type(of).__module__).startswith("fl_lightning.") for of in readers)

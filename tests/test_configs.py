@@ -42,6 +42,7 @@ FEW_CLIENTS = {
     "Dirichlet": {"num_clients": 20, "min_samples": 1},
     "EdgeCase": {"num_edge": 4, "num_clean": 8},
     "FullCopies": {"num_clients": 20},
+    "IID": {"num_clients": 20},
 }
 """The same for pictures, of which there are 160."""
 

@@ -31,12 +31,12 @@ from torch.nn.utils import vector_to_parameters
 from benchmarks.common import alternate, emit, significant, summary, timed
 from benchmarks.peers.peer import KINDS, Peer, PeerError, available
 from benchmarks.plain_loop import sorted_trimmed_mean
-from benchmarks.rounds import BATCH_SIZE, SEED, Case
+from benchmarks.rounds import SEED, Case
 from fl_lightning.aggregators import RFA, Aggregator, Invariant, Krum, Median, MultiKrum, TrimmedMean
 from fl_lightning.cli import quiet
 from fl_lightning.data import IID, FederatedDataModule, TensorSamples
 from fl_lightning.machine.heap import keep_freed_memory
-from fl_lightning.models import CNN, MLP, Classifier
+from fl_lightning.models import CNN, MLP, Classifier, DropoutCNN
 from fl_lightning.seeding import generator
 from fl_lightning.updates import UpdateShard
 from fl_lightning.updates.trimming import COMPILED_ROWS
@@ -44,6 +44,8 @@ from fl_lightning.updates.trimming import COMPILED_ROWS
 CPU = torch.device("cpu")
 OURS = "fl_lightning"
 RULES = ("trimmed mean", "median", "Krum", "Multi-Krum", "geometric median", "Invariant")
+
+NETWORKS = ("mlp", "cnn", "dropout_cnn")
 
 COMPILED = ("trimmed mean", "median", "Invariant")
 
@@ -125,9 +127,9 @@ def measure_rules(options: argparse.Namespace, folder: Path) -> None:
                 report(row, candidates, options.repeats, lambda values, ours: np.allclose(values, ours, rtol=1e-4, atol=1e-5))
 
 
-def task(num_clients: int, shape: tuple[int, ...], num_classes: int) -> FederatedDataModule:
-    """500 random samples per client, with classes that a linear teacher tells."""
-    draws, n = generator(SEED, "benchmark peers"), 500 * num_clients
+def task(num_clients: int, shape: tuple[int, ...], num_classes: int, of_each: int = 500) -> FederatedDataModule:
+    """Random samples, so many per client, with classes that a linear teacher tells."""
+    draws, n = generator(SEED, "benchmark peers"), of_each * num_clients
     inputs = torch.randn(n, *shape, generator=draws)
     targets = (inputs.flatten(1) @ torch.randn(math.prod(shape), num_classes, generator=draws)).argmax(1)
     samples = TensorSamples(inputs, targets)
@@ -135,29 +137,45 @@ def task(num_clients: int, shape: tuple[int, ...], num_classes: int) -> Federate
 
 
 def measure_rounds(options: argparse.Namespace, folder: Path) -> None:
-    """Rows for both networks."""
+    """Rows for the networks that were asked for."""
     few = max(1, options.rounds // 5)
+    bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     # Rounds before, in which the executor is chosen and prepared: as others compile theirs.
-    mlp = Case("MLP", "FedAvg", MLP(), task(100, (45,), 2), 0.1, 20, options.rounds, CPU, warm_rounds=40)
-    cnn = Case("CNN", "FedAvg", CNN(), task(10, (3, 32, 32), 10), 0.01, 4, few, CPU, 1, CNN(channels_last=True))
-    measure_case("mlp", mlp, options, folder)
-    measure_case("cnn", cnn, options, folder)
+    if "mlp" in options.networks:
+        mlp = Case("MLP", "FedAvg", MLP(), task(100, (45,), 2), 0.1, 20, options.rounds, CPU, warm_rounds=40)
+        measure_case("mlp", [mlp], options, folder)
+    if "cnn" in options.networks:
+        cnn = Case("CNN", "FedAvg", CNN(), task(10, (3, 32, 32), 10), 0.01, 4, few, CPU, 1, CNN(channels_last=True))
+        measure_case("cnn", [cnn], options, folder)
+    if "dropout_cnn" in options.networks:  # the benchmark of pfl-research
+        data, model = task(200, (3, 32, 32), 10, of_each=50), DropoutCNN()
+        alike = partial(Case, "CNN with dropout, batches of 10", "FedAvg", model, data, 0.1, 50, few, CPU, 1, None)
+        cases = [alike(local=local, batch_size=10, momentum=0.0) for local in ({}, {"precision": "bf16"})[: 1 + bf16]]
+        measure_case("dropout_cnn", cases, options, folder)
 
 
-def measure_case(model: str, case: Case, options: argparse.Namespace, folder: Path) -> None:
-    """Rows for a network. What is measured of ours, its `LocalTraining` included, is made in `rounds.Case`."""
+def measure_case(model: str, cases: list[Case], options: argparse.Namespace, folder: Path) -> None:
+    """Rows for a network. What is measured of ours, its `LocalTraining` included, is made in `rounds.Case`.
+
+    Args:
+        model: its name in `networks.py`.
+        cases: with peers, who train as the first says; of others `Federation` alone.
+    """
+    case = cases[0]
     clients = torch.stack(case.data.clients)
     inputs, targets = case.data.train.batch(clients.flatten())
     inputs, targets = inputs.unflatten(0, clients.shape), targets.view(clients.shape)
     data = folder / "samples.npz"
     np.savez(data, inputs=inputs.numpy(), targets=targets.numpy())
     workload = {"kind": "rounds", "model": model, "data": str(data), "clients_per_round": case.clients_per_round}
-    workload |= {"rounds": case.rounds, "batch_size": BATCH_SIZE, "learning_rate": case.learning_rate, "momentum": 0.9}
+    workload |= {"rounds": case.rounds, "batch_size": case.batch_size}
+    workload |= {"learning_rate": case.learning_rate, "momentum": case.momentum}
 
-    def candidate(run: Callable[[], float], way: str) -> Candidate:
-        return Candidate(run, versions(), lambda: loss(case.model, case.weights[way], inputs, targets))
+    def candidate(run: Callable[[], float], way: str, of: Case = case) -> Candidate:
+        return Candidate(run, versions(), lambda: loss(of.model, of.weights[way], inputs, targets))
 
     candidates = {OURS: candidate(case.federation, "federation"), "plain loop": candidate(case.plain, "plain")}
+    candidates |= {f"{OURS}, {of.local['precision']}": candidate(of.federation, "federation", of) for of in cases[1:]}
     row = {"work": f"rounds, {case.task}", "clients": len(clients), "samples_per_client": clients.shape[1]}
     row |= {"clients_per_round": case.clients_per_round, "rounds": case.rounds}
     tolerance = 0.1 * math.log(int(targets.max()) + 1)  # a tenth of what an untrained network loses
@@ -169,7 +187,7 @@ def measure_case(model: str, case: Case, options: argparse.Namespace, folder: Pa
 @torch.no_grad()
 def loss(model: Classifier, weights: Tensor, inputs: Tensor, targets: Tensor) -> float:
     """Cross-entropy on the first ten samples of each client, as peers answer it."""
-    model = copy.deepcopy(model)
+    model = copy.deepcopy(model).eval()
     vector_to_parameters(weights, model.parameters())
     return F.cross_entropy(model(inputs[:, :10].flatten(0, 1)), targets[:, :10].flatten()).item()
 
@@ -224,7 +242,8 @@ def main() -> None:
     parser.add_argument("--work", nargs="+", choices=("rules", "rounds"), default=("rules", "rounds"))
     parser.add_argument("--sizes", nargs="+", default=["20x1000000", "20x11173962"], help="clients x coordinates, of the rules")
     parser.add_argument("--rules", nargs="+", choices=RULES, default=RULES)
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of one run with the MLP; a fifth of it with the CNN")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS, help="of the rounds")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of one run with the MLP; a fifth of it with a CNN")
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     keep_freed_memory()  # as a federation does

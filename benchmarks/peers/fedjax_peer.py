@@ -28,17 +28,31 @@ def cnn(images: jax.Array) -> jax.Array:
     return hk.Sequential([*first, *second, hk.Flatten(), hk.Linear(512), jax.nn.relu, hk.Linear(10)])(images)
 
 
+def dropout_cnn(images: jax.Array, train: bool) -> jax.Array:
+    """The same with dropout, of the same images."""
+    x = hk.Conv2D(64, 3, padding="VALID")(jax.nn.relu(hk.Conv2D(32, 3, padding="VALID")(images)))
+    x = hk.Flatten()(dropout(hk.MaxPool(2, 2, "VALID")(jax.nn.relu(x)), 0.25, train))
+    return hk.Linear(10)(dropout(jax.nn.relu(hk.Linear(128)(x)), 0.5, train))
+
+
+def dropout(x: jax.Array, rate: float, train: bool) -> jax.Array:
+    return hk.dropout(hk.next_rng_key(), rate, x) if train else x
+
+
 def prepare(workload: Workload) -> dict[str, Run]:
     data = np.load(workload["data"])
     inputs, targets = data["inputs"], data["targets"]
-    if workload["model"] == "cnn":
+    if inputs.ndim == 5:
         inputs = np.ascontiguousarray(inputs.transpose(0, 1, 3, 4, 2))
     clients = fedjax.InMemoryFederatedData({i: {"x": x, "y": y} for i, (x, y) in enumerate(zip(inputs, targets, strict=True))})
-    forward = {"mlp": mlp, "cnn": cnn}[workload["model"]]
+    forward = {"mlp": mlp, "cnn": cnn, "dropout_cnn": dropout_cnn}[workload["model"]]
+    training, evaluation = ({"train": True}, {"train": False}) if forward is dropout_cnn else ({}, {})
     model = fedjax.create_model_from_haiku(
-        transformed_forward_pass=hk.transform(lambda batch: forward(batch["x"])),
+        transformed_forward_pass=hk.transform(lambda batch, **how: forward(batch["x"], **how)),
         sample_batch={"x": inputs[0, :1], "y": targets[0, :1]},
         train_loss=lambda batch, logits: fedjax.metrics.unreduced_cross_entropy_loss(batch["y"], logits),
+        train_kwargs=training,
+        eval_kwargs=evaluation,
     )
     algorithm = fedjax.algorithms.fed_avg.federated_averaging(
         grad_fn=fedjax.model_grad(model),

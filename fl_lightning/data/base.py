@@ -54,6 +54,11 @@ class Samples(Dataset[Any], ABC):
 
     targets: Tensor
 
+    @property
+    def plain(self) -> bool:
+        """Whether they are tensors, and read by nobody's own code: reading them draws from no global generator."""
+        return False
+
     def __len__(self) -> int:
         return len(self.targets)
 
@@ -161,6 +166,12 @@ class TensorSamples(Samples):
         self.prepare = prepare
         self.stamps = tuple(stamps)
         self.feature_names = feature_names
+
+    @property
+    def plain(self) -> bool:
+        readers = [of for of in (self.augment, self.prepare) if of is not None]
+        ours = all((getattr(of, "__module__", None) or type(of).__module__).startswith("fl_lightning.") for of in readers)
+        return ours and type(self) is TensorSamples and not self.stamps
 
     @property
     def inputs(self) -> Tensor:

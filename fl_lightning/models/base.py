@@ -25,8 +25,9 @@ class Classifier(Checked, L.LightningModule):
 
     Nothing is read back from a GPU in a step, so that it never waits.
 
-    A subclass whose step depends on nothing but parameters, buffers and the batch may say so by `recordable = True` in its own
-    body; local training may then record its steps and replay them (`model.local.executor: auto`).
+    A subclass whose step depends on nothing but parameters, buffers, the batch and draws of PyTorch's global generator may say
+    so by `recordable = True` in its own body; local training may then record its steps and replay them
+    (`model.local.executor: auto`).
 
     Args:
         optimizer: makes the optimizer from the parameters. It is made anew for every client and round: clients keep no

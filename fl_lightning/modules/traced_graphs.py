@@ -39,7 +39,8 @@ def traced(
     try:
         with torch.no_grad():
             graph = make_fx(outputs)(*(tensor.clone() for tensor in (*state, *leaves)))
-    except (RuntimeError, TypeError, ValueError, NotImplementedError, AttributeError) as error:
+    except (RuntimeError, TypeError, ValueError, NotImplementedError, AttributeError, SyntaxError) as error:
+        # SyntaxError: of an operation whose name is a word of Python's, as `random_.from`.
         raise NotRecordableError(f"its step cannot be traced: {first_line(error)}") from error
     draws = any(torch.Tag.nondeterministic_seeded in getattr(n.target, "tags", ()) for n in graph.graph.nodes)
     return graph, names, draws
@@ -60,8 +61,19 @@ def remove_detours(graph: torch.fx.GraphModule) -> None:
 
 
 def results_to_places(graph: torch.fx.GraphModule) -> None:
-    """Have matrix products, and sums over samples, that are copied into an input of the graph write there themselves."""
+    """Have matrix products, and sums over samples, that are copied into an input of the graph write there themselves.
+
+    Products of another type, as of autocast, are copied there without a copy of the right type in between.
+    """
     aten = torch.ops.aten
+    for copy in [node for node in graph.graph.nodes if node.target is aten.copy_.default]:
+        place, cast = copy.args[:2]
+        made = cast.args[0] if cast.target is aten._to_copy.default else cast
+        types = {getattr(node.meta.get("tensor_meta"), "dtype", node) for node in (place, cast)}
+        fresh = made is not cast and made.target is aten.mm.default and len(made.users) == len(cast.users) == 1
+        if fresh and len(types) == 1:
+            copy.args = (place, made, *copy.args[2:])
+            graph.graph.erase_node(cast)
     number = {node: i for i, node in enumerate(graph.graph.nodes)}
     for copy in [node for node in graph.graph.nodes if node.target is aten.copy_.default]:
         place, made = copy.args[:2]

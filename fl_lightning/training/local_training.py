@@ -51,8 +51,8 @@ class NotTogetherError(Exception):
 class Stepper(Protocol):
     """Takes a client's steps in a way of its own, such as `RecordedSteps`."""
 
-    def begin(self, optimizer: Optimizer) -> None:
-        """Another client begins, with a fresh optimizer."""
+    def begin(self, optimizer: Optimizer, plain: bool = False) -> None:
+        """Another client begins, with a fresh optimizer; `plain`: nobody else draws until it ends."""
 
     def look_again(self) -> None:
         """The module, its values or its tensors may be others than before."""
@@ -176,7 +176,7 @@ class LocalTraining:
             rewrite = None if follower is None else follower.loss
             client = ClientSteps(module, trainer, parameters, optimizer, partial(self.autocast, device), rewrite)
             if stepper is not None:
-                stepper.begin(optimizer)
+                stepper.begin(optimizer, samples.plain and scheduler.scheduler is None)
             client.begin()
             for epoch, (order, sizes) in enumerate(epoch_batches(len(samples), epochs, self.batch_size, generator, device)):
                 sizes = sizes[: steps - step]

@@ -75,7 +75,7 @@ class RecordedSteps:
         self.module, self.local = module, local
         self.step_of = TrainingStep(module)
         self.recordings = Recordings()
-        self.known = self.lazy = False
+        self.known = self.lazy = self.plain = False
         self.waiting: list[list[Tensor]] = []
         self.waiting_for: Recording
         self.flat: FlatState | None = None
@@ -84,9 +84,10 @@ class RecordedSteps:
         self.made_for: Any = None
         self.optimized: Any = None
 
-    def begin(self, optimizer: Optimizer) -> None:
-        """Another client, whose fresh `optimizer` remembers nothing."""
+    def begin(self, optimizer: Optimizer, plain: bool = False) -> None:
+        """Another client, whose fresh `optimizer` remembers nothing; `plain`: nothing but its steps draws until it ends."""
         self.waiting = []  # of a client whose training failed
+        self.plain = plain
         # Of what may change from client to client: what the user's own Python may do while optimizers are made.
         still = self.known and all(p.requires_grad for p in self.parameters) and plain_attributes(self.parts) == self.python
         if not still:
@@ -184,7 +185,8 @@ class RecordedSteps:
             self.replay(logs)
         self.waiting_for = recording
         self.waiting.append(leaves)
-        if not recording.patient or len(self.waiting) * sum(leaf.nbytes for leaf in leaves) >= WAITING_BYTES:
+        waits = recording.patient and (self.plain or not recording.draws)
+        if not waits or len(self.waiting) * sum(leaf.nbytes for leaf in leaves) >= WAITING_BYTES:
             self.replay(logs)
 
     def replay(self, logs: LogCollector) -> None:

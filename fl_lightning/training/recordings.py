@@ -58,12 +58,14 @@ class Recording(Protocol):
 
     Attributes:
         after: how many steps of a kind are taken before it is recorded.
-        patient: whether steps may wait: they draw nothing that the making of the next batch may draw as well.
+        patient: whether steps may wait for others, to be taken in one call.
+        draws: whether they draw random numbers; they may wait then only where the making of the next batch draws none.
         fixed: whether it is about the very tensors that it was made with, not about any of their kind.
     """
 
     after: ClassVar[int]
-    patient: bool
+    patient: ClassVar[bool]
+    draws: bool
     fixed: bool
 
     def replay(self, states: list[list[Tensor]], batches: list[list[list[Tensor]]], logs: Sequence[Logs]) -> None:
@@ -79,17 +81,17 @@ class ScriptRecording:
         leaves: of a batch of each.
 
     Attributes:
-        after, patient, fixed: as of every `Recording`.
+        after, patient, draws, fixed: as of every `Recording`.
     """
 
     after = RECORD_AFTER
+    patient = True
     fixed = False
 
     def __init__(self, function: Callable[..., Any], states: list[list[Tensor]], leaves: list[list[Tensor]]) -> None:
-        self.graph, self.names, draws = traced(function, states[0], leaves[0])
-        if len(states) > 1 and draws:
+        self.graph, self.names, self.draws = traced(function, states[0], leaves[0])
+        if len(states) > 1 and self.draws:
             raise NotRecordableError(DRAWS)
-        self.patient = not draws
         remove_detours(self.graph)
         results_to_places(self.graph)
         self.factors = factors_to_inputs(self.graph, len(states[0]))
@@ -111,11 +113,12 @@ class CudaRecording:
         function, states, leaves: as `ScriptRecording` takes them.
 
     Attributes:
-        after, patient, fixed: as of every `Recording`.
+        after, patient, draws, fixed: as of every `Recording`.
     """
 
     after = 1  # two steps' time is what a graph takes to be made
     patient = False  # all that Python does for a step is to launch the graph
+    draws = False  # which matters to steps that wait
     fixed = True
 
     streams: ClassVar[list[Any]] = []

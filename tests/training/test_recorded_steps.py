@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from recorded_clients import CLIENTS, Net, assert_same, samples, trained
@@ -11,7 +12,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.optim import SGD
 
 from fl_lightning.data import TensorSamples
-from fl_lightning.models import CNN, MLP, ResNet18
+from fl_lightning.models import CNN, MLP, Classifier, DropoutCNN, ResNet18
+from fl_lightning.models.dropout import MOST, ByteDropout
 from fl_lightning.modules.traced_graphs import NotRecordableError, without_python
 from fl_lightning.training import recorded_steps
 from fl_lightning.training.local_training import LocalTraining
@@ -67,6 +69,17 @@ def test_what_was_logged_may_be_changed_afterwards() -> None:
     assert logs["steps"] == 3.0  # of 1, 2, ..., 5
 
 
+def test_bf16_products_go_to_gradients_without_a_copy_in_between() -> None:
+    torch.manual_seed(0)
+    data = [samples(24, (3, 8, 8), seed=i) for i in range(3)]
+    module = DropoutCNN(image_size=8, num_classes=3)
+    stepper = assert_same(module, LocalTraining(batch_size=4, precision="bf16"), data)
+    recording: Any = next(iter(stepper.recordings.values()))
+    casts = recording.graph.code.count("_to_copy.default(mm")
+    copies = recording.graph.code.count("copy_.default(arg")
+    assert (casts, copies) == (0, 8)  # two layers' products among eight gradients
+
+
 def test_what_happens_between_steps_counts() -> None:
     module: Any = Net()
 
@@ -82,10 +95,12 @@ def test_what_happens_between_steps_counts() -> None:
     [
         (lambda: CNN(image_size=8, channels=[4, 6], hidden=8), (3, 8, 8)),
         (lambda: CNN(image_size=8, channels=[4], hidden=8, channels_last=True), (3, 8, 8)),
+        (lambda: DropoutCNN(image_size=8, num_classes=3), (3, 8, 8)),
+        (lambda: DropoutCNN(image_size=6, num_classes=3, in_channels=1), (1, 6, 6)),
         (lambda: ResNet18(stem="cifar", num_classes=3), (3, 8, 8)),
         (lambda: ResNet18(stem="cifar", num_classes=3, norm="group"), (3, 8, 8)),
     ],
-    ids=["CNN", "channels last", "ResNet", "group norm"],
+    ids=["CNN", "channels last", "dropout", "grey dropout", "ResNet", "group norm"],
 )
 def test_the_packages_networks(module: Any, shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
@@ -124,9 +139,75 @@ def test_steps_that_draw_nothing_are_taken_together(calls: list[int], monkeypatc
     monkeypatch.setattr(recorded_steps, "WAITING_BYTES", 2 * 8 * (6 * 4 + 8))
     assert_same(without_dropout(), LocalTraining(batch_size=8), data)
     assert max(calls) == 2
+
+
+class Shaken(TensorSamples):
+    """Samples that draw from the global generator as they are read."""
+
+    def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        inputs, targets = super().batch(indices, generator)
+        return inputs + torch.randn_like(inputs), targets
+
+
+def shaken(inputs: Tensor) -> Tensor:
+    return inputs + torch.randn_like(inputs)
+
+
+@pytest.mark.parametrize("dropout", [nn.Dropout(0.3), ByteDropout(0.25)])
+def test_steps_with_dropout_are_taken_together_unless_others_draw_as_well(calls: list[int], dropout: nn.Module) -> None:
+    module, local = without_dropout(), LocalTraining(batch_size=8)
+    module.net[3] = dropout
+    data = [samples(n, seed=n) for n in (40, 40, 43, 48)]
+    stepper = assert_same(module, local, data)
+    assert calls == [1, 1, 5, 5, 6]
+    replayed: Any = next(iter(stepper.recordings.values()))
+    assert isinstance(replayed.run, torch.jit.ScriptFunction), "replayed in Python"
+    drawing: list[list[TensorSamples]] = [
+        [Shaken(of.inputs, of.targets) for of in data],
+        [TensorSamples(of.inputs, of.targets, prepare=shaken) for of in data],
+    ]
+    for others in drawing:
+        calls.clear()
+        assert_same(module, local, others)
+        assert set(calls) == {1}
     calls.clear()
-    assert_same(Net(), LocalTraining(batch_size=8), data)
-    assert max(calls) == 1  # dropout, and samples that draw as they are read, share a generator
+    module.configure = lambda m: (
+        [optimizer := SGD(m.parameters(), lr=0.1)],
+        [{"scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1 + 0 * torch.rand(()).item())}],
+    )
+    assert_same(module, LocalTraining(batch_size=8, epochs=2), data)  # a scheduler that draws, whatever for
+    assert set(calls) == {1}
+
+
+def test_masks_are_drawn_step_by_step_as_by_hand() -> None:
+    """SGD on a linear layer behind dropout, written out."""
+
+    class Linear(Classifier):
+        def __init__(self) -> None:
+            super().__init__(optimizer=lambda parameters: SGD(parameters, lr=0.5))
+            self.drop, self.layer = ByteDropout(0.5), nn.Linear(6, 3)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.layer(self.drop(inputs))
+
+    torch.manual_seed(0)
+    module, local, data = Linear(), LocalTraining(batch_size=8), samples(64)
+    stepper, start = RecordedSteps(module, local), Snapshot(module)
+    trained(module, local, [data], stepper)
+    assert all(getattr(recording, "draws", False) for recording in stepper.recordings.values())
+    ((found, _),) = trained(module, local, [data], stepper)  # eight steps in one call
+    weight, bias = (tensor.double().numpy() for tensor in start.tensors)
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    for batch in order.split(8):
+        drawn = torch.randint(-MOST, MOST, (6,)).numpy().view(np.uint8)  # 48 bytes for 8 x 6 numbers
+        x = np.where(drawn.reshape(8, 6) >= 128, 2.0, 0.0) * data.inputs[batch].double().numpy()
+        exponents = np.exp(x @ weight.T + bias)
+        wrong = exponents / exponents.sum(1, keepdims=True) - np.eye(3)[data.targets[batch].numpy()]
+        weight, bias = weight - 0.5 * wrong.T @ x / 8, bias - 0.5 * wrong.mean(0)
+    # Eight float32 steps on numbers of about 1, each of some tens of roundings of 6e-8.
+    np.testing.assert_allclose(found[0].numpy(), weight, rtol=0, atol=3e-5)
+    np.testing.assert_allclose(found[1].numpy(), bias, rtol=0, atol=3e-5)
 
 
 def test_steps_do_not_wait_beyond_what_looks_at_weights(calls: list[int]) -> None:

@@ -25,6 +25,13 @@ class Reads(MLP):
         return super().training_step((batch[0], batch[1]), batch_idx)
 
 
+class DrawsFrom(MLP):
+    """Draws by an operation whose name Python cannot read: `random_.from`."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return super().training_step(batch, batch_idx) * torch.empty(()).random_(1, 3)
+
+
 class WithName(TensorSamples):
     def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> Any:
         return (*super().batch(indices, generator), "a name")
@@ -44,6 +51,7 @@ class Counts(MLP):
         (lambda: Net(lambda m: SGD(m.parameters(), lr=torch.tensor(0.1))), "learning rate is a tensor"),
         (lambda: Net(read_back=True), "cannot be traced"),
         (lambda: Net(skip=True), "skipped a batch"),
+        (lambda: DrawsFrom(sizes=(6, 3)), "cannot be traced"),
         (Counts, "torchmetrics"),
     ],
 )

@@ -10,10 +10,12 @@ from torch import nn, optim
 
 from fl_lightning.data import MapSamples, TensorSamples
 from fl_lightning.models import LSTM
+from fl_lightning.models.dropout import ByteDropout
 
 
 def test_what_draws_at_random_is_refused():
     assert_refused(Client(nn.Dropout(0.5)), "draws random numbers")
+    assert_refused(Client(ByteDropout(0.5)), "draws random numbers")
     assert_refused(Client(after=lambda _, loss: loss * random.random()), "global random generators")
 
     class Noisy(MapSamples):
