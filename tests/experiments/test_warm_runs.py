@@ -200,7 +200,7 @@ def test_other_commands_are_started_as_new_processes(place, warm, environment):
     assert folder.status["exit_status"] == 0
 
 
-OF_TIMES = ("seconds", "client_updates_per_second", "peak_memory_bytes", "executor", "sha256")
+OF_TIMES = ("seconds", "client_updates_per_second", "peak_memory_bytes", "extra_memory_bytes", "executor", "sha256")
 """Of `run.json`, with what depends on them."""
 
 
