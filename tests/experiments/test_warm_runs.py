@@ -253,7 +253,7 @@ def test_a_run_outlives_its_server_and_the_next_one_has_another(place, warm, ser
     (another,) = servers.servers.values()
     assert another is not server
     another.end()
-    assert another.process.returncode == -signal.SIGKILL
+    assert another.process.returncode in (0, -signal.SIGKILL)  # it ends by itself where it notices first
 
 
 KILLED = """
