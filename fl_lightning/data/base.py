@@ -56,7 +56,7 @@ class Samples(Dataset[Any], ABC):
 
     @property
     def plain(self) -> bool:
-        """Whether they are tensors, and read by nobody's own code: reading them draws from no global generator."""
+        """Whether reading them draws from no global generator, as they are tensors that nobody's own code reads."""
         return False
 
     def __len__(self) -> int:
