@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fl_lightning.aggregators import distances
 from fl_lightning.aggregators.base import Aggregator
-from fl_lightning.aggregators.filtering import lower_median, mz_scores, shares_of_kept
+from fl_lightning.aggregators.filtering import check_enough, lower_median, mz_scores, shares_of_kept
 from fl_lightning.aggregators.norm_clipping import clip_factors
 from fl_lightning.aggregators.votes import GUARD
 from fl_lightning.errors import ConfigurationError
@@ -74,11 +74,7 @@ class AlignIns(Aggregator):
         self.weighted = weighted
 
     def check(self, num_clients: int) -> None:
-        if num_clients < 3:
-            raise ConfigurationError(
-                f"AlignIns: of {num_clients} clients none is nearer to the median than another, it takes 3; raise "
-                "model.cohort.clients_per_round"
-            )
+        check_enough("AlignIns", num_clients, 3, f"of {num_clients} clients none is nearer to the median than another")
 
     @property
     def judges(self) -> bool:

@@ -5,6 +5,7 @@ import logging
 import torch
 from torch import Tensor
 
+from fl_lightning.errors import ConfigurationError
 from fl_lightning.updates.order_statistics import median
 from fl_lightning.updates.shard import UpdateShard
 
@@ -15,6 +16,19 @@ EQUAL = 1e-12
 
 DECIMALS = 9
 """That scores are rounded to before they are compared, so that rounding does not decide who ties with whom or with a bound."""
+
+
+def check_enough(rule: str, num_clients: int, least: int, otherwise: str) -> None:
+    """Raise `ConfigurationError` where a round has fewer clients than a rule can tell apart.
+
+    Args:
+        rule: its name.
+        num_clients: N.
+        least: the fewest that it takes.
+        otherwise: what is wrong with N of them, in words with that number in it.
+    """
+    if num_clients < least:
+        raise ConfigurationError(f"{rule}: {otherwise}, it takes {least}; raise model.cohort.clients_per_round")
 
 
 def lower_median(values: Tensor) -> float:

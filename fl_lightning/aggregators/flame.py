@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.aggregators.distances import DECIMALS
+from fl_lightning.aggregators.filtering import check_enough
 from fl_lightning.aggregators.norm_clipping import clip_factors, median_norm
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.updates.order_statistics import median
@@ -59,11 +60,7 @@ class FLAME(Aggregator):
         self.min_cluster_fraction = min_cluster_fraction
 
     def check(self, num_clients: int) -> None:
-        if num_clients < 3:
-            raise ConfigurationError(
-                f"FLAME: a cluster of more than half of {num_clients} clients leaves nobody out, it takes 3; raise "
-                "model.cohort.clients_per_round"
-            )
+        check_enough("FLAME", num_clients, 3, f"a cluster of more than half of {num_clients} clients leaves nobody out")
 
     @property
     def judges(self) -> bool:

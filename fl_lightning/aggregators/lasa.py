@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fl_lightning.aggregators.base import Aggregator
-from fl_lightning.aggregators.filtering import lower_median, mz_scores
+from fl_lightning.aggregators.filtering import check_enough, lower_median, mz_scores
 from fl_lightning.aggregators.norm_clipping import clip_factors
 from fl_lightning.aggregators.votes import GUARD
 from fl_lightning.errors import ConfigurationError
@@ -81,11 +81,7 @@ class LASA(Aggregator):
         self.average = average
 
     def check(self, num_clients: int) -> None:
-        if num_clients < 3:
-            raise ConfigurationError(
-                f"LASA: of {num_clients} clients none is nearer to the median than another, it takes 3; raise "
-                "model.cohort.clients_per_round"
-            )
+        check_enough("LASA", num_clients, 3, f"of {num_clients} clients none is nearer to the median than another")
 
     @property
     def judges(self) -> bool:

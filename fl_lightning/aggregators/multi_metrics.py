@@ -13,7 +13,7 @@ from torch import Tensor
 from fl_lightning.aggregators import distances
 from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.aggregators.distances import cosine_distances, lowest, squared_distances
-from fl_lightning.aggregators.filtering import DECIMALS, EQUAL, shares_of_kept
+from fl_lightning.aggregators.filtering import DECIMALS, EQUAL, check_enough, shares_of_kept
 from fl_lightning.aggregators.votes import GUARD
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.updates.order_statistics import median
@@ -69,11 +69,12 @@ class MultiMetrics(Aggregator):
         self.weighted = weighted
 
     def check(self, num_clients: int) -> None:
-        if num_clients < 5:
-            raise ConfigurationError(
-                f"MultiMetrics: the covariance of three features of {num_clients} clients is singular or nearly so, it takes "
-                "5; raise model.cohort.clients_per_round"
-            )
+        check_enough(
+            "MultiMetrics",
+            num_clients,
+            5,
+            f"the covariance of three features of {num_clients} clients is singular or nearly so",
+        )
 
     @property
     def judges(self) -> bool:

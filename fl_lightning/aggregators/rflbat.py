@@ -13,7 +13,7 @@ from fl_lightning.aggregators import distances
 from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.aggregators.clustering import k_means, number_of_clusters
 from fl_lightning.aggregators.distances import cosine_distances
-from fl_lightning.aggregators.filtering import DECIMALS, shares_of_kept
+from fl_lightning.aggregators.filtering import DECIMALS, check_enough, shares_of_kept
 from fl_lightning.aggregators.norm_clipping import median_norm
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.updates.order_statistics import median
@@ -78,11 +78,7 @@ class RFLBAT(Aggregator):
         self.references = references
 
     def check(self, num_clients: int) -> None:
-        if num_clients < 3:
-            raise ConfigurationError(
-                f"RFLBAT: of {num_clients} clients none lies farther off than another, it takes 3; raise "
-                "model.cohort.clients_per_round"
-            )
+        check_enough("RFLBAT", num_clients, 3, f"of {num_clients} clients none lies farther off than another")
 
     @property
     def judges(self) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor
 from fl_lightning.aggregators import distances
 from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.aggregators.distances import cosine_distances, squared_distances
-from fl_lightning.aggregators.filtering import lower_median, shares_of_kept
+from fl_lightning.aggregators.filtering import check_enough, lower_median, shares_of_kept
 from fl_lightning.aggregators.norm_clipping import clip_factors, median_norm
 from fl_lightning.aggregators.votes import GUARD
 from fl_lightning.errors import ConfigurationError
@@ -132,11 +132,7 @@ class SignGuard(Aggregator):
         self.warmup_rounds = warmup_rounds
 
     def check(self, num_clients: int) -> None:
-        if num_clients < 4:
-            raise ConfigurationError(
-                f"SignGuard: {num_clients} clients are too few to find a cluster among, it takes 4; raise "
-                "model.cohort.clients_per_round"
-            )
+        check_enough("SignGuard", num_clients, 4, f"{num_clients} clients are too few to find a cluster among")
 
     @property
     def judges(self) -> bool:
