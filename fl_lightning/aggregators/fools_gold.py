@@ -16,7 +16,8 @@ from fl_lightning.errors import ConfigurationError
 from fl_lightning.updates.layers import Layer
 from fl_lightning.updates.order_statistics import median
 from fl_lightning.updates.overflow import MOST
-from fl_lightning.updates.shard import UpdateShard, inner_products
+from fl_lightning.updates.shard import UpdateShard
+from fl_lightning.updates.sums import inner_products
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,8 @@ from torch import Tensor
 from fl_lightning.attacks.crafted import Crafted, Source
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.updates.moments import moments
-from fl_lightning.updates.shard import UpdateShard, inner_products
+from fl_lightning.updates.shard import UpdateShard
+from fl_lightning.updates.sums import inner_products
 
 Direction = Literal["unit", "sign", "std"]
 

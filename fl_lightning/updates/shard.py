@@ -14,7 +14,6 @@ from copy import copy
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from fl_lightning.errors import ConfigurationError
@@ -25,8 +24,8 @@ from fl_lightning.updates.examined import Examinable
 from fl_lightning.updates.layers import Layer, as_layers
 from fl_lightning.updates.means_of_sets import Sets
 from fl_lightning.updates.overflow import mend
-from fl_lightning.updates.pairwise_sums import PairwiseSums, gather_sums
 from fl_lightning.updates.plain import checked_malicious, checked_updates, checked_weights
+from fl_lightning.updates.sums import Summable
 
 CACHE_ELEMENTS = 2**18
 """Elements (N x columns) that a rule works on at a time on a CPU: 1 MiB of float32, about one core's L2."""
@@ -36,7 +35,7 @@ ROWS_AT_A_TIME = 4
 thousand rows took fifty times as long."""
 
 
-class UpdateShard(Examinable):
+class UpdateShard(Examinable, Summable):
     """This rank's coordinates of all N updates of a round.
 
     Letters: N clients, d coordinates in all, S of them on this rank.
@@ -125,11 +124,6 @@ class UpdateShard(Examinable):
     def width(self) -> int:
         """S, the coordinates on this rank."""
         return sum(bucket.shape[1] for bucket in self.buckets) if isinstance(self.buckets, list) else self.buckets.width
-
-    def settle(self) -> None:
-        """Have all buckets here. Collectives begin with it, so that ranks never disagree on what comes first."""
-        if not isinstance(self.buckets, list):
-            self.buckets = list(self.buckets)
 
     @property
     def values(self) -> Tensor:
@@ -258,70 +252,6 @@ class UpdateShard(Examinable):
         ]
         return torch.cat([torch.empty(0), *pieces]).to(self.weights.device)
 
-    def reduce(
-        self, function: Callable[..., Tensor], *along: Tensor, dtype: torch.dtype = torch.float64, height: int = 0
-    ) -> Tensor:
-        """Add up a function of the updates over all d coordinates, the same bits on any number of ranks.
-
-        Args:
-            function: (N, c) float64, contiguous and its own to change, and the same c coordinates of every tensor in `along`,
-                (c,) each -> partial sum over those columns, of one fixed shape.
-            along: (S,) tensors to be cut up with the updates.
-            dtype: float64, or float32: the function then gets a view of the updates, which it must leave as it is.
-            height: 2 to its power blocks may be given at a time, which may be others on another number of ranks; then, or with
-                a view, which may lie otherwise there, it is the function that sees to it that bits are the same.
-
-        Returns:
-            The sum over all blocks of all ranks, on every rank.
-        """
-        self.settle()
-        size = block_size(self.num_coordinates)
-        # What a partial sum looks like must be known also where this rank holds no coordinate.
-        nobody = torch.zeros(self.num_clients, 1, dtype=dtype, device=self.weights.device)
-        empty = function(nobody, *(t.new_zeros(1) for t in along))
-        sums = PairwiseSums(self.start // size)
-        for columns, block in self._blocks(dtype, height):
-            sums.add(function(block, *(tensor[columns] for tensor in along)), height if block.shape[1] > size else 0)
-        if self.distributed:
-            sums = gather_sums(sums, empty, -(-self.num_coordinates // size))
-        return torch.zeros_like(empty) if not sums.nodes else sums.total()
-
-    def _blocks(self, dtype: torch.dtype = torch.float64, height: int = 0) -> Iterator[tuple[slice, Tensor]]:
-        """The shard a block (N, c) at a time, as float64 of its own or as it is, with its place among the S columns.
-
-        2**height blocks come together where they are whole, side by side, and make a subtree of the sum over all.
-        """
-        size, at = block_size(self.num_coordinates), 0
-        for bucket in self.buckets:
-            first = 0
-            while first < bucket.shape[1]:
-                wide = size << height
-                width = wide if (self.start + at) % wide == 0 and first + wide <= bucket.shape[1] else size
-                block = bucket[:, first : first + width]
-                if dtype == torch.float64:
-                    # A block's rows are put side by side in memory: a sum over rows that lie apart would round differently.
-                    block = block.to(dtype, memory_format=torch.contiguous_format, copy=True)
-                yield slice(at, at + block.shape[1]), block
-                first, at = first + block.shape[1], at + block.shape[1]
-
-    def norms(self) -> Tensor:
-        """(N,) float64 on CPU, Euclidean norms over all d coordinates; finite for any float32 updates."""
-        return self.reduce(lambda values: values.square_().sum(1)).sqrt().cpu()
-
-    def gram(self) -> Tensor:
-        """(N, N) float64, inner products of the updates over all d coordinates; symmetric to the bit."""
-        total = self.reduce(inner_products)
-        return (total + total.T) / 2  # matrix products round the two halves differently
-
-    def count(self, integers: Tensor) -> Tensor:
-        """Add an integer tensor of every rank; exact, so in any order."""
-        assert not integers.is_floating_point(), "floats must be added in a fixed order: use reduce()"
-        self.settle()
-        if self.distributed:
-            integers = integers.clone()
-            dist.all_reduce(integers)
-        return integers
-
     def layer_slices(self) -> list[tuple[int, slice]]:
         """Where this rank's columns belong: (index into `layers`, slice of the S columns), for layers that it touches."""
         width = self.width
@@ -436,11 +366,3 @@ class UpdateShard(Examinable):
         )
         others.broadcast = self.broadcast
         return others
-
-
-def inner_products(values: Tensor) -> Tensor:
-    """(N, N) of the rows of (N, c)."""
-    if values.is_cuda:
-        return values @ values.T
-    array = values.numpy()  # NumPy sees that both sides are one matrix and computes half of the product
-    return torch.from_numpy(array @ array.T)
