@@ -1,6 +1,5 @@
 """Runs that are forked from a process with everything imported are what new processes would be."""
 
-import io
 import json
 import os
 import signal
@@ -15,11 +14,9 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 
-from fl_lightning.experiments import command, job, scheduler, warm_client, warm_server
+from fl_lightning.experiments import job, warm_client, warm_server
 from fl_lightning.experiments.packets import pair
-from fl_lightning.experiments.planned import Cell, Run
 from fl_lightning.experiments.run_folder import RunFolder, State
 from fl_lightning.experiments.scheduler import environments
 from fl_lightning.experiments.warm_client import UNKNOWN, Server, Servers
@@ -338,43 +335,6 @@ def test_a_server_that_does_not_come_up_is_said_once(monkeypatch, environment):
     assert said == [
         "every run is started as a new process, as no warm one can be used: it ended with status 1 before it was ready"
     ]
-
-
-@pytest.mark.parametrize(("ranks", "cold", "forked"), [(None, False, True), (None, True, False), (2, False, False)])
-def test_a_sweep_forks_its_runs_where_it_is_given_servers(tmp_path, monkeypatch, ranks, cold, forked):
-    starts: list[Any] = []
-
-    def note(folder: RunFolder, command: Any, environment: Any, stop: Any, start: Any) -> int:
-        starts.append(start)
-        return 0
-
-    fork = object()
-    monkeypatch.setattr(scheduler.job, "run", note)
-    monkeypatch.setattr(Servers, "starter", lambda *_: fork)
-    runs = [Run(Cell({"rule": name}, []), 0, {"trainer": {}}, RunFolder(tmp_path / name)) for name in "ab"]
-    servers = None if cold else Servers(print)
-    scheduler.run_all(runs, jobs=1, ranks=ranks, console=Console(file=io.StringIO()), servers=servers)
-    assert starts == [fork if forked else job.start] * 2
-
-
-@pytest.mark.parametrize(
-    ("options", "begun"),
-    [
-        ([], True),
-        (["--cold"], False),
-        (["--ranks", "2"], False),
-        (["--dry-run"], False),
-        (["--status"], False),
-        (["--slurm"], False),
-    ],
-)
-def test_servers_begin_while_the_sweep_is_read_unless_they_are_of_no_use(monkeypatch, options, begun):
-    found: list[dict[str, str]] = []
-    monkeypatch.setattr(Servers, "begin", lambda _, environments: found.extend(environments))
-    given, _ = command.parse_sweep_command(["sweep.yaml", "--jobs", "2", *options])
-    with command.forked_from(given, Console(file=io.StringIO())) as servers:
-        assert (servers is not None) is begun
-    assert len(found) == (2 if begun else 0)
 
 
 def test_slots_of_one_environment_begin_with_one_server(environment):
