@@ -107,7 +107,7 @@ def test_the_packages_networks(module: Any, shape: tuple[int, ...]) -> None:
     stepper = assert_same(module(), LocalTraining(batch_size=2), [samples(2 * RECORD_AFTER + 5, shape)])
     assert stepper.recordings
     replayed: Any = next(iter(stepper.recordings.values()))
-    assert isinstance(replayed.run, torch.jit.ScriptFunction), "replayed in Python"
+    assert isinstance(replayed.run.steps, torch.jit.ScriptFunction), "replayed in Python"
 
 
 @pytest.fixture
@@ -161,7 +161,7 @@ def test_steps_with_dropout_are_taken_together_unless_others_draw_as_well(calls:
     stepper = assert_same(module, local, data)
     assert calls == [1, 1, 5, 5, 6]
     replayed: Any = next(iter(stepper.recordings.values()))
-    assert isinstance(replayed.run, torch.jit.ScriptFunction), "replayed in Python"
+    assert isinstance(replayed.run.steps, torch.jit.ScriptFunction), "replayed in Python"
     drawing: list[list[TensorSamples]] = [
         [Shaken(of.inputs, of.targets) for of in data],
         [TensorSamples(of.inputs, of.targets, prepare=shaken) for of in data],
