@@ -51,7 +51,9 @@ class DeepSight(Aggregator):
     finite is an outlier by DDif. Buffers are combined by the coordinate median.
 
     Bounds: no f is assumed. It takes a backdoor whose data have fewer classes than benign clients' data have: among clients with
-    few classes each it cannot tell. A run is refused if N < 3, or if the model has no output layer of two classes or more with a
+    few classes each it cannot tell. With two classes it cannot either: under cross entropy both rows of the output layer move by
+    the same amount, in opposite directions, so TE is 2 for everybody, nobody is suspicious, and what is left is the mean of
+    updates clipped to the median norm. A run is refused if N < 3, or if the model has no output layer of two classes or more with a
     bias. A plain tensor has no layers, so only a shard can be aggregated, without DDif where there are no models to look at.
 
     Cost: `probe_seeds` * `probe_samples` forward passes of every model in every round, 60,000 by default, which on a CPU is more

@@ -208,21 +208,21 @@ def discrepancies(features: Tensor, sigma: float) -> Tensor:
         tensor([[    inf, -0.2588],
                 [-0.2588,     inf]], dtype=torch.float64)
     """
-    n, m, _ = features.shape
+    n, m, h = features.shape
     within = torch.zeros(n, dtype=torch.float64, device=features.device)
     between = torch.full((n, n), torch.inf, dtype=torch.float64, device=features.device)
     for i in range(n):
-        one = features[i].double()
-        within[i] = kernels(one, one, sigma).fill_diagonal_(0).sum() / max(1, m * (m - 1))
-        for j in range(i):
-            between[i, j] = between[j, i] = -2 * kernels(one, features[j].double(), sigma).mean()
+        own = features[i].double()
+        within[i] = kernels(own, own, sigma).fill_diagonal_(0).sum() / max(1, m * (m - 1))
+        means = kernels(own, features[:i].double().reshape(i * m, h), sigma).reshape(m, i, m).mean((0, 2))
+        between[i, :i] = between[:i, i] = -2 * means
     return (within[:, None] + within + between).round(decimals=DECIMALS)
 
 
 def kernels(some: Tensor, others: Tensor, sigma: float) -> Tensor:
-    """(m, m) float64, k(a, b) for the rows of two (m, h)."""
+    """(m, l) float64, k(a, b) for the rows of (m, h) and (l, h)."""
     squares = some.square().sum(1)[:, None] + others.square().sum(1) - 2 * some @ others.T
-    return ((squares.clamp(min=0).sqrt() / sigma).square() / -2).exp()
+    return squares.clamp_(min=0).div_(sigma).div_(-2 * sigma).exp_()
 
 
 def votes(distances: Tensor, count: int) -> Tensor:

@@ -270,6 +270,15 @@ def test_an_output_layer_at_rest_is_suspicious() -> None:
     assert DeepSight().suspicious(torch.zeros(3, 4, dtype=torch.float64)).all()
 
 
+def test_of_two_classes_nobody_is_suspicious() -> None:
+    """Gradients of cross entropy add up to 0 over the classes."""
+    rows = torch.randn(7, 6, generator=torch.Generator().manual_seed(0))
+    both = torch.stack([rows, -rows], dim=1)  # (N, classes, h and the bias)
+    shard = shard_of(torch.cat([both[:, :, :5].flatten(1), both[:, :, 5]], dim=1), classes=2)
+    energies, _ = output_updates(shard, *shard.layers[1:])
+    assert not DeepSight().suspicious(energies).any()
+
+
 def test_odd_and_homogeneous_without_a_look() -> None:
     updates = attacked(9, 2)
     found = DeepSight()(shard_of(updates, 4, 30))

@@ -54,7 +54,7 @@ def test_votes_by_hand() -> None:
     line = torch.tensor([1.0, 2.5, 0.0, 9.0])
     distances = (line[:, None] - line).abs().fill_diagonal_(INF)
     assert votes(distances, 2).tolist() == [3, 3, 2, 0]
-    assert votes(distances, 1).tolist() == [2, 2, 0, 0]
+    assert votes(distances, 1).tolist() == [2, 1, 1, 0]
     assert votes(distances, 3).tolist() == [3, 3, 3, 3]
     assert votes(distances, 0).tolist() == [0, 0, 0, 0]
     alike = torch.zeros(4, 4).fill_diagonal_(INF)
