@@ -50,19 +50,19 @@ CLASSES, FEATURES, SAMPLES = 10, 64, 100
 
 
 def looked_at(shard: UpdateShard, rule: Aggregator) -> UpdateShard:
-    """The shard for a rule that looks at models, which have been looked at already: that is what `benchmarks.examination` times.
+    """The shard for a rule that looks at models, which have been looked at already: `benchmarks.examination` times that.
 
     The last coordinates are the output layer.
     """
-    numbers = {DeepSight: 3 * CLASSES, FLARE: SAMPLES * FEATURES}.get(type(rule))
-    if numbers is None:
+    if not isinstance(rule, (DeepSight, FLARE)):
         return shard
+    numbers = 3 * CLASSES if isinstance(rule, DeepSight) else SAMPLES * FEATURES
     shard = copy(shard)
     head = CLASSES * (FEATURES + 1)
     shapes = [(shard.num_coordinates - head,), (CLASSES, FEATURES), (CLASSES,)]
     shard.layers = layers_of(["", "head.weight", "head.bias"], shapes)
     measured = torch.rand(shard.num_clients + 1, numbers, generator=torch.Generator().manual_seed(0)).to(shard.weights.device)
-    shard.examination = lambda of: Examined(measured[1:], measured[0])
+    shard.examination = lambda _: Examined(measured[1:], measured[0])
     return shard
 
 

@@ -34,8 +34,8 @@ class Aggregator(Made, nn.Module):
 
     A rule that reaches beyond aggregation says so by hooks: `needs_root` (an update of the server's own), `needs_clients`
     (whose updates it sees), `judges` (how much each client counted), `examine` and `examine_broadcast` (measurements of the
-    models that clients submit), `train_benign` and `client_memory_size` (another local training), `before_broadcast` and `after_step` (the global
-    model itself), `predict` and `accepts` (predictions).
+    models that clients submit), `train_benign` and `client_memory_size` (another local training), `before_broadcast` and
+    `after_step` (the global model itself), `predict` and `accepts` (predictions).
 
     Called on a plain (N, d) tensor, array or list of rows a rule works in one process, with `weights` (N,) as an optional
     second argument. Rows that are not finite are left out, which a warning says; if none is left that counts the result is

@@ -4,7 +4,6 @@ P. Rieger, T. D. Nguyen, M. Miettinen, A.-R. Sadeghi, "DeepSight: Mitigating Bac
 Model Inspection", NDSS 2022, https://arxiv.org/abs/2201.00763.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -42,30 +41,32 @@ class DeepSight(Aggregator):
     3. DDif: for each of `probe_seeds` sets of `probe_samples` inputs of uniform noise from [0, 1), the mean over the inputs of
        p_i / p, (C,), where p_i and p are the probabilities that the submitted and the global model give;
     4. clients are clustered by HDBSCAN on the Euclidean distances between the e, on those between DDifs, once for each set, and
-       on 1 - cos(b_i, b_j). Each clustering has clients at distance 0, if they share a cluster, or 1. Distances are averaged over
-       the sets, then over the three kinds, and clients are clustered by HDBSCAN on what comes out;
+       on 1 - cos(b_i, b_j). Each clustering has clients at distance 0, if they share a cluster, or 1. Distances are averaged
+       over the sets, then over the three kinds, and clients are clustered by HDBSCAN on what comes out;
     5. a cluster is accepted if its share of suspicious clients is less than `max_suspicious`.
 
-    An outlier of a clustering is at distance 1 from everybody; in the end it is judged as a cluster of one. If nobody is accepted
-    the update is zero, and a warning says so. A client whose output layer stays as it is has TE 0. One whose outputs are not
-    finite is an outlier by DDif. Buffers are combined by the coordinate median.
+    An outlier of a clustering is at distance 1 from everybody; in the end it is judged as a cluster of one. If nobody is
+    accepted the update is zero, and a warning says so. A client whose output layer stays as it is has TE 0. One whose outputs
+    are not finite is an outlier by DDif. Buffers are combined by the coordinate median.
 
-    Bounds: no f is assumed. It takes a backdoor whose data have fewer classes than benign clients' data have: among clients with
-    few classes each it cannot tell. With two classes it cannot either: under cross entropy both rows of the output layer move by
-    the same amount, in opposite directions, so TE is 2 for everybody, nobody is suspicious, and what is left is the mean of
-    updates clipped to the median norm. A run is refused if N < 3, or if the model has no output layer of two classes or more with a
-    bias. A plain tensor has no layers, so only a shard can be aggregated, without DDif where there are no models to look at.
+    Bounds: no f is assumed. It takes a backdoor whose data have fewer classes than benign clients' data have: among clients
+    with few classes each it cannot tell. With two classes it cannot either: under cross entropy both rows of the output layer
+    move by the same amount, in opposite directions, so TE is 2 for everybody, nobody is suspicious, and what is left is the
+    mean of updates clipped to the median norm. A run is refused if N < 3, or if the model has no output layer of two classes or
+    more with a bias. A plain tensor has no layers, so only a shard can be aggregated, without DDif where there are no models to
+    look at.
 
-    Cost: `probe_seeds` * `probe_samples` forward passes of every model in every round, 60,000 by default, which on a CPU is more
-    than training takes for all but small networks. For ten classes a tenth is enough.
+    Cost: `probe_seeds` * `probe_samples` forward passes of every model in every round, 60,000 by default, which on a CPU is
+    more than training takes for all but small networks. For ten classes a tenth is enough.
 
-    A reader might think that suspicious clients are turned away: they only vote within their cluster. Noise from [0, 1) does not
-    look like normalised data, and need not.
+    A reader might think that suspicious clients are turned away: they only vote within their cluster. Noise from [0, 1) does
+    not look like normalised data, and need not.
 
     Verdict: 0 for who is not accepted, for the others the factor min(1, M / ||g_i||).
 
     Args:
-        probe_samples: inputs of a set, at least 0; with 0 the models are not looked at, and two kinds of distances are averaged.
+        probe_samples: inputs of a set, at least 0; with 0 the models are not looked at, and two kinds of distances are
+            averaged.
         probe_seeds: sets of them, at least 1.
         exceeding: from 0 to 1; with 0 the bound is max(e) / C, as three of four re-implementations have it. It matters for more
             than a hundred classes.
@@ -75,15 +76,15 @@ class DeepSight(Aggregator):
         allow_single_cluster: whether HDBSCAN may find that all clients are one cluster. If not, clients that are all alike are
             outliers.
         outliers: whether an outlier of the last clustering is `judged` by itself, or `dropped`, as in two re-implementations.
-        output_layer: the name in the client of the layer that gives the logits, such as `net.4`; left out, the last two parameter
-            tensors are taken.
+        output_layer: the name in the client of the layer that gives the logits, such as `net.4`; left out, the last two
+            parameter tensors are taken.
 
-    Differs from the paper: there is no code of the authors, and constants are from four re-implementations, which do not agree
-    on HDBSCAN's settings. Theirs, least sizes of five and three neighbours, make outliers of nearly all clients in rounds of ten
-    or twenty. All of them have faults that are not here: some accept those clusters whose share of suspicious clients is high, give
-    rows of distances to HDBSCAN as if they were points, average the sets of DDifs to one number, put two outliers into one
-    cluster, or take ratios of logits, which change their sign. Equality counts as printed: a class at the bound does not exceed
-    it, and a client at half of the median is suspicious.
+    Differs from the paper: there is no code of the authors; steps and constants are from memory and from four
+    re-implementations, which do not agree on HDBSCAN's settings. With the library's default, a least size of five, ten ordinary
+    clients are all outliers. All four have faults that are not here: some accept those clusters whose share of suspicious clients is
+    high, give rows of distances to HDBSCAN as if they were points, average the sets of DDifs to one number, put two outliers
+    into one cluster, or take ratios of logits, which change their sign. Equality counts as printed: a class at the bound does
+    not exceed it, and a client at half of the median is suspicious.
 
     Example:
         >>> import torch

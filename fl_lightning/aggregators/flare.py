@@ -40,9 +40,9 @@ class FLARE(Aggregator):
     share these votes evenly. Who gives features that are not finite gets no trust and no vote; if that is everybody the update
     is zero, and a warning says so. Buffers are combined by the coordinate median.
 
-    Bounds: meant for f < N/2. Nobody is turned away: without a vote a client still has the weight of exp(-v / `temperature`) beside
-    one with v votes. Votes range over N, so that of twenty clients one or two have nearly all of the weight. A run is refused where
-    all would vote for everybody or nobody, as for N < 3.
+    Bounds: meant for f < N/2. Nobody is turned away: without a vote a client still has the weight of exp(-v / `temperature`)
+    beside one with v votes. Votes range over N, so that of twenty clients one or two have nearly all of the weight. A run is
+    refused where all would vote for everybody or nobody, as for N < 3.
 
     Needs `data.root`; about ten samples of each class in the paper. Of a plain tensor there are no models to look at, so it can
     only aggregate a shard that has been examined. N m h numbers travel, and N^2 m^2 kernels are computed on every rank.
@@ -56,8 +56,8 @@ class FLARE(Aggregator):
             than 1, all kernels are 0 and all clients tie: then take the median.
         trust: `softmax`, or `share` for v_i divided by the sum of votes, where nobody's vote means nobody's weight.
         temperature: more than 0; for `softmax`.
-        output_layer: the name in the client of the layer that gives the logits, such as `net.4`, a weight (C, h) with or without
-            a bias; left out, the one that has the last parameter tensor.
+        output_layer: the name in the client of the layer that gives the logits, such as `net.4`, a weight (C, h) with or
+            without a bias; left out, the one that has the last parameter tensor.
 
     Differs from the paper: there is no code of the authors. Temperature and size of the root set are from memory, the kernel's
     width is that of two re-implementations, which round the number of neighbours down. An early version of one of them counts
@@ -102,8 +102,9 @@ class FLARE(Aggregator):
         count = self.number_of_neighbors(num_clients)
         if not 1 <= count < num_clients - 1:
             raise ConfigurationError(
-                f"FLARE: of {num_clients} clients each votes for floor({self.neighbors} * {num_clients}) = {count}, which must be "
-                f"at least 1 and less than {num_clients - 1}, all others; change model.cohort.clients_per_round or FLARE.neighbors"
+                f"FLARE: of {num_clients} clients each votes for floor({self.neighbors} * {num_clients}) = {count}, which must "
+                f"be at least 1 and less than {num_clients - 1}, all others; change model.cohort.clients_per_round or "
+                "FLARE.neighbors"
             )
 
     def number_of_neighbors(self, num_clients: int) -> int:
@@ -120,7 +121,8 @@ class FLARE(Aggregator):
     def forward(self, shard: UpdateShard) -> Tensor:
         if shard.examined is None or shard.examined_broadcast is None:
             raise ConfigurationError(
-                "FLARE compares what submitted models make of root samples, and a plain tensor has no models; train a federation"
+                "FLARE compares what submitted models make of root samples, and a plain tensor has no models; train a "
+                "federation"
             )
         h = output_weight(shard.layers, self.output_layer).shape[1]
         sent = shard.examined_broadcast.unflatten(0, (-1, h))
@@ -135,7 +137,7 @@ class FLARE(Aggregator):
         weight = output_weight(parameter_layout(module).layers, self.output_layer)
         name, seen, found = owner(weight), [], []
 
-        def see(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        def see(_: nn.Module, inputs: tuple[Any, ...]) -> None:
             seen.append(inputs[0])
 
         with module.get_submodule(name).register_forward_pre_hook(see):
@@ -144,8 +146,8 @@ class FLARE(Aggregator):
                 if not seen or seen[-1].shape != (b, weight.shape[1]):
                     got = f"{tuple(seen[-1].shape)} for {b} samples" if seen else "nothing"
                     raise ConfigurationError(
-                        f"FLARE looks at what goes into {name}, which should be (b, {weight.shape[1]}), but is {got}; name the layer "
-                        "that gives the logits by FLARE.output_layer"
+                        f"FLARE looks at what goes into {name}, which should be (b, {weight.shape[1]}), but is {got}; name the "
+                        "layer that gives the logits by FLARE.output_layer"
                     )
                 found.append(seen[-1])
                 seen.clear()
@@ -183,11 +185,11 @@ def output_weight(layers: Sequence[Layer], module: str | None = None) -> Layer:
     for layer in layers:
         if name and layer.name == f"{name}.weight" and len(layer.shape) == 2:
             return layer
-    where = f"{layers[-1].name or 'an unnamed one'} {layers[-1].shape} is the model's last" if module is None else f"{module} has none"
+    last = f"{layers[-1].name or 'an unnamed one'} {layers[-1].shape} is the model's last"
     raise ConfigurationError(
-        f"FLARE looks at what goes into the layer that gives the logits, which must have a parameter 'weight' (C, h), but {where}; "
-        f"name that layer by FLARE.output_layer (the model has {enumerated(layer.name or 'unnamed' for layer in layers)}), or use "
-        "another rule"
+        "FLARE looks at what goes into the layer that gives the logits, which must have a parameter 'weight' (C, h), but "
+        f"{last if module is None else f'{module} has none'}; name that layer by FLARE.output_layer (the model has "
+        f"{enumerated(layer.name or 'unnamed' for layer in layers)}), or use another rule"
     )
 
 

@@ -1,6 +1,6 @@
 import logging
 import math
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -165,7 +165,7 @@ def test_features_of_a_federation() -> None:
     federation = tiny_federation(aggregator=rule, attacks=[Scale(3.0)], buffers="keep")
     layout: Layout = parameter_layout(federation.client)
     fit(federation, data, rounds=1)
-    shard, model = rule.shard, federation.client.eval()
+    shard, model = rule.shard, cast("Any", federation.client.eval())
     assert shard.examined is not None
     assert shard.broadcast is not None
     assert data.root_samples is not None
