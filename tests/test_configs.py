@@ -26,6 +26,7 @@ ONE_ROUND = [
 GLOVE = {"path": "glove.txt", "dimension": 5}
 LESS: dict[str, dict[str, Any]] = {
     "CIFAR10": {"path": "data"},
+    "DeepSight": {"probe_samples": 20},
     "DirectorTweets": {"path": "director", "glove": GLOVE},
     "LSTM": {"dimension": 5, "hidden": 8},
     "PackedKeys": {"num_clients": 20},

@@ -11,10 +11,12 @@ from fl_lightning.aggregators.bucketing import Bucketing
 from fl_lightning.aggregators.bulyan import Bulyan
 from fl_lightning.aggregators.centered_clipping import CenteredClipping
 from fl_lightning.aggregators.cosine_multi_krum import CosineMultiKrum
+from fl_lightning.aggregators.deep_sight import DeepSight
 from fl_lightning.aggregators.dnc import DnC
 from fl_lightning.aggregators.fedavg import FedAvg
 from fl_lightning.aggregators.fl_trust import FLTrust
 from fl_lightning.aggregators.flame import FLAME
+from fl_lightning.aggregators.flare import FLARE
 from fl_lightning.aggregators.flip import FLIP
 from fl_lightning.aggregators.fools_gold import FoolsGold
 from fl_lightning.aggregators.invariant import Invariant
@@ -38,6 +40,7 @@ from fl_lightning.aggregators.weak_dp import WeakDP
 
 __all__ = [
     "FLAME",
+    "FLARE",
     "FLIP",
     "LASA",
     "RFA",
@@ -50,6 +53,7 @@ __all__ = [
     "Bulyan",
     "CenteredClipping",
     "CosineMultiKrum",
+    "DeepSight",
     "DnC",
     "FLTrust",
     "FedAvg",

@@ -33,9 +33,9 @@ class Aggregator(Made, nn.Module):
     any number of ranks to any other. What is small and the same on every rank may be a buffer instead.
 
     A rule that reaches beyond aggregation says so by hooks: `needs_root` (an update of the server's own), `needs_clients`
-    (whose updates it sees), `judges` (how much each client counted), `examine` (measurements of the models that clients
-    submit), `train_benign` and `client_memory_size` (another local training), `before_broadcast` and `after_step` (the global
-    model itself), `predict` and `accepts` (predictions).
+    (whose updates it sees), `judges` (how much each client counted), `examine` and `examine_broadcast` (measurements of the
+    models that clients submit), `train_benign` and `client_memory_size` (another local training), `before_broadcast` and
+    `after_step` (the global model itself), `predict` and `accepts` (predictions).
 
     Called on a plain (N, d) tensor, array or list of rows a rule works in one process, with `weights` (N,) as an optional
     second argument. Rows that are not finite are left out, which a warning says; if none is left that counts the result is
@@ -201,6 +201,13 @@ class Aggregator(Made, nn.Module):
         updates, the models are the mixed ones.
         """
         raise NotImplementedError
+
+    def examine_broadcast(self, module: L.LightningModule, probe: ProbeBatches, generator: torch.Generator) -> None:
+        """Look at the model that the clients were sent, before `examine` is given theirs; nothing by default.
+
+        For rules that compare each model with it on every input: what is kept here, as its outputs, need not travel. Called on
+        every rank in rounds in which models are examined, with all else as for `examine`, and must find the same on all.
+        """
 
     def before_broadcast(self, module: L.LightningModule, round_number: int) -> None:
         """Edit the global model before the clients of a round are sent it; nothing by default.

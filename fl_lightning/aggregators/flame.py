@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fl_lightning.aggregators.base import Aggregator
+from fl_lightning.aggregators.density import OUTLIER, density_clusters
 from fl_lightning.aggregators.distances import DECIMALS
 from fl_lightning.aggregators.filtering import check_enough
 from fl_lightning.aggregators.norm_clipping import clip_factors, median_norm
@@ -79,19 +80,10 @@ class FLAME(Aggregator):
 
     def admitted(self, distances: Tensor) -> Tensor:
         """(N,) bool, the clients of the cluster, for (N, N) float64 distances."""
-        from sklearn.cluster import HDBSCAN  # slow to import  # pyrefly: ignore[missing-module-attribute]
-
         n = len(distances)
         if n < 3:
             return torch.ones(n, dtype=torch.bool)
-        clustering = HDBSCAN(
-            min_cluster_size=math.floor(self.min_cluster_fraction * n) + 1,
-            min_samples=1,
-            metric="precomputed",
-            allow_single_cluster=True,
-            copy=True,
-        )
-        found = torch.from_numpy(clustering.fit_predict(distances.numpy())) >= 0
+        found = density_clusters(distances, min_cluster_size=math.floor(self.min_cluster_fraction * n) + 1) != OUTLIER
         return found if found.any() else torch.ones(n, dtype=torch.bool)
 
     def aggregate_buffers(self, shard: UpdateShard) -> Tensor:

@@ -84,6 +84,9 @@ class Mixing(Aggregator):
     def examine(self, module: L.LightningModule, probe: ProbeBatches, generator: torch.Generator) -> Tensor:
         return self.rule.examine(module, probe, generator)
 
+    def examine_broadcast(self, module: L.LightningModule, probe: ProbeBatches, generator: torch.Generator) -> None:
+        self.rule.examine_broadcast(module, probe, generator)
+
     def before_broadcast(self, module: L.LightningModule, round_number: int) -> None:
         self.rule.before_broadcast(module, round_number)
 
