@@ -30,8 +30,8 @@ class Aggregator(Made, nn.Module):
     constructor's keyword arguments are its configuration.
 
     What lasts from round to round is kept by `recall`: a rank keeps its own coordinates of it, and checkpoints carry it from
-    any number of ranks to any other. What is small and the same on every rank may be a buffer instead, or, where its size is not
-    known beforehand, extra state of the module (`get_extra_state`).
+    any number of ranks to any other. What is small and the same on every rank may be a buffer instead, or extra state of the
+    module (`get_extra_state`) where its size is not known beforehand.
 
     A rule that reaches beyond aggregation says so by hooks: `needs_root` (an update of the server's own), `needs_clients`
     (whose updates it sees), `judges` (how much each client counted), `examine` (measurements of the models that clients
@@ -144,7 +144,9 @@ class Aggregator(Made, nn.Module):
     # ---- what lasts from round to round ------------------------------------------------------------------------------
 
     def recall(self, name: str, shard: UpdateShard) -> Tensor:
-        """(S,) float32, what the rule keeps under `name` on the shard's coordinates, from `first_remembered` on; zeros at first.
+        """(S,) float32, what the rule keeps under `name` on the shard's coordinates; zeros at first.
+
+        Of a rule with `first_remembered` they begin with that one.
 
         The rule changes it in place, or sets `memory[name]`. It counts as changed by the round in which that happens.
 

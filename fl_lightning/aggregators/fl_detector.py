@@ -50,11 +50,11 @@ class FLDetector(Aggregator):
     otherwise. That is 5.4 GB on all ranks together for 100 clients of a ResNet-18, which checkpoints carry too. Rounds are
     those in which the rule was called. A plain tensor brings no global weights; there the server is taken to step by -A(G).
 
-    Bounds: it defends nothing before round `warmup_rounds` + `window` - 1, and what attackers did until then stays in the model.
-    Clients that take part seldom have too few scores for much longer. No f is assumed, but the upper cluster is taken for the
-    malicious one whatever its size, which may be most of the clients. The test is repeated in every round, so that false alarms
-    add up: 20 uniformly random scores are taken for more than one cluster in about every sixth round. One loud update moves
-    a_t, and with it everybody's prediction. A run is refused if N < 3, where clusters cannot be told.
+    Bounds: it defends nothing before round `warmup_rounds` + `window` - 1, and what attackers did until then stays in the
+    model. Clients that take part seldom have too few scores for much longer. No f is assumed, but the upper cluster is taken
+    for the malicious one whatever its size, which may be most of the clients. The test is repeated in every round, so that
+    false alarms add up: 20 uniformly random scores are taken for more than one cluster in about every sixth round. One loud
+    update moves a_t, and with it everybody's prediction. A run is refused if N < 3, where clusters cannot be told.
 
     Verdict: 0 for who is flagged, 1 for who is not.
 
@@ -70,8 +70,8 @@ class FLDetector(Aggregator):
     rule cannot restart a run: optimizer and schedule of the server, attackers' states and what is logged are not its own. So
     they are left out from then on, and the model stays. The paper has all clients in every round, one gradient step of each,
     and an attack from the first round on; the prediction over several rounds for clients that pause, and after several local
-    steps, is not covered by its theory. Constants are those of the authors' code. Faults of re-implementations that are avoided:
-    a gap statistic that never finds one cluster, distances in place of their squares in it, updates compared with those of
+    steps, is not covered by its theory. Constants are those of the authors' code. Faults of re-implementations are avoided: a
+    gap statistic that never finds one cluster, distances in place of their squares in it, updates compared with those of
     whoever had the same place in the last cohort, and scores that outlast a detection.
 
     Example:
@@ -153,7 +153,8 @@ class FLDetector(Aggregator):
     def forward(self, shard: UpdateShard) -> Tensor:
         if shard.clients is None:
             raise ConfigurationError(
-                "FLDetector needs to know whose updates it sees, but these rows are no single client's; use it without Bucketing"
+                "FLDetector needs to know whose updates it sees, but these rows are no single client's; use the rule "
+                "without Bucketing"
             )
         self.check_model(shard.layers)
         clients, weights = shard.clients.tolist(), self.global_weights(shard)

@@ -1,7 +1,7 @@
 """FreqFed: cluster clients by the low frequencies of their updates, and average the majority.
 
-H. Fereidooni, A. Pegoraro, P. Rieger, A. Dmitrienko, A.-R. Sadeghi, "FreqFed: A Frequency Analysis-Based Approach for Mitigating
-Poisoning Attacks in Federated Learning", NDSS 2024, https://arxiv.org/abs/2312.04432.
+H. Fereidooni, A. Pegoraro, P. Rieger, A. Dmitrienko, A.-R. Sadeghi, "FreqFed: A Frequency Analysis-Based Approach for
+Mitigating Poisoning Attacks in Federated Learning", NDSS 2024, https://arxiv.org/abs/2312.04432.
 """
 
 from __future__ import annotations

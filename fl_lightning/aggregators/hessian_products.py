@@ -19,8 +19,8 @@ def hessian_products(products: Tensor, pairs: int) -> Tensor:
 
         H v = sigma v - [sigma S, Y] K^-1 [sigma S'v; Y'v],  K = [[sigma S'S, L], [L', -D]],  sigma = y_m's_m / s_m's_m.
 
-    So H s_m = y_m, and H is exact for a quadratic function in the space of steps that are conjugate. Where sigma is not positive,
-    K has no inverse, or there is no pair, H is 0.
+    So H s_m = y_m, and H is exact for a quadratic function in the space of steps that are conjugate. Where sigma is not
+    positive, K has no inverse, or there is no pair, H is 0.
 
     Args:
         products: (2 m + q, 2 m + q) float64 on the CPU, inner products of s_1 .. s_m, y_1 .. y_m, v_1 .. v_q.
@@ -42,9 +42,7 @@ def hessian_products(products: Tensor, pairs: int) -> Tensor:
         return nothing
     sigma = across[-1, -1] / steps[-1, -1]
     below = across.tril(-1)
-    middle = torch.cat(
-        [torch.cat([sigma * steps, below], dim=1), torch.cat([below.T, -torch.diag(across.diagonal())], dim=1)]
-    )
+    middle = torch.cat([torch.cat([sigma * steps, below], dim=1), torch.cat([below.T, -torch.diag(across.diagonal())], dim=1)])
     right = torch.cat([sigma * products[:m, 2 * m :], products[m : 2 * m, 2 * m :]])
     size = middle.diagonal().abs().sqrt()
     scale = torch.where(size > 0, 1 / size, 1.0)

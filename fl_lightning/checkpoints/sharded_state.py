@@ -34,8 +34,8 @@ class Part:
 
     Attributes:
         start: the first coordinate on the rank.
-        coordinates: (S,) float32 tensors by name, for coordinates start to start + S; fewer where a rule remembers the last ones
-            alone.
+        coordinates: (S,) float32 tensors by name, for coordinates start to start + S; fewer where a rule remembers the last
+            ones alone.
         clients: (P,) float32 tensors by client number.
     """
 

@@ -245,7 +245,9 @@ def test_same_bits_on_any_number_of_ranks_and_after_a_resume_on_another(tmp_path
 def test_rows_of_nobody_are_refused() -> None:
     shard = UpdateShard.from_updates(torch.eye(4))
     shard.clients = None
-    with pytest.raises(ConfigurationError, match="FLDetector needs to know whose updates it sees, .* without Bucketing"):
+    with pytest.raises(
+        ConfigurationError, match=r"FLDetector needs to know whose updates it sees, .* use the rule without Bucketing"
+    ):
         FLDetector()(shard)
     with pytest.raises(ConfigurationError, match="use it without Bucketing"):
         Bucketing(rule=FLDetector()).check(20)
@@ -260,8 +262,9 @@ def test_what_does_not_fit_is_refused() -> None:
     FLDetector().check(3)
     with pytest.raises(ConfigurationError, match=r"FLDetector: of 2 clients the gap statistic .* takes 3; raise model\.cohort"):
         FLDetector().check(2)
-    with pytest.raises(ConfigurationError, match="FLDetector.history 'last_layer' looks at the output layer"):
+    with pytest.raises(ConfigurationError, match=r"FLDetector\.history 'last_layer' looks at the output layer"):
         FLDetector(history="last_layer").check_model(layers_of(["w"], [(3, 4)]))
-    for name, value in {"window": 0, "warmup_rounds": -1, "max_clusters": 1, "references": 0, "history": "last"}.items():
+    wrong: dict[str, Any] = {"window": 0, "warmup_rounds": -1, "max_clusters": 1, "references": 0, "history": "last"}
+    for name, value in wrong.items():
         with pytest.raises(ConfigurationError, match=rf"FLDetector\.{name} must be .*, got '?{value}"):
             FLDetector(**{name: value})

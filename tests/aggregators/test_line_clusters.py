@@ -50,8 +50,9 @@ def test_are_the_best_of_all_cuts(numbers: list[int], most: int) -> None:
     if len(set(numbers)) > 1:
         upper = upper_of_two(torch.tensor(numbers, dtype=torch.float64) / 30)
         groups = [np.array(numbers)[upper.numpy() == side] / 30 for side in (False, True)]
-        assert sum(float(((part - part.mean()) ** 2).sum()) for part in groups) == pytest.approx(float(found[1]) if most > 1 else
-            best_of_all_cuts([number / 30 for number in numbers], 2)[0], abs=1e-14)
+        assert sum(float(((part - part.mean()) ** 2).sum()) for part in groups) == pytest.approx(
+            float(found[1]) if most > 1 else best_of_all_cuts([number / 30 for number in numbers], 2)[0], abs=1e-14
+        )
         assert groups[0].max() < groups[1].min()
 
 
