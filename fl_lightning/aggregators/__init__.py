@@ -14,11 +14,13 @@ from fl_lightning.aggregators.cosine_multi_krum import CosineMultiKrum
 from fl_lightning.aggregators.deep_sight import DeepSight
 from fl_lightning.aggregators.dnc import DnC
 from fl_lightning.aggregators.fedavg import FedAvg
+from fl_lightning.aggregators.fl_detector import FLDetector
 from fl_lightning.aggregators.fl_trust import FLTrust
 from fl_lightning.aggregators.flame import FLAME
 from fl_lightning.aggregators.flare import FLARE
 from fl_lightning.aggregators.flip import FLIP
 from fl_lightning.aggregators.fools_gold import FoolsGold
+from fl_lightning.aggregators.freq_fed import FreqFed
 from fl_lightning.aggregators.invariant import Invariant
 from fl_lightning.aggregators.krum import Krum
 from fl_lightning.aggregators.krum_trimmed_mean import KrumTrimmedMean
@@ -55,9 +57,11 @@ __all__ = [
     "CosineMultiKrum",
     "DeepSight",
     "DnC",
+    "FLDetector",
     "FLTrust",
     "FedAvg",
     "FoolsGold",
+    "FreqFed",
     "Invariant",
     "Krum",
     "KrumTrimmedMean",
