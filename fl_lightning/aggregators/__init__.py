@@ -11,6 +11,7 @@ from fl_lightning.aggregators.bucketing import Bucketing
 from fl_lightning.aggregators.bulyan import Bulyan
 from fl_lightning.aggregators.centered_clipping import CenteredClipping
 from fl_lightning.aggregators.cosine_multi_krum import CosineMultiKrum
+from fl_lightning.aggregators.crfl import CRFL
 from fl_lightning.aggregators.dnc import DnC
 from fl_lightning.aggregators.fedavg import FedAvg
 from fl_lightning.aggregators.fl_trust import FLTrust
@@ -37,6 +38,7 @@ from fl_lightning.aggregators.trimmed_mean import TrimmedMean
 from fl_lightning.aggregators.weak_dp import WeakDP
 
 __all__ = [
+    "CRFL",
     "FLAME",
     "FLIP",
     "LASA",
