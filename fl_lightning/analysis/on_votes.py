@@ -13,8 +13,8 @@ from torch import Tensor
 from fl_lightning.aggregators import CRFL
 from fl_lightning.aggregators.crfl import count_votes
 from fl_lightning.analysis.crfl import Threat, contraction, logistic_smoothness, radius, vote_bounds
-from fl_lightning.analysis.on_models import one_world
-from fl_lightning.analysis.world import World
+from fl_lightning.analysis.output import Output
+from fl_lightning.analysis.world import WarmUp, World, settings
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.seeding import generator
 from fl_lightning.training.optimizers import read_optimizers
@@ -53,11 +53,15 @@ def crfl(
         output: folder for crfl.csv, crfl.json and crfl.png.
         overrides: further options of `fit`.
     """
-    world, out = one_world(config, rounds, ckpt_path, attacked, output, overrides)
+    warm_up, resolved = WarmUp(rounds, ckpt_path, attacked), settings(config, overrides)
+    name = resolved["model"]["aggregator"]["class_path"].rpartition(".")[2]
+    if name != "CRFL":
+        raise ConfigurationError(f"the certificate is CRFL's, but model.aggregator is {name}; train with CRFL")
+    out = Output(output)
+    world = warm_up.prepare(resolved, out.folder / "run")
     federation = world.federation
     rule, done = federation.aggregator, max(1, federation.rounds_done)
-    if not isinstance(rule, CRFL):
-        raise ConfigurationError(f"the certificate is CRFL's, but model.aggregator is {type(rule).__name__}; train with CRFL")
+    assert isinstance(rule, CRFL), "its name says so"
     at = done if attack_round is None else attack_round
     if not 1 <= at <= done:
         raise ConfigurationError(f"attack_round must lie between 1 and the {done} rounds of the model, got {at}")
