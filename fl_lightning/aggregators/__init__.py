@@ -6,6 +6,7 @@ ranks. Read `base.py` first, then `invariant.py`, the paper's.
 
 from fl_lightning.aggregators.align_ins import AlignIns
 from fl_lightning.aggregators.and_mask import AndMask
+from fl_lightning.aggregators.backdoor_indicator import BackdoorIndicator
 from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.aggregators.bucketing import Bucketing
 from fl_lightning.aggregators.bulyan import Bulyan
@@ -48,6 +49,7 @@ __all__ = [
     "Aggregator",
     "AlignIns",
     "AndMask",
+    "BackdoorIndicator",
     "Bucketing",
     "Bulyan",
     "CenteredClipping",
