@@ -23,6 +23,7 @@ from fl_lightning.aggregators.invariant import Invariant
 from fl_lightning.aggregators.krum import Krum
 from fl_lightning.aggregators.krum_trimmed_mean import KrumTrimmedMean
 from fl_lightning.aggregators.lasa import LASA
+from fl_lightning.aggregators.lockdown import Lockdown
 from fl_lightning.aggregators.mean_variance_ratio import MeanVarianceRatio
 from fl_lightning.aggregators.median import Median
 from fl_lightning.aggregators.multi_krum import MultiKrum
@@ -61,6 +62,7 @@ __all__ = [
     "Invariant",
     "Krum",
     "KrumTrimmedMean",
+    "Lockdown",
     "MeanVarianceRatio",
     "Median",
     "MultiKrum",
