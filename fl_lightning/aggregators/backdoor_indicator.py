@@ -123,7 +123,9 @@ class BackdoorIndicator(Aggregator):
                 )
         for name, value in (("weight_decay", weight_decay), ("mu", mu)):
             if not 0 <= value < math.inf:
-                raise ConfigurationError(f"BackdoorIndicator.{name} must be at least 0 and finite, got {value}; 0 leaves it out")
+                raise ConfigurationError(
+                    f"BackdoorIndicator.{name} must be at least 0 and finite, got {value}; 0 leaves it out"
+                )
         if list(milestones) != sorted(milestones) or any(milestone < 1 for milestone in milestones):
             raise ConfigurationError(f"BackdoorIndicator.milestones must ascend from 1 at least, got {list(milestones)}")
         self.ood = ood
@@ -209,9 +211,7 @@ class BackdoorIndicator(Aggregator):
         """Train the module on the OOD samples."""
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         start = torch.cat([parameter.detach().flatten() for parameter in parameters])
-        optimizer = torch.optim.SGD(
-            parameters, lr=self.learning_rate, momentum=self.momentum, weight_decay=self.weight_decay
-        )
+        optimizer = torch.optim.SGD(parameters, lr=self.learning_rate, momentum=self.momentum, weight_decay=self.weight_decay)
         schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, self.milestones, gamma=self.decay)
         last, calm = math.inf, 0
         for _ in range(self.epochs):

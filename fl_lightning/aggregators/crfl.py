@@ -122,9 +122,7 @@ class CRFL(FedAvg):
 
 
 @torch.no_grad()
-def count_votes(
-    module: L.LightningModule, batch: Any, copies: int, sigma: float, generator: torch.Generator
-) -> Tensor:
+def count_votes(module: L.LightningModule, batch: Any, copies: int, sigma: float, generator: torch.Generator) -> Tensor:
     """How many noised copies of a model predict each class.
 
     Args:

@@ -141,7 +141,9 @@ def doubts(client: Any, optimizer: torch.optim.Optimizer, assumed: bool, lengths
     shapes = [tuple(parameter.shape) for parameter in client.parameters()]
     found = []
     if len(shapes) != 2 or len(shapes[0]) != 2 or shapes[1] != shapes[0][:1]:
-        found.append("No certificate: it is proven for one linear layer, and the model has others. The votes are what they are.")
+        found.append(
+            "No certificate: it is proven for one linear layer, and the model has others. The votes are what they are."
+        )
     elif assumed and lengths > 1:
         found.append(f"Holds if poisoned inputs are no longer than {lengths:.4g}, as training inputs are.")
     if type(optimizer) is not torch.optim.SGD or any(group.get("momentum") for group in optimizer.param_groups):

@@ -1,18 +1,16 @@
-"""BackdoorIndicator: planting, what is measured of submitted models, who is turned away, and that ranks do not matter."""
+"""BackdoorIndicator: planting, what is measured of submitted models, and who is turned away."""
 
 import copy
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from ranks import on_ranks
-from tiny import CLASSES, FEATURES, Scale, TinyClient, fit, tiny_federation, tiny_tensors
+from tiny import CLASSES, FEATURES, TinyClient, tiny_tensors
 from torch import Tensor, nn
 
 from fl_lightning import ConfigurationError
-from fl_lightning.aggregators import BackdoorIndicator, Bucketing
+from fl_lightning.aggregators import BackdoorIndicator
 from fl_lightning.aggregators.backdoor_indicator import best_class
 from fl_lightning.callbacks.run_record import weights_sha256
 from fl_lightning.data import EdgePool, Noise, TensorSamples
@@ -181,38 +179,6 @@ def test_planting_waits_for_its_round_and_is_left_out_where_it_breaks_the_model(
     assert "round 0: BackdoorIndicator's planting makes the model not finite" in caplog.text
 
 
-# ---- whole runs ------------------------------------------------------------------------------------------------------
-
-
-def ran(rounds: int, devices: int = 1, path: Any = None, save: Any = None, around: bool = False) -> tuple[str, list[Any]]:
-    verdicts: list[Any] = []
-
-    class Noting(BackdoorIndicator):
-        def forward(self, shard):
-            verdicts.append((shard.examined.tolist(), shard.examined_broadcast.tolist()))
-            return super().forward(shard)
-
-    rule = Noting(**QUICK, threshold=0.85)
-    federation = tiny_federation(aggregator=Bucketing(rule=rule) if around else rule, attacks=[Scale(3.0)])
-    trainer = fit(federation, rounds=rounds, devices=devices, ckpt_path=path)
-    if save is not None:
-        trainer.save_checkpoint(save)
-    return weights_sha256(federation.client), verdicts
-
-
-def on_a_rank(world: int, path: Any) -> tuple[str, list[Any]]:
-    return ran(2, world, path=path)
-
-
-def test_same_bits_on_any_number_of_ranks_and_after_a_resume_on_another(tmp_path: Path) -> None:
-    digest, verdicts = ran(2)
-    ran(1, save=tmp_path / "one.ckpt")
-    assert 0 < sum(value >= 0.85 for values, _ in verdicts for [value] in values) < 14
-    assert on_ranks(2, on_a_rank, 2, None) == [(digest, verdicts)] * 2
-    assert on_ranks(3, on_a_rank, 3, str(tmp_path / "one.ckpt")) == [(digest, verdicts[1:])] * 3
-    assert ran(1, around=True)[0] != ran(1)[0]  # mixed models, which are examined too
-
-
 # ---- refusals --------------------------------------------------------------------------------------------------------
 
 
@@ -230,7 +196,9 @@ def test_a_pool_is_drawn_from_and_must_have_the_tasks_shape() -> None:
     inputs, _ = planting(ood=Pool((FEATURES,)), max_samples=10).planted or ()
     assert inputs.shape == (10, FEATURES)
     assert len(inputs.unique()) == 10
-    with pytest.raises(ConfigurationError, match=r"ood has inputs of shape \(1, 8, 8\), but the task's have \(6,\); give a pool"):
+    with pytest.raises(
+        ConfigurationError, match=r"ood has inputs of shape \(1, 8, 8\), but the task's have \(6,\); give a pool"
+    ):
         planting(ood=Pool((1, 8, 8)))
     with pytest.raises(ConfigurationError, match="has 2 OOD samples for 3 classes; give it one for each"):
         planting(ood=Noise(samples=2))

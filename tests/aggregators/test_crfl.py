@@ -1,16 +1,14 @@
-"""CRFL: what becomes of the global model, who votes, and that neither depends on ranks."""
+"""CRFL: what becomes of the global model, and who votes."""
 
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from ranks import on_ranks
-from tiny import FEATURES, TinyClient, fit, tiny_data, tiny_federation, vector
+from tiny import FEATURES, TinyClient, fit, tiny_federation, vector
 from torch import Tensor, nn
 
-from fl_lightning import BackdoorMetrics, ConfigurationError
+from fl_lightning import ConfigurationError
 from fl_lightning.aggregators import CRFL, FedAvg
 from fl_lightning.aggregators.crfl import count_votes
 from fl_lightning.callbacks.run_record import weights_sha256
@@ -132,25 +130,6 @@ def test_what_counts_as_a_vote(logits: list[Any], votes: list[list[int]]) -> Non
 
 
 SETTINGS: dict[str, Any] = {"initial_norm": 1.5, "sigma": 0.02, "sigma_test": 0.05, "copies": 9}
-
-
-def ran(rounds: int, devices: int = 1, path: Any = None, save: Any = None) -> tuple[str, dict[str, float]]:
-    federation = tiny_federation(aggregator=CRFL(**SETTINGS))
-    trainer = fit(federation, tiny_data(), rounds=rounds, devices=devices, ckpt_path=path, callbacks=[BackdoorMetrics()])
-    if save is not None:
-        trainer.save_checkpoint(save)
-    return weights_sha256(federation.client), {name: float(v) for name, v in trainer.callback_metrics.items() if "val" in name}
-
-
-def on_a_rank(world: int, path: Any) -> tuple[str, dict[str, float]]:
-    return ran(2, world, path=path)
-
-
-def test_same_bits_on_any_number_of_ranks_and_after_a_resume_on_another(tmp_path: Path) -> None:
-    expected = ran(2)
-    ran(1, save=tmp_path / "one.ckpt")
-    assert on_ranks(2, on_a_rank, 2, None) == [expected] * 2
-    assert on_ranks(3, on_a_rank, 3, str(tmp_path / "one.ckpt")) == [expected] * 3
 
 
 def test_rounds_are_a_mean_clipped_and_noised() -> None:
