@@ -40,18 +40,19 @@ class BackdoorIndicator(Aggregator):
     alive, and benign training forgets it.
 
     - Once: every OOD sample is assigned a class at random, each class as often as others. The same ones in every run.
-    - Before each round from `start_round` on, the model w_t is trained on them in training mode, by SGD: up to `epochs` passes in
-      batches of `batch_size`, the learning rate times `decay` after each of the passes `milestones`. The loss is the cross
+    - Before each round from `start_round` on, the model w_t is trained on them in training mode, by SGD: up to `epochs` passes
+      in batches of `batch_size`, the learning rate times `decay` after each of the passes `milestones`. The loss is the cross
       entropy plus (`mu` / 2) ||w - w_t||, the norm and not its square. With `patience` it ends when the mean loss of that many
       passes in a row has changed by less than `tolerance` from pass to pass.
     - BatchNorm's statistics after that are kept, S; those of before go back into the model that clients are sent. So they are
       sent the planted parameters; updates are differences to these and the server steps from there, so the plant stays in.
-    - A client's model, with S as its statistics, predicts the OOD samples. Its value is the largest, over classes c, of the share
-      of the samples assigned to c that it takes for c. The client passes if that is less than `threshold`.
+    - A client's model, with S as its statistics, predicts the OOD samples. Its value is the largest, over classes c, of the
+      share of the samples assigned to c that it takes for c. The client passes if that is less than `threshold`.
 
     Before `start_round` all pass, and so they do where the rule is called on a plain tensor, which brings no models. If nobody
-    passes the update is zero, and a warning says so. If planting makes the model not finite it is left out in that round, with a
-    warning, and all pass. Buffers are combined by the coordinate median. The module's `forward` must map one tensor to logits.
+    passes the update is zero, and a warning says so. If planting makes the model not finite it is left out in that round, with
+    a warning, and all pass. Buffers are combined by the coordinate median. The module's `forward` must map one tensor to
+    logits.
 
     What one may expect and is not so: the value is the accuracy on the best class, not on all; `threshold` is no share of
     clients; clients never see the model without the plant. An adaptive attacker that knows the OOD samples can forget them.
@@ -60,16 +61,17 @@ class BackdoorIndicator(Aggregator):
 
     Verdict: 1 passed, 0 not.
 
-    Cost: `epochs` * ceil(P / `batch_size`) steps a round on every rank, 2,600 with the defaults, where a client with 500 samples
-    takes 16 in two epochs; so give `patience` (10 with `tolerance` .001 in another published implementation). And P samples for
-    each submitted model.
+    Cost: `epochs` * ceil(P / `batch_size`) steps a round on every rank, 2,600 with the defaults, where a client with 500
+    samples takes 16 in two epochs; so give `patience` (10 with `tolerance` .001 in another published implementation). And P
+    samples for each submitted model.
 
     Args:
-        ood: the samples: uniform `Noise` of the task's input shape, or a pool of rare inputs, such as `Southwest` with `CIFAR10`.
+        ood: the samples: uniform `Noise` of the task's input shape, or a pool of rare inputs, such as `Southwest` with
+            `CIFAR10`.
         max_samples: of a pool with more, so many are drawn, at least 1.
         threshold: in (0, 1].
-        start_round: from 0. The published 1,100 belongs to a run that goes on from round 1,200 of another, so all its rounds have
-            a plant; give such weights as `model.start_from`.
+        start_round: from 0. The published 1,100 belongs to a run that goes on from round 1,200 of another, so all its rounds
+            have a plant; give such weights as `model.start_from`.
         epochs: passes over the OOD samples, at least 1.
         batch_size: at least 1. A last batch of one is joined to the one before it.
         learning_rate: more than 0.

@@ -27,8 +27,8 @@ class CRFL(FedAvg):
     """A(G) = sum_i n_i g_i / sum_j n_j; what is clipped, noised and made to vote is the global model w.
 
     - After the server's step of round t = 0, 1, ...: w <- w min(1, rho_t / ||w||), with
-      rho_t = min(`largest_norm`, `initial_norm` + `norm_growth` (t + 1)). The norm is Euclidean, over all d trainable parameters,
-      in float64. This model is evaluated and saved, and is what a run ends with.
+      rho_t = min(`largest_norm`, `initial_norm` + `norm_growth` (t + 1)). The norm is Euclidean, over all d trainable
+      parameters, in float64. This model is evaluated and saved, and is what a run ends with.
     - Before it is sent out again: w <- w + `sigma` z, z ~ N(0, I). Not before the first round.
     - Prediction: `copies` models w + `sigma_test` z, each with a z of its own, predict every sample; what is predicted is the
       share of them that votes for each class. Of classes with as many votes the first wins. Copies whose logits are not
@@ -45,8 +45,8 @@ class CRFL(FedAvg):
 
     Verdict: none, as a mean judges nobody.
 
-    Cost: a round d random numbers; an evaluation batch `copies` forward passes and `copies` * d random numbers, drawn on the CPU.
-    So evaluate seldom, or with fewer copies.
+    Cost: a round d random numbers; an evaluation batch `copies` forward passes and `copies` * d random numbers, drawn on the
+    CPU. So evaluate seldom, or with fewer copies.
 
     Args:
         initial_norm: the allowed length before the first round, more than 0. EMNIST 4, LOAN 2.

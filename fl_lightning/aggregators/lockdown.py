@@ -38,19 +38,19 @@ class Lockdown(FedAvg):
     - Its model is m_i w. It takes `epochs` passes of plain SGD whose gradients are masked. While t <= T/2 the loss has
       + `l1` ||w||_1 beside the cross entropy.
     - g_i = m_i w - what has become of it, 0 elsewhere.
-    - Then its mask moves: of every parameter tensor the share a_t = (`anneal` / 2)(1 + cos(pi t / (T/2))) of the weights that it
-      holds, rounded up, is given up where they are smallest, and as many others are taken up where the gradient over its data,
-      in evaluation mode, is largest. After T/2 masks stay.
+    - Then its mask moves: of every parameter tensor the share a_t = (`anneal` / 2)(1 + cos(pi t / (T/2))) of the weights that
+      it holds, rounded up, is given up where they are smallest, and as many others are taken up where the gradient over its
+      data, in evaluation mode, is largest. After T/2 masks stay.
 
-    All masks begin as the same one, in every run, of the density `density` over all trainable tensors, biases too: shared out by
-    Erdos-Renyi-Kernel (`erk`, where biases end up dense) or `uniform`.
+    All masks begin as the same one, in every run, of the density `density` over all trainable tensors, biases too: shared out
+    by Erdos-Renyi-Kernel (`erk`, where biases end up dense) or `uniform`.
 
-    Consensus: a weight stays if at least `theta` N clients of the last round changed it. Evaluation and predictions see the model
-    with the others at 0 while the dense one is trained on; after round T - 1 they are 0 for good.
+    Consensus: a weight stays if at least `theta` N clients of the last round changed it. Evaluation and predictions see the
+    model with the others at 0 while the dense one is trained on; after round T - 1 they are 0 for good.
 
     What one may expect and is not so: malicious clients train densely, as `model.local` or `model.attackers` says, so they hold
-    every weight in the consensus, and f >= `theta` N of them switch it off. What a client holds is told by its update, so who is
-    not in the round has no say, and a weight in its mask that did not move is not held. The module's `training_step` and
+    every weight in the consensus, and f >= `theta` N of them switch it off. What a client holds is told by its update, so who
+    is not in the round has no say, and a weight in its mask that did not move is not held. The module's `training_step` and
     `configure_optimizers` serve malicious clients alone; `forward` must map one tensor to logits. Buffers are combined by the
     weighted mean.
 
@@ -60,7 +60,8 @@ class Lockdown(FedAvg):
 
     Memory: a mask of d float32 numbers for each client, shared out over ranks, and d bytes on every rank.
 
-    Cost: a client takes one pass over its data more, without a step, while masks move. An all-reduce of d int64 numbers a round.
+    Cost: a client takes one pass over its data more, without a step, while masks move. A round has an all-reduce of d int64
+    numbers.
 
     Args:
         rounds: T, at least 1; that of `trainer.max_epochs`.

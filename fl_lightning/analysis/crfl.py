@@ -31,7 +31,8 @@ class Threat:
         poisoned: q / n, the share of every batch that is poisoned, in (0, 1].
         steps: tau, an attacker's steps of SGD in the round, at least 1.
         learning_rate: eta of these, more than 0.
-        smoothness: L_z, by how much a sample's gradient changes at most with the sample, more than 0. See `logistic_smoothness`.
+        smoothness: L_z, by how much a sample's gradient changes at most with the sample, more than 0. See
+            `logistic_smoothness`.
 
     Raises:
         ConfigurationError: for numbers outside of these ranges.
@@ -65,8 +66,8 @@ def logistic_smoothness(longest: float, input_norm: float = 1.0) -> float:
     """L_z of multi-class logistic regression: one linear layer, cross entropy.
 
     The gradient is (p - y)(x, 1)^T. A change of x by u moves p by at most ||W|| ||u|| / 2, and ||p - y|| is at most sqrt(2), so
-    L_z <= sqrt(2) + longest sqrt(1 + input_norm^2) / 2. For inputs no longer than 1 that is no more than sqrt(2 + 2 rho + rho^2),
-    rho = `longest`, which the published code takes whatever the inputs are, and which is taken here up to that length.
+    L_z <= sqrt(2) + longest sqrt(1 + input_norm^2) / 2. For inputs no longer than 1 that is no more than sqrt(2 + 2 rho +
+    rho^2), rho = `longest`, which the published code takes whatever the inputs are, and which is taken here up to that length.
 
     Args:
         longest: rho, which the norm of the weights never exceeds.
@@ -124,8 +125,8 @@ def radius(first: Tensor, second: Tensor, threat: Threat, sigma: float, left: fl
 
     delta^2 = -log(1 - (sqrt(p_A) - sqrt(p_B))^2) sigma^2 / (2 R tau^2 L_z^2 R p^2 gamma^2 eta^2 (q / n)^2 `left`)
 
-    A vote that is not certain, p_A <= p_B, has the radius 0: the published code squares the difference and gives it one. It also
-    gives 100,000 where p_A is 1 and p_B 0, which is infinite here.
+    A vote that is not certain, p_A <= p_B, has the radius 0: the published code squares the difference and gives it one. It
+    also gives 100,000 where p_A is 1 and p_B 0, which is infinite here.
 
     Args:
         first: (n,) p_A, at least.

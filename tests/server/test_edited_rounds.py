@@ -1,4 +1,4 @@
-"""Rules that edit the global model: the same bits on any number of ranks, after a resume on another, and among hostile updates."""
+"""Rules that edit the global model: the same bits on any number of ranks and after a resume, also among hostile updates."""
 
 import math
 from pathlib import Path
