@@ -166,7 +166,7 @@ class Lockdown(FedAvg):
         if share := self.prune_share(self.round_number):
             gradient = torch.cat([part.flatten() for part in self.gradients(client, samples)])
             parts = zip(*(vector.split(layout.sizes) for vector in (memory, trained, gradient)), strict=True)
-            moved = torch.cat([prune_and_regrow(*of_tensor, share) for of_tensor in parts])
+            moved = torch.cat([prune_and_regrow(mask, weights, of, share) for mask, weights, of in parts])
         else:
             moved = memory
         layout.load(client, torch.where(memory > 0, trained, start))

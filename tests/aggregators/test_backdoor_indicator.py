@@ -27,9 +27,15 @@ def planting(**kwargs: Any) -> BackdoorIndicator:
     return rule
 
 
-def client(**kwargs: Any) -> TinyClient:
+def planted(**kwargs: Any) -> tuple[Tensor, Tensor]:
+    found = planting(**kwargs).planted
+    assert found is not None
+    return found
+
+
+def client() -> TinyClient:
     torch.manual_seed(1)
-    return TinyClient(**{"dropout": 0.0, **kwargs})
+    return TinyClient(dropout=0.0)
 
 
 def parameters(module: nn.Module) -> Tensor:
@@ -72,15 +78,15 @@ def test_nobody_is_left(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_ood_samples_have_balanced_classes_and_are_the_same_in_every_run() -> None:
-    inputs, targets = planting().planted or ()
+    inputs, targets = planted()
     assert inputs.shape == (P, FEATURES)
     assert -1 <= inputs.min() < -0.9 < 0.9 < inputs.max() < 1
     assert targets.bincount().tolist() == [P // CLASSES] * CLASSES
     assert not torch.equal(targets, targets.sort().values)
-    again = planting().planted or ()
+    again = planted()
     assert torch.equal(again[0], inputs)
     assert torch.equal(again[1], targets)
-    assert planting(ood=Noise(samples=5)).planted[1].bincount().tolist() == [2, 2, 1]  # type: ignore[index]
+    assert planted(ood=Noise(samples=5))[1].bincount().tolist() == [2, 2, 1]
 
 
 def slow_plant(module: TinyClient, inputs: Tensor, targets: Tensor, mu: float, milestones: list[int], passes: int) -> None:
@@ -153,7 +159,8 @@ def test_patience_ends_the_planting() -> None:
             return super().batches(n)
 
     for patience, tolerance, passes in ((None, 100.0, 12), (3, 100.0, 4), (3, 1e-12, 12)):
-        rule = Counting(**{**QUICK, "epochs": 12}, patience=patience, tolerance=tolerance)
+        settings: dict[str, Any] = {**QUICK, "epochs": 12, "patience": patience, "tolerance": tolerance}
+        rule = Counting(**settings)
         rule.check_task(tiny_tensors(4), CLASSES)
         took.clear()
         rule.before_broadcast(client(), 0)
@@ -193,7 +200,7 @@ class Pool(EdgePool):
 
 
 def test_a_pool_is_drawn_from_and_must_have_the_tasks_shape() -> None:
-    inputs, _ = planting(ood=Pool((FEATURES,)), max_samples=10).planted or ()
+    inputs, _ = planted(ood=Pool((FEATURES,)), max_samples=10)
     assert inputs.shape == (10, FEATURES)
     assert len(inputs.unique()) == 10
     with pytest.raises(

@@ -169,6 +169,6 @@ def test_rounds_are_a_mean_clipped_and_noised() -> None:
         ("copies", 0),
     ],
 )
-def test_settings_outside_their_ranges_are_refused(setting: str, value: float) -> None:
+def test_settings_outside_their_ranges_are_refused(setting: str, value: Any) -> None:
     with pytest.raises(ConfigurationError, match=rf"CRFL\.{setting} must be .*, got {value}"):
         CRFL(**{setting: value})

@@ -26,7 +26,8 @@ RULES: dict[str, Any] = {
 def ran(rule: Aggregator, factor: float = 3.0, path: Any = None, save: Any = None, **kwargs: Any) -> dict[str, Any]:
     """A run, its model, what was measured, and the last round's verdict."""
     federation = tiny_federation(aggregator=rule, attacks=[Scale(factor)])
-    trainer = fit(federation, **{"rounds": 2, **kwargs}, ckpt_path=path, callbacks=[BackdoorMetrics()])
+    settings: dict[str, Any] = {"rounds": 2, **kwargs}
+    trainer = fit(federation, ckpt_path=path, callbacks=[BackdoorMetrics()], **settings)
     if save is not None:
         trainer.save_checkpoint(save)
     assert federation.outcome is not None
