@@ -35,6 +35,8 @@ LESS: dict[str, dict[str, Any]] = {
     "ResNet18": {"width": 8},
     "Southwest": {"path": "planes"},
     "Twitter": {"path": "tweets", "glove": GLOVE, "num_test": 40},
+    "BackdoorIndicator": {"epochs": 2, "start_round": 0},
+    "CRFL": {"copies": 3},
     "FLIP": {"max_steps": 2, "inversion": {"warmup_steps": 3, "new_steps": 2, "continued_steps": 1, "retry_steps": 1}},
 }
 """By class, settings for as little data and work as a round can do with."""

@@ -6,11 +6,13 @@ ranks. Read `base.py` first, then `invariant.py`, the paper's.
 
 from fl_lightning.aggregators.align_ins import AlignIns
 from fl_lightning.aggregators.and_mask import AndMask
+from fl_lightning.aggregators.backdoor_indicator import BackdoorIndicator
 from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.aggregators.bucketing import Bucketing
 from fl_lightning.aggregators.bulyan import Bulyan
 from fl_lightning.aggregators.centered_clipping import CenteredClipping
 from fl_lightning.aggregators.cosine_multi_krum import CosineMultiKrum
+from fl_lightning.aggregators.crfl import CRFL
 from fl_lightning.aggregators.deep_sight import DeepSight
 from fl_lightning.aggregators.dnc import DnC
 from fl_lightning.aggregators.fedavg import FedAvg
@@ -25,6 +27,7 @@ from fl_lightning.aggregators.invariant import Invariant
 from fl_lightning.aggregators.krum import Krum
 from fl_lightning.aggregators.krum_trimmed_mean import KrumTrimmedMean
 from fl_lightning.aggregators.lasa import LASA
+from fl_lightning.aggregators.lockdown import Lockdown
 from fl_lightning.aggregators.mean_variance_ratio import MeanVarianceRatio
 from fl_lightning.aggregators.median import Median
 from fl_lightning.aggregators.multi_krum import MultiKrum
@@ -41,6 +44,7 @@ from fl_lightning.aggregators.trimmed_mean import TrimmedMean
 from fl_lightning.aggregators.weak_dp import WeakDP
 
 __all__ = [
+    "CRFL",
     "FLAME",
     "FLARE",
     "FLIP",
@@ -51,6 +55,7 @@ __all__ = [
     "Aggregator",
     "AlignIns",
     "AndMask",
+    "BackdoorIndicator",
     "Bucketing",
     "Bulyan",
     "CenteredClipping",
@@ -65,6 +70,7 @@ __all__ = [
     "Invariant",
     "Krum",
     "KrumTrimmedMean",
+    "Lockdown",
     "MeanVarianceRatio",
     "Median",
     "MultiKrum",

@@ -107,6 +107,12 @@ class Aggregator(Made, nn.Module):
     def check_model(self, layers: Sequence[Layer]) -> None:
         """Raise `ConfigurationError` if the rule is not defined for a model of these parameter tensors."""
 
+    def check_task(self, samples: Samples, num_classes: int) -> None:
+        """Learn what the clients' data are like, all of them together, and how many classes there are; called after `check`.
+
+        Raise `ConfigurationError` if the rule is not defined for them. Whatever is drawn here must be the same on all ranks.
+        """
+
     def expect(self, num_malicious: int) -> None:
         """Learn how many malicious clients the cohort's setting puts into a round; called before `check`.
 

@@ -73,6 +73,9 @@ class Mixing(Aggregator):
     def check_model(self, layers: Sequence[Layer]) -> None:
         self.rule.check_model(layers)
 
+    def check_task(self, samples: Samples, num_classes: int) -> None:
+        self.rule.check_task(samples, num_classes)
+
     @property
     def needs_root(self) -> bool:
         return self.rule.needs_root

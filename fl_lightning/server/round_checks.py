@@ -64,6 +64,7 @@ def check_round(
     cohort.check(len(data.clients))
     rule.expect(cohort.malicious_per_round)
     rule.check(cohort.clients_per_round)
+    rule.check_task(data.train, data.task.num_classes)
     if rule.needs_root and data.root_samples is None:
         raise ConfigurationError(
             f"{type(rule).__name__} needs clean samples of the server's own; set data.root, for example {{samples: 100}}, to "
