@@ -81,10 +81,10 @@ class DeepSight(Aggregator):
 
     Differs from the paper: there is no code of the authors; steps and constants are from memory and from four
     re-implementations, which do not agree on HDBSCAN's settings. With the library's default, a least size of five, ten ordinary
-    clients are all outliers. All four have faults that are not here: some accept those clusters whose share of suspicious clients is
-    high, give rows of distances to HDBSCAN as if they were points, average the sets of DDifs to one number, put two outliers
-    into one cluster, or take ratios of logits, which change their sign. Equality counts as printed: a class at the bound does
-    not exceed it, and a client at half of the median is suspicious.
+    clients are all outliers. All four have faults that are not here: some accept those clusters whose share of suspicious
+    clients is high, give rows of distances to HDBSCAN as if they were points, average the sets of DDifs to one number, put two
+    outliers into one cluster, or take ratios of logits, which change their sign. Equality counts as printed: a class at the
+    bound does not exceed it, and a client at half of the median is suspicious.
 
     Example:
         >>> import torch
