@@ -15,6 +15,7 @@ from fl_lightning.attacks.edge_case import EdgeCase
 from fl_lightning.attacks.gaussian_noise import GaussianNoise
 from fl_lightning.attacks.ipm import IPM
 from fl_lightning.attacks.label_flip import LabelFlip
+from fl_lightning.attacks.masked_replacement import MaskedReplacement
 from fl_lightning.attacks.mimicry import Mimicry
 from fl_lightning.attacks.min_max import MinMax, MinSum
 from fl_lightning.attacks.model_replacement import ModelReplacement
@@ -41,6 +42,7 @@ __all__ = [
     "GaussianNoise",
     "Knowledge",
     "LabelFlip",
+    "MaskedReplacement",
     "Mimicry",
     "MinMax",
     "MinSum",

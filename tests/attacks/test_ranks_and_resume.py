@@ -20,6 +20,7 @@ from fl_lightning.attacks import (
     Collude,
     GaussianNoise,
     Knowledge,
+    MaskedReplacement,
     Mimicry,
     MinMax,
     MinSum,
@@ -70,6 +71,9 @@ def rewriting() -> dict[str, Attack]:
         "Collude, mean": Collude(mode="mean"),
         "Mimicry, own": Mimicry(kept=1500),
         "Mimicry, mean": Mimicry(kept=1500, like="mean"),
+        "MaskedReplacement, colluders": MaskedReplacement(),
+        "MaskedReplacement, shadow": MaskedReplacement(knowledge="shadow", boost=2.0),
+        "MaskedReplacement, oracle": MaskedReplacement(knowledge="oracle", margin=0.0),
         "Adaptive, own rule": Adaptive(knowledge="oracle", rule=Invariant(tau=0.6)),
     }
 
@@ -80,6 +84,8 @@ def asked_for(attack: Attack) -> int:
         return (F if attack.others == "benign" or attack.knowledge == "colluders" else 0) + (
             N - F if attack.knowledge == "shadow" else 0
         )
+    if isinstance(attack, MaskedReplacement):
+        return N if attack.knowledge == "shadow" else F
     return F if isinstance(attack, Mimicry) or getattr(attack, "knowledge", "") == "colluders" else 0
 
 
@@ -178,6 +184,7 @@ def combinations() -> dict[str, list[Attack]]:
         "one for all, then adapted to the last step": [trigger(), Collude(mode="first"), Adaptive()],
         "averaged, then noise": [trigger(), Collude(mode="mean"), GaussianNoise(sigma=0.01, add=True)],
         "crafted by colluders": [MinSum(knowledge="colluders", direction="std")],
+        "replaced through a mask": [trigger(), MaskedReplacement(knowledge="shadow")],
         "rehearsed twice": [ALIE(knowledge="colluders", z=1.0), Adaptive(knowledge="colluders", others="zero")],
     }
 
