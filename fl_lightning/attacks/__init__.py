@@ -8,6 +8,7 @@ from fl_lightning.attacks.a3fl import A3FL
 from fl_lightning.attacks.adaptive import Adaptive
 from fl_lightning.attacks.alie import ALIE
 from fl_lightning.attacks.base import Attack, Attacker, Broadcast, Knowledge
+from fl_lightning.attacks.blended import Blended
 from fl_lightning.attacks.collude import Collude
 from fl_lightning.attacks.constrain_and_scale import ConstrainAndScale
 from fl_lightning.attacks.dba import DBA
@@ -23,6 +24,7 @@ from fl_lightning.attacks.neurotoxin import Neurotoxin
 from fl_lightning.attacks.pgd import PGD
 from fl_lightning.attacks.pixel_trigger import PixelTrigger
 from fl_lightning.attacks.sign_flip import SignFlip
+from fl_lightning.attacks.sinusoidal import Sinusoidal
 from fl_lightning.attacks.tabular_dba import TabularDBA
 from fl_lightning.attacks.value_trigger import ValueTrigger
 
@@ -35,6 +37,7 @@ __all__ = [
     "Adaptive",
     "Attack",
     "Attacker",
+    "Blended",
     "Broadcast",
     "Collude",
     "ConstrainAndScale",
@@ -50,6 +53,7 @@ __all__ = [
     "Neurotoxin",
     "PixelTrigger",
     "SignFlip",
+    "Sinusoidal",
     "TabularDBA",
     "ValueTrigger",
 ]

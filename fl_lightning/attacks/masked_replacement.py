@@ -1,8 +1,8 @@
 """Model replacement through a mask of votes and a trimmed mean: what to send so that the aggregate is the attacker's update.
 
 An attack on the rule of X. Wang, D. Dimitriadis, S. Koyejo, S. Tople, "Invariant Aggregator for Defending against Federated
-Backdoor Attacks", AISTATS 2024, https://arxiv.org/abs/2210.01834, by attackers who know its tau and alpha. It has no paper: it asks
-what that rule leaves possible, where the paper's own adaptive attack (Appendix C.1) asks what its mask shows.
+Backdoor Attacks", AISTATS 2024, https://arxiv.org/abs/2210.01834, by attackers who know its tau and alpha. It has no paper: it
+asks what that rule leaves possible, where the paper's own adaptive attack (Appendix C.1) asks what its mask shows.
 """
 
 from __future__ import annotations
@@ -35,33 +35,36 @@ VOTE = 1e-12
 class MaskedReplacement(Attack):
     """All f malicious clients send, coordinate by coordinate, what brings the expected aggregate nearest to their target.
 
-    The target is t = m + boost (p - m), with p the mean of the malicious updates (after attacks that poison data) and m that of the
-    benign ones. Be A(v) what the server makes of f entries v beside the N - f benign ones: 0 where the mask is closed by those
-    votes, else the trimmed mean T(v), which never falls in v and stands still beyond the entries that trimming keeps. Then v is the
-    best of three by |A(v) - t|: the v > 0 and the v < 0 with T(v) nearest to t, and 0, no vote. So attackers
+    The target is t = p + (boost - 1) (p - m), with p the mean of the malicious updates, after attacks that poison data, and m
+    that of what the same clients would have sent honestly. Be A(v) what the server makes of f entries v beside the N - f benign
+    ones: 0 where the mask is closed by those votes, else the trimmed mean T(v), which never falls in v and stands still beyond
+    the entries that trimming keeps. Then v is the best of three by |A(v) - t|: the v > 0 and the v < 0 with T(v) nearest to t,
+    and 0, no vote. So attackers
 
     - open the mask with their f votes where benign ones alone would not, if benign clients move the right way;
-    - close it where benign clients would move the wrong way, and their majority is by less than 2f above what the mask asks for;
+    - close it where benign clients would move the wrong way by a majority that does not outweigh f votes against;
     - elsewhere move the trimmed mean as far as it goes, and send no more than that takes.
 
-    Put it after the attacks that poison data, and last. Against a rule without mask it is model replacement through a trimmed
-    mean.
+    Benign entries are not seen but expected, see `knowledge`. Each malicious client trains twice. Put it after the attacks that
+    poison data, and last. Against a rule without mask it is model replacement through a trimmed mean.
 
     Args:
-        alpha: share that the server trims from each tail, in [0, .5); b = ceil(alpha N). .5 - 1/N is the median of an odd N.
-        boost: how far the target lies beyond the malicious update, more than 0; 1 is replacement.
-        margin: where T(v) does not reach the target, how far beyond the estimated bound v lies, in widths of the range within
+        alpha: share that the server trims from each tail, in [0, .5); b = ceil(alpha N).
+        boost: how far the target goes from the honest update towards the malicious one and beyond, more than 0; 1 is
+            replacement. A server that lets through a part only is pushed there the sooner, at the cost of accuracy.
+        margin: where T(v) does not reach the target, how far beyond the expected bound v lies, in widths of the range within
             which v counts; at least 0. 0 is just inside, 1 allows for a bound that is known badly.
         knowledge: how the benign entries are known.
-            `colluders`: as N - f quantiles of a normal distribution with the mean and standard deviation of what the f malicious
-            clients would have sent honestly. A single one has no deviation, so that it can use votes alone.
-            `shadow`: as N - f simulated clients that train on random parts of the attackers' pooled clean data.
+            `colluders`: as N - f quantiles of a normal distribution with the mean and standard deviation of what the f
+            malicious clients would have sent honestly. A single one has no deviation, and goes by votes alone.
+            `shadow`: as N - f simulated clients that train on random parts of the attackers' pooled clean data, which costs
+            as many trainings.
             `oracle`: they are seen. Beyond the threat model; an upper bound.
         rule: a rule whose mask is meant, for servers whose own has none; the server's where left out.
 
-    Attackers know tau through the rule's mask, which they evaluate on the entries above; alpha is not handed to them, and may be
-    wrong. That v lies inside the range which trimming keeps is for the looks: T does not fall in v, so that a larger v is no
-    weaker against this rule, but seen by others.
+    Attackers know tau through the rule's mask, which they evaluate on the entries above; alpha is not handed to them, and may
+    be wrong. That v stays near the range which trimming keeps is for the looks: a larger one is as strong against this rule, but
+    seen by others.
 
     Example:
         >>> updates = torch.tensor([[1.0, 2.0], [2.0, 1.0], [3.0, -3.0], [9.0, -9.0]])
@@ -132,7 +135,7 @@ class MaskedReplacement(Attack):
         shard.rewrite(shard.malicious, lambda _, vector: vector, sent)
 
     def expected_benign(self, known: UpdateShard, count: int) -> Tensor | None:
-        """(H, S) float32, what benign clients are taken to send, each column in ascending order; None where nothing is known.
+        """(H, S) float32, what benign clients are taken to send, columns in ascending order; None where nothing is known.
 
         Args:
             known: the updates that tell of it: the attackers' own honest ones, or one for each benign client.
@@ -200,7 +203,7 @@ def replacement(benign: Tensor, target: Tensor, f: int, b: int, margin: float = 
 
 
 def nearest(benign: Tensor, target: Tensor, value: Tensor, opens: dict[float, Tensor], f: int, b: int) -> Tensor:
-    """(c,), of the value with a positive vote, with a negative one and of none the one whose aggregate is nearest to the target.
+    """(c,), of a positive vote, a negative one and none, what brings the aggregate nearest to the target.
 
     Of equals the vote with the target's sign is taken.
 

@@ -1,4 +1,4 @@
-"""Model replacement through mask and trimming: what is sent, against every value that could be, and what the server makes of it."""
+"""Model replacement through mask and trimming: what is sent, against all that could be, and what the server makes of it."""
 
 import math
 from typing import Any
@@ -80,8 +80,8 @@ def test_votes_by_hand():
         rehearsed=torch.zeros(2, 4),
     )
     sent = after[-1].tolist()
-    # 3 to 2 passes thanks to them, and 10 makes the mean 3; 4 to 1 and 3 to 2 are closed by votes against; 5 to 0 passes as 5 to 2,
-    # with a mean of -3
+    # 3 to 2 passes thanks to them, and 10 makes the mean 3; 4 to 1 and 3 to 2 are closed by votes against; 5 to 0 passes as
+    # 5 to 2, with a mean of -3
     assert sent[0] == pytest.approx(10.0)
     assert sent[1] < 0
     assert sent[2] < 0
