@@ -63,8 +63,8 @@ class MaskedReplacement(Attack):
         rule: a rule whose mask is meant, for servers whose own has none; the server's where left out.
 
     Attackers know tau through the rule's mask, which they evaluate on the entries above; alpha is not handed to them, and may
-    be wrong. That v stays near the range which trimming keeps is for the looks: a larger one is as strong against this rule, but
-    seen by others.
+    be wrong. That v stays near the range which trimming keeps is for the looks: a larger one is as strong against this rule,
+    but seen by others.
 
     Example:
         >>> updates = torch.tensor([[1.0, 2.0], [2.0, 1.0], [3.0, -3.0], [9.0, -9.0]])

@@ -21,6 +21,9 @@ LATER_OF_ATTACKS: dict[str, Any] = {"per_batch": False}
 
 LATER_OF_ONE: dict[str, dict[str, Any]] = {
     "PixelTrigger": {"target_mode": "all_to_one", "source_label": None},
+    "ALIE": {"biased": False},
+    "Neurotoxin": {"by": "last_step", "per_layer": False},
+    "PGD": {"epochs": None},
     "DBA": {"target_mode": "all_to_one", "source_label": None},
 }
 """The same of single attacks, whose settings others had already."""

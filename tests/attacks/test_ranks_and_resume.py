@@ -50,6 +50,7 @@ def rewriting() -> dict[str, Attack]:
     crafted: dict[str, Attack] = {}
     for source in sources:
         crafted |= {f"IPM, {source}": IPM(knowledge=source), f"ALIE, {source}": ALIE(z=1.2, knowledge=source)}
+        crafted[f"ALIE, {source}, biased"] = ALIE(z=1.2, knowledge=source, biased=True)
         for way in DIRECTIONS:
             crafted[f"MinMax, {way}, {source}"] = MinMax(direction=way, knowledge=source)
             crafted[f"MinSum, {way}, {source}"] = MinSum(direction=way, knowledge=source)
@@ -180,6 +181,7 @@ def combinations() -> dict[str, list[Attack]]:
         "none but the trigger": [trigger()],
         "projected, then scaled": [trigger(), PGD(eps=0.3, every=2, decay=0.9), ModelReplacement(buffers=True)],
         "held back, then disguised": [trigger(), Neurotoxin(fraction=0.2), Mimicry(kept=900, like="mean")],
+        "held back by gradients": [trigger(), Neurotoxin(fraction=0.2, by="gradients", per_layer=True)],
         "pooled, then adapted to shadows": [trigger(), Collude(), Adaptive(knowledge="shadow", others="benign")],
         "one for all, then adapted to the last step": [trigger(), Collude(mode="first"), Adaptive()],
         "averaged, then noise": [trigger(), Collude(mode="mean"), GaussianNoise(sigma=0.01, add=True)],
