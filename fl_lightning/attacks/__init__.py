@@ -27,6 +27,7 @@ from fl_lightning.attacks.sign_flip import SignFlip
 from fl_lightning.attacks.sinusoidal import Sinusoidal
 from fl_lightning.attacks.tabular_dba import TabularDBA
 from fl_lightning.attacks.value_trigger import ValueTrigger
+from fl_lightning.attacks.word_trigger import WordTrigger
 
 __all__ = [
     "A3FL",
@@ -56,4 +57,5 @@ __all__ = [
     "Sinusoidal",
     "TabularDBA",
     "ValueTrigger",
+    "WordTrigger",
 ]
