@@ -8,6 +8,7 @@ from fl_lightning.attacks.a3fl import A3FL
 from fl_lightning.attacks.adaptive import Adaptive
 from fl_lightning.attacks.alie import ALIE
 from fl_lightning.attacks.base import Attack, Attacker, Broadcast, Knowledge
+from fl_lightning.attacks.blended import Blended
 from fl_lightning.attacks.collude import Collude
 from fl_lightning.attacks.constrain_and_scale import ConstrainAndScale
 from fl_lightning.attacks.dba import DBA
@@ -15,6 +16,7 @@ from fl_lightning.attacks.edge_case import EdgeCase
 from fl_lightning.attacks.gaussian_noise import GaussianNoise
 from fl_lightning.attacks.ipm import IPM
 from fl_lightning.attacks.label_flip import LabelFlip
+from fl_lightning.attacks.masked_replacement import MaskedReplacement
 from fl_lightning.attacks.mimicry import Mimicry
 from fl_lightning.attacks.min_max import MinMax, MinSum
 from fl_lightning.attacks.model_replacement import ModelReplacement
@@ -22,8 +24,10 @@ from fl_lightning.attacks.neurotoxin import Neurotoxin
 from fl_lightning.attacks.pgd import PGD
 from fl_lightning.attacks.pixel_trigger import PixelTrigger
 from fl_lightning.attacks.sign_flip import SignFlip
+from fl_lightning.attacks.sinusoidal import Sinusoidal
 from fl_lightning.attacks.tabular_dba import TabularDBA
 from fl_lightning.attacks.value_trigger import ValueTrigger
+from fl_lightning.attacks.word_trigger import WordTrigger
 
 __all__ = [
     "A3FL",
@@ -34,6 +38,7 @@ __all__ = [
     "Adaptive",
     "Attack",
     "Attacker",
+    "Blended",
     "Broadcast",
     "Collude",
     "ConstrainAndScale",
@@ -41,6 +46,7 @@ __all__ = [
     "GaussianNoise",
     "Knowledge",
     "LabelFlip",
+    "MaskedReplacement",
     "Mimicry",
     "MinMax",
     "MinSum",
@@ -48,6 +54,8 @@ __all__ = [
     "Neurotoxin",
     "PixelTrigger",
     "SignFlip",
+    "Sinusoidal",
     "TabularDBA",
     "ValueTrigger",
+    "WordTrigger",
 ]

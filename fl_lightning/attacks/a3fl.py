@@ -18,9 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fl_lightning.attacks.base import Attack, Attacker, check_fraction, check_label
-from fl_lightning.attacks.pixel_trigger import Rectangle, attackable, images_for, one_raw, painted, raw_range
+from fl_lightning.attacks.base import Attack, Attacker, check_fraction
+from fl_lightning.attacks.picture_trigger import images_for, one_raw, painted, raw_range
+from fl_lightning.attacks.pixel_trigger import Rectangle
 from fl_lightning.attacks.poisoning import poison_share
+from fl_lightning.attacks.target_modes import TargetMode
 from fl_lightning.data.base import Samples, TensorSamples
 from fl_lightning.data.in_tensors import in_tensors
 from fl_lightning.data.joined import join
@@ -139,6 +141,7 @@ class A3FL(Attack):
         self.place = Rectangle(row, column, height, width, name="A3FL")
         self.value_range = value_range
         self.target_label = self._target = target_label
+        self.targets = TargetMode("all_to_one", target_label, None, "A3FL")
         self.poison_fraction = poison_fraction
         self.per_batch = per_batch
         self.trigger_epochs = trigger_epochs
@@ -151,7 +154,7 @@ class A3FL(Attack):
         self.pattern: Tensor | None = None  # (C, height, width) float32 in raw scale, once it is known what images are like
 
     def validate(self, num_classes: int) -> None:
-        check_label("A3FL.target_label", self._target, num_classes)
+        self.targets.check(num_classes)
 
     # ---- data --------------------------------------------------------------------------------------------------------
 
@@ -159,17 +162,18 @@ class A3FL(Attack):
         data = self._images(dataset)
 
         def write(rows: Tensor) -> Samples:
-            return painted(data, [self.paint], rows, self._target)
+            return painted(data, [self.paint], rows, self.targets.wanted(data.targets))
 
         every, share = torch.arange(len(data)), self.poison_fraction
         return poison_share(data, every, share, attacker, "a3fl", write, per_batch=self.per_batch)
 
     def stamp(self, test: Samples) -> Samples | None:
-        data = attackable(self._images(test), self._target)
+        data = self._images(test)
+        data = data.subset(self.targets.attacked(data.targets))
         if not len(data):
             return None
         self._warn_of_range(data)
-        return painted(data, [self.paint], torch.arange(len(data)), self._target)
+        return painted(data, [self.paint], torch.arange(len(data)), self.targets.wanted(data.targets))
 
     def paint(self, images: Tensor) -> Tensor:
         """Images (b, C, H, W) with the pattern of the moment in them."""

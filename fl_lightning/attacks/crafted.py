@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fl_lightning.attacks.base import Attack, Attacker, Knowledge
 from fl_lightning.data.base import Samples
+from fl_lightning.data.joined import join
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.updates.shard import UpdateShard
 
@@ -63,3 +64,17 @@ class Crafted(Attack):
 def uniform(rows: Tensor) -> Tensor:
     """(M,) float64, the coefficients of the mean of the chosen rows ((M,) bool); zeros if none is."""
     return rows.to(torch.float64) / rows.sum().clamp(min=1)
+
+
+def shadow_clients(datasets: Sequence[Samples], attackers: Sequence[Attacker], count: int) -> list[Samples]:
+    """Data of simulated benign clients: random parts, new in every round, of all that the attackers hold.
+
+    Args:
+        datasets: the malicious clients' clean data, in cohort order.
+        attackers: who they are.
+        count: how many there shall be; each has as many samples as an attacker on average, without repeats.
+    """
+    pool = join(datasets)
+    size = -(-len(pool) // len(datasets))
+    draws = attackers[0].generator(f"shadow clients, round {attackers[0].round_number}", shared=True)
+    return [pool.subset(torch.randperm(len(pool), generator=draws)[:size]) for _ in range(count)]

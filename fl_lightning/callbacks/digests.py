@@ -16,8 +16,17 @@ if TYPE_CHECKING:
 LATER = ("server_scheduler", "start_from", "attackers", "attackers_optimizer", "attackers_scheduler")
 """Settings of `model` that earlier versions did not have; left out, the experiment is that of their records."""
 
-LATER_OF_ATTACKS = {"per_batch": False}
+LATER_OF_ATTACKS: dict[str, Any] = {"per_batch": False}
 """The same of attacks' settings, with the values that stand for what was before."""
+
+LATER_OF_ONE: dict[str, dict[str, Any]] = {
+    "PixelTrigger": {"target_mode": "all_to_one", "source_label": None},
+    "ALIE": {"biased": False},
+    "Neurotoxin": {"by": "last_step", "per_layer": False},
+    "PGD": {"epochs": None},
+    "DBA": {"target_mode": "all_to_one", "source_label": None},
+}
+"""The same of single attacks, whose settings others had already."""
 
 SELDOM = 10
 """The cohort's default `interval` for participation `fixed_frequency`, as records have had it."""
@@ -127,7 +136,8 @@ def without_later(attack: Any) -> Any:
     """
     if not isinstance(attack, dict) or not isinstance(attack.get("init_args"), dict):
         return attack
-    kept = {k: v for k, v in attack["init_args"].items() if k not in LATER_OF_ATTACKS or v != LATER_OF_ATTACKS[k]}
+    later = LATER_OF_ATTACKS | LATER_OF_ONE.get(str(attack.get("class_path")).rpartition(".")[2], {})
+    kept = {k: v for k, v in attack["init_args"].items() if k not in later or v != later[k]}
     return {**attack, "init_args": kept}
 
 
