@@ -36,6 +36,7 @@ from fl_lightning.training.own_sources import OwnSources
 from fl_lightning.training.peak_memory import PeakMemory
 from fl_lightning.training.recipe import Recipe
 from fl_lightning.training.recorded_steps import Held
+from fl_lightning.training.in_stages import train_in_stages
 from fl_lightning.training.stacked_training import StackedTraining
 from fl_lightning.training.stopwatch import ATTACKERS_TRAINING, Stopwatch
 from fl_lightning.updates.copying import copy_each
@@ -335,7 +336,10 @@ class Clients:
                 return {}
             following = Following(self.attacks, self.module, broadcast, client)
             after_step = following.after_step if following.constraining else None
-            logs = self.of_attackers.train(samples, draws, after_step, follower=following if self.in_python else None)
+            if following.staging:
+                logs = train_in_stages(self.of_attackers, samples, draws(), following, *round_.own_of(client))
+            else:
+                logs = self.of_attackers.train(samples, draws, after_step, follower=following if self.in_python else None)
             following.end()
             return logs
 

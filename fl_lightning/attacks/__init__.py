@@ -7,7 +7,8 @@ the rule's mask. Read `base.py` first: its hooks say where an attacker may reach
 from fl_lightning.attacks.a3fl import A3FL
 from fl_lightning.attacks.adaptive import Adaptive
 from fl_lightning.attacks.alie import ALIE
-from fl_lightning.attacks.base import Attack, Attacker, Broadcast, Knowledge
+from fl_lightning.attacks.base import Attack, Attacker, Broadcast, Knowledge, Stage
+from fl_lightning.attacks.chameleon import Chameleon
 from fl_lightning.attacks.collude import Collude
 from fl_lightning.attacks.constrain_and_scale import ConstrainAndScale
 from fl_lightning.attacks.dba import DBA
@@ -35,6 +36,7 @@ __all__ = [
     "Attack",
     "Attacker",
     "Broadcast",
+    "Chameleon",
     "Collude",
     "ConstrainAndScale",
     "EdgeCase",
@@ -48,6 +50,7 @@ __all__ = [
     "Neurotoxin",
     "PixelTrigger",
     "SignFlip",
+    "Stage",
     "TabularDBA",
     "ValueTrigger",
 ]

@@ -67,8 +67,13 @@ def class_logits(module: nn.Module, inputs: Tensor, who: str) -> Tensor:
     Raises:
         ConfigurationError: `forward` returns anything else.
     """
+    return as_class_logits(module(inputs), module, who)
+
+
+def as_class_logits(output: Any, module: nn.Module, who: str) -> Tensor:
+    """The same of what `forward` has returned already."""
     of = f"forward(inputs) of the client {type(module).__name__}, whose logits {who} needs,"
-    logits = read_logits(module(inputs), of)
+    logits = read_logits(output, of)
     if logits.ndim not in (1, 2):
         raise ConfigurationError(f"{of} returns a tensor of shape {tuple(logits.shape)}; it must return logits (b, C)")
     return (F.pad(logits.reshape(-1, 1), (1, 0)) if is_one_logit(logits) else logits).float()
