@@ -19,7 +19,8 @@ LEVELS = 2
 class TriggerGenerator(nn.Module):
     """G, from pictures (b, C, H, W) of values in [0, 1] to as many of values in (-1, 1), by 3 x 3 convolutions.
 
-    Without normalisation, so that what one picture gets does not depend on the others in its batch.
+    Each convolution is normalised over all of a picture's maps (GroupNorm of one group), so that what one picture gets does not
+    depend on the others in its batch.
 
     Args:
         channels: C.
@@ -35,16 +36,21 @@ class TriggerGenerator(nn.Module):
         super().__init__()
         maps = [width * 2**level for level in range(LEVELS + 1)]
         self.channels, self.across = channels, across
-        self.down = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise([channels, *maps]))
-        self.up = nn.ModuleList(nn.Conv2d(b + a * across, a, 3, padding=1) for a, b in reversed([*pairwise(maps)]))
+        self.down = nn.ModuleList(layer(a, b) for a, b in pairwise([channels, *maps]))
+        self.up = nn.ModuleList(layer(b + a * across, a) for a, b in reversed([*pairwise(maps)]))
         self.out = nn.Conv2d(width, channels, 1)
 
     def forward(self, pictures: Tensor) -> Tensor:
         x, seen = pictures, list[Tensor]()
-        for level, layer in enumerate(self.down):
-            x = F.relu(layer(F.avg_pool2d(x, 2, ceil_mode=True) if level else x))
+        for level, part in enumerate(self.down):
+            x = part(F.avg_pool2d(x, 2, ceil_mode=True) if level else x)
             seen.append(x)
-        for layer, before in zip(self.up, reversed(seen[:-1]), strict=True):
+        for part, before in zip(self.up, reversed(seen[:-1]), strict=True):
             x = F.interpolate(x, size=before.shape[2:])
-            x = F.relu(layer(torch.cat([x, before], dim=1) if self.across else x))
+            x = part(torch.cat([x, before], dim=1) if self.across else x)
         return torch.tanh(self.out(x))
+
+
+def layer(before: int, after: int) -> nn.Module:
+    """Maps (b, before, H, W) to (b, after, H, W)."""
+    return nn.Sequential(nn.Conv2d(before, after, 3, padding=1), nn.GroupNorm(1, after), nn.ReLU())
