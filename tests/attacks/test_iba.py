@@ -108,7 +108,7 @@ def test_the_generator_learns_what_the_model_takes_for_the_target(optimizer: Any
         stamped = attack.stamp(data)
         assert stamped is not None
         inputs, targets = stamped.batch(torch.arange(len(stamped)))
-        return float(nn.functional.cross_entropy(module(inputs), targets))
+        return nn.functional.cross_entropy(module(inputs), targets).item()
 
     before = loss()
     state = {name: value.clone() for name, value in module.state_dict().items()}
