@@ -30,13 +30,13 @@ from fl_lightning.training.branched_training import Averages, BranchedTraining
 from fl_lightning.training.executor import LocalExecutor, adds_in_any_order
 from fl_lightning.training.following import NEEDS_PYTHON, Following, followers
 from fl_lightning.training.idle_clients import Taken, check_anybody_trained
+from fl_lightning.training.in_stages import train_in_stages
 from fl_lightning.training.local_round import LocalRound
 from fl_lightning.training.local_training import LocalTraining, NotTogetherError
 from fl_lightning.training.own_sources import OwnSources
 from fl_lightning.training.peak_memory import PeakMemory
 from fl_lightning.training.recipe import Recipe
 from fl_lightning.training.recorded_steps import Held
-from fl_lightning.training.in_stages import train_in_stages
 from fl_lightning.training.stacked_training import StackedTraining
 from fl_lightning.training.stopwatch import ATTACKERS_TRAINING, Stopwatch
 from fl_lightning.updates.copying import copy_each

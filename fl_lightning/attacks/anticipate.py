@@ -107,8 +107,7 @@ class Anticipate(Attack):
         theta = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
         sent = broadcast.weights.split([parameter.numel() for parameter in theta.values()])
         start = {
-            name: weights.view_as(theta[name]).detach().requires_grad_()
-            for name, weights in zip(theta, sent, strict=True)
+            name: weights.view_as(theta[name]).detach().requires_grad_() for name, weights in zip(theta, sent, strict=True)
         }
         others = self._trained(module, start, len(targets), broadcast.round_number, differentiable=False)
         weights = {name: self.share * theta[name] + (1 - self.share) * others[name] for name in theta}

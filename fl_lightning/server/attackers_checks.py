@@ -81,15 +81,16 @@ def check_company(attacks: Sequence[Attack], local: LocalTraining, recipe: Recip
                 "model.attackers.epochs, model.attackers_optimizer and model.attackers_scheduler would have no effect; leave "
                 "these out"
             )
-    aims = {of.target_label: type(of).__name__ for of in attacks if followers([of], "poison", "conspire")}
-    for attack in attacks:
+    writers = followers(attacks, "poison", "conspire")
+    for attack in losing:
         target = attack.target_label
-        if target is not None and None not in aims and target not in aims and not followers([attack], "poison", "conspire"):
-            others = enumerated(f"{name} {label}" for label, name in aims.items()) or "there is none"
-            raise ConfigurationError(
-                f"{type(attack).__name__}.target_label is {target}, but no attack that poisons data aims at that class "
-                f"({others}); give both the same"
-            )
+        if target is None or attack in writers or target in {of.target_label for of in writers}:
+            continue
+        others = enumerated(f"{type(of).__name__} {of.target_label}" for of in writers) or "there is none"
+        raise ConfigurationError(
+            f"{type(attack).__name__}.target_label is {target}, but no attack that poisons data aims at that class ({others}); "
+            "give both the same"
+        )
 
 
 def check_stages(client: L.LightningModule, data: FederatedDataModule, attacks: Sequence[Attack]) -> None:

@@ -42,9 +42,7 @@ class LocalRound:
 
     def own_of(self, client: int) -> tuple[Samples, Attacker]:
         """A malicious client's own data, and who it is."""
-        return next(
-            (samples, of) for samples, of in zip(self.clean, self.attackers, strict=True) if of.client == client
-        )
+        return next((samples, of) for samples, of in zip(self.clean, self.attackers, strict=True) if of.client == client)
 
     @cached_property
     def poisoned(self) -> dict[int, Samples]:

@@ -82,7 +82,7 @@ def run(name: str, folder: str, rounds: int, world: int, resume: bool) -> tuple[
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_resume_is_invisible_also_on_another_number_of_ranks(name, tmp_path):
-    """Attackers take part in rounds 0 and 3, so what they learned in round 0 has to come through the checkpoint after round 1."""
+    """Attackers take part in rounds 0 and 3, so what they learned in round 0 must come through the checkpoint after round 1."""
     (whole,) = on_ranks(1, run, name, str(tmp_path / "whole"), 4, 1, False)
     for first, then in ((1, 2), (2, 1)):
         folder = str(tmp_path / f"{first} then {then}")

@@ -80,7 +80,9 @@ def test_the_loss_and_its_gradient_are_those_of_the_definition(name):
     attackers = [Attacker(0, 0, clean, round_number=ROUND), Attacker(1, 0, clean, index=1, round_number=ROUND)]
     assert attack.rehearse([clean, clean], attackers, num_benign=N - 2) == []
     sent = Broadcast(torch.from_numpy(oracle.sent).flatten(), round_number=ROUND)
-    losses = [attack.loss(module, tensors(oracle.batch), torch.zeros(()), sent) for _ in attack.stages(module, clean, attackers[0])]
+    losses = [
+        attack.loss(module, tensors(oracle.batch), torch.zeros(()), sent) for _ in attack.stages(module, clean, attackers[0])
+    ]
     share = (2 if attack.together else 1) / N
     # Logits are float32, of size 10: what their rounding makes of 5 losses.
     assert losses[0].item() == pytest.approx(oracle.total(oracle.theta, attack, share), rel=1e-5)

@@ -137,7 +137,9 @@ def test_each_stage_holds_what_it_trains():
 
 
 @pytest.mark.parametrize(
-    "others", [[PGD(eps=0.01)], [ConstrainAndScale(gamma=2.0)], [Collude()], [Collude(mode="mean")]], ids=["PGD", "ConstrainAndScale", "pool", "mean"]
+    "others",
+    [[PGD(eps=0.01)], [ConstrainAndScale(gamma=2.0)], [Collude()], [Collude(mode="mean")]],
+    ids=["PGD", "ConstrainAndScale", "pool", "mean"],
 )
 def test_in_company(others):
     federation = federation_of([Relabel(), Chameleon(**SHORT), *others])
@@ -188,10 +190,18 @@ def trigger() -> ValueTrigger:
     [
         ([trigger(), ConstrainAndScale(), Chameleon()], {}, r"Chameleon goes down a loss .* ConstrainAndScale .* put it first"),
         ([trigger(), Chameleon(), Chameleon()], {}, r"Chameleon goes down a loss of its own"),
-        ([trigger(), Chameleon()], {"attackers": AttackersTraining(epochs=3)}, r"Chameleon trains by epochs .* leave these out"),
+        (
+            [trigger(), Chameleon()],
+            {"attackers": AttackersTraining(epochs=3)},
+            r"Chameleon trains by epochs .* leave these out",
+        ),
         ([trigger(), Chameleon(target_label=2)], {}, r"Chameleon\.target_label is 2, but no attack .* \(ValueTrigger 0\)"),
         ([trigger(), Chameleon(target_label=7)], {}, r"Chameleon\.target_label must be from 0 to 2"),
-        ([trigger(), Chameleon(output_layer="net.9")], {}, r"Chameleon looks at the output layer .* but net\.9 is none; .*net\.4"),
+        (
+            [trigger(), Chameleon(output_layer="net.9")],
+            {},
+            r"Chameleon looks at the output layer .* but net\.9 is none; .*net\.4",
+        ),
         ([trigger(), Chameleon()], {"client": MLP(sizes=[6, 3])}, r"has 0 trainable tensors before it and 2 in it"),
     ],
 )

@@ -229,7 +229,9 @@ def test_settings_out_of_range_are_refused(settings, message):
 
 
 def test_pictures_out_of_the_range_and_tables_are_refused():
-    with pytest.raises(ConfigurationError, match=r"IBA\.value_range is \[0\.0, 1\.0\], but raw pixels .* lie between -0\.\d+ and"):
+    with pytest.raises(
+        ConfigurationError, match=r"IBA\.value_range is \[0\.0, 1\.0\], but raw pixels .* lie between -0\.\d+ and"
+    ):
         small().stamp(floats())
     with pytest.raises(ConfigurationError, match=r"IBA needs raw images"):
         small().stamp(TensorSamples(torch.zeros(4, 6), torch.arange(4)))

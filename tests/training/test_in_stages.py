@@ -110,7 +110,10 @@ def test_logs_are_averaged_over_the_steps_of_all_stages():
     ("given", "message"),
     [
         (lambda module: [3], r"stage 1 of InStages\.stages of client .* is 3 of type int, not a Stage"),
-        (lambda module: [Stage(1, sgd(torch.nn.Linear(1, 1), 0.1))], r"optimizer of 2 tensors that are no trainable parameters"),
+        (
+            lambda module: [Stage(1, sgd(torch.nn.Linear(1, 1), 0.1))],
+            r"optimizer of 2 tensors that are no trainable parameters",
+        ),
         (
             lambda module: [Stage(scheduler=torch.optim.lr_scheduler.StepLR(sgd(module, 0.1), 1))],
             r"has a scheduler without an optimizer",
