@@ -119,10 +119,10 @@ class Chameleon(Attack):
         self.target_label = self._target = target_label
         self.scale = scale
         self.temperature = temperature
-        self.epochs = encoder_epochs, classifier_epochs
-        self.rates = encoder_lr, classifier_lr
-        self.milestones = sorted(encoder_milestones), sorted(classifier_milestones)
-        self.decays = encoder_decay, classifier_decay
+        self.encoder_epochs, self.classifier_epochs = encoder_epochs, classifier_epochs
+        self.encoder_lr, self.classifier_lr = encoder_lr, classifier_lr
+        self.encoder_milestones, self.classifier_milestones = sorted(encoder_milestones), sorted(classifier_milestones)
+        self.encoder_decay, self.classifier_decay = encoder_decay, classifier_decay
         self.momentum = momentum
         self.weight_decay = weight_decay
         self.output_layer = output_layer
@@ -145,16 +145,17 @@ class Chameleon(Attack):
             )
         try:
             with inputs_of(layer) as self._seen:
-                yield self._stage(0, encoder)
+                schedule = self.encoder_milestones, self.encoder_decay
+                yield self._stage(encoder, self.encoder_epochs, self.encoder_lr, *schedule)
             self._seen = None
-            yield self._stage(1, classifier)
+            schedule = self.classifier_milestones, self.classifier_decay
+            yield self._stage(classifier, self.classifier_epochs, self.classifier_lr, *schedule)
         finally:
             self._seen = None
 
-    def _stage(self, number: int, parameters: list[nn.Parameter]) -> Stage:
-        optimizer = SGD(parameters, self.rates[number], self.momentum, weight_decay=self.weight_decay)
-        scheduler = MultiStepLR(optimizer, self.milestones[number], self.decays[number])
-        return Stage(self.epochs[number], optimizer, scheduler)
+    def _stage(self, trained: list[nn.Parameter], epochs: float, lr: float, milestones: list[int], decay: float) -> Stage:
+        optimizer = SGD(trained, lr, self.momentum, weight_decay=self.weight_decay)
+        return Stage(epochs, optimizer, MultiStepLR(optimizer, milestones, decay))
 
     def loss(self, module: nn.Module, batch: Any, loss: Tensor, broadcast: Broadcast) -> Tensor:
         if self._seen is None:

@@ -152,7 +152,7 @@ class IBA(Attack):
         self.start_asr, self.stop_asr = start_asr, stop_asr
         self.retrain = retrain
         self.network, self.width = network, width
-        self.make_optimizer, self.generator_lr = OPTIMIZERS[generator_optimizer], generator_lr
+        self.generator_optimizer, self.generator_lr = generator_optimizer, generator_lr
         self.generator_epochs = generator_epochs
         self.batch_size = batch_size
         self.value_range = value_range
@@ -271,7 +271,7 @@ class IBA(Attack):
         every = torch.ones_like(kept)
         stamped = data.stamped(partial(self._transform, eps=self._eps, low=low, high=high), every)
         parameters = list(self.generator.parameters())
-        optimizer = self.make_optimizer(parameters, self.generator_lr)
+        optimizer = OPTIMIZERS[self.generator_optimizer](parameters, self.generator_lr)
         for _ in range(self.generator_epochs):
             for indices in self._batches(rows, draws):
                 inputs = stamped.batch(indices, draws)[0]

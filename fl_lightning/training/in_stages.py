@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from contextlib import closing
 
 import torch
@@ -35,7 +35,7 @@ def train_in_stages(
         What it logged, averaged over the steps of all stages.
     """
     after_step = following.after_step if following.constraining else None
-    sums, counts = Counter[str](), Counter[str]()
+    sums, counts = defaultdict[str, float](float), Counter[str]()
     with closing(following.stages(clean, attacker)) as stages:
         for stage in stages:
             logged = executor.train(samples, lambda: draws, after_step, follower=following, stage=stage)

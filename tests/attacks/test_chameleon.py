@@ -117,8 +117,9 @@ def test_two_rounds_are_those_of_a_plain_loop():
     federation = federation_of([Relabel(), Chameleon(**SHORT)])
     fit(federation, equal_data(), rounds=2)
     torch.testing.assert_close(vector(federation.client), two_rounds_by_hand(), rtol=TOLERANCE, atol=TOLERANCE)
-    for name, other in {"scale": 1.0, "classifier_lr": 0.01}.items():
-        changed = federation_of([Relabel(), Chameleon(**{**SHORT, name: other})])
+    others: dict[str, Any] = {"scale": 1.0, "classifier_lr": 0.01}
+    for name, other in others.items():
+        changed = federation_of([Relabel(), Chameleon(**SHORT | {name: other})])
         fit(changed, equal_data(), rounds=2)
         assert (vector(changed.client) - vector(federation.client)).abs().max() > 10 * TOLERANCE, name
 
