@@ -7,13 +7,16 @@ the rule's mask. Read `base.py` first: its hooks say where an attacker may reach
 from fl_lightning.attacks.a3fl import A3FL
 from fl_lightning.attacks.adaptive import Adaptive
 from fl_lightning.attacks.alie import ALIE
-from fl_lightning.attacks.base import Attack, Attacker, Broadcast, Knowledge
+from fl_lightning.attacks.anticipate import Anticipate
+from fl_lightning.attacks.base import Attack, Attacker, Broadcast, Knowledge, Stage
 from fl_lightning.attacks.blended import Blended
+from fl_lightning.attacks.chameleon import Chameleon
 from fl_lightning.attacks.collude import Collude
 from fl_lightning.attacks.constrain_and_scale import ConstrainAndScale
 from fl_lightning.attacks.dba import DBA
 from fl_lightning.attacks.edge_case import EdgeCase
 from fl_lightning.attacks.gaussian_noise import GaussianNoise
+from fl_lightning.attacks.iba import IBA
 from fl_lightning.attacks.ipm import IPM
 from fl_lightning.attacks.label_flip import LabelFlip
 from fl_lightning.attacks.masked_replacement import MaskedReplacement
@@ -33,13 +36,16 @@ __all__ = [
     "A3FL",
     "ALIE",
     "DBA",
+    "IBA",
     "IPM",
     "PGD",
     "Adaptive",
+    "Anticipate",
     "Attack",
     "Attacker",
     "Blended",
     "Broadcast",
+    "Chameleon",
     "Collude",
     "ConstrainAndScale",
     "EdgeCase",
@@ -55,6 +61,7 @@ __all__ = [
     "PixelTrigger",
     "SignFlip",
     "Sinusoidal",
+    "Stage",
     "TabularDBA",
     "ValueTrigger",
     "WordTrigger",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from fl_lightning.data.base import Samples
 from fl_lightning.data.joined import join
@@ -73,6 +75,21 @@ class Knowledge:
     last_step: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Stage:
+    """A part of a malicious client's local training; what is left out, it does as malicious clients do without stages.
+
+    Attributes:
+        epochs: passes over the client's data, at least 1e-6.
+        optimizer: a fresh one of those of the module's parameters that this stage trains; others stay as they are.
+        scheduler: of that optimizer; it steps after every pass.
+    """
+
+    epochs: float | None = None
+    optimizer: Optimizer | None = None
+    scheduler: LRScheduler | None = None
+
+
 class Attack(Made):
     """Base of all attacks; override what the attack does.
 
@@ -85,11 +102,16 @@ class Attack(Made):
         source_label: the true class of the samples under attack, where there is just one; its clean accuracy is reported
             as `val/acc_source`.
         watches_steps: whether the attack needs to know how the global model moved in the round before.
+        replaces_loss: whether `loss` leaves out what it is given; such an attack must come before all others with a `loss`.
+        own_recipe: whether `stages` bring epochs and optimizers of their own, so that a recipe of the attackers' (epochs or
+            optimizer) would have no effect, and is refused.
     """
 
     target_label: int | None = None
     source_label: int | None = None
     watches_steps: bool = False
+    replaces_loss: bool = False
+    own_recipe: bool = False
 
     def prepare(self) -> None:
         """Fetch files that the attack needs; called in one process per node, before `validate`."""
@@ -161,6 +183,21 @@ class Attack(Made):
             num_benign: benign clients in the round.
         """
         return []
+
+    def stages(self, module: nn.Module, clean: Samples, attacker: Attacker) -> Iterable[Stage]:
+        """What a malicious client's local training consists of, one stage after the other; by default one, as everyone's.
+
+        A generator, which goes on where it was once a stage has been trained, can so tell what stage it is in, and tidy up in
+        a `finally`. `loss` and `constrain` are called in all stages, and count steps from 1 in each; once an attack says
+        `finished`, there are no more. Batches go on in one and the same sequence of draws. Only one attack of a list may have
+        stages. They are also gone through before the first round, with nobody trained, to see that they can be made.
+
+        Args:
+            module: the client's module, with the weights that it was sent at first, then those of the stages before.
+            clean: the client's own data, which no attack has poisoned.
+            attacker: who it is.
+        """
+        return [Stage()]
 
     def constrain(self, module: nn.Module, broadcast: Broadcast, step: int, steps: int) -> None:
         """Adjust a malicious client's module in place after a local step.
