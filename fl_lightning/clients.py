@@ -334,6 +334,9 @@ class Clients:
             if not len(samples):
                 return {}
             following = Following(self.attacks, self.module, broadcast, client)
+            if following.beginning:
+                draws()  # for attacks that draw from the global generators
+                following.begin()
             after_step = following.after_step if following.constraining else None
             logs = self.of_attackers.train(samples, draws, after_step, follower=following if self.in_python else None)
             following.end()
