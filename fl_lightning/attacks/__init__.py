@@ -10,8 +10,10 @@ from fl_lightning.attacks.alie import ALIE
 from fl_lightning.attacks.base import Attack, Attacker, Broadcast, Knowledge
 from fl_lightning.attacks.collude import Collude
 from fl_lightning.attacks.constrain_and_scale import ConstrainAndScale
+from fl_lightning.attacks.critical_layers import BackdoorCriticalLayers
 from fl_lightning.attacks.dba import DBA
 from fl_lightning.attacks.edge_case import EdgeCase
+from fl_lightning.attacks.f3ba import F3BA
 from fl_lightning.attacks.gaussian_noise import GaussianNoise
 from fl_lightning.attacks.ipm import IPM
 from fl_lightning.attacks.label_flip import LabelFlip
@@ -29,11 +31,13 @@ __all__ = [
     "A3FL",
     "ALIE",
     "DBA",
+    "F3BA",
     "IPM",
     "PGD",
     "Adaptive",
     "Attack",
     "Attacker",
+    "BackdoorCriticalLayers",
     "Broadcast",
     "Collude",
     "ConstrainAndScale",

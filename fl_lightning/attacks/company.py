@@ -9,7 +9,7 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
-from fl_lightning.attacks.base import Attack, Attacker
+from fl_lightning.attacks.base import Attack, Attacker, draw_share
 from fl_lightning.data.base import Samples
 from fl_lightning.errors import ConfigurationError
 
@@ -71,3 +71,11 @@ def refuse(attack: Attack, others: Sequence[Attack], when: Callable[[Attack], bo
     for other in others:
         if when(other):
             raise ConfigurationError(f"{type(attack).__name__} and {type(other).__name__} do not go together so: {why}")
+
+
+def divided(samples: Samples, share: float, draws: torch.Generator) -> tuple[Samples, Samples]:
+    """All but a random share of the samples, and that; of a single one there is no share."""
+    held = draw_share(len(samples), share, draws)[: max(0, len(samples) - 1)]
+    keep = torch.ones(len(samples), dtype=torch.bool)
+    keep[held] = False
+    return samples.subset(keep.nonzero().flatten()), samples.subset(held)

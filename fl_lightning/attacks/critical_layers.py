@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fl_lightning.attacks.base import Attack, Attacker, Knowledge, draw_share, stamped_sets
-from fl_lightning.attacks.company import before, has_own, pairs, poisoned_by, refuse
+from fl_lightning.attacks.base import Attack, Attacker, Knowledge, stamped_sets
+from fl_lightning.attacks.company import before, divided, has_own, pairs, poisoned_by, refuse
 from fl_lightning.attacks.crafted import Like, beside_benign
 from fl_lightning.attacks.edge_case import EdgeCase
 from fl_lightning.attacks.poisoning import pooled
@@ -242,11 +242,3 @@ def rate_with(model: nn.Module, others: dict[str, Tensor], rate: Rate) -> float:
 def trainable(model: nn.Module) -> dict[str, Tensor]:
     """Its trainable parameter tensors by name."""
     return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-def divided(samples: Samples, share: float, draws: torch.Generator) -> tuple[Samples, Samples]:
-    """All but a random share of the samples, and that; of a single one there is no share."""
-    held = draw_share(len(samples), share, draws)[: max(0, len(samples) - 1)]
-    keep = torch.ones(len(samples), dtype=torch.bool)
-    keep[held] = False
-    return samples.subset(keep.nonzero().flatten()), samples.subset(held)
