@@ -25,6 +25,7 @@ from fl_lightning.attacks.pgd import PGD
 from fl_lightning.attacks.pixel_trigger import PixelTrigger
 from fl_lightning.attacks.sign_flip import SignFlip
 from fl_lightning.attacks.tabular_dba import TabularDBA
+from fl_lightning.attacks.three_d_fed import ThreeDFed
 from fl_lightning.attacks.value_trigger import ValueTrigger
 
 __all__ = [
@@ -53,5 +54,6 @@ __all__ = [
     "PixelTrigger",
     "SignFlip",
     "TabularDBA",
+    "ThreeDFed",
     "ValueTrigger",
 ]
