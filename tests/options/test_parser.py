@@ -57,7 +57,7 @@ def message(*args: str) -> str:
         ),
         (
             ["--model.attacks+", "Zzz"],
-            "model.attacks: there is no class Zzz; known: A3FL, ALIE, Adaptive, Collude, ",
+            "model.attacks: there is no class Zzz; known: A3FL, ALIE, Adaptive, BackdoorCriticalLayers, ",
         ),
         (["--data", "IID"], "data: there is no class IID; known: "),
         (

@@ -1,4 +1,4 @@
-"""Hostile `loss` and `finished` hooks of attacks: one clear line with attack, client and round; what they are given; and `begin`."""
+"""Hostile `loss` and `finished` hooks of attacks: one clear line with attack, client and round; what they get; and `begin`."""
 
 import math
 from typing import Any
