@@ -235,7 +235,11 @@ class F3BA(TunedPattern):
 def outputs(model: nn.Module, layer: nn.Module, inputs: Tensor) -> Tensor:
     """What a layer of the model gives, (b, ...), where it is first called."""
     seen: list[Tensor] = []
-    handle = layer.register_forward_hook(lambda *called: seen.append(called[-1]))
+
+    def note(*called: Any) -> None:
+        seen.append(called[-1])
+
+    handle = layer.register_forward_hook(note)
     try:
         model(inputs)
     finally:

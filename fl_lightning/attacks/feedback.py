@@ -6,6 +6,7 @@ Federated Learning", IEEE S&P 2023, https://github.com/haoyangliASTAPLE/3DFed.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -97,7 +98,9 @@ class Feedback:
     @classmethod
     def from_dict(cls, given: dict[str, Any]) -> Feedback:
         """Take back what `as_dict` gave."""
-        return cls(**{**given, "planted": [Indicator(**indicator) for indicator in given["planted"]]})
+        feedback = cls(**copy.deepcopy(given))
+        feedback.planted = [Indicator(**indicator) for indicator in given["planted"]]
+        return feedback
 
 
 def fates(shares: list[float]) -> list[str]:

@@ -148,7 +148,7 @@ def test_later_layers_see_the_flips_before_them():
     both = attack.flip(module, broadcast)
     flipped_first = copy.deepcopy(module)
     with torch.no_grad():
-        flipped_first.features[0].weight.copy_(both["features.0.weight"])
+        flipped_first.get_parameter("features.0.weight").copy_(both["features.0.weight"])
     again = attack.flip(flipped_first, broadcast)  # scores are the broadcast's, so that candidates are the same
     assert torch.equal(again["features.3.weight"], both["features.3.weight"])
 

@@ -128,11 +128,12 @@ def test_the_mean_difference_of_inputs():
     net, draws = Net(), torch.Generator().manual_seed(0)
     stamped, clean = torch.randn(7, 1, 3, 3, generator=draws), torch.randn(7, 1, 3, 3, generator=draws)
     batches = [(stamped[:4], clean[:4]), (stamped[4:], clean[4:])]
-    expected: dict[str, Any] = {
+    expected = {
         "first": (stamped - clean).double().mean(0),
         "middle": (net.first(stamped).relu() - net.first(clean).relu()).flatten(1).double().mean(0),
     }
+    layers: dict[str, Any] = {"first": net.first, "middle": net.middle}
     for name, difference in expected.items():
         with torch.no_grad():
-            found = mean_difference(net, net.get_submodule(name), batches)
+            found = mean_difference(net, layers[name], batches)
         torch.testing.assert_close(found.double(), difference.detach(), rtol=1e-5, atol=1e-6)

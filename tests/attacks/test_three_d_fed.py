@@ -33,7 +33,7 @@ MALICIOUS = torch.arange(N) >= N - F
 
 def made(**settings: Any) -> ThreeDFed:
     """After the checks and the plan of a round; curvature rises from the last entry to the first."""
-    attack = ThreeDFed(**{"indicator_scale": 50.0, "tensor": "net.0.weight", **settings})
+    attack = ThreeDFed(indicator_scale=50.0, tensor="net.0.weight", **settings)
     attack.meet([PixelTrigger(target_label=1), attack])
     attack.check_model(LAYERS)
     attack.curvature = torch.arange(48.0, 0.0, -1)
