@@ -335,6 +335,9 @@ class Clients:
             if not len(samples):
                 return {}
             following = Following(self.attacks, self.module, broadcast, client)
+            if following.beginning:
+                draws()  # for attacks that draw from the global generators
+                following.begin()
             after_step = following.after_step if following.constraining else None
             if following.staging:
                 logs = train_in_stages(self.of_attackers, samples, draws(), following, *round_.own_of(client))

@@ -13,8 +13,10 @@ from fl_lightning.attacks.blended import Blended
 from fl_lightning.attacks.chameleon import Chameleon
 from fl_lightning.attacks.collude import Collude
 from fl_lightning.attacks.constrain_and_scale import ConstrainAndScale
+from fl_lightning.attacks.critical_layers import BackdoorCriticalLayers
 from fl_lightning.attacks.dba import DBA
 from fl_lightning.attacks.edge_case import EdgeCase
+from fl_lightning.attacks.f3ba import F3BA
 from fl_lightning.attacks.gaussian_noise import GaussianNoise
 from fl_lightning.attacks.iba import IBA
 from fl_lightning.attacks.ipm import IPM
@@ -29,6 +31,7 @@ from fl_lightning.attacks.pixel_trigger import PixelTrigger
 from fl_lightning.attacks.sign_flip import SignFlip
 from fl_lightning.attacks.sinusoidal import Sinusoidal
 from fl_lightning.attacks.tabular_dba import TabularDBA
+from fl_lightning.attacks.three_d_fed import ThreeDFed
 from fl_lightning.attacks.value_trigger import ValueTrigger
 from fl_lightning.attacks.word_trigger import WordTrigger
 
@@ -36,6 +39,7 @@ __all__ = [
     "A3FL",
     "ALIE",
     "DBA",
+    "F3BA",
     "IBA",
     "IPM",
     "PGD",
@@ -43,6 +47,7 @@ __all__ = [
     "Anticipate",
     "Attack",
     "Attacker",
+    "BackdoorCriticalLayers",
     "Blended",
     "Broadcast",
     "Chameleon",
@@ -63,6 +68,7 @@ __all__ = [
     "Sinusoidal",
     "Stage",
     "TabularDBA",
+    "ThreeDFed",
     "ValueTrigger",
     "WordTrigger",
 ]

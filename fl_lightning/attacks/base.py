@@ -17,6 +17,7 @@ from fl_lightning.data.module import FederatedDataModule
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.modules.subclasses import Made
 from fl_lightning.seeding import generator
+from fl_lightning.updates.layers import Layer
 from fl_lightning.updates.shard import UpdateShard
 
 
@@ -119,6 +120,23 @@ class Attack(Made):
     def validate(self, num_classes: int) -> None:
         """Check the configuration against the task before any training; raises `ConfigurationError`."""
 
+    def meet(self, attacks: Sequence[Attack]) -> None:
+        """Look at all attacks of the federation before any training, for those that build on others.
+
+        Args:
+            attacks: in their order, this one among them.
+
+        Raises:
+            ConfigurationError: they do not go together.
+        """
+
+    def check_model(self, layers: Sequence[Layer]) -> None:
+        """Check the configuration against the model before any training; raises `ConfigurationError`.
+
+        Args:
+            layers: the trainable parameter tensors, in the order of the coordinates.
+        """
+
     # ---- data --------------------------------------------------------------------------------------------------------
 
     def poison(self, dataset: Samples, attacker: Attacker) -> Samples:
@@ -183,6 +201,17 @@ class Attack(Made):
             num_benign: benign clients in the round.
         """
         return []
+
+    def begin(self, module: nn.Module, broadcast: Broadcast) -> None:
+        """Change a malicious client's module in place before its first local step, so that it starts from other weights.
+
+        The update is still the difference to what was broadcast. Such a client is trained step by step in Python, whatever the
+        executor.
+
+        Args:
+            module: the client's module, with the broadcast weights, or what the attack before this one has made of them.
+            broadcast: what the round started from.
+        """
 
     def stages(self, module: nn.Module, clean: Samples, attacker: Attacker) -> Iterable[Stage]:
         """What a malicious client's local training consists of, one stage after the other; by default one, as everyone's.

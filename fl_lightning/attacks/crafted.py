@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -16,6 +16,9 @@ from fl_lightning.errors import ConfigurationError
 from fl_lightning.updates.shard import UpdateShard
 
 Source = Literal["benign", "colluders"]
+
+Like = Literal["own", "mean"]
+"""Which benign update stands beside a malicious client's: what it would have sent honestly, or the mean of all attackers'."""
 
 
 class Crafted(Attack):
@@ -78,3 +81,22 @@ def shadow_clients(datasets: Sequence[Samples], attackers: Sequence[Attacker], c
     size = -(-len(pool) // len(datasets))
     draws = attackers[0].generator(f"shadow clients, round {attackers[0].round_number}", shared=True)
     return [pool.subset(torch.randperm(len(pool), generator=draws)[:size]) for _ in range(count)]
+
+
+def beside_benign(shard: UpdateShard, honest: UpdateShard | None, like: Like) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Each malicious update with a benign one beside it, for attacks that mix the two.
+
+    Args:
+        shard: the round's updates.
+        honest: what the malicious clients' clean data gave, in cohort order.
+        like: `own`, or `mean` of those that are finite.
+
+    Yields:
+        The row's number, a mask (N,) of that row alone, and (S,) of the benign update.
+    """
+    assert honest is not None, "the attack has asked for rehearsals"
+    mean = honest.combine(uniform(honest.finite_rows())) if like == "mean" else None
+    for j, i in enumerate(torch.nonzero(shard.malicious).flatten().tolist()):
+        row = torch.zeros_like(shard.malicious)
+        row[i] = True
+        yield i, row, honest.row(j) if mean is None else mean

@@ -17,9 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
-from fl_lightning.attacks.base import Attack, Attacker, Broadcast, check_label, draw_share
+from fl_lightning.attacks.base import Attack, Attacker, Broadcast, draw_share
 from fl_lightning.attacks.both_ways import BothWays
-from fl_lightning.attacks.pixel_trigger import Rectangle, attackable, images_for, one_raw, painted, raw_range
+from fl_lightning.attacks.picture_trigger import images_for, one_raw, painted, raw_range
+from fl_lightning.attacks.pixel_trigger import Rectangle
+from fl_lightning.attacks.target_modes import TargetMode
 from fl_lightning.attacks.trigger_generator import TriggerGenerator
 from fl_lightning.data.base import Samples, TensorSamples
 from fl_lightning.data.in_tensors import in_tensors
@@ -147,6 +149,7 @@ class IBA(Attack):
         if value_range is not None and not (value_range[0] < value_range[1] and all(map(math.isfinite, value_range))):
             raise ConfigurationError(f"IBA.value_range must be two finite numbers, smaller first, got {list(value_range)}")
         self.target_label = self._target = target_label
+        self.targets = TargetMode("all_to_one", target_label, None, "IBA")
         self.alpha = alpha
         self.eps, self.eps_test, self.eps_decay = eps, eps_test, eps_decay
         self.start_asr, self.stop_asr = start_asr, stop_asr
@@ -164,7 +167,7 @@ class IBA(Attack):
         self._eps = eps  # of this round's training
 
     def validate(self, num_classes: int) -> None:
-        check_label("IBA.target_label", self._target, num_classes)
+        self.targets.check(num_classes)
 
     # ---- data --------------------------------------------------------------------------------------------------------
 
@@ -172,14 +175,15 @@ class IBA(Attack):
         data = images_for([FORM], dataset)
         if not self.poisons or self.alpha == 1:
             return data
-        return BothWays(data, painted(data, [self.train_trigger], torch.arange(len(data)), self._target))
+        return BothWays(data, painted(data, [self.train_trigger], torch.arange(len(data)), self.targets.wanted(data.targets)))
 
     def stamp(self, test: Samples) -> Samples | None:
-        data = attackable(images_for([FORM], test), self._target)
+        data = images_for([FORM], test)
+        data = data.subset(self.targets.attacked(data.targets))
         if not len(data):
             return None
         self._check_range(data)
-        return painted(data, [self.test_trigger], torch.arange(len(data)), self._target)
+        return painted(data, [self.test_trigger], torch.arange(len(data)), self.targets.wanted(data.targets))
 
     def train_trigger(self, images: Tensor) -> Tensor:
         """T with the eps of this round's training."""

@@ -73,7 +73,8 @@ def check_round(
     check_probe(rule.probe, data, type(rule).__name__)
     with local.seen_by(client, int(data.sizes.max())):
         check_client(client, data.sizes, local, data.train)
-    rule.check_model(parameter_layout(client).layers)
+    layers = parameter_layout(client).layers
+    rule.check_model(layers)
     try:
         server, scheduler = read_optimizers(configure_optimizers(), "the server")
     except (TypeError, ValueError) as error:
@@ -82,7 +83,9 @@ def check_round(
         raise ConfigurationError(f"model.server_optimizer or its scheduler cannot be made: {error}") from error
     check_server_optimizer(server, scheduler.scheduler, client.parameters())
     for attack in attacks:
+        attack.meet(attacks)
         attack.validate(data.task.num_classes)
+        attack.check_model(layers)
     check_attackers(client, data, attacks, local, recipe)
 
 

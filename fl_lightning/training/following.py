@@ -1,4 +1,4 @@
-"""The attacks' hooks in one malicious client's training: its stages, its loss, its end, and what follows a step."""
+"""The attacks' hooks in one malicious client's training: its start, stages, loss, end, and what follows a step."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from fl_lightning.training.client_logs import LogCollector
 from fl_lightning.training.client_steps import check_loss
 from fl_lightning.training.local_round import overrides
 
-NEEDS_PYTHON = ("loss", "finished", "stages")
-"""Hooks that no recorded step can call."""
+NEEDS_PYTHON = ("begin", "loss", "finished", "stages")
+"""Hooks that no recorded step can call, or whose weights it would not start from."""
 
 
 def followers(attacks: Sequence[Attack], *hooks: str) -> list[Attack]:
@@ -28,7 +28,7 @@ def followers(attacks: Sequence[Attack], *hooks: str) -> list[Attack]:
 
 
 class Following:
-    """What attacks make of one malicious client's training; see `Attack`'s `stages`, `loss`, `finished` and `constrain`.
+    """What attacks make of a malicious client's training; see `Attack`'s `begin`, `stages`, `loss`, `finished`, `constrain`.
 
     Args:
         attacks: all of them, in order.
@@ -45,11 +45,17 @@ class Following:
         self.module, self.broadcast = module, broadcast
         self.who = f"client {client} in round {broadcast.round_number}"
         self.losing, self.finishing = followers(attacks, "loss"), followers(attacks, "finished")
-        self.constraining, self.staging = followers(attacks, "constrain"), followers(attacks, "stages")
+        self.beginning, self.staging = followers(attacks, "begin"), followers(attacks, "stages")
+        self.constraining = followers(attacks, "constrain")
         self.steps, self.over = 0, False
         self.own = LogCollector()  # of this pass, what `training_step` gave
         self.before: tuple[dict[str, Any], dict[str, int]] = {}, {}  # sums and counts of the logs as it began
         self.broken: dict[str, Tensor] = {}  # by attack, () bool: whether a loss of its was not finite and its fault
+
+    def begin(self) -> None:
+        """The module holds what was broadcast; training comes next."""
+        for attack in self.beginning:
+            attack.begin(self.module, self.broadcast)
 
     def stages(self, clean: Samples, attacker: Attacker) -> Generator[Stage]:
         """The parts of this training, as long as nobody says that it is over."""
