@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -101,7 +102,8 @@ def results_in_place(graph: GraphModule) -> None:
 def is_fresh(node: Node) -> bool:
     """Whether it is a tensor of its own, neither an input nor a part of another."""
     if node.target is operator.getitem:
-        return node.args[1] == 0 and node.args[0].target in FIRST_FRESH  # pyrefly: ignore[missing-attribute]
+        of: Any = node.args[0]
+        return node.args[1:] == (0,) and of.target in FIRST_FRESH
     return node.target in (*FRESH, aten.relu_.default, aten.threshold_backward.grad_input)
 
 
