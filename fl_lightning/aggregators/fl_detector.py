@@ -45,8 +45,8 @@ class FLDetector(Aggregator):
     curvature, and where the system that L-BFGS solves is singular. Clusters on a line are exact (all cuts are tried).
     Buffers are combined by the coordinate median of all clients.
 
-    A rank remembers S float32 of each of the last 2 `window` vectors, of every client that ever took part, and of the weights
-    in each round in which one of those took part last: one round where all clients take part in each, up to one per client
+    A rank remembers S float32 of each of the last `window` steps and changes, of every client's last update, and of the weights
+    in each round in which one of these took part last: one round where all clients take part in each, up to one per client
     otherwise. That is 5.4 GB on all ranks together for 100 clients of a ResNet-18, which checkpoints carry too. Rounds are
     those in which the rule was called. A plain tensor brings no global weights; there the server is taken to step by -A(G).
 
