@@ -91,7 +91,7 @@ def test_json_is_for_tools(capsys):
         (["rules", "Krumm"], "error: there is no rule Krumm; did you mean Krum?"),
         (["rule"], "error: there is no kind rule to list; did you mean rules?"),
         (["Krum"], "error: there is no kind Krum to list; did you mean `fl-lightning list rules Krum`?"),
-        (["rules", "xyz"], "error: there is no rule xyz; `fl-lightning list rules` shows all 30"),
+        (["rules", "xyz"], "error: there is no rule xyz; `fl-lightning list rules` shows all 33"),
         (
             ["configs", "edge_case"],
             "error: edge_case may be configs/cifar10/edge_case.yaml or configs/cifar10/table5/edge_case.yaml",
