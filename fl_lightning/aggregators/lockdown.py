@@ -1,7 +1,7 @@
 """Lockdown: clients train in sparse subspaces of their own, and weights that too few of them hold are pruned in the end.
 
 T. Huang, S. Hu, K.-H. Chow, F. Ilhan, S. F. Tekin, L. Liu, "Lockdown: Backdoor Defense for Federated Learning with Isolated
-Subspace Training", NeurIPS 2023, with the settings of its published code.
+Subspace Training", NeurIPS 2023, https://openreview.net/forum?id=V5cQH7JbGo, with the settings of its published code.
 
 Letters: d trainable parameters, N clients of a round, T rounds.
 """
@@ -42,8 +42,10 @@ class Lockdown(FedAvg):
       it holds, rounded up, is given up where they are smallest, and as many others are taken up where the gradient over its
       data, in evaluation mode, is largest. After T/2 masks stay.
 
-    All masks begin as the same one, in every run, of the density `density` over all trainable tensors, biases too: shared out
-    by Erdos-Renyi-Kernel (`erk`, where biases end up dense) or `uniform`.
+    Masks begin with the density `density` over all trainable tensors, biases too: shared out by Erdos-Renyi-Kernel (`erk`,
+    where biases end up dense) or `uniform`. They all begin as the same one, in every run; with an anneal of .0001 they hardly
+    part, and attackers who train inside of it are not pruned. With `same_mask` false each client draws its own: then `theta`
+    must be about `density` or less, or nothing is left.
 
     Consensus: a weight stays if at least `theta` N clients of the last round changed it. Evaluation and predictions see the
     model with the others at 0 while the dense one is trained on; after round T - 1 they are 0 for good.
@@ -69,6 +71,7 @@ class Lockdown(FedAvg):
         densities: how it is shared out over the tensors.
         anneal: a_0, in [0, 1].
         l1: at least 0.
+        same_mask: whether all clients begin with one mask, as in the published code; the paper speaks of random ones.
         theta: share of the round's clients, in [0, 1]; 20 of 40, and 10 of 20, in published code.
         epochs: passes over a client's data in a round, at least 1.
         batch_size: at least 1. A last batch of one is joined to the one before it.
@@ -76,7 +79,7 @@ class Lockdown(FedAvg):
         weight_decay: at least 0.
 
     Differs from the published code: it counts the masks of all clients, which are all in every round there; its attackers may
-    train sparsely too.
+    train sparsely too; it takes the gradient after the smallest weights are gone, and drops a last batch that is not whole.
 
     Example:
         >>> Lockdown(rounds=100).prune_share(25)
@@ -95,6 +98,7 @@ class Lockdown(FedAvg):
         densities: Literal["erk", "uniform"] = "erk",
         anneal: float = 1e-4,
         l1: float = 1e-4,
+        same_mask: bool = True,
         theta: float = 0.5,
         epochs: int = 2,
         batch_size: int = 64,
@@ -119,12 +123,14 @@ class Lockdown(FedAvg):
         self.densities = densities
         self.anneal = anneal
         self.l1 = l1
+        self.same_mask = same_mask
         self.theta = theta
         self.epochs = whole("Lockdown.epochs", epochs, 1)
         self.batch_size = whole("Lockdown.batch_size", batch_size, 1)
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.round_number = 0
+        self.layout: tuple[list[int], list[float]] = [], []  # sizes of the parameter tensors, and their densities
         self.first_mask = torch.empty(0)
         self.register_buffer("consensus", torch.empty(0, dtype=torch.bool))  # (d,) once the model is known
 
@@ -133,6 +139,7 @@ class Lockdown(FedAvg):
         sizes, shapes = [layer.size for layer in layers], [layer.shape for layer in layers]
         uniform = [self.density] * len(sizes)
         shares = uniform if self.densities == "uniform" else erk_densities(shapes, self.density)
+        self.layout = sizes, shares
         self.first_mask = random_mask(sizes, shares, seeded(0, "Lockdown: mask"))
         if len(self.consensus) != len(self.first_mask):
             self.consensus = torch.ones(len(self.first_mask), dtype=torch.bool, device=self.consensus.device)
@@ -155,7 +162,7 @@ class Lockdown(FedAvg):
     ) -> dict[str, float]:
         """Train under the client's mask, which it keeps. Logs `loss`, the cross entropy."""
         if not memory.any():
-            memory.copy_(self.first_mask)
+            memory.copy_(self.first_mask if self.same_mask else random_mask(*self.layout, generator))
         if not len(samples):
             return {}
         layout = parameter_layout(client)

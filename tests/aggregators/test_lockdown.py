@@ -124,6 +124,15 @@ def test_a_client_trains_under_its_mask_and_moves_it(t: int, l1: float) -> None:
     assert not torch.equal(memory, mask)
 
 
+def test_clients_may_begin_with_masks_of_their_own() -> None:
+    rule, memories = locked(same_mask=False), [torch.zeros(D) for _ in range(3)]
+    for memory, seed in zip(memories, (0, 1, 0), strict=True):
+        rule.train_benign(client(), tiny_tensors(8), CLASSES, torch.Generator().manual_seed(seed), memory)
+    assert torch.equal(memories[0], memories[2])
+    assert not torch.equal(memories[0], memories[1])
+    assert all(memory.sum() == rule.first_mask.sum() for memory in memories)
+
+
 def test_a_client_without_samples_keeps_the_model() -> None:
     module, memory = client(), torch.zeros(D)
     before = vector(module).clone()
