@@ -139,10 +139,7 @@ def uneven_without_attackers(seed: int) -> float:
     return metrics([], 0.0, seed, epochs=1, partition=UNEVEN)["acc"]
 
 
-UNSHORT: dict[str, Any] = {"encoder_epochs": 5, "encoder_milestones": [3], "classifier_epochs": 2}
-"""Of Chameleon."""
-
-TARGETED: dict[str, tuple[Attack, float]] = {  # attack, and the least fall of accuracy
+UNTARGETED: dict[str, tuple[Attack, float]] = {  # attack, and the least fall of accuracy
     "SignFlip": (SignFlip(), 0.35),  # .100 .329 .100
     "GaussianNoise": (GaussianNoise(sigma=0.5), 0.1),  # .490 .635 .521
     "ALIE": (ALIE(z=5.0), 0.1),  # .320 .649 .457
