@@ -96,12 +96,18 @@ class TargetMode:
         """(m,) int64, which samples attackers may stamp in training."""
         if self.mode in ("all_to_one", "all_to_all"):
             return torch.arange(len(targets), device=targets.device)
-        return (targets == (self.source_label if self.mode == "one_to_one" else self.target_label)).nonzero().squeeze(1)
+        return of_class(targets, self.source_label if self.mode == "one_to_one" else self.target_label)
 
     def attacked(self, targets: Tensor) -> Tensor:
         """(m,) int64, on which test samples, once stamped, ASR is measured."""
         if self.mode == "all_to_all":
             return torch.arange(len(targets), device=targets.device)
         if self.mode == "one_to_one":
-            return (targets == self.source_label).nonzero().squeeze(1)
-        return (targets != self.target_label).nonzero().squeeze(1)
+            return of_class(targets, self.source_label)
+        return of_class(targets, self.target_label, others=True)
+
+
+def of_class(targets: Tensor, label: int | None, *, others: bool = False) -> Tensor:
+    """(m,) int64, the samples of a class, or all others."""
+    assert label is not None  # as the mode takes it
+    return torch.nonzero(targets.ne(label) if others else targets.eq(label)).squeeze(1)
