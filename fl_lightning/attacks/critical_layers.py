@@ -11,7 +11,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -241,7 +241,7 @@ class BackdoorCriticalLayers(Attack):
         together.keep(finite)
         rule = copy.deepcopy(self.rule)
         assert rule is not None
-        rule.expect(len(crafted))
+        cast("Callable[[int], None]", rule.expect)(len(crafted))
         rule(together)
         assert together.verdict is not None, "a rule that judges has judged"
         return bool((together.verdict[-len(crafted) :] > 0).all())
