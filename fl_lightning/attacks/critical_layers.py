@@ -11,7 +11,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fl_lightning.attacks.base import Attack, Attacker, Knowledge, stamped_sets
 from fl_lightning.attacks.company import before, divided, has_own, pairs, poisoned_by, refuse
-from fl_lightning.attacks.crafted import Like, beside_benign
+from fl_lightning.attacks.crafted import Like, beside_benign, shadow_clients
 from fl_lightning.attacks.edge_case import EdgeCase
 from fl_lightning.attacks.poisoning import pooled
 from fl_lightning.data.base import Samples
@@ -63,6 +63,11 @@ class BackdoorCriticalLayers(Attack):
         lr: learning rate of these two, more than 0, by SGD with momentum .9. It should be about that of clients.
         batch_size: largest number of samples in a batch of theirs, at least 1.
         every: attacked rounds from one analysis to the next, at least 1.
+        rule: a rule of which the attackers know that the server has it, such as `MultiKrum` or `FLAME`; they keep of L* what it
+            takes. In every attacked round they train as many benign clients as there are on random parts of their clean data,
+            and leave out the least critical tensors one by one until the rule, given the updates of these and their own,
+            counts all of their own; the most critical one is sent in any case. It must say how much clients count, and need
+            nothing but updates.
 
     Raises:
         ConfigurationError: before training, without an attack before it that stamps a test set, and with `EdgeCase`, whose
@@ -104,6 +109,7 @@ class BackdoorCriticalLayers(Attack):
         lr: float = 0.1,
         batch_size: int = 64,
         every: int = 1,
+        rule: nn.Module | None = None,
     ) -> None:
         name = type(self).__name__
         for field, value in (("strength", strength), ("lr", lr)):
@@ -128,6 +134,16 @@ class BackdoorCriticalLayers(Attack):
         self.lr = lr
         self.batch_size = batch_size
         self.every = every
+        if rule is not None and not getattr(rule, "judges", False):
+            raise ConfigurationError(
+                f"{name}.rule must be a server rule that judges clients, such as MultiKrum or FLAME, got {type(rule).__name__}"
+            )
+        if rule is not None and (getattr(rule, "needs_root", False) or getattr(rule, "needs_clients", False)):
+            raise ConfigurationError(
+                f"{name}.rule must need nothing but updates, but {type(rule).__name__} needs root samples or to know whose "
+                "updates they are; leave it out, or name another"
+            )
+        self.rule = rule
         self.before: list[Attack] = []
         self.critical: list[str] | None = None  # L* by name, the most critical first; None for all tensors
         self.turns = 0  # attacked rounds so far
@@ -189,16 +205,46 @@ class BackdoorCriticalLayers(Attack):
     # ---- what is sent ------------------------------------------------------------------------------------------------
 
     def rehearse(self, datasets: Sequence[Samples], attackers: Sequence[Attacker], num_benign: int) -> list[Samples]:
-        return list(datasets)
+        """Each attacker's clean data, and after them those of simulated clients, where a rule is known."""
+        return list(datasets) + ([] if self.rule is None else shadow_clients(datasets, attackers, num_benign))
 
     def corrupt(self, shard: UpdateShard, knowledge: Knowledge) -> None:
+        assert knowledge.rehearsed is not None, "the attack has asked for rehearsals"
+        honest, simulated = knowledge.rehearsed.split(int(shard.malicious.sum()))
+        tensors = [layer.name for layer in shard.layers] if self.critical is None else self.critical
+        crafted = self.crafted(shard, honest, tensors)
+        simulates = self.rule is not None and simulated.num_clients > 0  # none in a round of malicious clients alone
+        while simulates and len(tensors) > 1 and not self.accepted(shard, simulated, crafted):
+            tensors = tensors[:-1]
+            crafted = self.crafted(shard, honest, tensors)
+        shard.rewrite(shard.malicious, lambda _, rows: rows, crafted)
+
+    def crafted(self, shard: UpdateShard, honest: UpdateShard, tensors: Sequence[str]) -> Tensor:
+        """(f, S), what malicious clients send if only these tensors are poisoned."""
         critical = torch.zeros(shard.width, dtype=torch.bool, device=shard.weights.device)
         for layer in shard.layers:
-            if self.critical is None or layer.name in self.critical:
+            if layer.name in tensors:
                 critical[layer.columns(shard.start, shard.width)] = True
         of_benign = max(0.0, 1.0 - self.strength)
-        for _, row, benign in beside_benign(shard, knowledge.rehearsed, self.like):
-            shard.rewrite(row, lambda g, there, b: torch.where(there, self.strength * g + of_benign * b, b), critical, benign)
+        rows = [
+            torch.where(critical, self.strength * shard.row(i) + of_benign * benign, benign)
+            for i, _, benign in beside_benign(shard, honest, self.like)
+        ]
+        return torch.stack(rows)
+
+    def accepted(self, shard: UpdateShard, simulated: UpdateShard, crafted: Tensor) -> bool:
+        """Whether the known rule counts all of these updates beside those of simulated clients."""
+        together = shard.with_rows(torch.cat([simulated.values, crafted]))
+        finite = together.finite_rows()
+        if not finite[-len(crafted) :].all():
+            return True  # nothing that leaves tensors out would help
+        together.keep(finite)
+        rule = copy.deepcopy(self.rule)
+        assert rule is not None
+        cast("Callable[[int], None]", rule.expect)(len(crafted))
+        rule(together)
+        assert together.verdict is not None, "a rule that judges has judged"
+        return bool((together.verdict[-len(crafted) :] > 0).all())
 
     def state_dict(self) -> dict[str, Any]:
         return {"critical": self.critical, "turns": self.turns}

@@ -9,6 +9,7 @@ from rows import INF, NAN, attacked, drawn, last
 from tiny import CLASSES, FEATURES, Relabel, fit, tiny_federation, tiny_tensors
 from torch import Tensor, nn
 
+from fl_lightning.aggregators import Aggregator, FedAvg, FLTrust, FoolsGold, Invariant, MultiKrum
 from fl_lightning.attacks import (
     Attack,
     Attacker,
@@ -194,6 +195,64 @@ def test_own_updates_stand_beside_own_rows_after_a_union_too():
         each.corrupt(shard, Knowledge(lambda s: torch.ones(9, dtype=torch.bool), UpdateShard.from_updates(honest)))
     assert torch.equal(shard.values[2:, 4:7], updates[2, 4:7].expand(2, 3))
     assert torch.equal(shard.values[2:, :4], honest[:, :4])
+
+
+# ---- with a known rule -------------------------------------------------------------------------------------------------
+
+
+class Short(Aggregator):
+    """Counts updates that are not longer than this."""
+
+    def __init__(self, most: float) -> None:
+        super().__init__()
+        self.most = most
+
+    @property
+    def judges(self) -> bool:
+        return True
+
+    def check(self, num_clients: int) -> None:
+        assert num_clients == 6
+
+    def forward(self, shard: UpdateShard) -> Tensor:
+        assert shard.num_clients == 6
+        assert self.assumed_malicious() == 2
+        shard.judge((shard.norms() <= self.most).float())
+        return shard.mean()
+
+
+@pytest.mark.parametrize(
+    ("most", "kept"),
+    [(100.0, ["b", "c", "a"]), (15.0, ["b", "c", "a"]), (12.0, ["b", "c"]), (9.0, ["b"]), (1.0, ["b"]), (0.0, ["b"])],
+)
+def test_tensors_that_a_known_rule_does_not_take_are_left_out_but_for_one(most, kept):
+    """Fives in a (4 entries), b (3) and c (2) among zeros: norms are 15 of all, 11.2 of b and c, 8.7 of b."""
+    attack = BackdoorCriticalLayers(rule=Short(most))
+    attack.critical = ["b", "c", "a"]
+    rows, rehearsed = torch.full((6, 9), 5.0), torch.zeros(6, 9)
+    sent = attacked(attack, rows, last(6, 2), rehearsed=rehearsed, layers=TENSORS)[4:]
+    expected = torch.zeros(2, 9)
+    for name, columns in (("a", slice(0, 4)), ("b", slice(4, 7)), ("c", slice(7, 9))):
+        expected[:, columns] = 5.0 if name in kept else 0.0
+    assert torch.equal(sent, expected)
+    assert attack.critical == ["b", "c", "a"], "the next round begins with all of them"
+
+
+def test_the_rule_is_asked_anew_every_time_and_of_finite_updates_alone():
+    attack = BackdoorCriticalLayers(rule=MultiKrum())
+    attack.critical = ["b", "c"]
+    rehearsed = 0.1 * drawn(6, 9, seed=1)
+    rehearsed[3] = NAN  # a simulated client
+    sent = attacked(attack, drawn(6, 9), last(6, 2), rehearsed=rehearsed, layers=TENSORS)[4:]
+    assert sent.isfinite().all()
+    assert attack.rule is not None
+    assert attack.rule.state_dict() == MultiKrum().state_dict()
+
+
+@pytest.mark.parametrize("rule", [FedAvg(), Invariant(tau=0.2), FLTrust(), FoolsGold()], ids=lambda rule: type(rule).__name__)
+def test_rules_that_cannot_be_simulated_are_refused(rule):
+    with pytest.raises(ConfigurationError, match=rf"BackdoorCriticalLayers\.rule must .* {type(rule).__name__}"):
+        BackdoorCriticalLayers(rule=rule)
 
 
 # ---- who is refused --------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from tiny import CLIENTS, fit, tiny_federation
 from worlds import images
 
 from fl_lightning import CohortSampler, FederatedDataModule, Federation, LocalTraining
-from fl_lightning.aggregators import FedAvg
+from fl_lightning.aggregators import FedAvg, MultiKrum
 from fl_lightning.attacks import (
     F3BA,
     PGD,
@@ -44,7 +44,14 @@ def cases() -> dict[str, list[Attack]]:
     near = ConstrainAndScale(alpha=0.8, distance="cosine", gamma=2.0)
     return {
         "flips near, in one name": [flips(), Collude(), PGD(eps=1.0), near],
-        "layers, adapted": [pixels(), PGD(eps=0.5), near, Collude(mode="mean"), layers(like="mean"), Adaptive(others="zero")],
+        "layers, adapted": [
+            pixels(),
+            PGD(eps=0.5),
+            near,
+            Collude(mode="mean"),
+            layers(like="mean", rule=MultiKrum()),
+            Adaptive(others="zero"),
+        ],
         "3DFed": [pixels(), PGD(eps=2.0), ThreeDFed(indicator_scale=100.0, decoys=1)],
     }
 
