@@ -19,6 +19,12 @@ LATER = ("server_scheduler", "start_from", "attackers", "attackers_optimizer", "
 LATER_OF_ATTACKS = {"per_batch": False}
 """The same of attacks' settings, with the values that stand for what was before."""
 
+LATER_OF_CNN = {"kernel_size": 3}
+"""The same of the network `CNN`."""
+
+CNN = ("CNN", "fl_lightning.models.CNN", "fl_lightning.models.cnn.CNN")
+"""How configurations name it; others' classes keep settings that are called so."""
+
 SELDOM = 10
 """The cohort's default `interval` for participation `fixed_frequency`, as records have had it."""
 
@@ -63,6 +69,8 @@ def experiment(
             model["aggregator"] = without_verdicts(model["aggregator"])
         if "attacks" in model:
             model["attacks"] = [without_later(attack) for attack in without(model["attacks"], "path")]
+        if isinstance(model.get("client"), dict) and model["client"].get("class_path") in CNN:
+            model["client"] = without_later(model["client"], LATER_OF_CNN)
         if isinstance(model.get("attackers"), dict):
             model["attackers"] = {
                 key: value for key, value in model["attackers"].items() if key not in ("branches", "executor")
@@ -119,16 +127,17 @@ def without_verdicts(value: Any) -> Any:
     return {key: entry for key, entry in kept.items() if entry != {} or value[key] == {}}
 
 
-def without_later(attack: Any) -> Any:
-    """An attack's settings without those that earlier versions did not have, where these say nothing new.
+def without_later(part: Any, later: Mapping[str, Any] = LATER_OF_ATTACKS) -> Any:
+    """The settings of an attack, or of what `later` is for, without those that earlier versions did not have and that say
+    nothing new.
 
     >>> without_later({"class_path": "DBA", "init_args": {"row": 1, "per_batch": False}})
     {'class_path': 'DBA', 'init_args': {'row': 1}}
     """
-    if not isinstance(attack, dict) or not isinstance(attack.get("init_args"), dict):
-        return attack
-    kept = {k: v for k, v in attack["init_args"].items() if k not in LATER_OF_ATTACKS or v != LATER_OF_ATTACKS[k]}
-    return {**attack, "init_args": kept}
+    if not isinstance(part, dict) or not isinstance(part.get("init_args"), dict):
+        return part
+    kept = {k: v for k, v in part["init_args"].items() if k not in later or v != later[k]}
+    return {**part, "init_args": kept}
 
 
 def compare(there: Any, here: Any, name: str = "") -> Iterator[str]:
