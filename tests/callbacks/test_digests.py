@@ -51,6 +51,15 @@ def test_digest_is_of_names_types_shapes_and_bytes():
     assert weights_sha256(module) != digest.hexdigest()
 
 
+def test_kernels_of_earlier_versions_leave_the_digest_as_it_was():
+    def digest(name: str, **settings: Any) -> str:
+        return config_sha256({"model": {"client": {"class_path": name, "init_args": {"hidden": 8, **settings}}}})
+
+    for name in digests.CNN:
+        assert digest(name) == digest(name, kernel_size=3) != digest(name, kernel_size=5)
+    assert digest("mine.CNN") != digest("mine.CNN", kernel_size=3)
+
+
 @pytest.mark.parametrize(
     "inside", [lambda rule: rule, lambda rule: {"class_path": "Bucketing", "init_args": {"rule": rule, "s": 2}}]
 )
