@@ -100,11 +100,3 @@ def beside_benign(shard: UpdateShard, honest: UpdateShard | None, like: Like) ->
         row = torch.zeros_like(shard.malicious)
         row[i] = True
         yield i, row, honest.row(j) if mean is None else mean
-
-
-def shadow_clients(datasets: Sequence[Samples], attackers: Sequence[Attacker], number: int) -> list[Samples]:
-    """Data of simulated benign clients: random parts of what the attackers have, each as large as one of theirs on average."""
-    pool = join(datasets)
-    size = -(-len(pool) // len(datasets))
-    draws = attackers[0].generator(f"shadow clients, round {attackers[0].round_number}", shared=True)
-    return [pool.subset(torch.randperm(len(pool), generator=draws)[:size]) for _ in range(number)]

@@ -131,7 +131,7 @@ def without_verdicts(value: Any) -> Any:
     return {key: entry for key, entry in kept.items() if entry != {} or value[key] == {}}
 
 
-def without_later(part: Any, later: Mapping[str, Any] = {}) -> Any:  # noqa: B006  it is not changed
+def without_later(part: Any, later: Mapping[str, Any] = {}) -> Any:
     """The settings of an object without those that earlier versions did not have and that say nothing new.
 
     Args:

@@ -55,7 +55,7 @@ def test_kernels_of_earlier_versions_leave_the_digest_as_it_was():
     def digest(name: str, **settings: Any) -> str:
         return config_sha256({"model": {"client": {"class_path": name, "init_args": {"hidden": 8, **settings}}}})
 
-    for name in digests.CNN:
+    for name in ("CNN", "fl_lightning.models.CNN", "fl_lightning.models.cnn.CNN"):
         assert digest(name) == digest(name, kernel_size=3) != digest(name, kernel_size=5)
     assert digest("mine.CNN") != digest("mine.CNN", kernel_size=3)
 
