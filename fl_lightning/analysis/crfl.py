@@ -132,7 +132,7 @@ def radius(first: Tensor, second: Tensor, threat: Threat, sigma: float, left: fl
         first: (n,) p_A, at least.
         second: (n,) p_B, at most.
         threat: the attack.
-        sigma: the noise of the copies that vote.
+        sigma: the noise on the model of the attack's round, which is that of the votes if no other round follows.
         left: see `contraction`.
 
     Returns:

@@ -82,7 +82,8 @@ def crfl(
     )
     votes, targets = votes_of(world, rule), federation.data.evaluation["clean"].targets.cpu()
     first, second = vote_bounds(votes, rule.copies, alpha)
-    radii = radius(first, second, threat, rule.sigma_test, contraction(bounds, noises))
+    of_attack = rule.sigma if at < done else rule.sigma_test  # what blurs the attacked round's model
+    radii = radius(first, second, threat, of_attack, contraction(bounds, noises))
     right = votes.argmax(1) == targets
     top = float(radii[radii.isfinite()].max()) if radii.isfinite().any() else 0.0
     rows = [
@@ -94,7 +95,7 @@ def crfl(
         for share in SHARES
     ]
     out.table(f"{len(radii):,} test samples, {rule.copies:,} copies, {done} rounds", rows, "crfl")
-    print(f"{threat}")
+    print(threat)
     for line in (remarks := doubts(federation.client, optimizer, smoothness is None, lengths)):
         print(line)
     everything = {"p_a": first, "p_b": second, "radius": radii, "right": right}
