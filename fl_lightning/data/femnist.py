@@ -33,7 +33,7 @@ COLUMNS = ("image", "writer_id", "character")
 HELD_OUT = 0.1
 """Share of a writer's samples that are for testing, as LEAF has it."""
 
-AS_IT_IS = Standardize(0.0, 1.0)
+AS_IT_IS, INVERTED = Standardize(0.0, 1.0), Standardize(1.0, -1.0)  # (x - 1) / -1 = 1 - x
 
 
 class FEMNIST(FederatedDataModule):
@@ -100,7 +100,7 @@ class FEMNIST(FederatedDataModule):
                 (pictures[rows], classes[rows], names[rows.numpy()].tolist())
                 for rows in (torch.nonzero(~held).flatten(), torch.nonzero(held).flatten())
             ]
-        prepare = Standardize(1.0, -1.0) if self.invert else AS_IT_IS  # (x - 1) / -1 = 1 - x
+        prepare = INVERTED if self.invert else AS_IT_IS
         train, test = (TensorSamples(pictures, classes, prepare=prepare) for pictures, classes, _ in parts)
         keys = torch.from_numpy(np.unique(np.asarray(parts[0][2]), return_inverse=True)[1].astype(np.int64))
         return Task(train, test, num_classes=len(self.class_names), keys=keys)

@@ -53,11 +53,11 @@ class Standardize:
 
     Args:
         mean: of pixels in [0, 1].
-        std: their standard deviation, more than 0.
+        std: their standard deviation; with mean 1 and deviation -1 black becomes white.
 
     Example:
-        >>> Standardize(0.5, 0.25)(torch.tensor([[0, 255]], dtype=torch.uint8))
-        tensor([[-2.,  2.]])
+        >>> Standardize(0.5, 0.25)(torch.tensor([0, 255], dtype=torch.uint8)).round()
+        tensor([-2.,  2.])
     """
 
     mean: float
