@@ -17,6 +17,7 @@ from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.aggregators.distances import DECIMALS
 from fl_lightning.aggregators.norm_clipping import median_norm
 from fl_lightning.aggregators.votes import GUARD
+from fl_lightning.checked import real
 from fl_lightning.data.probe import ProbeBatches
 from fl_lightning.errors import ConfigurationError, enumerated
 from fl_lightning.modules.predicting import predict
@@ -69,7 +70,7 @@ class FLARE(Aggregator):
         >>> import torch
         >>> rule = FLARE()
         >>> features = torch.tensor([[[0.0], [1.0]], [[0.1], [1.1]], [[0.2], [1.3]], [[5.0], [9.0]]])
-        >>> rule.trust(features, 1.0)  # votes 2, 3, 3, 0
+        >>> rule.trusts(features, 1.0)  # votes 2, 3, 3, 0
         tensor([0.1522, 0.4136, 0.4136, 0.0206], dtype=torch.float64)
     """
 
@@ -85,7 +86,7 @@ class FLARE(Aggregator):
         super().__init__()
         if not 0 < neighbors < 1:
             raise ConfigurationError(f"FLARE.neighbors must lie in (0, 1), got {neighbors}; .5 is usual")
-        if sigma != "median" and (isinstance(sigma, str) or not 0 < sigma < math.inf):
+        if sigma != "median" and not 0 < real("FLARE.sigma", sigma) < math.inf:
             raise ConfigurationError(f"FLARE.sigma must be 'median' or more than 0 and finite, got {sigma!r}")
         if trust not in ("softmax", "share"):
             raise ConfigurationError(f"FLARE.trust must be 'softmax' or 'share', got {trust!r}")
@@ -93,7 +94,7 @@ class FLARE(Aggregator):
             raise ConfigurationError(f"FLARE.temperature must be more than 0 and finite, got {temperature}")
         self.neighbors = neighbors
         self.sigma = sigma
-        self.by = trust
+        self.trust = trust
         self.temperature = temperature
         self.output_layer = output_layer
         self.probe = "root"
@@ -126,7 +127,7 @@ class FLARE(Aggregator):
             )
         h = output_weight(shard.layers, self.output_layer).shape[1]
         sent = shard.examined_broadcast.unflatten(0, (-1, h))
-        trust = self.trust(shard.examined.unflatten(1, (-1, h)), self.width(sent))
+        trust = self.trusts(shard.examined.unflatten(1, (-1, h)), self.width(sent))
         shard.judge(trust)
         if not trust.any():
             log.warning("FLARE: no client's features are finite, so the update is zero")
@@ -161,7 +162,7 @@ class FLARE(Aggregator):
         middle = median_norm(distances) if len(distances) else 0.0
         return middle if 0 < middle < math.inf else 1.0
 
-    def trust(self, features: Tensor, sigma: float) -> Tensor:
+    def trusts(self, features: Tensor, sigma: float) -> Tensor:
         """(N,) float64 on CPU, the weights, for (N, m, h) features; they add up to 1, if there is anybody to trust."""
         finite = features.isfinite().flatten(1).all(1).cpu()
         trust = torch.zeros(len(features), dtype=torch.float64)
@@ -169,7 +170,7 @@ class FLARE(Aggregator):
         if n:
             distances = discrepancies(features[finite.to(features.device)], sigma).cpu()
             got = votes(distances, min(self.number_of_neighbors(len(features)), n - 1))
-            if self.by == "softmax":
+            if self.trust == "softmax":
                 trust[finite] = (got / self.temperature).softmax(0)
             else:
                 trust[finite] = got / got.sum() if got.any() else torch.full_like(got, 1 / n)

@@ -63,8 +63,8 @@ def test_votes_by_hand() -> None:
 
 def test_trust_by_hand() -> None:
     features = torch.tensor([1.0, 2.5, 0.0, 9.0])[:, None, None].expand(4, 3, 1) * 0.2
-    assert FLARE().trust(features, 1.0).tolist() == pytest.approx([0.413622, 0.413622, 0.152163, 0.020593], abs=1e-6)
-    assert FLARE(trust="share").trust(features, 1.0).tolist() == [0.375, 0.375, 0.25, 0]
+    assert FLARE().trusts(features, 1.0).tolist() == pytest.approx([0.413622, 0.413622, 0.152163, 0.020593], abs=1e-6)
+    assert FLARE(trust="share").trusts(features, 1.0).tolist() == [0.375, 0.375, 0.25, 0]
     updates = torch.arange(48.0).reshape(4, 12)
     shard = shard_of(updates, features)
     shares = torch.tensor([0.375, 0.375, 0.25, 0])
@@ -119,7 +119,7 @@ def test_diagonals_change_no_vote_but_neighbours_do() -> None:
     distances = discrepancies(features, 1.0)
     assert torch.equal(votes(distances, 4), votes(distances + 2 / 5, 4))
     assert not torch.equal(votes(distances, 4), votes(distances, 3))
-    assert FLARE(neighbors=0.34).trust(features, 1.0).tolist() == pytest.approx(
+    assert FLARE(neighbors=0.34).trusts(features, 1.0).tolist() == pytest.approx(
         slow_trust(features.double().numpy(), 3, 1.0, 1.0)
     )
 
@@ -129,8 +129,8 @@ def test_order_of_clients_does_not_matter_also_in_ties() -> None:
     features[3] = features[4] = features[5]
     features[6:] *= 1e3  # all kernels are 0 there
     order = torch.tensor([5, 2, 7, 0, 4, 1, 6, 3])
-    found = FLARE().trust(features, 1.0)
-    torch.testing.assert_close(FLARE().trust(features[order], 1.0), found[order], rtol=1e-12, atol=0)
+    found = FLARE().trusts(features, 1.0)
+    torch.testing.assert_close(FLARE().trusts(features[order], 1.0), found[order], rtol=1e-12, atol=0)
 
 
 def test_median_width() -> None:
@@ -219,7 +219,7 @@ def test_a_layer_that_sees_something_else_is_refused(calls: bool, got: str) -> N
 def test_features_that_are_not_finite_get_no_trust(caplog: pytest.LogCaptureFixture) -> None:
     features, updates = seen(6, 0), torch.randn(6, 10, generator=torch.Generator().manual_seed(0))
     features[1, 2, 0], features[4, 0, 0] = NAN, INF
-    trust = FLARE().trust(features, 1.0)
+    trust = FLARE().trusts(features, 1.0)
     good = [0, 2, 3, 5]
     assert trust[[1, 4]].tolist() == [0, 0]
     assert trust.sum() == pytest.approx(1)
