@@ -45,7 +45,9 @@ class Chameleon(Attack):
     Put it after an attack that poisons data, and before others with a loss of their own, such as `ConstrainAndScale`, whose
     distance is added in both stages. `PGD` holds in both. BatchNorm is in training mode in both, and its statistics move. It
     has epochs and an optimizer of its own, so no recipe of the attackers' (`model.attackers`) can have these; a batch size, a
-    precision and a clipping it can. A batch must be large enough to hold poisoned samples beside clean ones of the target.
+    precision and a clipping it can. The default rates are low: where benign clients train at many times these, no back door is
+    written, and theirs is the one to take. A batch must be large enough to hold poisoned samples beside clean ones of the
+    target.
 
     Args:
         target_label: the class that the poisoned samples are labelled as.

@@ -69,7 +69,9 @@ class IBA(Attack):
     many of them for the target too, so ASR does not compare with that of a pixel trigger. With `alpha: 1` G is trained and
     nothing is poisoned, which gives the ASR to compare with.
 
-    Every rank trains G for itself, to the same bits; checkpoints carry it. Put IBA where an attack that poisons data stands.
+    Every rank trains G for itself, to the same bits; checkpoints carry it. Put IBA where an attack that poisons data stands,
+    and attack a model that has learned its task (`model.cohort.start_round`): one that takes everything for the target has the
+    attackers poison at once, with a G that has learned nothing.
     With `alpha` other than 0.5 it goes down a loss of its own, and must come before others with one.
 
     Args:
