@@ -8,7 +8,7 @@ from fl_lightning import LocalTraining, federation, resources
 from fl_lightning.clients import BRANCHES_ON_A_GPU, Clients
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.machine.footprint import Footprint, check_fits
-from fl_lightning.resources import COMPILE_SECONDS, LOAD_SECONDS, SAVED_SECONDS, compiling_pays
+from fl_lightning.server.resources import COMPILE_SECONDS, LOAD_SECONDS, SAVED_SECONDS, compiling_pays
 
 CPU = torch.device("cpu")
 
