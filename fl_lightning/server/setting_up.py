@@ -81,10 +81,7 @@ def lay_out(federation: Any, device: torch.device) -> None:
     federation.parameters_layout = parameter_layout(federation.client)
     federation.buffers_layout = buffer_layout(federation.client, nothing=federation.buffer_policy == "keep")
     trainer, bucket = federation.trainer, federation.bucket_bytes
-    coordinates, rounds = (
-        federation.parameters_layout.num_coordinates / trainer.world_size,
-        (trainer.max_epochs, trainer.max_steps),
-    )
-    compiled = compiling_pays(federation.compile_rules, coordinates, rounds, device)
+    coordinates = federation.parameters_layout.num_coordinates / trainer.world_size
+    compiled = compiling_pays(federation.compile_rules, coordinates, (trainer.max_epochs, trainer.max_steps), device)
     federation.exchange = Exchange(federation.parameters_layout.layers, device, bucket_bytes=bucket, compiled=compiled)
     federation.buffer_exchange = Exchange(federation.buffers_layout.layers, device, bucket_bytes=bucket)
