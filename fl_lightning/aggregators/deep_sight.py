@@ -46,6 +46,8 @@ class DeepSight(Aggregator):
        over the sets, then over the three kinds, and clients are clustered by HDBSCAN on what comes out;
     5. a cluster is accepted if its share of suspicious clients is less than `max_suspicious`.
 
+    Averaged distances take few values. Where they tie, scikit-learn's HDBSCAN goes by the order of its points, here of the
+    clients' numbers: of 3,000 random sums of labellings of 4 to 10 clients 307 gave other clusters when clients changed places.
     An outlier of a clustering is at distance 1 from everybody; in the end it is judged as a cluster of one. If nobody is
     accepted the update is zero, and a warning says so. A client whose output layer stays as it is has TE 0. One whose outputs
     are not finite is an outlier by DDif. Buffers are combined by the coordinate median.
