@@ -47,7 +47,8 @@ class BackdoorIndicator(Aggregator):
     - BatchNorm's statistics after that are kept, S; those of before go back into the model that clients are sent. So they are
       sent the planted parameters; updates are differences to these and the server steps from there, so the plant stays in.
     - A client's model, with S as its statistics, predicts the OOD samples. Its value is the largest, over classes c, of the
-      share of the samples assigned to c that it takes for c. The client passes if that is less than `threshold`.
+      share of the samples assigned to c that it takes for c. The client passes if that is less than `threshold`. Whose model
+      gives logits that are not numbers, or infinite so that no class is ahead, for any of them, does not pass.
 
     Before `start_round` all pass, and so they do where the rule is called on a plain tensor, which brings no models. If nobody
     passes the update is zero, and a warning says so. If planting makes the model not finite it is left out in that round, with
@@ -128,8 +129,11 @@ class BackdoorIndicator(Aggregator):
                 raise ConfigurationError(
                     f"BackdoorIndicator.{name} must be at least 0 and finite, got {value}; 0 leaves it out"
                 )
-        if list(milestones) != sorted(milestones) or any(milestone < 1 for milestone in milestones):
-            raise ConfigurationError(f"BackdoorIndicator.milestones must ascend from 1 at least, got {list(milestones)}")
+        if isinstance(milestones, str) or not isinstance(milestones, Sequence):
+            raise ConfigurationError(f"BackdoorIndicator.milestones must be a list of passes, got {milestones!r}; [] for none")
+        milestones = [whole("BackdoorIndicator.milestones", milestone) for milestone in milestones]
+        if milestones != sorted(milestones) or any(milestone < 1 for milestone in milestones):
+            raise ConfigurationError(f"BackdoorIndicator.milestones must ascend from 1 at least, got {milestones}")
         self.ood = ood
         self.max_samples = whole("BackdoorIndicator.max_samples", max_samples, 1)
         self.threshold = threshold
@@ -140,7 +144,7 @@ class BackdoorIndicator(Aggregator):
         self.momentum = momentum
         self.weight_decay = weight_decay
         self.mu = mu
-        self.milestones = list(milestones)
+        self.milestones = milestones
         self.decay = decay
         self.patience = None if patience is None else whole("BackdoorIndicator.patience", patience, 1)
         self.tolerance = tolerance
@@ -196,7 +200,8 @@ class BackdoorIndicator(Aggregator):
         self.plant(module, inputs, targets)
         after = {name: buffer.clone() for name, buffer in module.named_buffers() if buffer.is_floating_point()}
         parameters = dict(module.named_parameters())
-        finite = all(bool(tensor.isfinite().all()) for tensor in parameters.values())
+        judged = (*parameters.values(), *(buffer for name, buffer in after.items() if before[name].isfinite().all()))
+        finite = all(bool(tensor.isfinite().all()) for tensor in judged)
         with torch.no_grad():
             for name, tensor in (*module.named_buffers(), *([] if finite else parameters.items())):
                 tensor.copy_(before[name])
@@ -244,7 +249,7 @@ class BackdoorIndicator(Aggregator):
     # ---- what has become of it ---------------------------------------------------------------------------------------
 
     def examine(self, module: L.LightningModule, probe: ProbeBatches, generator: torch.Generator) -> Tensor:
-        """(1,) float64, the accuracy on the OOD samples of the class where it is best."""
+        """(1,) float64, the accuracy on the OOD samples of the class where it is best; NaN where there is no class for some."""
         assert self.planted is not None, "there is a plant where models are examined"
         for name, buffer in module.named_buffers():
             if self.statistics and name in self.statistics:
@@ -252,12 +257,12 @@ class BackdoorIndicator(Aggregator):
         inputs, targets = (tensor.to(next(module.parameters()).device) for tensor in self.planted)
         parts = inputs.split(probe.batch_size)
         found = torch.cat([predicted_classes(class_logits(module, part, "BackdoorIndicator")) for part in parts])
-        return best_class(found, targets)[None]
+        return best_class(found, targets).where((found >= 0).all(), torch.nan)[None]
 
     def forward(self, shard: UpdateShard) -> Tensor:
         kept = torch.ones(shard.num_clients, dtype=torch.bool)
         if self.statistics is not None and shard.examined is not None:
-            kept = shard.examined[:, 0].cpu() < self.threshold
+            kept = shard.examined[:, 0].cpu() < self.threshold  # NaN is not
         shard.judge(kept, most=1.0)
         return shard.combine(shares_of_kept("BackdoorIndicator", shard, kept))
 

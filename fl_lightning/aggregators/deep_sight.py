@@ -19,6 +19,7 @@ from fl_lightning.aggregators.filtering import DECIMALS as SCORE_DECIMALS
 from fl_lightning.aggregators.filtering import check_enough, shares_of_kept
 from fl_lightning.aggregators.norm_clipping import clip_factors, median_norm
 from fl_lightning.checked import whole
+from fl_lightning.data.base import Samples
 from fl_lightning.data.probe import Noise, ProbeBatches
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.modules.predicting import class_probabilities, predict
@@ -45,6 +46,8 @@ class DeepSight(Aggregator):
        over the sets, then over the three kinds, and clients are clustered by HDBSCAN on what comes out;
     5. a cluster is accepted if its share of suspicious clients is less than `max_suspicious`.
 
+    Averaged distances take few values. Where they tie, scikit-learn's HDBSCAN goes by the order of its points, here of the
+    clients' numbers: of 3,000 random sums of labellings of 4 to 10 clients 307 gave other clusters when clients changed places.
     An outlier of a clustering is at distance 1 from everybody; in the end it is judged as a cluster of one. If nobody is
     accepted the update is zero, and a warning says so. A client whose output layer stays as it is has TE 0. One whose outputs
     are not finite is an outlier by DDif. Buffers are combined by the coordinate median.
@@ -53,8 +56,8 @@ class DeepSight(Aggregator):
     with few classes each it cannot tell. With two classes it cannot either: under cross entropy both rows of the output layer
     move by the same amount, in opposite directions, so TE is 2 for everybody, nobody is suspicious, and what is left is the
     mean of updates clipped to the median norm. A run is refused if N < 3, or if the model has no output layer of two classes or
-    more with a bias. A plain tensor has no layers, so only a shard can be aggregated, without DDif where there are no models to
-    look at.
+    more with a bias; with probe samples also if inputs are no real numbers, as of texts. A plain tensor has no layers, so only
+    a shard can be aggregated, without DDif where there are no models to look at.
 
     Cost: `probe_seeds` * `probe_samples` forward passes of every model in every round, 60,000 by default, which on a CPU is
     more than training takes for all but small networks. For ten classes a tenth is enough.
@@ -132,6 +135,17 @@ class DeepSight(Aggregator):
 
     def check_model(self, layers: Sequence[Layer]) -> None:
         self.outputs(layers)
+
+    def check_task(self, samples: Samples, num_classes: int) -> None:
+        """Raise `ConfigurationError` if models are to be looked at on noise that is no input of theirs."""
+        batch = samples.batch(torch.arange(1))
+        inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
+        if self.probe is not None and not (isinstance(inputs, Tensor) and inputs.is_floating_point()):
+            found = f"{inputs.dtype}" if isinstance(inputs, Tensor) else f"a {type(inputs).__name__}"
+            raise ConfigurationError(
+                f"DeepSight looks at what models make of uniform noise, but the task's inputs are {found}, not real numbers; "
+                "set DeepSight.probe_samples to 0, which leaves that out, or use another rule"
+            )
 
     def outputs(self, layers: Sequence[Layer]) -> tuple[Layer, Layer]:
         """The output layer's weight and bias."""

@@ -16,6 +16,9 @@ def density_clusters(
 ) -> Tensor:
     """The clusters that HDBSCAN finds.
 
+    Of equal distances scikit-learn joins one after the other, as its points are ordered. So where distances tie, clusters may
+    change with that order: of four points, of which two are nearer to each other than all else, these two, or all four.
+
     Args:
         distances: (N, N) float64 on CPU, finite, symmetric, 0 on the diagonal.
         min_cluster_size: fewest members of a cluster, at least 2.

@@ -145,8 +145,10 @@ class FLDetector(Aggregator):
         check_enough("FLDetector", num_clients, 3, f"of {num_clients} clients the gap statistic never finds two clusters")
 
     def check_model(self, layers: Sequence[Layer]) -> None:
-        last = self.history == "last_layer"
-        self.first_remembered = output_layer(layers, "FLDetector.history 'last_layer'")[0].start if last else 0
+        self.first_remembered = 0
+        if self.history == "last_layer":
+            weight, _ = output_layer(layers, "FLDetector.history 'last_layer'", remedy="take 'all'")
+            self.first_remembered = weight.start
 
     # ---- a round -----------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ Latent Space Representations", ASIA CCS 2022, https://doi.org/10.1145/3488932.35
 import logging
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any, Literal
 
 import lightning as L
@@ -17,7 +18,6 @@ from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.aggregators.distances import DECIMALS
 from fl_lightning.aggregators.norm_clipping import median_norm
 from fl_lightning.aggregators.votes import GUARD
-from fl_lightning.checked import real
 from fl_lightning.data.probe import ProbeBatches
 from fl_lightning.errors import ConfigurationError, enumerated
 from fl_lightning.modules.predicting import predict
@@ -86,7 +86,7 @@ class FLARE(Aggregator):
         super().__init__()
         if not 0 < neighbors < 1:
             raise ConfigurationError(f"FLARE.neighbors must lie in (0, 1), got {neighbors}; .5 is usual")
-        if sigma != "median" and not 0 < real("FLARE.sigma", sigma) < math.inf:
+        if sigma != "median" and (isinstance(sigma, bool) or not isinstance(sigma, Real) or not 0 < sigma < math.inf):
             raise ConfigurationError(f"FLARE.sigma must be 'median' or more than 0 and finite, got {sigma!r}")
         if trust not in ("softmax", "share"):
             raise ConfigurationError(f"FLARE.trust must be 'softmax' or 'share', got {trust!r}")

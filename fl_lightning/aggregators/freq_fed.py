@@ -99,7 +99,8 @@ class FreqFed(Aggregator):
         Raises:
             ConfigurationError: there is no output layer.
         """
-        chosen = layers if self.layers == "all" else output_layer(layers, "FreqFed.layers 'last'")
+        last = self.layers == "last"
+        chosen = output_layer(layers, "FreqFed.layers 'last'", remedy="take 'all'") if last else layers
         return [layer for layer in chosen if layer.size]
 
     def number_kept(self, layers: Sequence[Layer]) -> int:

@@ -144,6 +144,11 @@ class Lockdown(FedAvg):
         if len(self.consensus) != len(self.first_mask):
             self.consensus = torch.ones(len(self.first_mask), dtype=torch.bool, device=self.consensus.device)
 
+    def forget(self) -> None:
+        super().forget()
+        self.round_number = 0
+        self.consensus = torch.ones_like(self.consensus)
+
     def client_memory_size(self, samples: Samples, num_classes: int) -> int:
         return len(self.first_mask)
 

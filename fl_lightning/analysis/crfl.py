@@ -99,11 +99,16 @@ def vote_bounds(votes: Tensor, copies: int, alpha: float) -> tuple[Tensor, Tenso
         >>> vote_bounds(torch.tensor([[900, 100]]), 1000, 0.001)
         (tensor([0.8412], dtype=torch.float64), tensor([0.1588], dtype=torch.float64))
     """
-    if not 0 < alpha < 1:
-        raise ConfigurationError(f"alpha must lie in (0, 1), got {alpha}; .001 is usual")
+    check_alpha(alpha)
     slack = math.sqrt(math.log(1 / alpha) / (2 * copies))
     shares = votes.double().topk(2, dim=1).values / copies
     return (shares[:, 0] - slack).clamp(LEAST, 1 - LEAST), (shares[:, 1] + slack).clamp(LEAST, 1 - LEAST)
+
+
+def check_alpha(alpha: float) -> None:
+    """Raise `ConfigurationError` unless a bound may fail with that chance."""
+    if not 0 < alpha < 1:
+        raise ConfigurationError(f"alpha must lie in (0, 1), got {alpha}; .001 is usual")
 
 
 def contraction(norms: Sequence[float], sigmas: Sequence[float]) -> float:

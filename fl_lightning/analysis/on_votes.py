@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,12 +12,14 @@ from torch import Tensor
 
 from fl_lightning.aggregators import CRFL
 from fl_lightning.aggregators.crfl import count_votes
-from fl_lightning.analysis.crfl import Threat, contraction, logistic_smoothness, radius, vote_bounds
+from fl_lightning.analysis.crfl import Threat, check_alpha, contraction, logistic_smoothness, radius, vote_bounds
 from fl_lightning.analysis.output import Output
 from fl_lightning.analysis.world import WarmUp, World, settings
 from fl_lightning.errors import ConfigurationError
+from fl_lightning.federation import Federation
 from fl_lightning.seeding import generator
 from fl_lightning.training.optimizers import read_optimizers
+from fl_lightning.training.recipe import Recipe
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
 """Of the longest radius, at which the table says how many samples are certified."""
@@ -47,12 +49,20 @@ def crfl(
         alpha: how often each bound of a vote may fail, in (0, 1).
         scale: gamma, by which attackers multiply their updates.
         attack_round: the one round, from 1, in which they attack; left out, the last one, after which nothing heals.
-        learning_rate: of their SGD; left out, that of the client's optimizer.
+        learning_rate: of their SGD; left out, that of their optimizer: the client's, or model.attackers_optimizer.
         poisoned: the share of their batches that is poisoned; left out, what the attacks' poison_fraction says, or all.
         smoothness: L_z; left out, that of logistic regression at this rule's norms, for inputs as long as the longest.
         output: folder for crfl.csv, crfl.json and crfl.png.
         overrides: further options of `fit`.
     """
+    check_alpha(alpha)
+    given = {"learning_rate": learning_rate, "poisoned": poisoned, "smoothness": smoothness}
+    numbers = {name: 1.0 if number is None else number for name, number in given.items()}
+    Threat(attackers=1, share=1.0, steps=1, scale=scale, **numbers)  # refuses what cannot be before anything is trained
+    if rounds < 1:
+        raise ConfigurationError(f"rounds must be at least 1, got {rounds}; the certificate is of a model after a round")
+    if attack_round is not None and not 1 <= attack_round <= (math.inf if ckpt_path else rounds):
+        raise ConfigurationError(f"attack_round must lie between 1 and the {rounds} rounds of the model, got {attack_round}")
     warm_up, resolved = WarmUp(rounds, ckpt_path, attacked), settings(config, overrides)
     name = resolved["model"]["aggregator"]["class_path"].rpartition(".")[2]
     if name != "CRFL":
@@ -68,7 +78,8 @@ def crfl(
     bounds = [rule.norm_bound(t) for t in range(at, done)]  # of rounds at + 1 .. done, counted from 1
     noises = [*[rule.sigma] * (done - at - 1), rule.sigma_test][: len(bounds)]
     longest, lengths = max(rule.norm_bound(t) for t in range(done)), input_norm(world)
-    optimizer, _ = read_optimizers(federation.client.configure_optimizers())
+    recipe = federation.recipe or Recipe(federation.local)  # of malicious clients
+    optimizer, _ = recipe.configure(federation.client)
     groups = optimizer.param_groups
     fractions = [getattr(attack, "poison_fraction", 1.0) for attack in federation.attacks]
     threat = Threat(
@@ -76,7 +87,7 @@ def crfl(
         share=largest_share(world, rule.weighted),
         scale=scale,
         poisoned=max(fractions, default=1.0) if poisoned is None else poisoned,
-        steps=federation.local.num_steps(int(federation.data.sizes.max())),
+        steps=recipe.local.num_steps(int(federation.data.sizes.max())),
         learning_rate=max(group["lr"] for group in groups) if learning_rate is None else learning_rate,
         smoothness=logistic_smoothness(longest, lengths) if smoothness is None else smoothness,
     )
@@ -96,7 +107,7 @@ def crfl(
     ]
     out.table(f"{len(radii):,} test samples, {rule.copies:,} copies, {done} rounds", rows, "crfl")
     print(threat)
-    for line in (remarks := doubts(federation.client, optimizer, smoothness is None, lengths)):
+    for line in (remarks := doubts(federation, optimizer, smoothness is None, lengths)):
         print(line)
     everything = {"p_a": first, "p_b": second, "radius": radii, "right": right}
     samples = {name: values.tolist() for name, values in everything.items()}
@@ -137,9 +148,16 @@ def largest_share(world: World, weighted: bool) -> float:
     return float(sizes[-1] / (sizes[-1] + sizes[: n - 1].sum())) if weighted else 1 / n
 
 
-def doubts(client: Any, optimizer: torch.optim.Optimizer, assumed: bool, lengths: float) -> list[str]:
-    """Where a run is none that the theorem is about."""
-    shapes = [tuple(parameter.shape) for parameter in client.parameters()]
+def doubts(federation: Federation, optimizer: torch.optim.Optimizer, assumed: bool, lengths: float) -> list[str]:
+    """Where a run is none that the theorem is about.
+
+    Args:
+        federation: of the run.
+        optimizer: of malicious clients.
+        assumed: whether L_z is that of logistic regression.
+        lengths: the norm of the longest training input.
+    """
+    shapes = [tuple(parameter.shape) for parameter in federation.client.parameters()]
     found = []
     if len(shapes) != 2 or len(shapes[0]) != 2 or shapes[1] != shapes[0][:1]:
         found.append(
@@ -147,6 +165,15 @@ def doubts(client: Any, optimizer: torch.optim.Optimizer, assumed: bool, lengths
         )
     elif assumed and lengths > 1:
         found.append(f"Holds if poisoned inputs are no longer than {lengths:.4g}, as training inputs are.")
-    if type(optimizer) is not torch.optim.SGD or any(group.get("momentum") for group in optimizer.param_groups):
+    benign, _ = read_optimizers(federation.client.configure_optimizers())
+    if not is_plain_sgd(optimizer) or not is_plain_sgd(benign):
         found.append("No certificate: it is proven for clients' plain SGD without momentum.")
+    server, _ = read_optimizers(federation.configure_optimizers(), "the server")
+    if not is_plain_sgd(server) or any(group["lr"] != 1 or group["weight_decay"] for group in server.param_groups):
+        found.append("No certificate: it is proven for a server that takes the mean, so for SGD of learning rate 1.")
     return found
+
+
+def is_plain_sgd(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a step is the gradient times the learning rate."""
+    return type(optimizer) is torch.optim.SGD and not any(group["momentum"] for group in optimizer.param_groups)

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from fl_lightning.aggregators.base import Aggregator
+from fl_lightning.aggregators.lockdown import Lockdown
 from fl_lightning.attacks.base import Attack
 from fl_lightning.cohort import CohortSampler
 from fl_lightning.data.module import FederatedDataModule
@@ -34,8 +35,8 @@ def remark(
     ends = [number for number in (trainer.max_epochs, trainer.max_steps) if number is not None and number >= 0]
     rounds = min(ends, default=None)
     window = of_window(cohort, rounds, seed, data.sizes) if attacks and cohort.malicious_fraction else ()
-    lines = (*of_cohort(cohort, rounds, len(attacks)), *window, *of_root(aggregator, data), *of_recipe(recipe, cohort))
-    for line in lines:
+    of_rule = (*of_root(aggregator, data), *of_schedule(aggregator, rounds))
+    for line in (*of_cohort(cohort, rounds, len(attacks)), *window, *of_rule, *of_recipe(recipe, cohort)):
         log.warning(line)
 
 
@@ -93,6 +94,23 @@ def of_root(aggregator: Aggregator, data: FederatedDataModule) -> Iterator[str]:
     if data.root_samples is not None and not aggregator.needs_root and not looked_at:
         name = type(aggregator).__name__
         yield f"data.root keeps {len(data.root_samples)} samples from the clients, and {name} never reads them"
+
+
+def of_schedule(aggregator: Aggregator, rounds: int | None) -> Iterator[str]:
+    """Of a rule that is told another number of rounds than the run has.
+
+    Args:
+        aggregator: the server's rule, which may have others inside.
+        rounds: of the run, None if that is not known.
+    """
+    for part in aggregator.modules():
+        if isinstance(part, Lockdown) and rounds is not None and rounds < part.rounds:
+            yield (
+                f"Lockdown.rounds = {part.rounds}, but the run has {rounds}: evaluation sees the pruned model, while the "
+                "weights that are saved stay dense"
+            )
+        elif isinstance(part, Lockdown) and rounds is not None and rounds > part.rounds:
+            yield f"Lockdown.rounds = {part.rounds}, but the run has {rounds}: from round {part.rounds - 1} on each ends pruned"
 
 
 def of_recipe(recipe: Recipe | None, cohort: CohortSampler) -> Iterator[str]:

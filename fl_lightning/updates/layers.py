@@ -66,7 +66,9 @@ def as_layers(given: Sequence[Layer | int]) -> list[Layer]:
     return layers_of([""] * len(sizes), [(size,) for size in sizes])
 
 
-def output_layer(layers: Sequence[Layer], who: str, module: str | None = None) -> tuple[Layer, Layer]:
+def output_layer(
+    layers: Sequence[Layer], who: str, module: str | None = None, *, remedy: str = "name the layer that gives the logits"
+) -> tuple[Layer, Layer]:
     """Weight and bias of the layer that gives the logits, for rules that look at that one.
 
     Args:
@@ -74,6 +76,7 @@ def output_layer(layers: Sequence[Layer], who: str, module: str | None = None) -
         who: asks, for messages: the name of the rule.
         module: the layer's name in the client, such as `net.4`, of whose parameters `weight` and `bias` are taken; left out,
             the model's last two parameter tensors.
+        remedy: what to do where there are no such two, for messages.
 
     Returns:
         The weight, of shape (C, ...), and the bias, (C,).
@@ -96,6 +99,6 @@ def output_layer(layers: Sequence[Layer], who: str, module: str | None = None) -
         return pair[0], pair[1]
     found = enumerated(f"{layer.name or 'unnamed'} {layer.shape}" for layer in pair) or "none"
     raise ConfigurationError(
-        f"{who} looks at the output layer, a weight (C, ...) and a bias (C,), but {where} {found}; name the layer that "
-        f"gives the logits (the model has {enumerated(layer.name or 'unnamed' for layer in layers)}), or use another rule"
+        f"{who} looks at the output layer, a weight (C, ...) and a bias (C,), but {where} {found}; {remedy} "
+        f"(the model has {enumerated(layer.name or 'unnamed' for layer in layers)}), or use another rule"
     )

@@ -66,6 +66,29 @@ def test_who_reaches_the_threshold_is_turned_away(threshold: float, kept: list[f
     assert shard.verdict.tolist() == kept
 
 
+def test_who_gives_logits_that_are_no_numbers_is_turned_away() -> None:
+    rule, module, probe = planting(), client().eval(), type("Probe", (), {"batch_size": 7})()
+    with torch.no_grad():
+        for value, passes in ((1.0, True), (math.inf, False), (math.nan, False)):
+            for parameter in module.net[4].parameters():  # type: ignore[union-attr]
+                parameter.mul_(value)
+            found = rule.examine(module, probe, torch.Generator())
+            assert bool(found.isfinite()) == passes
+            shard = UpdateShard.from_updates(torch.ones(2, 1))
+            shard.examination = lambda _, found=found: Examined(torch.stack([found, 0 * found.nan_to_num()]), torch.ones(1))
+            rule.threshold, rule.statistics = 1.0, {}
+            rule(shard)
+            assert shard.verdict is not None
+            assert shard.verdict.tolist() == [float(passes and float(found) < 1), 1]
+
+
+def test_buffers_that_never_were_finite_are_no_reason_to_leave_the_plant_out() -> None:
+    rule, module = planting(), client()
+    module.register_buffer("mask", torch.tensor(-math.inf))
+    rule.before_broadcast(module, 0)
+    assert rule.statistics is not None
+
+
 def test_nobody_is_left(caplog: pytest.LogCaptureFixture) -> None:
     rule, shard = planting(), UpdateShard.from_updates(torch.ones(3, 2))
     shard.examination = lambda _: Examined(torch.ones(3, 1), torch.ones(1))
@@ -228,6 +251,9 @@ def test_a_pool_is_drawn_from_and_must_have_the_tasks_shape() -> None:
         ("weight_decay", math.inf),
         ("mu", -0.1),
         ("milestones", [20, 10]),
+        ("milestones", "10"),
+        ("milestones", 10),
+        ("milestones", None),
         ("decay", 0.0),
         ("patience", 0),
         ("tolerance", math.nan),
@@ -236,3 +262,9 @@ def test_a_pool_is_drawn_from_and_must_have_the_tasks_shape() -> None:
 def test_settings_outside_their_ranges_are_refused(setting: str, value: Any) -> None:
     with pytest.raises(ConfigurationError, match=rf"BackdoorIndicator\.{setting} must .*got {value!r}".replace("[", r"\[")):
         BackdoorIndicator(**{setting: value})
+
+
+@pytest.mark.parametrize("value", [[1.5], ["10"], [True], [math.nan]])
+def test_milestones_are_whole_numbers(value: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"BackdoorIndicator\.milestones must be a whole number, got "):
+        BackdoorIndicator(milestones=value)

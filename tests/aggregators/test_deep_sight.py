@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fl_lightning.aggregators import Bucketing, DeepSight
 from fl_lightning.aggregators.deep_sight import output_updates
+from fl_lightning.data import TensorSamples
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.seeding import generator
 from fl_lightning.updates import Layout, UpdateShard, parameter_layout
@@ -304,6 +305,13 @@ def test_models_without_an_output_layer_are_refused() -> None:
         DeepSight().check_model(layers_of(["one.weight", "one.bias"], [(1, 5), (1,)]))
     with pytest.raises(ConfigurationError, match="DeepSight looks at the output layer"):
         DeepSight()(torch.ones(4, 6))
+
+
+def test_noise_is_no_input_of_a_model_of_words() -> None:
+    words = TensorSamples(torch.zeros(4, 3).long(), torch.zeros(4).long())
+    with pytest.raises(ConfigurationError, match=r"DeepSight .* inputs are torch.int64, .*; set DeepSight.probe_samples to 0"):
+        Bucketing(rule=DeepSight()).check_task(words, 2)
+    DeepSight(probe_samples=0).check_task(words, 2)
 
 
 @pytest.mark.parametrize(

@@ -262,7 +262,7 @@ def test_what_does_not_fit_is_refused() -> None:
     FLDetector().check(3)
     with pytest.raises(ConfigurationError, match=r"FLDetector: of 2 clients the gap statistic .* takes 3; raise model\.cohort"):
         FLDetector().check(2)
-    with pytest.raises(ConfigurationError, match=r"FLDetector\.history 'last_layer' looks at the output layer"):
+    with pytest.raises(ConfigurationError, match=r"FLDetector\.history 'last_layer' looks at .*; take 'all' \("):
         FLDetector(history="last_layer").check_model(layers_of(["w"], [(3, 4)]))
     wrong: dict[str, Any] = {"window": 0, "warmup_rounds": -1, "max_clusters": 1, "references": 0, "history": "last"}
     for name, value in wrong.items():

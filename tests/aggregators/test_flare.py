@@ -276,6 +276,7 @@ def test_models_and_tensors_that_are_refused() -> None:
     ("setting", "value"),
     [
         *(("neighbors", 0.0), ("neighbors", 1.0), ("sigma", 0.0), ("sigma", INF), ("sigma", "mean"), ("trust", "votes")),
+        *(("sigma", None), ("sigma", True)),
         *(("temperature", 0.0), ("temperature", NAN)),
     ],
 )

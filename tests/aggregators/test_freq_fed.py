@@ -192,7 +192,7 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"FreqFed: a cluster of more than half of 2 clients .* takes 3; raise model"):
         FreqFed().check(2)
     FreqFed().check_model(layers_of(["w"], [(3, 4)]))
-    with pytest.raises(ConfigurationError, match=r"FreqFed.layers 'last' looks at the output layer"):
+    with pytest.raises(ConfigurationError, match=r"FreqFed.layers 'last' looks at the output layer.*; take 'all' \("):
         FreqFed(layers="last").check_model(layers_of(["w"], [(3, 4)]))
     wrong: dict[str, Any] = {"layers": "first", "transform": "first"}
     for name, value in wrong.items():

@@ -10,7 +10,7 @@ from tiny import CLASSES, TinyClient, fit, tiny_data, tiny_federation, tiny_tens
 from torch import Tensor, nn
 
 from fl_lightning import CohortSampler, ConfigurationError
-from fl_lightning.aggregators import FedAvg, Lockdown
+from fl_lightning.aggregators import Bucketing, FedAvg, Lockdown
 from fl_lightning.aggregators.sparse_masks import erk_densities, prune_and_regrow, random_mask
 from fl_lightning.updates import UpdateShard
 from fl_lightning.updates.layout import parameter_layout
@@ -158,6 +158,13 @@ def test_consensus_is_what_enough_clients_hold() -> None:
     rule(rows)
     assert rule.consensus.all()
     assert rule.aggregate_buffers(UpdateShard.from_updates(torch.tensor([[0.0], [4.0]]))).tolist() == [2]
+
+
+def test_a_rule_that_forgets_holds_every_weight_again() -> None:
+    rule = Bucketing(rule=(inner := Lockdown()))
+    inner.consensus, inner.round_number = torch.arange(4) > 2, 7
+    rule.forget()
+    assert (inner.consensus.tolist(), inner.round_number) == ([True] * 4, 0)
 
 
 def test_predictions_are_of_the_pruned_model_and_the_last_round_prunes_for_good() -> None:

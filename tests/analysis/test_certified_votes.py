@@ -107,6 +107,9 @@ LINEAR = ["--model.client.init_args.sizes", "[64, 10]", "--model.client.init_arg
 RULE = ["--model.aggregator", "CRFL", "--model.aggregator.copies", "40", "--model.aggregator.initial_norm", "3"]
 FAST = ["--trainer.accelerator", "cpu", "--model.local.epochs", "0.3"]
 
+OTHERWISE = ["--model.server_optimizer.init_args.lr", "2", "--model.attackers.epochs", "1.2"]
+OTHERWISE += ["--model.attackers_optimizer", "torch.optim.SGD", "--model.attackers_optimizer.lr", "0.7"]
+
 
 def test_from_a_run_to_its_certificate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["analyse", "crfl", "--config", DIGITS, "--rounds", "3", "--output", str(tmp_path)]
@@ -128,10 +131,13 @@ def test_from_a_run_to_its_certificate(tmp_path: Path, capsys: pytest.CaptureFix
     assert float(rows[1].split(",")[1]) == pytest.approx(certain)
     assert (tmp_path / "crfl.png").exists()
     folder = str(tmp_path / "deep")
-    main([*command[:-1], folder, "--smoothness", "9", "--", *RULE, *FAST])
+    main([*command[:-1], folder, "--smoothness", "9", "--", *RULE, *FAST, *OTHERWISE])
     shown = " ".join(capsys.readouterr().out.split())
     assert "No certificate: it is proven for one linear layer" in shown
     assert "plain SGD without momentum" in shown
+    assert "No certificate: it is proven for a server that takes the mean" in shown
+    threat = json.loads((tmp_path / "deep" / "crfl.json").read_text())["threat"]
+    assert (threat["learning_rate"], threat["steps"]) == (0.7, 6)  # the attackers' own
 
 
 @pytest.mark.parametrize(
@@ -139,10 +145,15 @@ def test_from_a_run_to_its_certificate(tmp_path: Path, capsys: pytest.CaptureFix
     [
         ([], [], "the certificate is CRFL's, but model.aggregator is FedAvg"),
         (["--attack_round", "2"], RULE, "attack_round must lie between 1 and the 1 rounds of the model, got 2"),
+        (["--alpha", "2"], RULE, "alpha must lie in (0, 1), got 2"),
+        (["--poisoned", "0"], RULE, "poisoned must lie in (0, 1], got 0"),
+        (["--scale", "0"], RULE, "scale must be more than 0 and finite, got 0"),
+        (["--rounds", "0"], RULE, "rounds must be at least 1, got 0"),
     ],
 )
-def test_mistakes(own: list[str], overrides: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes(own: list[str], overrides: list[str], message: str, capsys: Any, tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as left:
-        main(["analyse", "crfl", "--config", DIGITS, "--rounds", "1", *own, "--", *overrides, *FAST])
+        main(["analyse", "crfl", "--config", DIGITS, "--rounds", "1", "--output", str(tmp_path), *own, "--", *overrides, *FAST])
     assert left.value.code == 2
     assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []  # before anything is trained

@@ -6,9 +6,9 @@ import pytest
 from tiny import fit, tiny_data, tiny_federation
 
 from fl_lightning import CohortSampler
-from fl_lightning.aggregators import FLARE, FedAvg
+from fl_lightning.aggregators import FLARE, Bucketing, FedAvg, Lockdown
 from fl_lightning.data.root import RootSet
-from fl_lightning.options.remarks import of_root
+from fl_lightning.options.remarks import of_root, of_schedule
 
 
 def said(caplog) -> list[str]:
@@ -72,3 +72,10 @@ def test_of_a_root_set_that_models_are_looked_at_on():
     data.setup("fit")
     assert list(of_root(FLARE(), data)) == []
     assert len(list(of_root(FedAvg(), data))) == 1
+
+
+def test_of_a_rule_that_counts_on_other_rounds():
+    rule = Bucketing(rule=Lockdown(rounds=3))
+    for rounds, remark in ((3, None), (None, None), (2, "has 2: evaluation sees the pruned"), (4, "has 4: from round 2 on")):
+        assert [remark is not None and remark in line for line in of_schedule(rule, rounds)] == [True] * (remark is not None)
+    assert list(of_schedule(FedAvg(), 2)) == []
