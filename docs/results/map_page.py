@@ -197,7 +197,9 @@ def extremes(frame: pd.DataFrame, other: str, verdict: str, most: int = 12) -> p
         row = {"task": TASKS[cell["task"]], "tau": f"{cell['tau']:g}", "alpha": f"{cell['alpha']:g}"}
         row |= {"share": f"{cell['share']:g}", "else": unlike(cell)}
         row |= {"ASR": number(cell["asr"]), f"ASR of {other}": number(cell["asr_other"]), "spread": number(cell["spread"])}
-        rows.append(row | {"Acc less": number(cell["acc_lost"], sign=True), "kept": number(cell["kept"]), "flips": number(cell["flip"])})
+        rows.append(
+            row | {"Acc less": number(cell["acc_lost"], sign=True), "kept": number(cell["kept"]), "flips": number(cell["flip"])}
+        )
     return pd.DataFrame(rows)
 
 
@@ -226,7 +228,10 @@ QUANTITIES: dict[str, tuple[str, Callable[[pd.DataFrame], "pd.Series[float]"]]] 
     "ratio": ("length of malicious by benign updates", lambda cells: cells["norm_malicious"] / cells["norm_benign"]),
     "p_plus": ("Theorem 10's p+ at the mean flip rate", lambda cells: cells["p_plus"]),
     "share": ("share of malicious clients (not recorded: a setting)", lambda cells: cells["share"]),
-    "veto": ("1 - 2 share - tau: below 0 attackers can freeze all (a setting)", lambda cells: 1 - 2 * cells["share"] - cells["tau"]),
+    "veto": (
+        "1 - 2 share - tau: below 0 attackers can freeze all (a setting)",
+        lambda cells: 1 - 2 * cells["share"] - cells["tau"],
+    ),
 }
 
 
@@ -259,7 +264,8 @@ def judged(values: pd.DataFrame, truth: "pd.Series[bool]", held: "pd.Series[bool
         guess, score = (column > cut) == (sign > 0), sign * column
     else:
         model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced")).fit(values[fit], truth[fit])
-        guess, score = model.predict(values).astype(bool), model.decision_function(values)
+        score = np.asarray(model.decision_function(values))
+        guess = score > 0
     told = [balanced_accuracy_score(truth[part], guess[part.to_numpy()]) for part in (fit, test)]
     return [number(float(value)) for value in (*told, roc_auc_score(truth[test], score[test.to_numpy()]))]
 

@@ -2,8 +2,8 @@
 
 python docs/results/map_runs.py RUNS [RUNS ...]
 
-RUNS are folders as `fl-lightning sweep --runs` was given; map.csv beside this file is written anew. A run that several sweeps have
-is one row. What was not finished has its state and no numbers.
+RUNS are folders as `fl-lightning sweep --runs` was given; map.csv beside this file is written anew. A run that several sweeps
+have is one row. What was not finished has its state and no numbers.
 """
 
 import json
@@ -93,7 +93,7 @@ def name(part: dict[str, Any]) -> str:
 
 
 def bounds(found: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    """Theorem 10's p- and p+ at the run's mean flip rate, of the invariant aggregator where its attackers are a whole number."""
+    """Theorem 10's p- and p+ at the run's mean flip rate, of the invariant aggregator with the usual vote."""
     malicious = round(found["share"] * found["clients"])
     if found["rule"] != "Invariant" or found["ignore_zeros"]:
         return

@@ -47,7 +47,9 @@ class Measure:
 
 ASR = Measure("asr", "ASR", "Attack success rate; right after the last attack where attacks end before the run does.")
 ACC_LOST = Measure(
-    "acc_lost", "Acc lost", "Accuracy of the same rule and seed without attack, less the accuracy under attack, at the same round."
+    "acc_lost",
+    "Acc lost",
+    "Accuracy of the same rule and seed without attack, less that under attack, at the same round.",
 )
 AUROC = Measure(
     "auroc",
@@ -204,7 +206,7 @@ def attacked(results: Results, final: Final) -> pd.Series[float]:
 
 
 def acc_lost(results: Results, final: Final) -> list[float]:
-    """By run, Acc of the run without attack that has the same seed and else the same labels, less the run's own; NaN for unknown.
+    """By run, Acc of the run without attack that has the same seed and else the same labels, less its own; NaN where unknown.
 
     Both are taken right after the last attack, where attacks end before the run does, else as `final` says.
     """

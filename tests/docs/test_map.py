@@ -11,11 +11,16 @@ import pytest
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 PAGE = runpy.run_path(str(RESULTS / "map_page.py"), run_name="map_page")
 USUAL = {
-    **{"task": "digits", "grids": "tau_share", "state": "finished", "share": 0.2, "clients": 10, "participation": "fixed_share"},
-    **{"epochs": 2, "skew": "IID", "momentum": 0.9, "decay": 0.0, "trigger": 2, "poisoned": 0.2, "per_batch": False},
-    **{"inclusive": False, "ignore_zeros": False, "acc": 0.9, "kept": 0.5, "flip": 0.3, "direction": 0.6, "p_plus": 0.1},
-    **{"norm_benign": 1.0, "norm_malicious": 2.0, "seconds": 1.0},
+    "task": "digits",
+    "grids": "tau_share",
+    "state": "finished",
+    "share": 0.2,
+    "clients": 10,
+    "participation": "fixed_share",
 }
+USUAL |= {"epochs": 2, "skew": "IID", "momentum": 0.9, "decay": 0.0, "trigger": 2, "poisoned": 0.2, "per_batch": False}
+USUAL |= {"inclusive": False, "ignore_zeros": False, "acc": 0.9, "kept": 0.5, "flip": 0.3, "direction": 0.6, "p_plus": 0.1}
+USUAL |= {"norm_benign": 1.0, "norm_malicious": 2.0, "seconds": 1.0}
 
 
 def made(**asr: Any) -> pd.DataFrame:

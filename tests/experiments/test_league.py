@@ -80,7 +80,10 @@ def test_boards_by_hand(root):
     assert [entry.text for entry in auroc.entries[1]] == ["-", ".875", "-"]
     assert [[entry.text for entry in row] for row in life.entries] == [["-", "1", "1"], ["-", "0", "0"]]
     assert life.entries[0][1].by_seed == "1 / 0"
-    assert [(label, mean.text, worst.text) for label, _, mean, worst in asr.rows] == [("A", ".483", ".900"), ("B", ".133", ".200")]
+    assert [(label, mean.text, worst.text) for label, _, mean, worst in asr.rows] == [
+        ("A", ".483", ".900"),
+        ("B", ".133", ".200"),
+    ]
     assert [worst.text for _, _, _, worst in auroc.rows] == ["-", ".875"]
     assert asr.shades(1.0).endswith("#ffffff")
     assert asr.shades(0.0).endswith("#000000")
