@@ -297,6 +297,60 @@ def share_of(truth: "pd.Series[bool]", held: "pd.Series[bool]") -> str:
     return f"{(~held).sum()} ({truth[~held].sum()}) / {held.sum()} ({truth[held].sum()})"
 
 
+# ---- in words --------------------------------------------------------------------------------------------------------
+
+
+def between(values: "pd.Series[Any]") -> str:
+    """
+    >>> between(pd.Series([0.2, 0.6])), between(pd.Series([0.5]))
+    ('.200 to .600', '.500')
+    """
+    low, high = number(float(values.min())), number(float(values.max()))
+    return low if low == high else f"{low} to {high}"
+
+
+def findings(frame: pd.DataFrame) -> str:
+    """What the table says, in sentences."""
+    lines = []
+    for other in ("TrimmedMean", "FedAvg"):
+        cells = duels(frame, other)
+        wins, loses = (cells[cells["verdict"] == name] for name in ("wins", "loses"))
+        shut = wins[wins["asr"] < OPEN]
+        lines.append(
+            f"- Against `{other}`: {len(cells)} attacked cells with three seeds. `Invariant` wins in {len(wins)}, is even in "
+            f"{len(cells) - len(wins) - len(loses)} and loses in {len(loses)}; in {len(shut)} of the cells that it wins the back "
+            f"door is shut (mean ASR below {number(OPEN)})."
+        )
+        for name, part in (("won", wins), ("lost", loses)):
+            if len(part):
+                lines.append(
+                    f"  Cells {name}: tau {between(part['tau'])}, share of malicious clients {between(part['share'])}, kept fraction "
+                    f"{between(part['kept'])}, ASR {between(part['asr'])} against {between(part['asr_other'])}, Acc less by "
+                    f"{between(part['acc_lost'])}."
+                )
+    held = duels(frame, "TrimmedMean")
+    trimmed = held["share"] <= held["alpha"]
+    for told, part in (("no more", held[trimmed]), ("more", held[~trimmed])):
+        verdicts = part["verdict"].value_counts()
+        lines.append(
+            f"- Where attackers are {told} than what is trimmed (share at most alpha, or above it): {len(part)} cells against "
+            f"`TrimmedMean`, {verdicts.get('wins', 0)} won and {verdicts.get('loses', 0)} lost, mean gain "
+            f"{number(float(part['gain'].mean()), sign=True)}."
+        )
+    table = predictors(frame)
+    for target in TARGETS if len(table) else ():
+        tested = table[(table["target"] == target) & (table["AUROC, tested"] != "-")]
+        if len(tested):
+            means = tested.assign(value=tested["AUROC, tested"].astype(float), right=tested["tested"].astype(float))
+            best = means.groupby("by", sort=False)[["value", "right"]].mean().sort_values("value", ascending=False, kind="stable")
+            order = "; ".join(f"{by} {number(row['value'])} ({number(row['right'])})" for by, row in best.iterrows())
+            lines.append(
+                f"- What tells on cells that it was not fitted on whether {target}: mean AUROC (and balanced accuracy) over "
+                f"{tested['split'].nunique()} splits: {order}."
+            )
+    return "\n".join(lines)
+
+
 # ---- the page --------------------------------------------------------------------------------------------------------
 
 
@@ -321,6 +375,7 @@ def pictures_block(frame: pd.DataFrame) -> str:
 
 BLOCKS: dict[str, Callable[[pd.DataFrame], str]] = {
     "pictures": pictures_block,
+    "findings": findings,
     "progress": lambda frame: markdown(progress(frame)),
     "counts": lambda frame: markdown(counts(frame)),
     "wins": lambda frame: markdown(extremes(frame, "TrimmedMean", "wins")),
