@@ -342,7 +342,9 @@ def findings(frame: pd.DataFrame) -> str:
         tested = table[(table["target"] == target) & (table["AUROC, tested"] != "-")]
         if len(tested):
             means = tested.assign(value=tested["AUROC, tested"].astype(float), right=tested["tested"].astype(float))
-            best = means.groupby("by", sort=False)[["value", "right"]].mean().sort_values("value", ascending=False, kind="stable")
+            best = (
+                means.groupby("by", sort=False)[["value", "right"]].mean().sort_values("value", ascending=False, kind="stable")
+            )
             order = "; ".join(f"{by} {number(row['value'])} ({number(row['right'])})" for by, row in best.iterrows())
             lines.append(
                 f"- What tells on cells that it was not fitted on whether {target}: mean AUROC (and balanced accuracy) over "
