@@ -318,14 +318,14 @@ def findings(frame: pd.DataFrame) -> str:
         shut = wins[wins["asr"] < OPEN]
         lines.append(
             f"- Against `{other}`: {len(cells)} attacked cells with three seeds. `Invariant` wins in {len(wins)}, is even in "
-            f"{len(cells) - len(wins) - len(loses)} and loses in {len(loses)}; in {len(shut)} of the cells that it wins the back "
-            f"door is shut (mean ASR below {number(OPEN)})."
+            f"{len(cells) - len(wins) - len(loses)} and loses in {len(loses)}; in {len(shut)} of the cells that it wins the "
+            f"back door is shut (mean ASR below {number(OPEN)})."
         )
         for name, part in (("won", wins), ("lost", loses)):
             if len(part):
                 lines.append(
-                    f"  Cells {name}: tau {between(part['tau'])}, share of malicious clients {between(part['share'])}, kept fraction "
-                    f"{between(part['kept'])}, ASR {between(part['asr'])} against {between(part['asr_other'])}, Acc less by "
+                    f"  Cells {name}: tau {between(part['tau'])}, share of malicious clients {between(part['share'])}, kept "
+                    f"fraction {between(part['kept'])}, ASR {between(part['asr'])} against {between(part['asr_other'])}, Acc less by "
                     f"{between(part['acc_lost'])}."
                 )
     held = duels(frame, "TrimmedMean")

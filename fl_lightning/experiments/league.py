@@ -60,8 +60,8 @@ AUROC = Measure(
 LIFESPAN = Measure(
     "lifespan",
     "Lifespan",
-    "Rounds after the last attack before ASR first fell to the threshold, of the middle seed, and of two the longer one; 0 where "
-    "the back door was never open.",
+    "Rounds after the last attack before ASR first fell to the threshold, of the middle seed, and of two the longer one; 0 "
+    "where the back door was never open.",
 )
 
 
