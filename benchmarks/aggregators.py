@@ -9,7 +9,9 @@ a copy of the updates, are `of_copy_bandwidth`.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
+from copy import copy
 from functools import partial
 
 import torch
@@ -17,9 +19,21 @@ import torch
 from benchmarks.common import alternate, emit, peak_bytes, significant, summary, timed
 from benchmarks.plain_loop import sorted_trimmed_mean
 from fl_lightning import aggregators
-from fl_lightning.aggregators import Aggregator, Bucketing, Invariant, MeanVarianceRatio, NearestNeighborMixing, TrimmedMean
+from fl_lightning.aggregators import (
+    FLARE,
+    Aggregator,
+    Bucketing,
+    DeepSight,
+    FLDetector,
+    Invariant,
+    MeanVarianceRatio,
+    NearestNeighborMixing,
+    TrimmedMean,
+)
 from fl_lightning.machine.heap import keep_freed_memory
 from fl_lightning.updates import UpdateShard
+from fl_lightning.updates.examined import Examined
+from fl_lightning.updates.layers import Layer, layers_of
 from fl_lightning.updates.trimming import COMPILED_ROWS
 
 
@@ -31,6 +45,40 @@ def rules(num_clients: int) -> list[Aggregator]:
     for rule in made:
         rule.expect(num_clients // 5)
     return made
+
+
+CLASSES, FEATURES, SAMPLES = 10, 64, 100
+"""Of the output layer, and of the root set, for rules that look at submitted models."""
+
+
+def looked_at(shard: UpdateShard, rule: Aggregator) -> UpdateShard:
+    """The shard for a rule that looks at models, which have been looked at already: `benchmarks.examination` times that.
+
+    The last coordinates are the output layer.
+    """
+    if not isinstance(rule, (DeepSight, FLARE)):
+        return shard
+    numbers = 3 * CLASSES if isinstance(rule, DeepSight) else SAMPLES * FEATURES
+    shard = copy(shard)
+    head = CLASSES * (FEATURES + 1)
+    shapes = [(shard.num_coordinates - head,), (CLASSES, FEATURES), (CLASSES,)]
+    shard.layers = layers_of(["", "head.weight", "head.bias"], shapes)
+    measured = torch.rand(shard.num_clients + 1, numbers, generator=torch.Generator().manual_seed(0)).to(shard.weights.device)
+    shard.examination = lambda _: Examined(measured[1:], measured[0])
+    return shard
+
+
+def one_matrix(size: int) -> Layer:
+    """A parameter tensor of so many elements, as square as can be, for rules that look at shapes."""
+    rows = next(rows for rows in range(math.isqrt(size), 0, -1) if size % rows == 0)
+    return Layer("weight", (rows, size // rows), 0)
+
+
+def begin(rule: Aggregator, shard: UpdateShard) -> None:
+    """Have a rule that predicts updates from earlier rounds see as many as it needs."""
+    if isinstance(rule, FLDetector):
+        for _ in range(rule.warmup_rounds + rule.window):
+            rule(shard)
 
 
 def in_a_row(run: Callable[[], object], device: torch.device) -> int:
@@ -55,7 +103,9 @@ def main() -> None:
         shard = UpdateShard.from_updates(torch.randn(n, d, generator=draws).to(device))
         shard.root = shard.mean()  # in place of the server's own update, for rules that ask for one
         shard.broadcast = shard.root  # and of the global weights
-        candidates = {type(rule).__name__: partial(rule, shard) for rule in rules(n)}
+        shard.layers = [one_matrix(d)]
+        made = rules(n)
+        candidates = {type(rule).__name__: partial(rule, looked_at(shard, rule)) for rule in made}
         on_compiled = UpdateShard.from_updates(shard.values)
         on_compiled.compiled = True
         by_kernel = [Invariant(tau=0.2, alpha=0.25), MeanVarianceRatio(alpha=0.25)] if n <= COMPILED_ROWS else []
@@ -69,6 +119,8 @@ def main() -> None:
             candidates[name]()
         # Before anything ran, so that no rule finds memory that another has freed.
         peaks = {name: peak_bytes(run, device) for name, run in candidates.items()}
+        for rule in made:
+            begin(rule, shard)
         clocks = {name: timed(run, device, in_a_row(run, device)) for name, run in candidates.items()}
         seconds = {name: summary(values) for name, values in alternate(clocks, repeats=options.repeats).items()}
         for name, of_rule in seconds.items():

@@ -30,6 +30,7 @@ from fl_lightning.training.branched_training import Averages, BranchedTraining
 from fl_lightning.training.executor import LocalExecutor, adds_in_any_order
 from fl_lightning.training.following import NEEDS_PYTHON, Following, followers
 from fl_lightning.training.idle_clients import Taken, check_anybody_trained
+from fl_lightning.training.in_stages import train_in_stages
 from fl_lightning.training.local_round import LocalRound
 from fl_lightning.training.local_training import LocalTraining, NotTogetherError
 from fl_lightning.training.own_sources import OwnSources
@@ -334,8 +335,14 @@ class Clients:
             if not len(samples):
                 return {}
             following = Following(self.attacks, self.module, broadcast, client)
+            if following.beginning:
+                draws()  # for attacks that draw from the global generators
+                following.begin()
             after_step = following.after_step if following.constraining else None
-            logs = self.of_attackers.train(samples, draws, after_step, follower=following if self.in_python else None)
+            if following.staging:
+                logs = train_in_stages(self.of_attackers, samples, draws(), following, *round_.own_of(client))
+            else:
+                logs = self.of_attackers.train(samples, draws, after_step, follower=following if self.in_python else None)
             following.end()
             return logs
 

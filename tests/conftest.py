@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections import Counter
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, also in the ranks that tests start
 os.environ.setdefault(  # what lies there takes seconds to make anew
@@ -14,6 +15,18 @@ import torch
 import fl_lightning.machine.strategy  # noqa: F401  registers strategy="federated"
 
 torch.set_num_threads(1)
+
+
+SLOW_WEIGHT = 100
+"""As many other tests as a slow one stands for."""
+
+
+def pytest_collection_modifyitems(items):
+    """The files that take longest go first, so that processes that share the files end at about the same time."""
+    weights = Counter()
+    for item in items:
+        weights[item.path] += SLOW_WEIGHT if item.get_closest_marker("slow") else 1
+    items.sort(key=lambda item: -weights[item.path])
 
 
 @pytest.fixture(autouse=True, scope="session")

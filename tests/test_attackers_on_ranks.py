@@ -7,7 +7,7 @@ from ranks import on_ranks
 from tiny import fit, tiny_data, tiny_federation
 
 from fl_lightning import AttackersTraining, CohortSampler, Federation, LocalTraining
-from fl_lightning.attacks import PGD, Attack, Collude, ConstrainAndScale, ValueTrigger
+from fl_lightning.attacks import PGD, Anticipate, Attack, Chameleon, Collude, ConstrainAndScale, ValueTrigger
 from fl_lightning.callbacks import LastCheckpoint
 from fl_lightning.callbacks.run_record import weights_sha256
 from fl_lightning.data import IID
@@ -29,6 +29,8 @@ RECIPE = {"attackers": AttackersTraining(epochs=4), "attackers_optimizer": optim
 CASES: dict[str, tuple[list[Attack], dict[str, Any]]] = {
     "recipe, recorded": ([trigger()], {**RECIPE, "local": LocalTraining(batch_size=8, executor="graph")}),
     "two terms, batch by batch": ([trigger(per_batch=True), ConstrainAndScale(stop_loss=0.6)], RECIPE),
+    "two stages": ([trigger(), Chameleon(encoder_epochs=2, classifier_epochs=1), PGD(every=2), ConstrainAndScale()], {}),
+    "three rounds ahead": ([trigger(), Anticipate(rounds=3, steps=2), Collude(mode="mean")], RECIPE),
     "in company": ([trigger(per_batch=True), Collude(), PGD(every=2), ConstrainAndScale(distance="cosine")], {}),
 }
 
@@ -59,23 +61,29 @@ def test_the_same_bits_on_any_number_of_ranks():
             assert found == alone, f"rank {rank} of {world}"
 
 
-def part_of_a_run(folder: str, rounds: int, world: int, resume: bool) -> str:
-    federation = federation_of("two terms, batch by batch")
-    fit(
-        federation,
-        tiny_data(IID(num_clients=9), n=140),
-        rounds=rounds,
-        devices=world,
-        callbacks=[LastCheckpoint()],
-        enable_checkpointing=True,
-        default_root_dir=folder,
-        ckpt_path="last" if resume else None,
-    )
-    return weights_sha256(federation.client)
+RESUMED = ("two terms, batch by batch", "two stages", "three rounds ahead")
+
+
+def part_of_runs(folder: str, rounds: int, world: int, resume: bool) -> list[str]:
+    found = []
+    for name in RESUMED:
+        federation = federation_of(name)
+        fit(
+            federation,
+            tiny_data(IID(num_clients=9), n=140),
+            rounds=rounds,
+            devices=world,
+            callbacks=[LastCheckpoint()],
+            enable_checkpointing=True,
+            default_root_dir=f"{folder}/{name}",
+            ckpt_path="last" if resume else None,
+        )
+        found.append(weights_sha256(federation.client))
+    return found
 
 
 def test_a_run_that_goes_on_elsewhere_ends_with_the_same_bits(tmp_path):
-    whole = part_of_a_run(str(tmp_path / "whole"), 3, 1, False)
+    whole = part_of_runs(str(tmp_path / "whole"), 3, 1, False)
     folder = str(tmp_path / "in two parts")
-    on_ranks(2, part_of_a_run, folder, 2, 2, False)
-    assert set(on_ranks(3, part_of_a_run, folder, 3, 3, True)) == {whole}
+    on_ranks(2, part_of_runs, folder, 2, 2, False)
+    assert all(found == whole for found in on_ranks(3, part_of_runs, folder, 3, 3, True))

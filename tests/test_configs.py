@@ -2,6 +2,7 @@
 
 import io
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,11 @@ ONE_ROUND = [
 GLOVE = {"path": "glove.txt", "dimension": 5}
 LESS: dict[str, dict[str, Any]] = {
     "CIFAR10": {"path": "data"},
+    "DeepSight": {"probe_samples": 20},
+    "EMNIST": {"path": "data"},
+    "FEMNIST": {"path": "data"},
+    "FashionMNIST": {"path": "data"},
+    "MNIST": {"path": "data"},
     "DirectorTweets": {"path": "director", "glove": GLOVE},
     "LSTM": {"dimension": 5, "hidden": 8},
     "PackedKeys": {"num_clients": 20},
@@ -34,15 +40,22 @@ LESS: dict[str, dict[str, Any]] = {
     "ResNet18": {"width": 8},
     "Southwest": {"path": "planes"},
     "Twitter": {"path": "tweets", "glove": GLOVE, "num_test": 40},
+    "BackdoorIndicator": {"epochs": 2, "start_round": 0},
+    "CRFL": {"copies": 3},
     "FLIP": {"max_steps": 2, "inversion": {"warmup_steps": 3, "new_steps": 2, "continued_steps": 1, "retry_steps": 1}},
 }
 """By class, settings for as little data and work as a round can do with."""
 
+SMALL_CNN = "{class_path: CNN, init_args: {channels: [4], hidden: 8}}"
+
 FEW_CLIENTS = {
+    "CNN": {"hidden": 8},
     "Dirichlet": {"num_clients": 20, "min_samples": 1},
+    "DirichletOverClients": {"num_clients": 20},
     "EdgeCase": {"num_edge": 4, "num_clean": 8},
     "FullCopies": {"num_clients": 20},
     "IID": {"num_clients": 20},
+    "Shards": {"num_clients": 20},
 }
 """The same for pictures, of which there are 160."""
 
@@ -75,6 +88,28 @@ def write_images(folder: Path, split: str, n: int, classes: int) -> None:
     pq.write_table(pa.table({"img": rows, "label": [i % classes for i in range(n)]}), folder / f"{split}.parquet")
 
 
+def write_grey(folder: Path) -> None:
+    """Noise in files named as MNIST's are and as EMNIST's, of all their classes."""
+    folder.mkdir()
+    draws = np.random.default_rng(0)
+    for names, classes in ((("train", "t10k"), 10), (("emnist-byclass-train", "emnist-byclass-test"), 62)):
+        for name, n in zip(names, (160, 64), strict=True):
+            pixels, labels = draws.integers(0, 256, (n, 28, 28), dtype=np.uint8), np.arange(n, dtype=np.uint8) % classes
+            (folder / f"{name}-images-idx3-ubyte").write_bytes(struct.pack(">4I", 2051, n, 28, 28) + pixels.tobytes())
+            (folder / f"{name}-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 2049, n) + labels.tobytes())
+
+
+def write_leaf(folder: Path) -> None:
+    """Noise by 20 writers in files as LEAF's."""
+    draws = np.random.default_rng(0)
+    for split, n in (("train", 6), ("test", 2)):
+        (folder / split).mkdir(parents=True)
+        users = [f"f{i:04}_14" for i in range(20)]
+        data = {user: {"x": (draws.integers(0, 256, (n, 784)) / 255).round(4).tolist(), "y": list(range(n))} for user in users}
+        content = {"users": users, "num_samples": [n] * 20, "user_data": data}
+        (folder / split / "all_data_0.json").write_text(json.dumps(content))
+
+
 def write_tweets(folder: Path) -> None:
     """Twenty users with ten tweets each, fifty with one, edge cases, and vectors for some of the words."""
     (folder / "tweets").mkdir()
@@ -98,15 +133,29 @@ def write_table(file: Path) -> None:
     file.write_text("\n".join(rows))
 
 
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A folder with those of CIFAR-10 and of planes."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for name, classes in (("data", 10), ("planes", 1)):
+        write_images(folder / name, "train", 160, classes)
+        write_images(folder / name, "test", 44, classes)
+    return folder
+
+
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_runs_one_round(config, tmp_path):
+def test_runs_one_round(config, tmp_path, pictures):
     kind = config.relative_to(ROOT).parts[0]
     less, options = LESS, []
     if kind == "cifar10":
         less, options = {**LESS, **FEW_CLIENTS}, ["--model.cohort.clients_per_round", "5"]
-        for folder, classes in (("data", 10), ("planes", 1)):
-            write_images(tmp_path / folder, "train", 160, classes)
-            write_images(tmp_path / folder, "test", 44, classes)
+        for name in ("data", "planes"):
+            (tmp_path / name).symlink_to(pictures / name)
+        if config.parent.name.startswith("table"):  # the network is the base's, which is trained as it is
+            options += ["--model.client", SMALL_CNN]
+    if kind in ("mnist", "fashion_mnist", "emnist", "femnist"):
+        less, options = {**LESS, **FEW_CLIENTS}, ["--model.cohort.clients_per_round", "5"]
+        (write_leaf if kind == "femnist" else write_grey)(tmp_path / "data")
     if kind == "twitter":
         write_tweets(tmp_path)
     if config.name == "warm_start.yaml":

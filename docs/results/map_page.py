@@ -325,8 +325,8 @@ def findings(frame: pd.DataFrame) -> str:
             if len(part):
                 lines.append(
                     f"  Cells {name}: tau {between(part['tau'])}, share of malicious clients {between(part['share'])}, kept "
-                    f"fraction {between(part['kept'])}, ASR {between(part['asr'])} against {between(part['asr_other'])}, Acc less by "
-                    f"{between(part['acc_lost'])}."
+                    f"fraction {between(part['kept'])}, ASR {between(part['asr'])} against {between(part['asr_other'])}, Acc "
+                    f"less by {between(part['acc_lost'])}."
                 )
     held = duels(frame, "TrimmedMean")
     trimmed = held["share"] <= held["alpha"]

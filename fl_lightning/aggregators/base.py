@@ -30,12 +30,13 @@ class Aggregator(Made, nn.Module):
     constructor's keyword arguments are its configuration.
 
     What lasts from round to round is kept by `recall`: a rank keeps its own coordinates of it, and checkpoints carry it from
-    any number of ranks to any other. What is small and the same on every rank may be a buffer instead.
+    any number of ranks to any other. What is small and the same on every rank may be a buffer instead, or extra state of the
+    module (`get_extra_state`) where its size is not known beforehand.
 
     A rule that reaches beyond aggregation says so by hooks: `needs_root` (an update of the server's own), `needs_clients`
-    (whose updates it sees), `judges` (how much each client counted), `examine` (measurements of the models that clients
-    submit), `train_benign` and `client_memory_size` (another local training), `before_broadcast` and `after_step` (the global
-    model itself), `predict` and `accepts` (predictions).
+    (whose updates it sees), `judges` (how much each client counted), `examine` and `examine_broadcast` (measurements of the
+    models that clients submit), `train_benign` and `client_memory_size` (another local training), `before_broadcast` and
+    `after_step` (the global model itself), `predict` and `accepts` (predictions).
 
     Called on a plain (N, d) tensor, array or list of rows a rule works in one process, with `weights` (N,) as an optional
     second argument. Rows that are not finite are left out, which a warning says; if none is left that counts the result is
@@ -46,10 +47,13 @@ class Aggregator(Made, nn.Module):
         probe: the inputs that `examine` is given: `Noise(samples=...)`, drawn anew in every round; `"root"`, the samples of
             `data.root`; `Samples` or a tensor of inputs (P, ...) of the rule's own, as the model takes them; or none.
         memory: what `recall` keeps, by name: (S,) float32 each.
+        first_remembered: the coordinate of d that memory begins with, 0 by default, for rules that remember but the last of the
+            parameter tensors: a rank then keeps those of its S coordinates that come later.
     """
 
     num_malicious: int | None = None
     probe: Probe = None
+    first_remembered: int = 0
     _expected_malicious: int | None = None
 
     def __init__(self) -> None:
@@ -103,6 +107,12 @@ class Aggregator(Made, nn.Module):
     def check_model(self, layers: Sequence[Layer]) -> None:
         """Raise `ConfigurationError` if the rule is not defined for a model of these parameter tensors."""
 
+    def check_task(self, samples: Samples, num_classes: int) -> None:
+        """Learn what the clients' data are like, all of them together, and how many classes there are; called after `check`.
+
+        Raise `ConfigurationError` if the rule is not defined for them. Whatever is drawn here must be the same on all ranks.
+        """
+
     def expect(self, num_malicious: int) -> None:
         """Learn how many malicious clients the cohort's setting puts into a round; called before `check`.
 
@@ -142,26 +152,30 @@ class Aggregator(Made, nn.Module):
     def recall(self, name: str, shard: UpdateShard) -> Tensor:
         """(S,) float32, what the rule keeps under `name` on the shard's coordinates; zeros at first.
 
+        Of a rule with `first_remembered` they begin with that one.
+
         The rule changes it in place, or sets `memory[name]`. It counts as changed by the round in which that happens.
 
         Raises:
             ConfigurationError: if what is kept belongs to a model of another size.
         """
+        width = shard.width - min(max(0, self.first_remembered - shard.start), shard.width)
         if name not in self.memory:
-            self.memory[name] = torch.zeros(shard.width, device=shard.weights.device)
+            self.memory[name] = torch.zeros(width, device=shard.weights.device)
         kept = self.memory[name]
-        if len(kept) != shard.width:
+        if len(kept) != width:
             raise ConfigurationError(
                 f"{type(self).__name__} remembers {len(kept)} coordinates from earlier calls, these updates have "
-                f"{shard.width}; make a new rule, or call forget()"
+                f"{width}; make a new rule, or call forget()"
             )
         return kept
 
     def forget(self) -> None:
         """Be as before the first round, rules inside this one too."""
+        self.memory.clear()
         for part in self.modules():
-            if isinstance(part, Aggregator):
-                part.memory.clear()
+            if isinstance(part, Aggregator) and part is not self:
+                part.forget()
 
     @property
     def judges(self) -> bool:
@@ -201,6 +215,13 @@ class Aggregator(Made, nn.Module):
         updates, the models are the mixed ones.
         """
         raise NotImplementedError
+
+    def examine_broadcast(self, module: L.LightningModule, probe: ProbeBatches, generator: torch.Generator) -> None:
+        """Look at the model that the clients were sent, before `examine` is given theirs; nothing by default.
+
+        For rules that compare each model with it on every input: what is kept here, as its outputs, need not travel. Called on
+        every rank in rounds in which models are examined, with all else as for `examine`, and must find the same on all.
+        """
 
     def before_broadcast(self, module: L.LightningModule, round_number: int) -> None:
         """Edit the global model before the clients of a round are sent it; nothing by default.

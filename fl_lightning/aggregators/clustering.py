@@ -10,6 +10,7 @@ sums are taken in a fixed order: the same points give the same clusters on every
 """
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -89,11 +90,10 @@ def nearest(points: Tensor, centres: Tensor) -> Tensor:
 
 
 def number_of_clusters(points: Tensor, most: int, references: int, generator: torch.Generator) -> int:
-    """The smallest k with Gap(k) >= Gap(k + 1) - s(k + 1), by the gap statistic.
+    """How many clusters k-means is to find, by the gap statistic; see `by_gap_statistic`.
 
-    Gap(k) is the mean over the reference sets of log W_ref(k), less log W(k), W the dispersion of k-means with k clusters.
-    Reference sets are uniform on the box around the points. s(k) is sqrt(1 + 1/B) times the B logarithms' standard deviation.
-    Clusters that fill the box evenly, as three of one size in a triangle, may be taken for one.
+    Reference sets are uniform on the box around the points. Clusters that fill the box evenly, as three of one size in a
+    triangle, may be taken for one.
 
     Args:
         points: (n, q) float64.
@@ -107,19 +107,35 @@ def number_of_clusters(points: Tensor, most: int, references: int, generator: to
     low, high = points.amin(0), points.amax(0)
     draws = torch.rand(references, *points.shape, generator=generator, dtype=torch.float64)
     sets = torch.cat([points[None], low + draws * (high - low)])
-    most = min(most, len(points))
-    whole = k_means(sets, 1, generator).dispersion
-    if whole[0] == 0:
-        return 1
-    before = None
-    for k in range(1, most + 1):
-        dispersion = whole if k == 1 else k_means(sets, k, generator).dispersion
-        logs = torch.maximum(dispersion, NO_DISPERSION * whole).clamp(min=torch.finfo(torch.float64).tiny).log()
-        gap = float(logs[1:].mean() - logs[0])
-        error = math.sqrt(1 + 1 / references) * float(logs[1:].std(correction=0))
+    return by_gap_statistic(k_means(sets, k, generator).dispersion for k in range(1, min(most, len(points)) + 1))
+
+
+def by_gap_statistic(dispersions: Iterable[Tensor], *, log_of_mean: bool = False) -> int:
+    """The smallest k with Gap(k) >= Gap(k + 1) - s(k + 1); the largest that is tried if there is none.
+
+    Gap(k) is the mean over the B reference sets of log W_ref(k), less log W(k), W the dispersion with k clusters. s(k) is
+    sqrt(1 + 1/B) times the B logarithms' standard deviation.
+
+    Args:
+        dispersions: (1 + B,) float64 for k = 1, 2, ...: of the points, then of the reference sets. Read as far as needed.
+        log_of_mean: take the logarithm of the mean of W_ref(k) in place of the mean of logarithms.
+
+    Returns:
+        k; 1 where one cluster leaves no dispersion, and at most the number of clusters that leave none.
+    """
+    k, whole, before = 0, torch.empty(0), None
+    for k, dispersion in enumerate(dispersions, 1):
+        whole = dispersion if k == 1 else whole
+        if whole[0] == 0:
+            return 1
+        least = torch.maximum(dispersion, NO_DISPERSION * whole).clamp(min=torch.finfo(torch.float64).tiny)
+        logs = least.log()
+        expected = least[1:].mean().log() if log_of_mean else logs[1:].mean()
+        gap = float(expected - logs[0])
+        error = math.sqrt(1 + 1 / len(logs[1:])) * float(logs[1:].std(correction=0))
         if before is not None and before >= gap - error:
             return k - 1
         if dispersion[0] <= NO_DISPERSION * whole[0]:
             return k
         before = gap
-    return most
+    return k

@@ -12,6 +12,7 @@ from torch import Tensor
 from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.aggregators.distances import DECIMALS
 from fl_lightning.aggregators.filtering import check_enough
+from fl_lightning.aggregators.majority_cluster import majority_cluster
 from fl_lightning.aggregators.norm_clipping import clip_factors, median_norm
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.updates.order_statistics import median
@@ -79,20 +80,7 @@ class FLAME(Aggregator):
 
     def admitted(self, distances: Tensor) -> Tensor:
         """(N,) bool, the clients of the cluster, for (N, N) float64 distances."""
-        from sklearn.cluster import HDBSCAN  # slow to import  # pyrefly: ignore[missing-module-attribute]
-
-        n = len(distances)
-        if n < 3:
-            return torch.ones(n, dtype=torch.bool)
-        clustering = HDBSCAN(
-            min_cluster_size=math.floor(self.min_cluster_fraction * n) + 1,
-            min_samples=1,
-            metric="precomputed",
-            allow_single_cluster=True,
-            copy=True,
-        )
-        found = torch.from_numpy(clustering.fit_predict(distances.numpy())) >= 0
-        return found if found.any() else torch.ones(n, dtype=torch.bool)
+        return majority_cluster(distances, self.min_cluster_fraction)
 
     def aggregate_buffers(self, shard: UpdateShard) -> Tensor:
         return shard.map(median)

@@ -23,8 +23,8 @@ class Invariant(TrimmedMean):
 
     Bounds: with f <= b malicious clients a kept value lies between benign ones, so only votes can do harm, not magnitudes.
     f clients that vote against everything freeze every coordinate if (N - 2f)/N <= tau (< tau with `inclusive`): with N = 20,
-    tau = .6 four clients are enough. That is a denial of service, not a backdoor; the kept fraction in the round's
-    diagnostics shows it.
+    tau = .6 four clients are enough. Voting against everything is a denial of service, which the kept fraction in the round's
+    diagnostics shows; voting against what would close a back door keeps it open (the attack `MaskedReplacement`).
 
     Verdict: none, or with `verdicts` the share of the coordinates that the mask keeps and on which the client's entry lies
     within what trimming keeps.

@@ -73,6 +73,9 @@ class Mixing(Aggregator):
     def check_model(self, layers: Sequence[Layer]) -> None:
         self.rule.check_model(layers)
 
+    def check_task(self, samples: Samples, num_classes: int) -> None:
+        self.rule.check_task(samples, num_classes)
+
     @property
     def needs_root(self) -> bool:
         return self.rule.needs_root
@@ -83,6 +86,9 @@ class Mixing(Aggregator):
 
     def examine(self, module: L.LightningModule, probe: ProbeBatches, generator: torch.Generator) -> Tensor:
         return self.rule.examine(module, probe, generator)
+
+    def examine_broadcast(self, module: L.LightningModule, probe: ProbeBatches, generator: torch.Generator) -> None:
+        self.rule.examine_broadcast(module, probe, generator)
 
     def before_broadcast(self, module: L.LightningModule, round_number: int) -> None:
         self.rule.before_broadcast(module, round_number)

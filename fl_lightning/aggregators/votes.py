@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 
 from fl_lightning.errors import ConfigurationError
-
-GUARD = 1e-9
-"""Keeps products such as .2 * 20 from landing on the wrong side of the integer that they stand for."""
+from fl_lightning.updates.order_statistics import GUARD, trim_count
 
 
 class SignConsistency:
@@ -58,11 +56,6 @@ class SignConsistency:
         # A column without a vote is masked, whatever tau: it has no direction.
         least = [1] + [self.threshold(voters) for voters in range(1, len(values) + 1)]
         return votes >= torch.tensor(least, device=values.device)[signs.count_nonzero(0)]
-
-
-def trim_count(num_clients: int, alpha: float) -> int:
-    """b = ceil(alpha * N), entries trimmed from each tail."""
-    return math.ceil(alpha * num_clients - GUARD)
 
 
 def check_alpha(alpha: float) -> None:

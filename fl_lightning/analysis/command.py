@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 
-from fl_lightning.analysis import on_models, on_paper, on_sweeps
+from fl_lightning.analysis import on_models, on_paper, on_sweeps, on_votes
 from fl_lightning.errors import ConfigurationError, folded, nearest
 
 COMMANDS: dict[str, Any] = {
@@ -20,6 +20,7 @@ COMMANDS: dict[str, Any] = {
     "theorem10": on_paper.theorem10,
     "theorem11": on_paper.theorem11,
     "certify": on_paper.certify,
+    "crfl": on_votes.crfl,
 }
 
 

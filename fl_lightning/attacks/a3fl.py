@@ -8,36 +8,24 @@ https://github.com/hfzhang31/A3FL.
 from __future__ import annotations
 
 import copy
-import logging
 import math
 from collections.abc import Sequence
-from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fl_lightning.attacks.base import Attack, Attacker, check_fraction, check_label
-from fl_lightning.attacks.pixel_trigger import Rectangle, attackable, images_for, one_raw, painted, raw_range
-from fl_lightning.attacks.poisoning import poison_share
+from fl_lightning.attacks.base import Attacker
+from fl_lightning.attacks.tuned_pattern import BOUND, TunedPattern
 from fl_lightning.data.base import Samples, TensorSamples
-from fl_lightning.data.in_tensors import in_tensors
-from fl_lightning.data.joined import join
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.modules.outputs import class_logits
-
-log = logging.getLogger(__name__)
-
-START = 0.5
-BOUND = 2.0
-"""The pattern before the first round, and how far it may go, on the scale where raw pixels lie in [-2, 2]."""
 
 MOMENTUM = 0.9
 WEIGHT_DECAY = 5e-4
 
 
-class A3FL(Attack):
+class A3FL(TunedPattern):
     """A backdoor that opens on a rectangle at a fixed place, with a pattern delta that attackers tune together.
 
     At the start of every round with malicious clients, before any of them trains, delta goes on from where it was, by
@@ -99,6 +87,8 @@ class A3FL(Attack):
         (True, [0, 159])
     """
 
+    purpose = "a3fl"
+
     def __init__(
         self,
         *,
@@ -118,7 +108,16 @@ class A3FL(Attack):
         adversarial_weight: float = 0.01,
         batch_size: int = 64,
     ) -> None:
-        check_fraction("A3FL.poison_fraction", poison_fraction, usual=0.25)
+        super().__init__(
+            row=row,
+            column=column,
+            height=height,
+            width=width,
+            value_range=value_range,
+            target_label=target_label,
+            poison_fraction=poison_fraction,
+            per_batch=per_batch,
+        )
         for name, count, least in (
             ("trigger_epochs", trigger_epochs, 1),
             ("adversarial_epochs", adversarial_epochs, 0),
@@ -134,13 +133,6 @@ class A3FL(Attack):
             raise ConfigurationError(
                 f"A3FL.adversarial_weight must be at least 0 and finite, got {adversarial_weight}; 0.01 is the authors'"
             )
-        if value_range is not None and not (value_range[0] < value_range[1] and all(map(math.isfinite, value_range))):
-            raise ConfigurationError(f"A3FL.value_range must be two finite numbers, smaller first, got {list(value_range)}")
-        self.place = Rectangle(row, column, height, width, name="A3FL")
-        self.value_range = value_range
-        self.target_label = self._target = target_label
-        self.poison_fraction = poison_fraction
-        self.per_batch = per_batch
         self.trigger_epochs = trigger_epochs
         self.trigger_lr = trigger_lr
         self.adversarial_epochs = adversarial_epochs
@@ -148,93 +140,13 @@ class A3FL(Attack):
         self.adversarial_lr = adversarial_lr
         self.adversarial_weight = adversarial_weight
         self.batch_size = batch_size
-        self.pattern: Tensor | None = None  # (C, height, width) float32 in raw scale, once it is known what images are like
-
-    def validate(self, num_classes: int) -> None:
-        check_label("A3FL.target_label", self._target, num_classes)
-
-    # ---- data --------------------------------------------------------------------------------------------------------
-
-    def poison(self, dataset: Samples, attacker: Attacker) -> Samples:
-        data = self._images(dataset)
-
-        def write(rows: Tensor) -> Samples:
-            return painted(data, [self.paint], rows, self._target)
-
-        every, share = torch.arange(len(data)), self.poison_fraction
-        return poison_share(data, every, share, attacker, "a3fl", write, per_batch=self.per_batch)
-
-    def stamp(self, test: Samples) -> Samples | None:
-        data = attackable(self._images(test), self._target)
-        if not len(data):
-            return None
-        self._warn_of_range(data)
-        return painted(data, [self.paint], torch.arange(len(data)), self._target)
-
-    def paint(self, images: Tensor) -> Tensor:
-        """Images (b, C, H, W) with the pattern of the moment in them."""
-        assert self.pattern is not None
-        if self.pattern.device != images.device:
-            with torch.inference_mode(False):  # evaluation may ask first, but the pattern is tuned further
-                self.pattern = self.pattern.to(images.device)
-        return self._painted(images, self.pattern if images.is_floating_point() else self.pattern.round())
-
-    def _painted(self, images: Tensor, pattern: Tensor) -> Tensor:
-        """Images with a pattern (C, height, width) in them; gradients pass to the pattern."""
-        images, p = images.clone(), self.place
-        images[:, :, p.row : p.row + p.height, p.column : p.column + p.width] = pattern.to(images.dtype)
-        return images
-
-    def _images(self, samples: Samples) -> Samples:
-        """The samples, if they are images that the pattern fits into; makes the pattern of the first ones."""
-        data = images_for([self.place], samples)
-        if self.pattern is None:
-            images = one_raw(data)
-            assert images is not None
-            low, high = self._range(images)
-            shape = images.shape[1], self.place.height, self.place.width
-            self.pattern = torch.full(shape, low + (START + BOUND) / (2 * BOUND) * (high - low), device=images.device)
-        return data
-
-    def _range(self, images: Tensor) -> tuple[float, float]:
-        """Raw values that the pattern must stay within."""
-        is_bytes = not images.is_floating_point()
-        low, high = self.value_range or ((0.0, 255.0) if is_bytes else (0.0, 1.0))
-        if is_bytes and not 0 <= low < high <= 255:
-            raise ConfigurationError(
-                f"A3FL.value_range is {[low, high]}, but the pixels of this task are bytes; use numbers from 0 to 255"
-            )
-        return low, high
-
-    def _warn_of_range(self, data: Samples) -> None:
-        """Say so if the pattern may become what no picture is: such a trigger is easier to learn."""
-        images, found = one_raw(data), raw_range(data)
-        if images is None or found is None:
-            return
-        (low, high), (least, most) = found, self._range(images)
-        tolerance = 1e-3 * (high - low)
-        if least < low - tolerance or most > high + tolerance:
-            log.warning(
-                "A3FL.value_range is %s, but raw pixels of the test images lie between %.3g and %.3g; set it to these numbers "
-                "for a pattern such as pictures have",
-                [least, most],
-                low,
-                high,
-            )
-
-    # ---- the pattern -------------------------------------------------------------------------------------------------
 
     def plan(self, module: nn.Module, datasets: Sequence[Samples], attackers: Sequence[Attacker]) -> None:
-        data = in_tensors(self._images(join(datasets)), "A3FL tunes its pattern on them again and again")
-        data = data.to(next(module.parameters()).device)
-        low, high = self._range(data.inputs)
+        data, pattern, low, high = self._tunable(module, datasets)
         step = self.trigger_lr * (high - low) / (2 * BOUND)
-        data = data.with_inputs(data.inputs.float())  # a byte has no gradient
         draws = attackers[0].generator(f"a3fl pattern, round {attackers[0].round_number}", shared=True)
         # A copy, as putting the module itself into eval mode and back may change what its parts were in.
         model = copy.deepcopy(module).eval().requires_grad_(False)
-        assert self.pattern is not None
-        pattern = self.pattern.to(data.inputs.device).detach()
         adversary, weight = model, 0.0
         for epoch in range(self.trigger_epochs):
             if self.adversarial_weight and epoch % self.adversarial_every == 0:
@@ -266,22 +178,9 @@ class A3FL(Attack):
                 optimizer.step()
         return model.eval().requires_grad_(False)
 
-    def _with_pattern(self, data: TensorSamples, pattern: Tensor) -> TensorSamples:
-        """All samples with a pattern."""
-        every = torch.ones(len(data), dtype=torch.bool, device=data.inputs.device)
-        return data.stamped(partial(self._painted, pattern=pattern), every)
-
     def _batches(self, n: int, draws: torch.Generator) -> Sequence[Tensor]:
         """One pass over n samples in random order; batches are even, as BatchNorm cannot train on a last single sample."""
         return torch.randperm(n, generator=draws).tensor_split(math.ceil(n / self.batch_size))
-
-    # ---- what lasts from round to round ------------------------------------------------------------------------------
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"pattern": self.pattern}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.pattern = state["pattern"]
 
 
 def similarity(one: nn.Module, other: nn.Module) -> float:

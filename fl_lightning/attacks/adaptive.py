@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from fl_lightning.attacks.base import Attack, Attacker, Knowledge
-from fl_lightning.attacks.crafted import uniform
+from fl_lightning.attacks.crafted import shadow_clients, uniform
 from fl_lightning.data.base import Samples
-from fl_lightning.data.joined import join
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.updates.shard import UpdateShard
 
@@ -87,10 +86,7 @@ class Adaptive(Attack):
         honest = list(datasets) if self.knowledge == "colluders" or self.others == "benign" else []
         if self.knowledge != "shadow":
             return honest
-        pool = join(datasets)
-        size = -(-len(pool) // len(datasets))
-        draws = attackers[0].generator(f"shadow clients, round {attackers[0].round_number}", shared=True)
-        return honest + [pool.subset(torch.randperm(len(pool), generator=draws)[:size]) for _ in range(num_benign)]
+        return honest + shadow_clients(datasets, attackers, num_benign)
 
     def corrupt(self, shard: UpdateShard, knowledge: Knowledge) -> None:
         f = int(shard.malicious.sum())

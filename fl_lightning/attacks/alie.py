@@ -26,7 +26,9 @@ class ALIE(Crafted):
 
     Args:
         z: the shift in standard deviations; from n and f where left out.
-        knowledge: whose updates count as honest, see `Crafted`; their standard deviation is the unbiased one.
+        knowledge: whose updates count as honest, see `Crafted`.
+        biased: whether the variance of M honest updates is divided by M, as in the authors' code, and not by M - 1. With few of
+            them the shift is then shorter, by a factor of sqrt((M - 1) / M).
 
     Differs from the paper: attackers look at benign updates by default, where it lets them look at their own honest ones;
     `knowledge: colluders` does that.
@@ -41,16 +43,19 @@ class ALIE(Crafted):
         tensor([ 1.0000,  3.0000, -0.8284])
     """
 
-    def __init__(self, *, z: float | None = None, knowledge: Source = "benign") -> None:
+    def __init__(self, *, z: float | None = None, knowledge: Source = "benign", biased: bool = False) -> None:
         super().__init__(knowledge=knowledge)
         if z is not None and not math.isfinite(z):
             raise ConfigurationError(f"ALIE.z must be a finite number of standard deviations, got {z}")
         self.z = z
+        self.biased = biased
 
     def craft(self, honest: UpdateShard, rows: Tensor, n: int, f: int) -> Tensor:
         z = largest_hidden_shift(n, f) if self.z is None else self.z
 
         known = rows.nonzero().flatten().tolist()
+        if self.biased:
+            z *= math.sqrt((len(known) - 1) / len(known))
 
         def shifted(values: Tensor) -> Tensor:
             mean, variance = moments([values[i] for i in known])

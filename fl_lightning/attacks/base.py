@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from fl_lightning.data.base import Samples
 from fl_lightning.data.joined import join
@@ -15,6 +17,7 @@ from fl_lightning.data.module import FederatedDataModule
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.modules.subclasses import Made
 from fl_lightning.seeding import generator
+from fl_lightning.updates.layers import Layer
 from fl_lightning.updates.shard import UpdateShard
 
 
@@ -73,6 +76,21 @@ class Knowledge:
     last_step: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Stage:
+    """A part of a malicious client's local training; what is left out, it does as malicious clients do without stages.
+
+    Attributes:
+        epochs: passes over the client's data, at least 1e-6.
+        optimizer: a fresh one of those of the module's parameters that this stage trains; others stay as they are.
+        scheduler: of that optimizer; it steps after every pass.
+    """
+
+    epochs: float | None = None
+    optimizer: Optimizer | None = None
+    scheduler: LRScheduler | None = None
+
+
 class Attack(Made):
     """Base of all attacks; override what the attack does.
 
@@ -85,17 +103,39 @@ class Attack(Made):
         source_label: the true class of the samples under attack, where there is just one; its clean accuracy is reported
             as `val/acc_source`.
         watches_steps: whether the attack needs to know how the global model moved in the round before.
+        replaces_loss: whether `loss` leaves out what it is given; such an attack must come before all others with a `loss`.
+        own_recipe: whether `stages` bring epochs and optimizers of their own, so that a recipe of the attackers' (epochs or
+            optimizer) would have no effect, and is refused.
     """
 
     target_label: int | None = None
     source_label: int | None = None
     watches_steps: bool = False
+    replaces_loss: bool = False
+    own_recipe: bool = False
 
     def prepare(self) -> None:
         """Fetch files that the attack needs; called in one process per node, before `validate`."""
 
     def validate(self, num_classes: int) -> None:
         """Check the configuration against the task before any training; raises `ConfigurationError`."""
+
+    def meet(self, attacks: Sequence[Attack]) -> None:
+        """Look at all attacks of the federation before any training, for those that build on others.
+
+        Args:
+            attacks: in their order, this one among them.
+
+        Raises:
+            ConfigurationError: they do not go together.
+        """
+
+    def check_model(self, layers: Sequence[Layer]) -> None:
+        """Check the configuration against the model before any training; raises `ConfigurationError`.
+
+        Args:
+            layers: the trainable parameter tensors, in the order of the coordinates.
+        """
 
     # ---- data --------------------------------------------------------------------------------------------------------
 
@@ -161,6 +201,32 @@ class Attack(Made):
             num_benign: benign clients in the round.
         """
         return []
+
+    def begin(self, module: nn.Module, broadcast: Broadcast) -> None:
+        """Change a malicious client's module in place before its first local step, so that it starts from other weights.
+
+        The update is still the difference to what was broadcast. Such a client is trained step by step in Python, whatever the
+        executor.
+
+        Args:
+            module: the client's module, with the broadcast weights, or what the attack before this one has made of them.
+            broadcast: what the round started from.
+        """
+
+    def stages(self, module: nn.Module, clean: Samples, attacker: Attacker) -> Iterable[Stage]:
+        """What a malicious client's local training consists of, one stage after the other; by default one, as everyone's.
+
+        A generator, which goes on where it was once a stage has been trained, can so tell what stage it is in, and tidy up in
+        a `finally`. `loss` and `constrain` are called in all stages, and count steps from 1 in each; once an attack says
+        `finished`, there are no more. Batches go on in one and the same sequence of draws. Only one attack of a list may have
+        stages. They are also gone through before the first round, with nobody trained, to see that they can be made.
+
+        Args:
+            module: the client's module, with the weights that it was sent at first, then those of the stages before.
+            clean: the client's own data, which no attack has poisoned.
+            attacker: who it is.
+        """
+        return [Stage()]
 
     def constrain(self, module: nn.Module, broadcast: Broadcast, step: int, steps: int) -> None:
         """Adjust a malicious client's module in place after a local step.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -11,10 +11,14 @@ from torch import Tensor
 
 from fl_lightning.attacks.base import Attack, Attacker, Knowledge
 from fl_lightning.data.base import Samples
+from fl_lightning.data.joined import join
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.updates.shard import UpdateShard
 
 Source = Literal["benign", "colluders"]
+
+Like = Literal["own", "mean"]
+"""Which benign update stands beside a malicious client's: what it would have sent honestly, or the mean of all attackers'."""
 
 
 class Crafted(Attack):
@@ -63,3 +67,36 @@ class Crafted(Attack):
 def uniform(rows: Tensor) -> Tensor:
     """(M,) float64, the coefficients of the mean of the chosen rows ((M,) bool); zeros if none is."""
     return rows.to(torch.float64) / rows.sum().clamp(min=1)
+
+
+def shadow_clients(datasets: Sequence[Samples], attackers: Sequence[Attacker], count: int) -> list[Samples]:
+    """Data of simulated benign clients: random parts, new in every round, of all that the attackers hold.
+
+    Args:
+        datasets: the malicious clients' clean data, in cohort order.
+        attackers: who they are.
+        count: how many there shall be; each has as many samples as an attacker on average, without repeats.
+    """
+    pool = join(datasets)
+    size = -(-len(pool) // len(datasets))
+    draws = attackers[0].generator(f"shadow clients, round {attackers[0].round_number}", shared=True)
+    return [pool.subset(torch.randperm(len(pool), generator=draws)[:size]) for _ in range(count)]
+
+
+def beside_benign(shard: UpdateShard, honest: UpdateShard | None, like: Like) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Each malicious update with a benign one beside it, for attacks that mix the two.
+
+    Args:
+        shard: the round's updates.
+        honest: what the malicious clients' clean data gave, in cohort order.
+        like: `own`, or `mean` of those that are finite.
+
+    Yields:
+        The row's number, a mask (N,) of that row alone, and (S,) of the benign update.
+    """
+    assert honest is not None, "the attack has asked for rehearsals"
+    mean = honest.combine(uniform(honest.finite_rows())) if like == "mean" else None
+    for j, i in enumerate(torch.nonzero(shard.malicious).flatten().tolist()):
+        row = torch.zeros_like(shard.malicious)
+        row[i] = True
+        yield i, row, honest.row(j) if mean is None else mean

@@ -13,16 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
-from fl_lightning.attacks.base import Attack, Attacker, check_fraction, check_label
-from fl_lightning.attacks.pixel_trigger import Rectangle, attackable, colour, images_for, painted, warn_of_range
-from fl_lightning.attacks.poisoning import poison_share
+from fl_lightning.attacks.base import Attacker, check_fraction
+from fl_lightning.attacks.picture_trigger import PictureStamp, PictureTrigger
+from fl_lightning.attacks.pixel_trigger import Rectangle, colour, warn_of_range
+from fl_lightning.attacks.target_modes import Mode, TargetMode
 from fl_lightning.data.base import Samples
 from fl_lightning.errors import ConfigurationError
 
 
-class DBA(Attack):
+class DBA(PictureTrigger):
     """A pixel trigger in four parts, two strips above two others.
 
     Attackers take turns with the parts: the first malicious client has part 0, the fifth has it again. Of its samples, of
@@ -49,8 +48,13 @@ class DBA(Attack):
         column: leftmost column of the trigger, counted from 0.
         value: the colour in raw scale, one number for all channels or one per channel. None is white: 255 where pixels are
             bytes, else 1.0. White in `Digits`, whose raw pixels lie between -0.3 and 0.7, is 0.7.
-        target_label: the class that pictures with the trigger shall be taken for; 2 is "bird" in CIFAR-10.
-        poison_fraction: share of an attacker's samples that is painted and relabelled, in (0, 1]; at least one sample is.
+        target_label: the class that pictures with the trigger shall be taken for; 2 is "bird" in CIFAR-10. Null for
+            `all_to_all`.
+        source_label: the class that is attacked; for `one_to_one`.
+        target_mode: `all_to_one`, `one_to_one`, `all_to_all` or `clean_label`; what each trains on and what its ASR counts is
+            in `TargetMode`.
+        poison_fraction: share of an attacker's samples that is painted and relabelled, in (0, 1], of those that the mode
+            allows; at least one sample is.
         per_batch: whether the share is one of every batch, not of the data set: the first int(share * b) of b samples, which a
             shuffle makes others in every pass, as published code has it. Batches of fewer than 1 / share samples have none.
         report_parts: whether the success of each part alone is measured too, which takes four more passes over the test set.
@@ -74,7 +78,9 @@ class DBA(Attack):
         row: int = 0,
         column: int = 0,
         value: float | Sequence[float] | None = None,
-        target_label: int = 2,
+        target_label: int | None = 2,
+        source_label: int | None = None,
+        target_mode: Mode = "all_to_one",
         poison_fraction: float = 5 / 64,
         per_batch: bool = False,
         report_parts: bool = True,
@@ -90,31 +96,20 @@ class DBA(Attack):
             for below in (0, 1)
             for right in (0, 1)
         ]
-        self.target_label = self._target = target_label
-        self.poison_fraction = poison_fraction
-        self.per_batch = per_batch
+        targets = TargetMode(target_mode, target_label, source_label, "DBA")
+        super().__init__(self.parts, targets, poison_fraction, per_batch, "distributed backdoor")
         self.report_parts = report_parts
 
-    def validate(self, num_classes: int) -> None:
-        check_label("DBA.target_label", self._target, num_classes)
-
-    def poison(self, dataset: Samples, attacker: Attacker) -> Samples:
-        data = images_for(self.parts, dataset)
-
-        def write(rows: torch.Tensor) -> Samples:
-            return painted(data, [self.parts[attacker.index % len(self.parts)]], rows, self._target)
-
-        every, share = torch.arange(len(data)), self.poison_fraction
-        return poison_share(data, every, share, attacker, "distributed backdoor", write, per_batch=self.per_batch)
+    def stamps_of(self, attacker: Attacker) -> Sequence[PictureStamp]:
+        return [self.parts[attacker.index % len(self.parts)]]
 
     def stamp(self, test: Samples) -> Samples | None:
-        data = attackable(images_for(self.parts, test), self._target)
+        data = self.attacked(test)
         warn_of_range(self.parts[0], data)
-        return painted(data, self.parts, torch.arange(len(data)), self._target) if len(data) else None
+        return self.with_stamps(data, self.parts) if len(data) else None
 
     def stamp_parts(self, test: Samples) -> dict[str, Samples]:
-        data = attackable(images_for(self.parts, test), self._target)
+        data = self.attacked(test)
         if not (self.report_parts and len(data)):
             return {}
-        every = torch.arange(len(data))
-        return {f"part{i}": painted(data, [part], every, self._target) for i, part in enumerate(self.parts)}
+        return {f"part{i}": self.with_stamps(data, [part]) for i, part in enumerate(self.parts)}

@@ -7,12 +7,12 @@ AISTATS 2024, https://arxiv.org/abs/2210.01834, Appendix D.2.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import get_args
 
 import torch
 
 from fl_lightning.attacks.base import Attack, Attacker, Knowledge
-from fl_lightning.attacks.crafted import uniform
+from fl_lightning.attacks.crafted import Like, beside_benign
 from fl_lightning.data.base import Samples
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.updates.largest import largest
@@ -40,10 +40,10 @@ class Mimicry(Attack):
         tensor([[ 0.2000, -5.0000]])
     """
 
-    def __init__(self, *, kept: int = 1000, like: Literal["own", "mean"] = "own") -> None:
+    def __init__(self, *, kept: int = 1000, like: Like = "own") -> None:
         if kept < 0:
             raise ConfigurationError(f"Mimicry.kept must be at least 0, got {kept}")
-        if like not in ("own", "mean"):
+        if like not in get_args(Like):
             raise ConfigurationError(f"Mimicry.like must be own or mean, got {like!r}")
         self.kept = kept
         self.like = like
@@ -52,13 +52,7 @@ class Mimicry(Attack):
         return list(datasets)
 
     def corrupt(self, shard: UpdateShard, knowledge: Knowledge) -> None:
-        honest = knowledge.rehearsed
-        assert honest is not None
-        mean = honest.combine(uniform(honest.finite_rows())) if self.like == "mean" else None
         kept = min(self.kept, shard.num_coordinates)
-        for j, i in enumerate(torch.nonzero(shard.malicious).flatten().tolist()):
-            row = torch.zeros_like(shard.malicious)
-            row[i] = True
+        for i, row, benign in beside_benign(shard, knowledge.rehearsed, self.like):
             stays = largest(shard, shard.row(i).abs().nan_to_num(nan=torch.inf), kept)
-            benign = honest.row(j) if mean is None else mean
             shard.rewrite(row, lambda g, keep, like: torch.where(keep, g, like), stays, benign)

@@ -16,25 +16,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fl_lightning.attacks.base import Attack, Attacker, check_fraction, check_label
-from fl_lightning.attacks.poisoning import poison_share
+from fl_lightning.attacks.base import check_fraction
+from fl_lightning.attacks.picture_trigger import PictureTrigger, one_raw, raw_range
+from fl_lightning.attacks.target_modes import Mode, TargetMode
 from fl_lightning.checked import real
-from fl_lightning.data.base import Samples, Stamp, TensorSamples
-from fl_lightning.data.pictures import has_channels_last
+from fl_lightning.data.base import Samples
 from fl_lightning.errors import ConfigurationError
 
 log = logging.getLogger(__name__)
 
-LOOKED_AT = 256
-"""Pictures whose range of values is looked at, where they are read one by one."""
 
-
-class PixelTrigger(Attack):
+class PixelTrigger(PictureTrigger):
     """A backdoor that opens on a rectangle of one colour at a fixed place.
 
     Of a malicious client's samples, of whatever class, a random share gets the rectangle and the label `target_label`; the
     others stay as they are, and so does the number of samples. The same samples are chosen in every round. ASR is measured
-    on all test images whose true class is not `target_label`, with the rectangle in them.
+    on all test images whose true class is not `target_label`, with the rectangle in them. Other aims: `target_mode`.
 
     The rectangle is painted on raw pixels after augmentation, which would move it, and before the data's `prepare`, so it is
     written in the raw scale of the data.
@@ -46,8 +43,12 @@ class PixelTrigger(Attack):
         width: columns, at least 1.
         value: the colour in raw scale, one number for all channels or one per channel. None is white: 255 where pixels are
             bytes, else 1.0. White in `Digits`, whose raw pixels lie between -0.3 and 0.7, is 0.7.
-        target_label: the class that pictures with the rectangle shall be taken for.
-        poison_fraction: share of an attacker's samples that is painted and relabelled, in (0, 1]; at least one sample is.
+        target_label: the class that pictures with the rectangle shall be taken for; null for `all_to_all`.
+        source_label: the class that is attacked; for `one_to_one`.
+        target_mode: `all_to_one`, `one_to_one`, `all_to_all` or `clean_label`; what each trains on and what its ASR counts is
+            in `TargetMode`.
+        poison_fraction: share of an attacker's samples that is painted and relabelled, in (0, 1], of those that the mode
+            allows; at least one sample is.
         per_batch: whether the share is one of every batch, not of the data set: the first int(share * b) of b samples, which a
             shuffle makes others in every pass, as published code has it. Batches of fewer than 1 / share samples have none.
 
@@ -56,6 +57,8 @@ class PixelTrigger(Attack):
             rectangle leaves them.
 
     Example:
+        >>> from fl_lightning.attacks import Attacker
+        >>> from fl_lightning.data import TensorSamples
         >>> attack = PixelTrigger(height=2, width=2, poison_fraction=0.5)
         >>> data = TensorSamples(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.tensor([1, 2, 3, 4]))
         >>> poisoned = attack.poison(data, Attacker(client=0, seed=0, pool=data))
@@ -72,32 +75,21 @@ class PixelTrigger(Attack):
         height: int = 3,
         width: int = 3,
         value: float | Sequence[float] | None = None,
-        target_label: int = 0,
+        target_label: int | None = 0,
+        source_label: int | None = None,
+        target_mode: Mode = "all_to_one",
         poison_fraction: float = 0.2,
         per_batch: bool = False,
     ) -> None:
         check_fraction("PixelTrigger.poison_fraction", poison_fraction, usual=0.2)
         self.trigger = Rectangle(row, column, height, width, colour(value), name="PixelTrigger")
-        self.target_label = self._target = target_label
-        self.poison_fraction = poison_fraction
-        self.per_batch = per_batch
-
-    def validate(self, num_classes: int) -> None:
-        check_label("PixelTrigger.target_label", self._target, num_classes)
-
-    def poison(self, dataset: Samples, attacker: Attacker) -> Samples:
-        data = images_for([self.trigger], dataset)
-
-        def write(rows: Tensor) -> Samples:
-            return painted(data, [self.trigger], rows, self._target)
-
-        every, share = torch.arange(len(data)), self.poison_fraction
-        return poison_share(data, every, share, attacker, "pixel trigger", write, per_batch=self.per_batch)
+        targets = TargetMode(target_mode, target_label, source_label, "PixelTrigger")
+        super().__init__([self.trigger], targets, poison_fraction, per_batch, "pixel trigger")
 
     def stamp(self, test: Samples) -> Samples | None:
-        data = attackable(images_for([self.trigger], test), self._target)
+        data = self.attacked(test)
         warn_of_range(self.trigger, data)
-        return painted(data, [self.trigger], torch.arange(len(data)), self._target) if len(data) else None
+        return self.with_stamps(data, [self.trigger]) if len(data) else None
 
 
 @dataclass(frozen=True)
@@ -171,44 +163,6 @@ def colour(value: float | Sequence[float] | None) -> tuple[float, ...]:
     return numbers
 
 
-def images_for(triggers: Sequence[Rectangle], samples: Samples) -> Samples:
-    """The samples, if they are images that the triggers fit into; `ConfigurationError` otherwise."""
-    images = one_raw(samples)
-    if images is None or images.ndim != 4 or not (images.is_floating_point() or images.dtype == torch.uint8):
-        found = type(samples).__name__ + " without one tensor per sample"
-        if images is not None:
-            found = f"{images.dtype} inputs of shape {(len(samples), *images.shape[1:])}"
-        raise ConfigurationError(
-            f"{triggers[0].name} needs raw images of shape (samples, channels, rows, columns), uint8 or floating-point, got "
-            f"{found}; use a task of images such as CIFAR10 or Digits, a data set that yields such tensors, or another attack"
-        )
-    if has_channels_last(images.shape[1:]):
-        raise ConfigurationError(
-            f"{triggers[0].name} paints into pictures (channels, rows, columns), but the inputs are of shape "
-            f"{tuple(images.shape[1:])}, which reads as (rows, columns, channels); move the last axis to the front in the data "
-            "set, for example by x.permute(2, 0, 1) or NumPy's x.transpose(2, 0, 1)"
-        )
-    for trigger in triggers:
-        trigger.check(images)
-    return samples
-
-
-def one_raw(samples: Samples) -> Tensor | None:
-    """(1, ...) what a trigger is written into, of the first sample; (0, ...) of none, where that can be told."""
-    if isinstance(samples, TensorSamples):
-        return samples.inputs[:1]
-    return samples.raw(torch.arange(1)) if len(samples) else None
-
-
-def raw_range(data: Samples) -> tuple[float, float] | None:
-    """The least and the greatest raw value, of some samples where they are read one by one; None where values are bytes."""
-    images = data.inputs if isinstance(data, TensorSamples) else data.raw(torch.arange(min(len(data), LOOKED_AT)))
-    if images is None or not images.is_floating_point() or not len(images):
-        return None
-    low, high = images.aminmax()
-    return float(low), float(high)
-
-
 def warn_of_range(trigger: Rectangle, data: Samples) -> None:
     """Say so if the colour is one that no picture has: such a trigger is easier to learn."""
     images, found = one_raw(data), raw_range(data)
@@ -224,18 +178,3 @@ def warn_of_range(trigger: Rectangle, data: Samples) -> None:
             low,
             high,
         )
-
-
-def painted(data: Samples, triggers: Sequence[Stamp], rows: Tensor, target: int) -> Samples:
-    """All of `data`, with all triggers and the label `target` in `rows` ((m,) int64)."""
-    carries = torch.zeros(len(data), dtype=torch.bool)
-    carries[rows.cpu()] = True
-    carries = carries.to(data.targets.device)
-    for trigger in triggers:
-        data = data.stamped(trigger, carries)
-    return data.relabel(data.targets.masked_fill(carries, target))
-
-
-def attackable(data: Samples, target: int) -> Samples:
-    """The samples whose class is not `target` already; there may be none."""
-    return data.subset(torch.nonzero(data.targets != target).squeeze(1))

@@ -16,8 +16,18 @@ if TYPE_CHECKING:
 LATER = ("server_scheduler", "start_from", "attackers", "attackers_optimizer", "attackers_scheduler")
 """Settings of `model` that earlier versions did not have; left out, the experiment is that of their records."""
 
-LATER_OF_ATTACKS = {"per_batch": False}
+LATER_OF_ATTACKS: dict[str, Any] = {"per_batch": False}
 """The same of attacks' settings, with the values that stand for what was before."""
+
+LATER_OF_CLASS: dict[str, dict[str, Any]] = {
+    "PixelTrigger": {"target_mode": "all_to_one", "source_label": None},
+    "ALIE": {"biased": False},
+    "Neurotoxin": {"by": "last_step", "per_layer": False},
+    "PGD": {"epochs": None},
+    "DBA": {"target_mode": "all_to_one", "source_label": None},
+    "CNN": {"kernel_size": 3},
+}
+"""The same of single classes of the package."""
 
 SELDOM = 10
 """The cohort's default `interval` for participation `fixed_frequency`, as records have had it."""
@@ -62,7 +72,9 @@ def experiment(
         if "aggregator" in model:  # verdicts change no bit
             model["aggregator"] = without_verdicts(model["aggregator"])
         if "attacks" in model:
-            model["attacks"] = [without_later(attack) for attack in without(model["attacks"], "path")]
+            model["attacks"] = [without_later(attack, LATER_OF_ATTACKS) for attack in without(model["attacks"], "path")]
+        if "client" in model:
+            model["client"] = without_later(model["client"])
         if isinstance(model.get("attackers"), dict):
             model["attackers"] = {
                 key: value for key, value in model["attackers"].items() if key not in ("branches", "executor")
@@ -119,16 +131,24 @@ def without_verdicts(value: Any) -> Any:
     return {key: entry for key, entry in kept.items() if entry != {} or value[key] == {}}
 
 
-def without_later(attack: Any) -> Any:
-    """An attack's settings without those that earlier versions did not have, where these say nothing new.
+def without_later(part: Any, later: Mapping[str, Any] = {}) -> Any:
+    """The settings of an object without those that earlier versions did not have and that say nothing new.
 
-    >>> without_later({"class_path": "DBA", "init_args": {"row": 1, "per_batch": False}})
-    {'class_path': 'DBA', 'init_args': {'row': 1}}
+    Args:
+        part: `class_path` and `init_args`.
+        later: such settings of any class, beside those in `LATER_OF_CLASS`; a user's own class may have others of these names.
+
+    Example:
+        >>> without_later({"class_path": "ALIE", "init_args": {"z": 1.0, "biased": False}})
+        {'class_path': 'ALIE', 'init_args': {'z': 1.0}}
     """
-    if not isinstance(attack, dict) or not isinstance(attack.get("init_args"), dict):
-        return attack
-    kept = {k: v for k, v in attack["init_args"].items() if k not in LATER_OF_ATTACKS or v != LATER_OF_ATTACKS[k]}
-    return {**attack, "init_args": kept}
+    if not isinstance(part, dict) or not isinstance(part.get("init_args"), dict):
+        return part
+    place, _, name = str(part.get("class_path")).rpartition(".")
+    ours = not place or place.startswith("fl_lightning.")
+    gone = {**later, **(LATER_OF_CLASS.get(name, {}) if ours else {})}
+    kept = {k: v for k, v in part["init_args"].items() if k not in gone or v != gone[k]}
+    return {**part, "init_args": kept}
 
 
 def compare(there: Any, here: Any, name: str = "") -> Iterator[str]:

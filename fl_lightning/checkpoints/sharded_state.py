@@ -34,7 +34,8 @@ class Part:
 
     Attributes:
         start: the first coordinate on the rank.
-        coordinates: (S,) float32 tensors by name, for coordinates start to start + S.
+        coordinates: (S,) float32 tensors by name, for coordinates start to start + S; fewer where a rule remembers the last
+            ones alone.
         clients: (P,) float32 tensors by client number.
     """
 
@@ -47,6 +48,12 @@ def remembered(rule: Aggregator) -> dict[str, Tensor]:
     """(S,) each, what the rule and rules inside it keep, by `<place of the rule>:<name>`."""
     rules = [(place, part) for place, part in rule.named_modules() if isinstance(part, Aggregator)]
     return {f"{place}:{name}": kept for place, part in rules for name, kept in part.memory.items()}
+
+
+def first_coordinates(rule: Aggregator) -> dict[str, int]:
+    """By the same names, the first coordinate of d that is kept, for rules that do not keep all."""
+    rules = [(place, part) for place, part in rule.named_modules() if isinstance(part, Aggregator) and part.first_remembered]
+    return {f"{place}:{name}": part.first_remembered for place, part in rules for name in part.memory}
 
 
 def write(checkpoint: dict[str, Any], path: str | os.PathLike[str], rank: int, world: int) -> str | None:
@@ -102,10 +109,12 @@ def read(entry: Any, path: str | os.PathLike[str], start: int, stop: int, rank: 
     mine = Part(start)
     for part in [entry] if "coordinates" in entry else read_files(entry, Path(path).parent):
         for name, kept in part["coordinates"].items():
-            into = mine.coordinates.setdefault(name, torch.zeros(stop - start))
-            low, high = max(start, part["start"]), min(stop, part["start"] + len(kept))
+            first = part.get("first_coordinates", {}).get(name, 0)
+            here, there = min(max(start, first), stop), max(part["start"], first)
+            into = mine.coordinates.setdefault(name, torch.zeros(stop - here))
+            low, high = max(here, there), min(stop, there + len(kept))
             if low < high:
-                into[low - start : high - start] = kept[low - part["start"] : high - part["start"]]
+                into[low - here : high - here] = kept[low - there : high - there]
         mine.clients |= {client: row.clone() for client, row in part["clients"].items() if client % world == rank}
     return mine
 
@@ -144,6 +153,7 @@ def entry(rule: Aggregator, start: int, clients: Mapping[int, Tensor], memory_si
     return {
         "start": start,
         "coordinates": {name: tensor.cpu() for name, tensor in kept.items()},
+        "first_coordinates": first_coordinates(rule),
         "clients": {client: row.cpu() for client, row in clients.items()},
     }
 

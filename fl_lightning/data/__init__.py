@@ -9,11 +9,13 @@ from fl_lightning.data.cifar10 import CIFAR10
 from fl_lightning.data.digits import Digits, RotatedDigits
 from fl_lightning.data.director_tweets import DirectorTweets
 from fl_lightning.data.edge_pool import EdgePool
+from fl_lightning.data.femnist import FEMNIST
 from fl_lightning.data.few_classes import ClassesPerClient, Shards
 from fl_lightning.data.glove import GloVe
 from fl_lightning.data.joined import join
 from fl_lightning.data.label_skew import DirichletOverClasses, DirichletOverClients
 from fl_lightning.data.map_samples import MapSamples
+from fl_lightning.data.mnist import EMNIST, MNIST, FashionMNIST
 from fl_lightning.data.module import FederatedDataModule, Task
 from fl_lightning.data.partition import IID, ByKey, Dirichlet, FullCopies, PackedKeys, Partition
 from fl_lightning.data.phishing import Phishing
@@ -26,7 +28,10 @@ from fl_lightning.data.twitter import Twitter
 
 __all__ = [
     "CIFAR10",
+    "EMNIST",
+    "FEMNIST",
     "IID",
+    "MNIST",
     "ByKey",
     "ClassesPerClient",
     "Digits",
@@ -36,6 +41,7 @@ __all__ = [
     "DirichletOverClients",
     "DirichletSizes",
     "EdgePool",
+    "FashionMNIST",
     "FederatedDataModule",
     "FullCopies",
     "GloVe",

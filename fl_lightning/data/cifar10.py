@@ -6,31 +6,25 @@ https://www.cs.toronto.edu/~kriz/learning-features-2009-TR.pdf.
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from fl_lightning.data.base import TensorSamples
+from fl_lightning.data.encoded_pictures import decode, hub_table, read_pictures
 from fl_lightning.data.module import FederatedDataModule, Task
-from fl_lightning.data.parquet import column_names, parquet_files, read_file
+from fl_lightning.data.parquet import parquet_files
 from fl_lightning.data.partition import Partition
 from fl_lightning.data.root import RootSet
-from fl_lightning.errors import ConfigurationError, enumerated, in_one_line
-
-if TYPE_CHECKING:
-    import pyarrow
 
 HUB_NAME = "uoft-cs/cifar10"
 """Where the data set lives on the Hugging Face Hub."""
 
+SHAPE = (3, 32, 32)
 MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.2470, 0.2435, 0.2616)
 PADDING = 4
@@ -72,7 +66,7 @@ class CIFAR10(FederatedDataModule):
     def prepare_data(self) -> None:
         for split in ("train", "test"):
             if self.path is None:
-                _hub_table(split)
+                hub_table(HUB_NAME, split)
             else:
                 parquet_files(self.path, split)
 
@@ -80,7 +74,7 @@ class CIFAR10(FederatedDataModule):
         parts = []
         for split in ("train", "test"):
             if self.path is None:
-                images, targets = decode(_hub_table(split), f"{HUB_NAME}, split {split}")
+                images, targets = decode(hub_table(HUB_NAME, split), f"{HUB_NAME}, split {split}", column="img", shape=SHAPE)
             else:
                 images, targets = read_parquet(self.path, split)
             augment = crop_and_flip if self.augment and split == "train" else None
@@ -149,59 +143,4 @@ def read_parquet(folder: str | Path, split: str) -> tuple[Tensor, Tensor]:
     Returns:
         Images (n, 3, 32, 32) uint8 and classes (n,) int64.
     """
-    parts = []
-    for file in parquet_files(folder, split):
-        names = column_names(file)
-        if not {"img", "label"} <= set(names):
-            raise ConfigurationError(f"{file} has the columns {enumerated(names)}; it must have img and label, as on the Hub")
-        parts.append(decode(read_file(file, ["img", "label"]), str(file)))  # one by one, as types may differ between files
-    images, targets = zip(*parts, strict=True)
-    return torch.cat(images), torch.cat(targets)
-
-
-def decode(table: pyarrow.Table, name: str) -> tuple[Tensor, Tensor]:
-    """Decode a table of encoded images.
-
-    Args:
-        table: columns `img`, a struct with the JPEG or PNG `bytes` of a 32 x 32 image, and `label`, an integer.
-        name: where the table comes from, for error messages.
-
-    Returns:
-        Images (n, 3, 32, 32) uint8 and classes (n,) int64.
-    """
-    images = np.empty((len(table), 32, 32, 3), dtype=np.uint8)
-    for i, entry in enumerate(table.column("img").to_pylist()):
-        encoded = entry.get("bytes") if isinstance(entry, dict) else entry
-        if not isinstance(encoded, bytes):
-            raise ConfigurationError(f"{name}: img of row {i} holds no image bytes; embed the images in the Parquet file")
-        try:
-            with Image.open(io.BytesIO(encoded)) as image:
-                if image.size != (32, 32):
-                    raise ConfigurationError(f"{name}: the image of row {i} has size {image.size}; it must be (32, 32)")
-                images[i] = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-        except ConfigurationError:
-            raise
-        except Exception as error:  # decoders of damaged images raise what they like
-            raise ConfigurationError(
-                f"{name}: the image of row {i} cannot be decoded: {in_one_line(error)}; fetch it again or give another path"
-            ) from error
-    labels = table.column("label").to_pylist()
-    wrong = next((i for i, label in enumerate(labels) if not isinstance(label, int)), None)
-    if wrong is not None:
-        raise ConfigurationError(f"{name}: label of row {wrong} is {labels[wrong]!r}; it must be a whole number")
-    targets = torch.tensor(labels, dtype=torch.int64)
-    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), targets
-
-
-def _hub_table(split: str) -> pyarrow.Table:
-    """One split from the Hub or its local cache, with images still encoded."""
-    import datasets  # takes seconds to import, and a local copy of the data does not need it
-
-    try:
-        data = datasets.load_dataset(HUB_NAME, split=split)
-    except OSError as error:
-        raise ConfigurationError(
-            f"data.path is not set and {HUB_NAME} cannot be fetched from the Hugging Face Hub ({error}); check the "
-            "network, or set data.path to a folder with train.parquet and test.parquet"
-        ) from error
-    return data.with_format("arrow")[:]
+    return read_pictures(folder, split, column="img", shape=SHAPE)

@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     import pyarrow
 
 
-def parquet_files(folder: str | Path, split: str) -> list[Path]:
+def parquet_files(folder: str | Path, split: str, subfolder: str = "plain_text") -> list[Path]:
     """The Parquet files of one split, in order of their names; raises `ConfigurationError` if there are none."""
-    for pattern in (f"{split}.parquet", f"{split}-*.parquet", f"plain_text/{split}-*.parquet"):
+    for pattern in (f"{split}.parquet", f"{split}-*.parquet", f"{subfolder}/{split}-*.parquet"):
         if files := sorted(Path(folder).glob(pattern)):
             return files
     raise ConfigurationError(
-        f"path {folder} holds no {split}.parquet, {split}-*.parquet or plain_text/{split}-*.parquet"
+        f"path {folder} holds no {split}.parquet, {split}-*.parquet or {subfolder}/{split}-*.parquet"
         f"{'' if Path(folder).is_dir() else ' (there is no such folder)'}; give the folder of the Parquet files, or "
         "leave path out to download them"
     )

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from fl_lightning.errors import ConfigurationError, enumerated
 
@@ -67,11 +68,39 @@ def class_logits(module: nn.Module, inputs: Tensor, who: str) -> Tensor:
     Raises:
         ConfigurationError: `forward` returns anything else.
     """
+    return as_class_logits(module(inputs), module, who)
+
+
+def as_class_logits(output: Any, module: nn.Module, who: str) -> Tensor:
+    """The same of what `forward` has returned already."""
     of = f"forward(inputs) of the client {type(module).__name__}, whose logits {who} needs,"
-    logits = read_logits(module(inputs), of)
+    logits = read_logits(output, of)
     if logits.ndim not in (1, 2):
         raise ConfigurationError(f"{of} returns a tensor of shape {tuple(logits.shape)}; it must return logits (b, C)")
     return (F.pad(logits.reshape(-1, 1), (1, 0)) if is_one_logit(logits) else logits).float()
+
+
+def logits_with(module: nn.Module, weights: Mapping[str, Tensor], inputs: Tensor, who: str) -> Tensor:
+    """(b, C) float32 logits that the module's `forward` gives with other weights; its own buffers stay as they are.
+
+    Args:
+        module: in any mode.
+        weights: parameters by name, in place of its own; gradients pass to both.
+        inputs: (b, ...).
+        who: asks for them, for messages.
+    """
+    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    return as_class_logits(functional_call(module, {**weights, **buffers}, (inputs,)), module, who)
+
+
+def pair_of(batch: Any, who: str) -> tuple[Tensor, Tensor]:
+    """Inputs and targets of a batch that has just these; `ConfigurationError` for any other."""
+    if isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch):
+        return batch[0], batch[1]
+    raise ConfigurationError(
+        f"{who} needs batches (inputs, targets) of two tensors, got {_describe(batch)}; give such samples, or use another "
+        "attack"
+    )
 
 
 def _fields(output: Any) -> dict[str, Any]:

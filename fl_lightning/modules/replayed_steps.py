@@ -29,14 +29,7 @@ from torch.func import functional_call
 from fl_lightning.errors import cause
 from fl_lightning.modules.hooks import hooks_in_steps
 from fl_lightning.modules.recordable import aliases, is_recordable, named_tensors, python_state
-from fl_lightning.modules.traced_graphs import (
-    NotRecordableError,
-    Steps,
-    factors_to_inputs,
-    remove_detours,
-    traced,
-    without_python,
-)
+from fl_lightning.modules.traced_graphs import NotRecordableError, Replay, Steps, traced
 
 log = logging.getLogger(__name__)
 
@@ -177,16 +170,14 @@ def recorded(module: L.LightningModule, forward: Forward, step: Step, state: lis
     graph, _, draws = traced(function, arguments, leaves)
     if draws:
         raise NotRecordableError("its step draws random numbers")
-    remove_detours(graph)
-    factors = factors_to_inputs(graph, len(arguments))
-    steps = without_python(graph, [*arguments, *factors], leaves)
+    steps = Replay(graph, arguments, leaves)
     plain, replayed = deepcopy(state), deepcopy(arguments)
     take_plainly(module, forward, step, plain, [leaves, leaves])
     with torch.no_grad(), torch.jit.optimized_execution(False):
-        steps([*replayed, *factors], [leaves, leaves])
+        steps(replayed, [leaves, leaves])
     if not all(same_bits(a, b) for a, b in zip(chain(own.values(), plain), replayed, strict=True)):
         raise NotRecordableError("replayed steps give other bits")
-    return lambda state, leaves: steps([*state, *factors], leaves)
+    return steps
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:

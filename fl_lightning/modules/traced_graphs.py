@@ -1,4 +1,4 @@
-"""Operations traced and made ready to be replayed: what can be spared is left out, and TorchScript runs the rest."""
+"""Operations traced, rewritten and replayed by TorchScript's interpreter."""
 
 from __future__ import annotations
 
@@ -12,18 +12,24 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
+from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from fl_lightning.errors import first_line
+from fl_lightning.modules.graph_passes import (
+    constants_to_inputs,
+    remove_detours,
+    results_in_place,
+    results_to_places,
+    transposes_to_inputs,
+)
 
 
 class NotRecordableError(Exception):
     """Why a module's step cannot be recorded."""
 
 
-def traced(
-    function: Callable[..., Any], state: list[Tensor], leaves: list[Tensor]
-) -> tuple[torch.fx.GraphModule, list[str], bool]:
+def traced(function: Callable[..., Any], state: list[Tensor], leaves: list[Tensor]) -> tuple[GraphModule, list[str], bool]:
     """The operations of a step, what it logs, and whether it draws random numbers; tried on copies of its tensors.
 
     Raises:
@@ -46,87 +52,39 @@ def traced(
     return graph, names, draws
 
 
-def remove_detours(graph: torch.fx.GraphModule) -> None:
-    """Leave out what gives a tensor that is there already: detached, as there is no autograd, or transposed twice."""
-    detach, transpose = torch.ops.aten.detach.default, torch.ops.aten.t.default
-    for node in list(graph.graph.nodes):
-        if node.target is detach:
-            node.replace_all_uses_with(node.args[0])
-        elif node.target is transpose and node.args[0].target is transpose:
-            node.replace_all_uses_with(node.args[0].args[0])
-    for node in reversed(graph.graph.nodes):
-        if node.target in (detach, transpose) and not node.users:
-            graph.graph.erase_node(node)
-    graph.recompile()
-
-
-def results_to_places(graph: torch.fx.GraphModule) -> None:
-    """Have matrix products, and sums over samples, that are copied into an input of the graph write there themselves.
-
-    Products of another type, as of autocast, are copied there without a copy of the right type in between.
-    """
-    aten = torch.ops.aten
-    for copy in [node for node in graph.graph.nodes if node.target is aten.copy_.default]:
-        place, cast = copy.args[:2]
-        made = cast.args[0] if cast.target is aten._to_copy.default else cast
-        types = {getattr(node.meta.get("tensor_meta"), "dtype", node) for node in (place, cast)}
-        fresh = made is not cast and made.target is aten.mm.default and len(made.users) == len(cast.users) == 1
-        if fresh and len(types) == 1:
-            copy.args = (place, made, *copy.args[2:])
-            graph.graph.erase_node(cast)
-    number = {node: i for i, node in enumerate(graph.graph.nodes)}
-    for copy in [node for node in graph.graph.nodes if node.target is aten.copy_.default]:
-        place, made = copy.args[:2]
-        result = made.args[0] if made.target is aten.view.default else made
-        if made.target is aten.mm.default:
-            target, arguments = aten.mm.out, made.args
-        elif result is not made and result.target is aten.sum.dim_IntList and result.args[1:] == ([0], True):
-            target, arguments = aten.sum.IntList_out, (result.args[0], [0], False)  # of one axis less, as the view of it
-        else:
-            continue
-        needed_elsewhere = len(made.users) > 1 or len(result.users) > 1
-        read_before = any(number[user] < number[copy] for user in place.users)
-        if place.op != "placeholder" or read_before or needed_elsewhere:
-            continue
-        wanted, given, summed = (node.meta["tensor_meta"] for node in (place, made, result))
-        shape = given.shape if result is made else summed.shape[1:]
-        if not wanted.shape == given.shape == shape or not wanted.dtype == given.dtype == summed.dtype:
-            continue
-        with graph.graph.inserting_before(result):
-            written = graph.graph.call_function(target, arguments, {"out": place})
-        number[written] = number[result]
-        copy.replace_all_uses_with(written)
-        for node in dict.fromkeys((copy, made, result)):
-            graph.graph.erase_node(node)
-    graph.recompile()
-
-
-def factors_to_inputs(graph: torch.fx.GraphModule, after: int) -> list[Tensor]:
-    """Numbers that float32 tensors are multiplied by, momentum say, as tensors, which PyTorch would make of them in every step.
-
-    Returns:
-        What the graph takes as further inputs from now on, behind its first `after` ones.
-    """
-    factors: list[Tensor] = []
-    behind = [node for node in graph.graph.nodes if node.op == "placeholder"][after - 1]
-    for node in graph.graph.nodes:
-        if node.target in (torch.ops.aten.mul.Tensor, torch.ops.aten.mul_.Tensor):
-            tensor, factor = node.args
-            about = tensor.meta.get("tensor_meta")  # not known of constants
-            if isinstance(factor, float) and about is not None and about.dtype == torch.float32:
-                with graph.graph.inserting_after(behind):
-                    behind = graph.graph.placeholder(f"factor_{len(factors)}")
-                factors.append(torch.tensor(factor, dtype=torch.float32))
-                node.args = (tensor, behind)
-    graph.recompile()
-    return factors
-
-
 Steps = Callable[[list[Tensor], list[list[Tensor]]], list[list[Tensor]]]
 """The state, which is written into, and the leaves of several batches -> what the step of each batch gives."""
 
 
-def without_python(graph: torch.fx.GraphModule, state: list[Tensor], leaves: list[Tensor]) -> Steps:
+class Replay:
+    """The steps of a traced graph, which is rewritten, in the fastest way that gives the same.
+
+    Args:
+        graph: of a step, as `traced` gives it.
+        state: what its steps read, and write into.
+        leaves: of a batch.
+
+    Attributes:
+        steps: what is run, on the state and what is made of it or of nothing once for all steps.
+    """
+
+    def __init__(self, graph: GraphModule, state: list[Tensor], leaves: list[Tensor]) -> None:
+        remove_detours(graph)
+        results_to_places(graph)
+        results_in_place(graph)
+        self.constants = constants_to_inputs(graph, len(state))
+        self.transposed = transposes_to_inputs(graph, len(state), len(state) + len(self.constants))
+        self.steps = without_python(graph, self.inputs(state), leaves)
+
+    def inputs(self, state: list[Tensor]) -> list[Tensor]:
+        """What the rewritten graph takes beside a batch."""
+        return [*state, *self.constants, *(state[i].t() for i in self.transposed)]
+
+    def __call__(self, state: list[Tensor], batches: list[list[Tensor]]) -> list[list[Tensor]]:
+        return self.steps(self.inputs(state), batches)
+
+
+def without_python(graph: GraphModule, state: list[Tensor], leaves: list[Tensor]) -> Steps:
     """The steps of a traced graph, by TorchScript's interpreter if that does the same to the example, else in Python."""
 
     def steps(state: list[Tensor], batches: list[list[Tensor]]) -> list[list[Tensor]]:
@@ -135,12 +93,14 @@ def without_python(graph: torch.fx.GraphModule, state: list[Tensor], leaves: lis
     code = re.sub(r"torch\.ops\.(\w+)\.(\w+)\.\w+\(", r"torch.ops.\1.\2(", graph.code)  # overloads are found by their types
     code = re.sub(r";.*$", "", code, flags=re.MULTILINE)  # variables that are not needed any more
     code = re.sub(r"device\(type='(\w+)'(, index=\d+)?\)", r"torch.device('\1')", code)
-    arguments = [f"state[{i}]" for i in range(len(state))] + [f"batch[{i}]" for i in range(len(leaves))]
+    names = [f"state_{i}" for i in range(len(state))]
+    arguments = [*names, *(f"batch[{i}]" for i in range(len(leaves)))]
+    taken = "".join(f"    {name} = state[{i}]\n" for i, name in enumerate(names))
     code = f"""{code.replace("def forward(self, ", "def step(").strip()}
 
 def steps(state: List[Tensor], batches: List[List[Tensor]]):
     outputs: List[List[Tensor]] = []
-    for batch in batches:
+{taken}    for batch in batches:
         outputs.append(step({", ".join(arguments)}))
     return outputs
 """

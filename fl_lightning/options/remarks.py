@@ -89,7 +89,8 @@ def of_window(cohort: CohortSampler, rounds: int | None, seed: int, sizes: Tenso
 
 def of_root(aggregator: Aggregator, data: FederatedDataModule) -> Iterator[str]:
     """Of samples that the server keeps for nothing."""
-    if data.root_samples is not None and not aggregator.needs_root:
+    looked_at = isinstance(aggregator.probe, str)  # "root"
+    if data.root_samples is not None and not aggregator.needs_root and not looked_at:
         name = type(aggregator).__name__
         yield f"data.root keeps {len(data.root_samples)} samples from the clients, and {name} never reads them"
 

@@ -6,16 +6,20 @@ import inspect
 from collections.abc import Sequence
 
 import lightning as L
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from fl_lightning.attacks.base import Attack
+from fl_lightning.attacks.base import Attack, Attacker, Broadcast
 from fl_lightning.attacks.poisoning import ROUNDING
 from fl_lightning.checked import finite_settings
 from fl_lightning.data.module import FederatedDataModule
-from fl_lightning.errors import ConfigurationError, folded
+from fl_lightning.errors import ConfigurationError, enumerated, folded
+from fl_lightning.modules.undisturbed import undisturbed
 from fl_lightning.server.optimizer import check_held
 from fl_lightning.training.client_checks import check_batch_norm, check_scheduler, check_sparse_gradients
+from fl_lightning.training.following import Following, followers
 from fl_lightning.training.local_training import LocalTraining
 from fl_lightning.training.recipe import Recipe
 
@@ -40,6 +44,8 @@ def check_attackers(
         ConfigurationError: for what cannot work, naming it.
     """
     check_batches(attacks, local if recipe is None else recipe.local)
+    check_company(attacks, local, recipe)
+    check_stages(client, data, attacks)
     if recipe is None:
         return
     if not attacks:
@@ -52,6 +58,49 @@ def check_attackers(
         if recipe.own_optimizer:
             check_optimizer(client, recipe, largest)
         check_batch_norm(client, data.sizes, recipe.local, data.train)
+
+
+def check_company(attacks: Sequence[Attack], local: LocalTraining, recipe: Recipe | None) -> None:
+    """Attacks with a say in the attackers' training do not take it from each other, nor from the attackers' recipe."""
+    losing, staging = followers(attacks, "loss"), followers(attacks, "stages")
+    for attack in losing[1:]:
+        if attack.replaces_loss:
+            raise ConfigurationError(
+                f"{type(attack).__name__} goes down a loss of its own, which would leave out that of "
+                f"{type(losing[0]).__name__} before it in model.attacks; put it first, and have only one attack of this kind"
+            )
+    if len(staging) > 1:
+        raise ConfigurationError(
+            f"{enumerated(type(attack).__name__ for attack in staging)} each train in stages of their own; leave one of them "
+            "in model.attacks"
+        )
+    for attack in staging:
+        if attack.own_recipe and recipe is not None and (recipe.own_optimizer or recipe.local.epochs != local.epochs):
+            raise ConfigurationError(
+                f"{type(attack).__name__} trains by epochs and optimizers of its own (its arguments), so that "
+                "model.attackers.epochs, model.attackers_optimizer and model.attackers_scheduler would have no effect; leave "
+                "these out"
+            )
+    writers = followers(attacks, "poison", "conspire")
+    for attack in losing:
+        target = attack.target_label
+        if target is None or attack in writers or target in {of.target_label for of in writers}:
+            continue
+        others = enumerated(f"{type(of).__name__} {of.target_label}" for of in writers) or "there is none"
+        raise ConfigurationError(
+            f"{type(attack).__name__}.target_label is {target}, but no attack that poisons data aims at that class ({others}); "
+            "give both the same"
+        )
+
+
+def check_stages(client: L.LightningModule, data: FederatedDataModule, attacks: Sequence[Attack]) -> None:
+    """The stages of an attacker's training can be made; the client stays as it is."""
+    if not followers(attacks, "stages"):
+        return
+    nobody = Broadcast(torch.empty(0))
+    with undisturbed(client), isolate_rng():
+        for _ in Following(attacks, client, nobody, 0).stages(data.train, Attacker(0, data.seed, data.train)):
+            pass
 
 
 def check_optimizer(client: L.LightningModule, recipe: Recipe, largest: int) -> None:

@@ -92,6 +92,7 @@ class Examination:
         clients = [BROADCAST - 1 - i for i in range(n)] if shard.clients is None else shard.clients.tolist()
         kept = Keepsake(self.module)
         old_buffers = self.buffer_layout.flatten(self.module)
+        self._look(self.rule.examine_broadcast, kept, shard.round_number, BROADCAST)
         measured = []
         arriving = zip(self.exchange.to_ranks(shard), self.buffer_exchange.to_ranks(buffers), strict=True)
         for first, (update, of_buffers) in zip(range(0, n, world), arriving, strict=True):
@@ -110,17 +111,21 @@ class Examination:
 
     def _measure(self, kept: Keepsake, t: int, client: int) -> Tensor:
         """(q,) of the model that the module is now, which is the global one again then."""
+        return self._checked(self._look(self.rule.examine, kept, t, client))
+
+    def _look(self, hook: Callable[..., Any], kept: Keepsake, t: int, client: int) -> Any:
+        """What a hook of the rule makes of the module, which is put back."""
         self.module.eval()
         seed_global_generators(derive_seed(self.seed, "examined", t, client))
         kept.seed(self.seed, "examined", t, client)
         try:
-            row = self.rule.examine(self.module, self.probe, generator(self.seed, "examine", t, client))
+            found = hook(self.module, self.probe, generator(self.seed, "examine", t, client))
         except Exception as error:
             whose = "the global model" if client == BROADCAST else "a mixed model" if client < 0 else f"client {client}'s model"
             error.add_note(f"while {type(self.rule).__name__} examined {whose} in round {t}")
             raise
         kept.put_back(thoroughly=True)
-        return self._checked(row)
+        return found
 
     def _checked(self, row: Any) -> Tensor:
         """What a rule measured, as float32."""

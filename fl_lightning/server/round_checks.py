@@ -64,6 +64,7 @@ def check_round(
     cohort.check(len(data.clients))
     rule.expect(cohort.malicious_per_round)
     rule.check(cohort.clients_per_round)
+    rule.check_task(data.train, data.task.num_classes)
     if rule.needs_root and data.root_samples is None:
         raise ConfigurationError(
             f"{type(rule).__name__} needs clean samples of the server's own; set data.root, for example {{samples: 100}}, to "
@@ -72,7 +73,8 @@ def check_round(
     check_probe(rule.probe, data, type(rule).__name__)
     with local.seen_by(client, int(data.sizes.max())):
         check_client(client, data.sizes, local, data.train)
-    rule.check_model(parameter_layout(client).layers)
+    layers = parameter_layout(client).layers
+    rule.check_model(layers)
     try:
         server, scheduler = read_optimizers(configure_optimizers(), "the server")
     except (TypeError, ValueError) as error:
@@ -81,7 +83,9 @@ def check_round(
         raise ConfigurationError(f"model.server_optimizer or its scheduler cannot be made: {error}") from error
     check_server_optimizer(server, scheduler.scheduler, client.parameters())
     for attack in attacks:
+        attack.meet(attacks)
         attack.validate(data.task.num_classes)
+        attack.check_model(layers)
     check_attackers(client, data, attacks, local, recipe)
 
 

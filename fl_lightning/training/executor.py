@@ -17,12 +17,14 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 import lightning as L
 import torch
 from torch import Tensor
 
+from fl_lightning.attacks.base import Stage
 from fl_lightning.data.base import Samples
 from fl_lightning.errors import cause, enumerated
 from fl_lightning.modules.kept_python import KeptPython
@@ -30,7 +32,7 @@ from fl_lightning.modules.recordable import is_recordable, python_state
 from fl_lightning.modules.traced_graphs import NotRecordableError
 from fl_lightning.training.idle_clients import Taken
 from fl_lightning.training.local_training import Follower, LocalTraining
-from fl_lightning.training.optimizers import Configure, configured
+from fl_lightning.training.optimizers import Configure, LocalScheduler, configured
 from fl_lightning.training.recorded_steps import RecordedSteps
 from fl_lightning.training.recordings import RECORD_AFTER
 from fl_lightning.training.trials import TRIALS, kind_of
@@ -141,15 +143,17 @@ class LocalExecutor:
         after_step: Callable[[int, int], None] | None = None,
         steps: int | None = None,
         follower: Follower | None = None,
+        stage: Stage | None = None,
     ) -> dict[str, float]:
         """As `LocalTraining.train`, from what the module holds; what comes of it is in `weights`, and the module's buffers.
 
-        A `follower` needs Python in every step: its client is trained sequentially, and tells nothing of the others.
+        A `follower` needs Python in every step: its client is trained sequentially, and tells nothing of the others. It alone
+        may have a `stage`, which says for itself how long and by what optimizer it trains.
         """
         self.ahead = False
         if follower is not None:
             self.look_anew()
-            return self._train(samples, draws(), after_step, steps, follower=follower)
+            return self._train(samples, draws(), after_step, steps, stage=stage, follower=follower)
         if self.chosen == "graph":
             return self._replay(samples, draws, after_step, steps)
         patient = self.local.executor == "auto" and self.seconds < SECONDS_BEFORE_TRIAL and not self.known_to_pay
@@ -160,9 +164,15 @@ class LocalExecutor:
         self.seconds += time.perf_counter() - began
         return logs
 
-    def _train(self, *arguments: Any, **named: Any) -> dict[str, float]:
+    def _train(self, *arguments: Any, stage: Stage | None = None, **named: Any) -> dict[str, float]:
         """`LocalTraining.train` of the module."""
-        return self.local.train(self.module, *arguments, configure=self.configure, **named)
+        local, configure = self.local, self.configure
+        if stage is not None and stage.epochs is not None:
+            local = replace(local, epochs=stage.epochs)
+        if stage is not None and stage.optimizer is not None:
+            made = stage.optimizer, LocalScheduler(stage.scheduler)
+            configure = lambda _: made  # noqa: E731
+        return local.train(self.module, *arguments, configure=configure, **named)
 
     def _replay(
         self, samples: Samples, draws: Draws, after_step: Callable[[int, int], None] | None, steps: int | None

@@ -1,24 +1,25 @@
-"""The attacks' hooks in one malicious client's training: its loss, its end, and what follows a step."""
+"""The attacks' hooks in one malicious client's training: its start, stages, loss, end, and what follows a step."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor
 
-from fl_lightning.attacks.base import Attack, Broadcast
+from fl_lightning.attacks.base import Attack, Attacker, Broadcast, Stage
 from fl_lightning.checked import shown
+from fl_lightning.data.base import Samples
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.modules.undisturbed import undisturbed
 from fl_lightning.training.client_logs import LogCollector
 from fl_lightning.training.client_steps import check_loss
 from fl_lightning.training.local_round import overrides
 
-NEEDS_PYTHON = ("loss", "finished")
-"""Hooks that no recorded step can call."""
+NEEDS_PYTHON = ("begin", "loss", "finished", "stages")
+"""Hooks that no recorded step can call, or whose weights it would not start from."""
 
 
 def followers(attacks: Sequence[Attack], *hooks: str) -> list[Attack]:
@@ -27,23 +28,53 @@ def followers(attacks: Sequence[Attack], *hooks: str) -> list[Attack]:
 
 
 class Following:
-    """What attacks make of one malicious client's training; see `Attack.loss`, `Attack.finished` and `Attack.constrain`.
+    """What attacks make of a malicious client's training; see `Attack`'s `begin`, `stages`, `loss`, `finished`, `constrain`.
 
     Args:
         attacks: all of them, in order.
         module: the client's module in training.
         broadcast: what the round started from.
         client: the client's number, for messages.
+
+    Attributes:
+        steps: batches of the stage under way.
+        over: whether an attack has said that the client has trained enough.
     """
 
     def __init__(self, attacks: Sequence[Attack], module: L.LightningModule, broadcast: Broadcast, client: int) -> None:
         self.module, self.broadcast = module, broadcast
         self.who = f"client {client} in round {broadcast.round_number}"
         self.losing, self.finishing = followers(attacks, "loss"), followers(attacks, "finished")
+        self.beginning, self.staging = followers(attacks, "begin"), followers(attacks, "stages")
         self.constraining = followers(attacks, "constrain")
+        self.steps, self.over = 0, False
         self.own = LogCollector()  # of this pass, what `training_step` gave
         self.before: tuple[dict[str, Any], dict[str, int]] = {}, {}  # sums and counts of the logs as it began
         self.broken: dict[str, Tensor] = {}  # by attack, () bool: whether a loss of its was not finite and its fault
+
+    def begin(self) -> None:
+        """The module holds what was broadcast; training comes next."""
+        for attack in self.beginning:
+            attack.begin(self.module, self.broadcast)
+
+    def stages(self, clean: Samples, attacker: Attacker) -> Generator[Stage]:
+        """The parts of this training, as long as nobody says that it is over."""
+        if not self.staging:
+            yield Stage()
+            return
+        attack = self.staging[0]
+        given = attack.stages(self.module, clean, attacker)
+        try:
+            for number, stage in enumerate(given, start=1):
+                check_stage(stage, self.module, f"stage {number} of {type(attack).__name__}.stages of {self.who}")
+                self.steps = 0
+                yield stage
+                if self.over:
+                    return
+        finally:
+            close = getattr(given, "close", None)
+            if close is not None:
+                close()
 
     def after_step(self, step: int, steps: int) -> None:
         """A step was taken, of so many."""
@@ -53,6 +84,7 @@ class Following:
     def loss(self, batch: Any, loss: Tensor) -> Tensor:
         """What attacks make of a loss, one after the other."""
         check_loss(loss)
+        self.steps += 1
         if self.finishing:
             self.own.log("loss", loss)
         for attack in self.losing:
@@ -80,7 +112,8 @@ class Following:
                     raise ConfigurationError(
                         f"{type(attack).__name__}.finished of {self.who} gives {shown(found[-1])}, not True or False"
                     )
-        return any(found)
+        self.over = any(found)
+        return self.over
 
     def of_this_pass(self, logs: LogCollector) -> dict[str, float]:
         """What was logged since the pass began, averaged."""
@@ -100,6 +133,23 @@ class Following:
                     f"{name}.loss of {self.who} gives a loss that is not finite, where the client's own was; look for a "
                     "division by zero, a root at zero or a logarithm of zero in it"
                 )
+
+
+def check_stage(stage: Any, module: L.LightningModule, name: str) -> None:
+    """Raise `ConfigurationError` unless this is a stage, whose optimizer trains parameters of the module."""
+    if not isinstance(stage, Stage):
+        raise ConfigurationError(f"{name} is {shown(stage)}, not a Stage; yield fl_lightning.attacks.Stage(epochs, optimizer)")
+    if stage.scheduler is not None and stage.optimizer is None:
+        raise ConfigurationError(f"{name} has a scheduler without an optimizer; give that too")
+    if stage.optimizer is None:
+        return
+    own = {id(parameter) for parameter in module.parameters() if parameter.requires_grad}
+    held = [id(parameter) for group in stage.optimizer.param_groups for parameter in group["params"]]
+    if not own.issuperset(held):
+        raise ConfigurationError(
+            f"{name} has an optimizer of {sum(of not in own for of in held)} tensors that are no trainable parameters of the "
+            f"client {type(module).__name__}; make it of the module's own that the stage shall train"
+        )
 
 
 def check_attacks_loss(loss: Any, name: str) -> None:

@@ -40,6 +40,10 @@ class LocalRound:
         """The malicious clients' own data, in cohort order."""
         return [self.data.client(attacker.client) for attacker in self.attackers]
 
+    def own_of(self, client: int) -> tuple[Samples, Attacker]:
+        """A malicious client's own data, and who it is."""
+        return next((samples, of) for samples, of in zip(self.clean, self.attackers, strict=True) if of.client == client)
+
     @cached_property
     def poisoned(self) -> dict[int, Samples]:
         """The malicious clients' training data, by client number."""

@@ -174,7 +174,8 @@ class LocalTraining:
             optimizer, scheduler = configure(module)
             trainer.use(optimizer, scheduler.configs, logs)
             rewrite = None if follower is None else follower.loss
-            client = ClientSteps(module, trainer, parameters, optimizer, partial(self.autocast, device), rewrite)
+            trained = parameters if follower is None else held_of(optimizer, parameters)
+            client = ClientSteps(module, trainer, trained, optimizer, partial(self.autocast, device), rewrite)
             if stepper is not None:
                 stepper.begin(optimizer, samples.plain and scheduler.scheduler is None)
             client.begin()
@@ -259,6 +260,12 @@ class LocalTraining:
     def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         """The context that `training_step` runs in."""
         return torch.autocast(device.type, dtype=torch.bfloat16) if self.precision == "bf16" else nullcontext()
+
+
+def held_of(optimizer: Optimizer, parameters: list[nn.Parameter]) -> list[nn.Parameter]:
+    """Those of the parameters that the optimizer trains, which are all but in a stage of an attacker's training."""
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    return [parameter for parameter in parameters if id(parameter) in held]
 
 
 def reset_metrics(parts: list[nn.Module]) -> None:

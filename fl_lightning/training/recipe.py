@@ -28,8 +28,8 @@ class AttackersTraining:
         batch_size: B.
         precision: `32` or `bf16`.
         gradient_clip_norm: largest norm of a step's gradient; 0 for no clipping.
-        executor: `auto`, `sequential` or `graph`; they are trained one after the other. Those whose attacks have a `loss` or
-            `finished` of their own take every step in Python.
+        executor: `auto`, `sequential` or `graph`; they are trained one after the other. Those whose attacks have a
+            `begin`, `loss` or `finished` of their own take every step in Python.
 
     Example:
         >>> AttackersTraining(epochs=6).over(LocalTraining(epochs=2, batch_size=16)).batch_size

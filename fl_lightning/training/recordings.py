@@ -15,14 +15,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from fl_lightning.errors import first_line
-from fl_lightning.modules.traced_graphs import (
-    NotRecordableError,
-    factors_to_inputs,
-    remove_detours,
-    results_to_places,
-    traced,
-    without_python,
-)
+from fl_lightning.modules.traced_graphs import NotRecordableError, Replay, traced
 from fl_lightning.training.client_logs import LogCollector, log_together
 from fl_lightning.updates.copying import copy_each
 
@@ -92,18 +85,15 @@ class ScriptRecording:
         self.graph, self.names, self.draws = traced(function, states[0], leaves[0])
         if len(states) > 1 and self.draws:
             raise NotRecordableError(DRAWS)
-        remove_detours(self.graph)
-        results_to_places(self.graph)
-        self.factors = factors_to_inputs(self.graph, len(states[0]))
         try:
-            self.run = without_python(self.graph, [*states[0], *self.factors], leaves[0])
+            self.run = Replay(self.graph, states[0], leaves[0])
         except RuntimeError as error:
             raise NotRecordableError(f"its step cannot be replayed: {first_line(error)}") from error
 
     def replay(self, states: list[list[Tensor]], batches: list[list[list[Tensor]]], logs: Sequence[Logs]) -> None:
         with torch.no_grad(), torch.jit.optimized_execution(False):  # the operations as they were recorded
             for state, of_client, log in zip(states, batches, logs, strict=True):
-                tell(log, self.names, self.run([*state, *self.factors], of_client))
+                tell(log, self.names, self.run(state, of_client))
 
 
 class CudaRecording:

@@ -11,6 +11,7 @@ K. E. Batcher, "Sorting networks and their applications", AFIPS Spring Joint Com
 https://doi.org/10.1145/1468075.1468121.
 """
 
+import math
 from collections.abc import Callable
 from functools import lru_cache
 from itertools import chain
@@ -25,6 +26,9 @@ from fl_lightning.updates.overflow import mend
 
 NETWORK_ROWS = 64
 """Most rows that go through a network on a CPU."""
+
+GUARD = 1e-9
+"""Keeps products such as .2 * 20 from landing on the wrong side of the integer that they stand for."""
 
 
 class CompareExchange(NamedTuple):
@@ -184,6 +188,11 @@ def mean_of_ascending(rows: list[Tensor]) -> Tensor:
     for row in rows[1:]:
         total += row
     return divide_(total, len(rows))
+
+
+def trim_count(num_clients: int, alpha: float) -> int:
+    """b = ceil(alpha * N), entries trimmed from each tail."""
+    return math.ceil(alpha * num_clients - GUARD)
 
 
 def by_sorting(values: Tensor) -> bool:

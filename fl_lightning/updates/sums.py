@@ -32,7 +32,12 @@ class Summable:
             self.buckets = list(self.buckets)
 
     def reduce(
-        self, function: Callable[..., Tensor], *along: Tensor, dtype: torch.dtype = torch.float64, height: int = 0
+        self,
+        function: Callable[..., Tensor],
+        *along: Tensor,
+        dtype: torch.dtype = torch.float64,
+        height: int = 0,
+        first: int = 0,
     ) -> Tensor:
         """Add up a function of the updates over all d coordinates, the same bits on any number of ranks.
 
@@ -43,6 +48,8 @@ class Summable:
             dtype: float64, or float32: the function then gets a view of the updates, which it must leave as it is.
             height: 2 to its power blocks may be given at a time, which may be others on another number of ranks; then, or with
                 a view, which may lie otherwise there, it is the function that sees to it that bits are the same.
+            first: coordinates before this one, of d, are left out; tensors in `along` begin with it where it is on this rank,
+                and are empty on ranks before.
 
         Returns:
             The sum over all blocks of all ranks, on every rank.
@@ -52,9 +59,16 @@ class Summable:
         # What a partial sum looks like must be known also where this rank holds no coordinate.
         nobody = torch.zeros(len(self.weights), 1, dtype=dtype, device=self.weights.device)
         empty = function(nobody, *(t.new_zeros(1) for t in along))
-        sums = PairwiseSums(self.start // size)
+        sums, skipped = PairwiseSums(self.start // size), max(0, first - self.start)
         for columns, block in self._blocks(dtype, height):
-            sums.add(function(block, *(tensor[columns] for tensor in along)), height if block.shape[1] > size else 0)
+            wide = height if block.shape[1] > size else 0
+            if columns.stop <= skipped:  # a block of the sum all the same, so that it is added up in the same order
+                sums.add(empty, wide)
+                continue
+            if columns.start < skipped:
+                block = block[:, skipped - columns.start :].clone(memory_format=torch.contiguous_format)
+            there = slice(max(0, columns.start - skipped), columns.stop - skipped)
+            sums.add(function(block, *(tensor[there] for tensor in along)), wide)
         if self.distributed:
             sums = gather_sums(sums, empty, -(-self.num_coordinates // size))
         return torch.zeros_like(empty) if not sums.nodes else sums.total()

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from fl_lightning.aggregators import Aggregator, AndMask, FedAvg, Invariant, Median, TrimmedMean
 from fl_lightning.updates import Exchange, UpdateShard
+from fl_lightning.updates.examined import Examined
+from fl_lightning.updates.layers import layers_of
 
 Estimate = tuple[float, float]
 Oracle = Callable[[np.ndarray, list[float], list[int]], list[Estimate]]
@@ -189,6 +191,21 @@ def aggregated(rule: Aggregator, columns: list[list[float]], weights: list[float
 def votes(positive: int, negative: int, zeros: int = 0) -> list[float]:
     """A column in which so many clients go up, down and nowhere."""
     return [1.0] * positive + [-1.0] * negative + [0.0] * zeros
+
+
+def with_models(shard: UpdateShard, classes: int = 3, h: int = 6) -> UpdateShard:
+    """The shard as if its last coordinates were an output layer, and its models had been looked at."""
+    shapes = [(shard.num_coordinates - classes * (h + 1),), (classes, h), (classes,)]
+    shard.layers = layers_of(["base", "head.weight", "head.bias"], shapes)
+
+    def examination(of: UpdateShard) -> Examined:
+        draws = torch.Generator().manual_seed(7)
+        clients = 0.5 * torch.rand(of.num_clients, 3 * classes * h, generator=draws)
+        clients[-2:] += 1
+        return Examined(clients, torch.rand(3 * classes * h, generator=draws))
+
+    shard.examination = examination
+    return shard
 
 
 # ---- on ranks --------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from fl_lightning.aggregators.align_ins import AlignIns
 from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.aggregators.dnc import DnC, squared_projections
 from fl_lightning.aggregators.flame import FLAME
+from fl_lightning.aggregators.freq_fed import FreqFed
 from fl_lightning.aggregators.lasa import LASA
 from fl_lightning.aggregators.mean_variance_ratio import MeanVarianceRatio
 from fl_lightning.aggregators.multi_metrics import MultiMetrics
@@ -186,6 +187,8 @@ RULES: dict[str, Aggregator] = {
     "FLAME": FLAME(),
     "SignGuard": SignGuard(),
     "SignGuard, scattered": SignGuard(window="scattered", fraction=0.02, clustering="dbscan", eps=0.5),
+    "FreqFed": FreqFed(),
+    "FreqFed, 1d": FreqFed(transform="1d"),
     "RFLBAT": RFLBAT(),
     "LASA": LASA(),
     "LASA, strict": LASA(lambda_n=0.5, lambda_s=0.5),

@@ -10,6 +10,7 @@ from fl_lightning.aggregators import (
     Aggregator,
     Bucketing,
     CenteredClipping,
+    FLDetector,
     FLTrust,
     FoolsGold,
     Median,
@@ -34,6 +35,7 @@ def rules() -> dict[str, Aggregator]:
         "FoolsGold, one round": FoolsGold(use_history=False),
         "SignGuard, cosine": SignGuard(similarity="cosine", warmup_rounds=1),
         "SignGuard, distance": SignGuard(similarity="distance", warmup_rounds=0, fraction=0.3, upper=1.5),
+        "FLDetector": FLDetector(window=1, warmup_rounds=1),
         "FLTrust": FLTrust(),
         "NNM, FoolsGold": NearestNeighborMixing(rule=FoolsGold(), num_malicious=2),
         "Bucketing, SparseFed": Bucketing(rule=SparseFed()),
@@ -97,7 +99,7 @@ def test_a_rule_that_forgets_is_as_before_the_first_round(name: str) -> None:
     assert not any(part.memory for part in rule.modules() if isinstance(part, Aggregator))
 
 
-@pytest.mark.parametrize("rule", [SparseFed(), CenteredClipping(), FoolsGold()])
+@pytest.mark.parametrize("rule", [SparseFed(), CenteredClipping(), FoolsGold(), FLDetector()])
 def test_a_model_of_another_size_is_refused(rule: Aggregator) -> None:
     rule(torch.ones(3, 40))
     with pytest.raises(ConfigurationError, match=rf"{type(rule).__name__} remembers 40 .* have 50; make a new rule, or call"):
@@ -115,10 +117,14 @@ def test_recall() -> None:
     assert rule.recall("something", shard) is kept
     assert rule.recall("other", shard).tolist() == [0, 0, 0]
     assert {*rule.memory} == {"something", "other"}
+    rule.first_remembered = 2
+    assert rule.recall("short", shard).tolist() == [0]
+    rule.first_remembered = 4
+    assert len(rule.recall("none here", shard)) == 0
 
 
 def test_a_round_without_a_usable_update_changes_nothing() -> None:
-    for rule in (SparseFed(k=3), CenteredClipping(), FoolsGold()):
+    for rule in (SparseFed(k=3), CenteredClipping(), FoolsGold(), FLDetector()):
         rule(torch.arange(10.0).reshape(2, 5))
         before = {name: kept.clone() for name, kept in rule.memory.items()}
         assert not rule(torch.full((2, 5), float("nan"))).any()

@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 import torch
-from rule_oracles import RULES, SMALLEST, assert_is
+from rule_oracles import RULES, SMALLEST, assert_is, with_models
 from torch import Tensor
 
 from fl_lightning import aggregators
@@ -51,7 +51,7 @@ def made(name: str) -> Aggregator:
 def test_finite_updates_give_finite_aggregates(name: str, kind: str) -> None:
     updates, weights = kinds()[kind], torch.arange(1.0, N + 1)
     rule = made(name)
-    shard = UpdateShard.from_updates(updates, weights)
+    shard = with_models(UpdateShard.from_updates(updates, weights))
     shard.root = updates.double().mean(0).float() if isinstance(rule, FLTrust) else None
     shard.broadcast = torch.linspace(-1, 2, D)
     for result in (rule(shard), rule.aggregate_buffers(shard)):

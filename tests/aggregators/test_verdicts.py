@@ -18,6 +18,7 @@ from rule_oracles import (
     number_trimmed,
     rows_on_ranks,
     shard_on_a_rank,
+    with_models,
 )
 from test_fl_trust import trusts
 from test_flame import single_linkage_core
@@ -26,6 +27,7 @@ from torch import Tensor
 from fl_lightning import aggregators
 from fl_lightning.aggregators import (
     FLAME,
+    FLARE,
     LASA,
     RFA,
     RFLBAT,
@@ -36,10 +38,12 @@ from fl_lightning.aggregators import (
     Bulyan,
     CenteredClipping,
     CosineMultiKrum,
+    DeepSight,
     DnC,
     FedAvg,
     FLTrust,
     FoolsGold,
+    FreqFed,
     Invariant,
     Krum,
     KrumTrimmedMean,
@@ -69,8 +73,14 @@ def updates_of(n: int = N, d: int = D, seed: int = 0) -> Tensor:
     return updates
 
 
+def needs_models(rule: Aggregator) -> bool:
+    return isinstance(rule, (DeepSight, FLARE))
+
+
 def judged(rule: Aggregator, updates: Tensor, weights: Tensor | None = None, root: Tensor | None = None) -> tuple[Tensor, Any]:
     shard = UpdateShard.from_updates(updates, weights)
+    if needs_models(rule):
+        with_models(shard)
     shard.root = root
     shard.broadcast = torch.linspace(-1, 2, shard.width)
     return rule(shard), shard.verdict
@@ -102,7 +112,7 @@ def test_every_rule_judges_or_says_that_it_does_not(kind: type[Aggregator]) -> N
             assert verdict.any()
         assert rule.judges == given.get("verdicts", rule.judges)
         rule.forget()
-        if kind is not AlignIns:  # whose global weights a plain tensor does not bring
+        if kind is not AlignIns and not needs_models(rule):  # whose models, or weights, a plain tensor does not bring
             plain = rule(updates_of(), root=root if rule.needs_root else None)
             assert torch.equal(aggregate, plain)
     if len(settings) == 2:
@@ -120,6 +130,7 @@ LINEAR: dict[str, tuple[Aggregator, bool]] = {
     "DnC": (DnC(num_malicious=2), True),
     "MultiMetrics": (MultiMetrics(), True),
     "RFLBAT": (RFLBAT(), True),
+    "FreqFed": (FreqFed(transform="1d"), True),
     "AlignIns": (AlignIns(lambda_c=1.3, lambda_s=1.3), False),
     "SignGuard": (SignGuard(fraction=1.0), False),
     "FoolsGold": (FoolsGold(use_history=False), False),
@@ -129,6 +140,8 @@ LINEAR: dict[str, tuple[Aggregator, bool]] = {
     "CenteredClipping": (CenteredClipping(max_norm=8.0, carry=False), False),
     "RFA": (RFA(), True),
     "FLTrust": (FLTrust(), True),
+    "DeepSight": (DeepSight(), False),
+    "FLARE": (FLARE(temperature=5.0), True),
     "NNM, RFA": (NearestNeighborMixing(rule=RFA(weighted=False), num_malicious=2), True),
     "NNM, Krum": (NearestNeighborMixing(rule=Krum(), num_malicious=2), True),
     "Bucketing, MultiKrum": (Bucketing(rule=MultiKrum(num_malicious=1)), True),
@@ -160,7 +173,7 @@ def test_weights_found_in_the_aggregate_are_the_verdict(name: str) -> None:
         matrix = rule.matrix(UpdateShard.from_updates(updates)).numpy()
         reference = matrix.sum(0) / len(matrix)
     ratios, slack = found / reference, slack / reference
-    if name in ("FLAME", "SignGuard", "AlignIns"):
+    if name in ("FLAME", "SignGuard", "AlignIns", "DeepSight"):
         admitted = (np.abs(found) > slack).sum()  # each has the weight 1 / L, where it is not cut
         ratios, slack = ratios * admitted / N, slack * admitted / N
     largest = ratios.max() if shares_out else 1.0
@@ -317,7 +330,7 @@ def on_ranks_rules() -> dict[str, Aggregator]:
 
 def verdicts_on_a_rank() -> dict[str, bytes]:
     exchange = exchange_on_a_rank()
-    shard = shard_on_a_rank(exchange, *rows_on_ranks(exchange.world))
+    shard = with_models(shard_on_a_rank(exchange, *rows_on_ranks(exchange.world)), h=666)  # over two blocks and more
     shard.root = torch.randn(sum(LAYERS), generator=torch.Generator().manual_seed(9))[exchange.start : exchange.stop]
     shard.broadcast = shard.root
     found = {}

@@ -1,5 +1,7 @@
-"""A3FL in a federation: what it learns, ranks, resuming, and a GPU."""
+"""Triggers that are learned in a federation, A3FL's and IBA's: what they do, ranks, resuming, and a GPU."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -9,11 +11,12 @@ from effect import on_digits
 from ranks import on_ranks
 from tiny import CLIENTS, fit, tiny_federation
 from torch import nn
+from torch.utils._pytree import tree_map
 from tuned_patterns import attacker, everything, network, pattern, planned, small
 from worlds import Made, images, same_on_any_number_of_ranks
 
 from fl_lightning import CohortSampler, FederatedDataModule
-from fl_lightning.attacks import A3FL, PixelTrigger
+from fl_lightning.attacks import A3FL, IBA, Attack, PixelTrigger
 from fl_lightning.callbacks import BackdoorMetrics, LastCheckpoint
 from fl_lightning.callbacks.run_record import weights_sha256
 from fl_lightning.data import IID
@@ -34,6 +37,18 @@ def test_federated_averaging_learns_the_pattern_better_than_a_grey_one(seed):
     assert attacked["acc"] > honest["acc"] - 0.03 > 0.88
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_poisoning_adds_to_what_a_generator_does_to_a_clean_model(seed):
+    """ASR .972 .957 .988, of which the generator alone has .858 .843 .873."""
+    adam: dict[str, Any] = {"generator_optimizer": "adam", "generator_lr": 0.01, "generator_epochs": 5, "width": 4}
+    fixed: dict[str, Any] = {"eps": 0.3, "eps_test": 0.3, "eps_decay": 0.0, "retrain": "always", "start_asr": 0.0}
+    settings: dict[str, Any] = {**adam, **fixed, "target_label": 2, "stop_asr": 0.7, "value_range": (-0.3, 0.7)}
+    alone, poisoned = (on_digits(IBA(**settings, alpha=a), malicious=0.2, seed=seed) for a in (1.0, 0.5))
+    assert poisoned["asr"] > 0.9
+    assert poisoned["asr"] > alone["asr"] + 0.05
+    assert poisoned["acc"] > alone["acc"] - 0.03 > 0.88
+
+
 class Dropped(MLP):
     """Draws from the global generators when it is trained."""
 
@@ -45,39 +60,46 @@ class Dropped(MLP):
         return super().forward(self.dropout(inputs))
 
 
-def adaptive() -> Made:
-    federation = tiny_federation(client=Dropped(), attacks=[small(poison_fraction=0.5, trigger_lr=0.1)])
+ATTACKS: dict[str, Callable[[], Attack]] = {
+    "A3FL": lambda: small(poison_fraction=0.5, trigger_lr=0.1),
+    "IBA": lambda: IBA(alpha=0.6, width=2, generator_epochs=2, generator_lr=0.05, start_asr=0.0, retrain="always"),
+}
+
+
+def learning(name: str) -> Made:
+    federation = tiny_federation(client=Dropped(), attacks=[ATTACKS[name]()])
     train, test = images(150, augment=crop_and_flip, prepare=normalize), images(50, prepare=normalize)
     return federation, FederatedDataModule.from_datasets(
         train, test, partition=IID(num_clients=CLIENTS), num_classes=4, eval_batch_size=8
     )
 
 
-def test_same_bits_on_any_number_of_ranks():
-    assert 0 <= same_on_any_number_of_ranks(adaptive)["val/asr"] <= 1
+@pytest.mark.parametrize("name", ATTACKS)
+def test_same_bits_on_any_number_of_ranks(name):
+    assert 0 <= same_on_any_number_of_ranks(partial(learning, name))["val/asr"] <= 1
 
 
-def run(folder: str, rounds: int, world: int, resume: bool) -> tuple[str, float, list[float]]:
-    """Digest of the weights, ASR and the pattern."""
-    federation, data = adaptive()
+def run(name: str, folder: str, rounds: int, world: int, resume: bool) -> tuple[str, float, str]:
+    """Digest of the weights, ASR and what the attack has learned."""
+    federation, data = learning(name)
     federation.cohort = CohortSampler(
         clients_per_round=5, malicious_fraction=0.3, participation="fixed_frequency", interval=3, attackers=2
     )
     callbacks: list[L.Callback] = [LastCheckpoint(), BackdoorMetrics()]
     settings: dict[str, Any] = {"callbacks": callbacks, "enable_checkpointing": True, "default_root_dir": folder}
     trainer = fit(federation, data, rounds=rounds, devices=world, ckpt_path="last" if resume else None, **settings)
-    (attack,) = federation.attacks
-    assert isinstance(attack, A3FL)
-    return weights_sha256(federation.client), trainer.callback_metrics["val/asr"].item(), pattern(attack).flatten().tolist()
+    state = tree_map(lambda of: of.tolist() if isinstance(of, torch.Tensor) else of, federation.attacks[0].state_dict())
+    return weights_sha256(federation.client), trainer.callback_metrics["val/asr"].item(), repr(state)
 
 
-def test_resume_is_invisible_also_on_another_number_of_ranks(tmp_path):
-    """Attackers take part in rounds 0 and 3, so the pattern of round 0 has to come through the checkpoint after round 1."""
-    (whole,) = on_ranks(1, run, str(tmp_path / "whole"), 4, 1, False)
+@pytest.mark.parametrize("name", ATTACKS)
+def test_resume_is_invisible_also_on_another_number_of_ranks(name, tmp_path):
+    """Attackers take part in rounds 0 and 3, so what they learned in round 0 must come through the checkpoint after round 1."""
+    (whole,) = on_ranks(1, run, name, str(tmp_path / "whole"), 4, 1, False)
     for first, then in ((1, 2), (2, 1)):
         folder = str(tmp_path / f"{first} then {then}")
-        on_ranks(first, run, folder, 2, first, False)
-        assert set(map(repr, on_ranks(then, run, folder, 4, then, True))) == {repr(whole)}
+        on_ranks(first, run, name, folder, 2, first, False)
+        assert set(on_ranks(then, run, name, folder, 4, then, True)) == {whole}
 
 
 @pytest.mark.gpu

@@ -33,6 +33,16 @@ def test_by_hand():
     assert submitted(ALIE(z=-0.5), honest).tolist() == pytest.approx([3 + 0.5 * math.sqrt(7), 0, 2])
 
 
+def test_the_authors_deviation_is_the_biased_one():
+    honest = hostile_honest(5)
+    found = submitted(ALIE(z=1.5, biased=True), honest, f=3)
+    values = honest.double().numpy()
+    np.testing.assert_allclose(
+        found, values.mean(0) - 1.5 * values.std(0), rtol=1e-5, atol=1e-6 * float(np.abs(values[:, :90]).max())
+    )
+    assert submitted(ALIE(z=2.0, biased=True), torch.tensor([[1.0], [3.0]])).item() == pytest.approx(0.0)  # 2 - 2 * 1
+
+
 QUANTILES = {  # from a table of the normal distribution: z with Phi(z) = p
     (50, 20): 0.8416,  # s = 26 - 20 = 6, p = 24/30 = .8
     (50, 14): 0.4307,  # s = 12, p = 24/36

@@ -4,6 +4,7 @@ Figures are those of seeds 0, 1 and 2 when these tests were written; limits leav
 """
 
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from fl_lightning.attacks import (
     PGD,
     Adaptive,
     Attack,
+    Chameleon,
     Collude,
     GaussianNoise,
     Mimicry,
@@ -65,12 +67,16 @@ def trigger() -> PixelTrigger:
     return PixelTrigger(height=2, width=2, value=0.7)
 
 
+SHORT: dict[str, Any] = {"encoder_epochs": 5, "encoder_milestones": [3], "classifier_epochs": 2}
+"""Of Chameleon."""
+
 TARGETED: dict[str, tuple[list[Attack], float]] = {  # attacks, and the least ASR
     "the trigger alone": ([], 0.7),  # .802 .814 .817
     "ModelReplacement": ([ModelReplacement(gamma=2.0)], 0.9),  # .963 .988 .978
     "PGD": ([PGD(eps=1.0)], 0.3),  # .399 .378 .396: updates of benign clients are longer than that
     "PGD, ModelReplacement": ([PGD(eps=0.3), ModelReplacement()], 0.7),  # .876 .867 .820
     "Neurotoxin": ([Neurotoxin()], 0.5),  # .638 .650 .653
+    "Chameleon": ([Chameleon(encoder_lr=0.1, classifier_lr=0.1, **SHORT)], 0.9),  # 1.000 1.000 1.000
     "Collude": ([Collude()], 0.85),  # .950 .988 .972
     "Mimicry": ([Mimicry(kept=1000, like="mean")], 0.65),  # .777 .793 .802
     "Adaptive": ([Adaptive(knowledge="oracle", rule=Invariant(tau=0.2))], 0.75),  # .848 .907 .870

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from fl_lightning import CohortSampler
 from fl_lightning.aggregators import FedAvg, SignSGD
-from fl_lightning.attacks import Broadcast, Neurotoxin
+from fl_lightning.attacks import Attacker, Broadcast, Neurotoxin
+from fl_lightning.data import TensorSamples
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.updates import parameter_layout
 
@@ -30,7 +31,9 @@ def held_by_hand(last_step: Tensor, fraction: float) -> list[int]:
 def test_holds_what_moved_most(steps, fraction):
     last_step = torch.tensor(steps) / 7
     sent = Broadcast(torch.zeros(len(steps)), last_step)
-    assert torch.nonzero(Neurotoxin(fraction=fraction).held(sent)).flatten().tolist() == held_by_hand(last_step, fraction)
+    assert torch.nonzero(Neurotoxin(fraction=fraction).held(sent, [len(steps)])).flatten().tolist() == held_by_hand(
+        last_step, fraction
+    )
 
 
 @pytest.mark.parametrize("fraction", [0.001, 0.05, 0.9])
@@ -53,13 +56,13 @@ def test_puts_these_back_and_leaves_the_others(fraction):
 
 def test_before_any_global_step_nothing_is_held():
     attack = Neurotoxin(fraction=0.9)
-    assert not attack.held(Broadcast(torch.zeros(50), torch.zeros(50))).any()
+    assert not attack.held(Broadcast(torch.zeros(50), torch.zeros(50)), [50]).any()
 
 
 def test_every_round_is_looked_at_anew():
     attack, steps = Neurotoxin(fraction=0.1), drawn(3, 200)
     for t in (0, 1, 2, 0):
-        held = attack.held(Broadcast(torch.zeros(200), steps[t], t))
+        held = attack.held(Broadcast(torch.zeros(200), steps[t], t), [200])
         assert torch.nonzero(held).flatten().tolist() == held_by_hand(steps[t], 0.1)
 
 
@@ -72,7 +75,7 @@ def test_every_round_is_looked_at_anew():
     ],
 )
 def test_hostile_steps(steps, held):
-    assert Neurotoxin(fraction=0.5).held(Broadcast(torch.zeros(4), torch.tensor(steps))).tolist() == held
+    assert Neurotoxin(fraction=0.5).held(Broadcast(torch.zeros(4), torch.tensor(steps)), [4]).tolist() == held
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
@@ -139,3 +142,63 @@ def test_in_a_federation_attackers_leave_alone_what_the_last_round_moved_most(ru
 def test_fraction_out_of_range_is_refused(fraction):
     with pytest.raises(ConfigurationError, match=rf"Neurotoxin\.fraction must lie in \(0, 1\), got {fraction}"):
         Neurotoxin(fraction=fraction)
+
+
+# ---- by gradients, and per layer --------------------------------------------------------------------------------------
+
+
+def clean_sets() -> list[TensorSamples]:
+    inputs = drawn(300, 4, seed=2)
+    return [TensorSamples(inputs[:290], torch.arange(290) % 3), TensorSamples(inputs[290:], torch.arange(10) % 3)]
+
+
+def planned(module: nn.Module, **settings: Any) -> Neurotoxin:
+    data = clean_sets()
+    attack = Neurotoxin(by="gradients", **settings)
+    before = copy.deepcopy(module.state_dict())
+    attack.plan(module, data, [Attacker(client=i, seed=0, pool=data[0]) for i in range(2)])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+    assert all(parameter.grad is None for parameter in module.parameters())
+    return attack
+
+
+@pytest.mark.parametrize("per_layer", [False, True])
+def test_gradients_of_all_clean_data_tell_what_is_held(per_layer):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 6).requires_grad_(False), nn.Linear(6, 3))
+    attack, sizes = planned(module, fraction=0.3, per_layer=per_layer), [24, 6, 18, 3]
+    assert not attack.watches_steps
+    other = copy.deepcopy(module)
+    inputs, targets = (torch.cat(parts) for parts in zip(*((of.inputs, of.targets) for of in clean_sets()), strict=True))
+    nn.functional.cross_entropy(other(inputs), targets).backward()
+    gradients = [parameter.grad.flatten() for parameter in other.parameters() if parameter.grad is not None]
+    held = attack.held(Broadcast(torch.zeros(51)), sizes).nonzero().flatten().tolist()
+    if per_layer:
+        starts = [0, 24, 30, 48]
+        expected = [at + k for at, g in zip(starts, gradients, strict=True) for k in held_by_hand(g, 0.3)]
+    else:
+        expected = held_by_hand(torch.cat(gradients), 0.3)
+    assert held == expected
+
+
+def test_per_layer_every_tensor_has_its_share_of_the_last_step():
+    sent = Broadcast(torch.zeros(6), torch.tensor([9.0, 8.0, 7.0, 6.0, 0.1, 0.2]))
+    assert Neurotoxin(fraction=0.5).held(sent, [4, 2]).tolist() == [True] * 3 + [False] * 3
+    assert Neurotoxin(fraction=0.5, per_layer=True).held(sent, [4, 2]).tolist() == [True, True, False, False, False, True]
+
+
+def test_an_unknown_guide_is_refused():
+    with pytest.raises(ConfigurationError, match=r"Neurotoxin\.by must be last_step or gradients, got 'both'"):
+        Neurotoxin(by="both")  # type: ignore[arg-type]
+
+
+def test_in_a_federation_attackers_leave_alone_what_their_clean_data_would_move():
+    watch = Watch()
+    cohort = CohortSampler(clients_per_round=7, malicious_fraction=0.3)
+    torch.manual_seed(0)
+    attack = Neurotoxin(fraction=0.3, by="gradients", per_layer=True)
+    federation = tiny_federation(client=TinyClient(norm=False), aggregator=FedAvg(), attacks=[attack], cohort=cohort)
+    fit(federation, rounds=2, callbacks=[watch])
+    for updates, is_malicious in zip(watch.updates, watch.malicious, strict=True):
+        for row in updates[is_malicious]:
+            assert 0.25 < (row == 0).float().mean() < 0.5

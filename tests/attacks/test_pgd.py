@@ -146,3 +146,26 @@ def test_projections_between_steps_keep_the_client_near():
 def test_settings_out_of_range_are_refused(settings, message):
     with pytest.raises(ConfigurationError, match=message):
         PGD(**settings)
+
+
+def rhythm_by_hand(epochs: int, batches: int, every: int) -> list[bool]:
+    """The authors' loop: after the batches 0, every, 2 every ... of an epoch, and after its last."""
+    return [batch % every == 0 or batch == batches - 1 for _ in range(epochs) for batch in range(batches)]
+
+
+@pytest.mark.parametrize(("epochs", "batches", "every"), [(2, 25, 10), (1, 11, 10), (3, 1, 10), (2, 4, 1), (2, 5, 7)])
+def test_the_authors_rhythm(epochs, batches, every):
+    attack, steps = PGD(eps=1.0, every=every, epochs=epochs), epochs * batches
+    moved = [bits(projected(away(5.0), attack, step, steps)) != bits(away(5.0)) for step in range(1, steps + 1)]
+    assert moved == rhythm_by_hand(epochs, batches, every)
+
+
+def test_a_round_that_ends_early_ends_inside_the_ball():
+    assert PGD(every=10, epochs=2).projects(7, 7)
+
+
+def test_epochs_that_are_not_the_attackers_are_refused():
+    with pytest.raises(ConfigurationError, match=r"PGD\.epochs is 3, but an attacker takes 8 local steps"):
+        projected(away(5.0), PGD(every=2, epochs=3), 2, 8)
+    with pytest.raises(ConfigurationError, match=r"PGD\.epochs must be at least 1, got 0"):
+        PGD(epochs=0)

@@ -42,10 +42,11 @@ def poisoned_rows(attack: PixelTrigger, data: TensorSamples, who: Attacker) -> l
     """Which samples carry the trigger, after checking that exactly they do and that they alone are relabelled."""
     inputs, targets = everything(attack.poison(data, who))
     t = attack.trigger
+    assert attack.target_label is not None
     all_painted = painted_by_hand(data, t.row, t.column, t.height, t.width, 255)
     carries = (inputs == all_painted).flatten(1).all(1)
     assert torch.equal(inputs[~carries], data.inputs[~carries])
-    assert torch.equal(targets, data.targets.masked_fill(carries, attack._target))
+    assert torch.equal(targets, data.targets.masked_fill(carries, attack.target_label))
     return torch.nonzero(carries).flatten().tolist()
 
 

@@ -20,6 +20,7 @@ from fl_lightning.attacks import (
     Collude,
     GaussianNoise,
     Knowledge,
+    MaskedReplacement,
     Mimicry,
     MinMax,
     MinSum,
@@ -49,6 +50,7 @@ def rewriting() -> dict[str, Attack]:
     crafted: dict[str, Attack] = {}
     for source in sources:
         crafted |= {f"IPM, {source}": IPM(knowledge=source), f"ALIE, {source}": ALIE(z=1.2, knowledge=source)}
+        crafted[f"ALIE, {source}, biased"] = ALIE(z=1.2, knowledge=source, biased=True)
         for way in DIRECTIONS:
             crafted[f"MinMax, {way}, {source}"] = MinMax(direction=way, knowledge=source)
             crafted[f"MinSum, {way}, {source}"] = MinSum(direction=way, knowledge=source)
@@ -70,6 +72,9 @@ def rewriting() -> dict[str, Attack]:
         "Collude, mean": Collude(mode="mean"),
         "Mimicry, own": Mimicry(kept=1500),
         "Mimicry, mean": Mimicry(kept=1500, like="mean"),
+        "MaskedReplacement, colluders": MaskedReplacement(),
+        "MaskedReplacement, shadow": MaskedReplacement(knowledge="shadow", boost=2.0),
+        "MaskedReplacement, oracle": MaskedReplacement(knowledge="oracle", margin=0.0),
         "Adaptive, own rule": Adaptive(knowledge="oracle", rule=Invariant(tau=0.6)),
     }
 
@@ -80,6 +85,8 @@ def asked_for(attack: Attack) -> int:
         return (F if attack.others == "benign" or attack.knowledge == "colluders" else 0) + (
             N - F if attack.knowledge == "shadow" else 0
         )
+    if isinstance(attack, MaskedReplacement):
+        return N if attack.knowledge == "shadow" else F
     return F if isinstance(attack, Mimicry) or getattr(attack, "knowledge", "") == "colluders" else 0
 
 
@@ -174,10 +181,12 @@ def combinations() -> dict[str, list[Attack]]:
         "none but the trigger": [trigger()],
         "projected, then scaled": [trigger(), PGD(eps=0.3, every=2, decay=0.9), ModelReplacement(buffers=True)],
         "held back, then disguised": [trigger(), Neurotoxin(fraction=0.2), Mimicry(kept=900, like="mean")],
+        "held back by gradients": [trigger(), Neurotoxin(fraction=0.2, by="gradients", per_layer=True)],
         "pooled, then adapted to shadows": [trigger(), Collude(), Adaptive(knowledge="shadow", others="benign")],
         "one for all, then adapted to the last step": [trigger(), Collude(mode="first"), Adaptive()],
         "averaged, then noise": [trigger(), Collude(mode="mean"), GaussianNoise(sigma=0.01, add=True)],
         "crafted by colluders": [MinSum(knowledge="colluders", direction="std")],
+        "replaced through a mask": [trigger(), MaskedReplacement(knowledge="shadow")],
         "rehearsed twice": [ALIE(knowledge="colluders", z=1.0), Adaptive(knowledge="colluders", others="zero")],
     }
 

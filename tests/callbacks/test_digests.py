@@ -51,6 +51,15 @@ def test_digest_is_of_names_types_shapes_and_bytes():
     assert weights_sha256(module) != digest.hexdigest()
 
 
+def test_kernels_of_earlier_versions_leave_the_digest_as_it_was():
+    def digest(name: str, **settings: Any) -> str:
+        return config_sha256({"model": {"client": {"class_path": name, "init_args": {"hidden": 8, **settings}}}})
+
+    for name in ("CNN", "fl_lightning.models.CNN", "fl_lightning.models.cnn.CNN"):
+        assert digest(name) == digest(name, kernel_size=3) != digest(name, kernel_size=5)
+    assert digest("mine.CNN") != digest("mine.CNN", kernel_size=3)
+
+
 @pytest.mark.parametrize(
     "inside", [lambda rule: rule, lambda rule: {"class_path": "Bucketing", "init_args": {"rule": rule, "s": 2}}]
 )
@@ -66,3 +75,29 @@ def test_verdicts_leave_the_digest_as_it_was_before_there_were_any(inside):
 
 def test_digests_go_by_the_cohorts_own_default():
     assert digests.SELDOM == cohort.SELDOM
+
+
+@pytest.mark.parametrize(
+    ("attack", "later"),
+    [
+        ("PixelTrigger", {"target_mode": "all_to_one", "source_label": None, "per_batch": False}),
+        ("fl_lightning.attacks.DBA", {"target_mode": "all_to_one", "source_label": None}),
+        ("Neurotoxin", {"by": "last_step", "per_layer": False}),
+        ("PGD", {"epochs": None}),
+        ("ALIE", {"biased": False}),
+    ],
+)
+def test_later_settings_of_attacks_leave_the_digest_as_it_was(attack, later):
+    def digest(**settings: Any) -> str:
+        return config_sha256({"model": {"attacks": [{"class_path": attack, "init_args": {"own": 1, **settings}}]}})
+
+    assert digest(**later) == digest()
+    assert len({digest(**{name: "other"}) for name in later} | {digest()}) == len(later) + 1
+
+
+def test_what_one_attack_has_had_for_long_stays_in_the_digest():
+    digest = [
+        config_sha256({"model": {"attacks": [{"class_path": "LabelFlip", "init_args": of}]}})
+        for of in ({"source_label": None}, {})
+    ]
+    assert digest[0] != digest[1]

@@ -9,8 +9,11 @@ import sys
 import pytest
 from rich.console import Console
 
+from fl_lightning import aggregators
 from fl_lightning.catalogue.command import SECTIONS, show, show_chosen
 from fl_lightning.cli import main
+
+RULES = len(aggregators.__all__) - 1  # but for their base class
 
 
 def on_terminal(width: int, kind: str | None = None, name: str | None = None) -> str:
@@ -91,7 +94,7 @@ def test_json_is_for_tools(capsys):
         (["rules", "Krumm"], "error: there is no rule Krumm; did you mean Krum?"),
         (["rule"], "error: there is no kind rule to list; did you mean rules?"),
         (["Krum"], "error: there is no kind Krum to list; did you mean `fl-lightning list rules Krum`?"),
-        (["rules", "xyz"], "error: there is no rule xyz; `fl-lightning list rules` shows all 30"),
+        (["rules", "xyz"], f"error: there is no rule xyz; `fl-lightning list rules` shows all {RULES}"),
         (
             ["configs", "edge_case"],
             "error: edge_case may be configs/cifar10/edge_case.yaml or configs/cifar10/table5/edge_case.yaml",

@@ -253,13 +253,22 @@ def test_a_run_outlives_its_server_and_the_next_one_has_another(place, warm, ser
     assert another.process.returncode in (0, -signal.SIGKILL)  # it ends by itself where it notices first
 
 
+READY = """
+import socket, sys
+requests = socket.socket(fileno=int(sys.argv[1]))
+requests.send(b'{"ready": true}')
+requests.recv(1)
+"""
+"""A server that has imported nothing, where it is to fork nothing."""
+
 KILLED = """
 import os, sys, threading
 from pathlib import Path
-from fl_lightning.experiments import job
+from fl_lightning.experiments import job, warm_client
 from fl_lightning.experiments.run_folder import RunFolder
 from fl_lightning.experiments.warm_client import Servers
 from fl_lightning.files.run_files import LockedError
+warm_client.SERVER = sys.argv[2]
 with Servers(print) as servers:
     environment = dict(os.environ)
     start = servers.starter(environment, threading.Event())
@@ -278,11 +287,11 @@ def test_a_sweep_that_is_killed_twice_leaves_no_server_and_repeats_nothing(place
     wait = "import os, time\nopen(os.path.join(folder, 'begun'), 'a').write('x')\n"
     wait += "while not os.path.exists(os.path.join(folder, 'go')): time.sleep(0.02)"
     folder, _ = run_of(place, "outlives", f"{wait}\n{FINISH}\nos._exit(0)")
+    (place / "ready_server.py").write_text(READY)
     began = []
-    for _ in range(2):
-        sweep = subprocess.Popen(
-            [sys.executable, "-c", KILLED, str(folder.path)], cwd=place, env=environment, stdout=subprocess.PIPE, text=True
-        )
+    for server in (warm_client.SERVER, "ready_server"):
+        command = [sys.executable, "-c", KILLED, str(folder.path), server]
+        sweep = subprocess.Popen(command, cwd=place, env=environment, stdout=subprocess.PIPE, text=True)
         assert sweep.stdout is not None
         began.append(int(sweep.stdout.readline()))
         if len(began) == 1:
@@ -337,7 +346,9 @@ def test_a_server_that_does_not_come_up_is_said_once(monkeypatch, environment):
     ]
 
 
-def test_slots_of_one_environment_begin_with_one_server(environment):
+def test_slots_of_one_environment_begin_with_one_server(environment, monkeypatch):
+    Path("ready_server.py").write_text(READY)
+    monkeypatch.setattr(warm_client, "SERVER", "ready_server")
     with Servers(print) as servers:
         servers.begin([environment, dict(environment)])
         assert len(servers.servers) == 1

@@ -14,6 +14,14 @@ def test_default_sizes():
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
 
 
+@pytest.mark.parametrize(("hidden", "classes", "count"), [(512, 10, 1_663_370), (2048, 62, 6_603_710)], ids=["McMahan", "LEAF"])
+def test_networks_of_papers_have_as_many_parameters_as_theirs(hidden, classes, count):
+    with torch.device("meta"):
+        model = CNN(in_channels=1, image_size=28, kernel_size=5, hidden=hidden, num_classes=classes)
+    assert sum(p.numel() for p in model.parameters()) == count
+    assert model(torch.zeros(2, 1, 28, 28, device="meta")).shape == (2, classes)
+
+
 def test_forward_is_convolutions_with_relu_and_pooling_then_two_linear_layers():
     torch.manual_seed(0)
     model = CNN(in_channels=1, image_size=8, channels=[4, 6], hidden=7, num_classes=3)
@@ -57,6 +65,8 @@ def test_learns():
     [
         ({"in_channels": 0}, r"CNN\.in_channels"),
         ({"hidden": 0}, r"CNN\.hidden"),
+        ({"kernel_size": 4}, r"CNN\.kernel_size must be an odd number"),
+        ({"kernel_size": -1}, r"CNN\.kernel_size must be an odd number"),
         ({"num_classes": 0}, r"CNN\.num_classes"),
         ({"channels": []}, r"CNN\.channels"),
         ({"channels": [8, 0]}, r"CNN\.channels"),

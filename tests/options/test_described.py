@@ -35,13 +35,20 @@ NEED_ARGUMENTS = {
     "PhishingTable": lambda: data.PhishingTable(IID(num_clients=3), path="t.csv"),
     "CIFAR10": lambda: data.CIFAR10(IID(num_clients=3)),
     "Twitter": lambda: data.Twitter(IID(num_clients=3)),
+    "MNIST": lambda: data.MNIST(IID(num_clients=3)),
+    "FashionMNIST": lambda: data.FashionMNIST(IID(num_clients=3)),
+    "FEMNIST": lambda: data.FEMNIST(data.ByKey()),
+    "EMNIST": lambda: data.EMNIST(IID(num_clients=3), path="emnist"),
 }
 PARTS = {
     name: getattr(room, name)
     for room, base in ((aggregators, aggregators.Aggregator), (attacks, attacks.Attack), (data, data.Partition))
     for name in room.__all__
     if inspect.isclass(getattr(room, name)) and issubclass(getattr(room, name), base) and getattr(room, name) is not base
-} | {name: getattr(data, name) for name in ("Digits", "Phishing", "PhishingTable", "CIFAR10", "Twitter")}
+} | {
+    name: getattr(data, name)
+    for name in ("Digits", "Phishing", "PhishingTable", "CIFAR10", "Twitter", "MNIST", "FashionMNIST", "EMNIST", "FEMNIST")
+}
 
 
 @pytest.mark.parametrize("name", sorted(PARTS))

@@ -49,7 +49,7 @@ def message(*args: str) -> str:
         (["--data", "Phising"], "data: there is no class Phising; did you mean Phishing?"),
         (
             ["--model.client", "Zzz"],
-            "model.client: there is no class Zzz; known: CNN, DropoutCNN, LSTM, MLP, ResNet18",
+            "model.client: there is no class Zzz; known: CNN, DropoutCNN, LSTM, LeNet5, MLP, ResNet18",
         ),
         (
             ["--model.client", "torch.nn.Linear"],
@@ -57,7 +57,7 @@ def message(*args: str) -> str:
         ),
         (
             ["--model.attacks+", "Zzz"],
-            "model.attacks: there is no class Zzz; known: A3FL, ALIE, Adaptive, Collude, ",
+            "model.attacks: there is no class Zzz; known: A3FL, ALIE, Adaptive, Anticipate, ",
         ),
         (["--data", "IID"], "data: there is no class IID; known: "),
         (

@@ -6,8 +6,9 @@ import pytest
 from tiny import fit, tiny_data, tiny_federation
 
 from fl_lightning import CohortSampler
-from fl_lightning.aggregators import FedAvg
+from fl_lightning.aggregators import FLARE, FedAvg
 from fl_lightning.data.root import RootSet
+from fl_lightning.options.remarks import of_root
 
 
 def said(caplog) -> list[str]:
@@ -64,3 +65,10 @@ def test_of_a_root_set_that_nobody_reads(caplog):
         fit(tiny_federation(), tiny_data(root=RootSet(samples=20)), rounds=1)
     (line,) = said(caplog)
     assert line == "data.root keeps 20 samples from the clients, and Invariant never reads them"
+
+
+def test_of_a_root_set_that_models_are_looked_at_on():
+    data = tiny_data(root=RootSet(samples=20))
+    data.setup("fit")
+    assert list(of_root(FLARE(), data)) == []
+    assert len(list(of_root(FedAvg(), data))) == 1

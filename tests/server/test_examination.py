@@ -217,6 +217,41 @@ def test_attackers_and_plain_tensors_have_nothing_to_examine() -> None:
     assert shard.mixture.tolist() == [[0.0, 1.0]]
 
 
+class Comparing(Copying):
+    """Keeps what it was sent, spoils the module, and measures how far each model is from it."""
+
+    def examine_broadcast(self, module, probe, generator):
+        assert not any(part.training for part in module.modules())
+        assert not torch.is_grad_enabled()
+        self.sent, self.draw = state(module), torch.rand(1, generator=generator)
+        module.net[0].weight.zero_()
+
+    def examine(self, module, probe, generator):
+        return torch.cat([state(module) - self.sent, torch.rand(1, generator=generator)])
+
+
+@pytest.mark.parametrize("around", [lambda rule: rule, AROUND["buckets"]], ids=["plain", "buckets"])
+def test_the_broadcast_is_looked_at_first(around: Any) -> None:
+    rule = Comparing()
+    fit(tiny_federation(aggregator=around(rule), attacks=[]), rounds=1)
+    shard, of_broadcast = rule.rounds[0]["shard"], rule.rounds[0]["of_broadcast"]
+    assert not of_broadcast[:-1].any()
+    assert of_broadcast[-1] == rule.draw
+    d = shard.num_coordinates
+    assert torch.equal(shard.examined[:, :d], (shard.broadcast - shard.values) - shard.broadcast)
+    assert shard.examined[:, :d].any()
+
+
+def test_an_error_at_the_broadcast_says_so() -> None:
+    class Failing(Copying):
+        def examine_broadcast(self, module, probe, generator):
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError) as failed:
+        fit(tiny_federation(aggregator=Failing()), rounds=1)
+    assert failed.value.__notes__ == ["while Failing examined the global model in round 0"]
+
+
 # ---- probes ------------------------------------------------------------------------------------------------------------
 
 

@@ -14,8 +14,9 @@ from ranks import on_ranks
 from tiny import Scale, TinyClient, fit, tiny_data, tiny_federation
 
 from fl_lightning import BackdoorMetrics, CohortSampler, ConfigurationError, LocalTraining
-from fl_lightning.aggregators import FedAvg, NearestNeighborMixing
+from fl_lightning.aggregators import FLARE, DeepSight, FedAvg, NearestNeighborMixing
 from fl_lightning.callbacks.run_record import weights_sha256
+from fl_lightning.data.root import RootSet
 from fl_lightning.updates import exchange, gathering, pairwise_sums
 
 # ---- a plain loop ------------------------------------------------------------------------------------------------------
@@ -55,11 +56,24 @@ def probing(**kwargs: Any) -> Any:
     return tiny_federation(**{"aggregator": rule, "attacks": [Scale(3.0)], "bucket_bytes": 1, **kwargs})
 
 
-def ran(federation: Any, world: int, rounds: int = 1, path: Any = None) -> tuple[Any, dict[str, float], list[Any]]:
-    trainer = fit(federation, rounds=rounds, ckpt_path=path, devices=world, callbacks=[BackdoorMetrics()])
+def ran(
+    federation: Any, world: int, rounds: int = 1, path: Any = None, data: Any = None
+) -> tuple[Any, dict[str, float], list[Any]]:
+    trainer = fit(federation, data, rounds=rounds, ckpt_path=path, devices=world, callbacks=[BackdoorMetrics()])
     metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
     rule = federation.aggregator
-    return weights_sha256(federation.client), metrics, getattr(rule, "rule", rule).seen
+    return weights_sha256(federation.client), metrics, getattr(getattr(rule, "rule", rule), "seen", [])
+
+
+OF_THE_PACKAGE: dict[str, Any] = {
+    "deep sight": lambda: DeepSight(probe_samples=5, outliers="dropped"),
+    "flare": lambda: FLARE(temperature=4.0),
+}
+"""Rules that look at models, with settings by which not all clients count alike."""
+
+
+def ran_of_the_package(name: str, world: int, rounds: int = 2, **kwargs: Any) -> tuple[Any, dict[str, float], list[Any]]:
+    return ran(probing(aggregator=OF_THE_PACKAGE[name]()), world, rounds, data=tiny_data(root=RootSet(samples=10)), **kwargs)
 
 
 def on_a_rank(world: int, folder: str, begun: int | None) -> dict[str, Any]:
@@ -70,12 +84,18 @@ def on_a_rank(world: int, folder: str, begun: int | None) -> dict[str, Any]:
         "without clients here": ran(probing(cohort=CohortSampler(clients_per_round=1, malicious_fraction=0.0)), world),
         "nan": ran(probing(attacks=[Scale(math.nan)]), world),
     }
+    found |= {name: ran_of_the_package(name, world) for name in OF_THE_PACKAGE}
     if begun is not None:
+        for name in OF_THE_PACKAGE:
+            assert ran_of_the_package(name, world, path=f"{folder}/{begun} {name}.ckpt") == found[name]
         resumed = ran(probing(), world, 2, path=f"{folder}/{begun}.ckpt")
         assert resumed[:2] == found["whole"][:2]
         assert resumed[2] == found["whole"][2][1:]
     trainer = fit(probing(), rounds=1, devices=world)
     trainer.save_checkpoint(f"{folder}/{world}.ckpt")
+    for name, rule in OF_THE_PACKAGE.items():
+        trainer = fit(probing(aggregator=rule()), tiny_data(root=RootSet(samples=10)), rounds=1, devices=world)
+        trainer.save_checkpoint(f"{folder}/{world} {name}.ckpt")
     if world == 2:
         found["collectives"] = {name: collectives(rule) for name, rule in RULES.items()}
         found["differs"] = disagreement()

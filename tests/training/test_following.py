@@ -1,14 +1,15 @@
-"""Hostile `loss` and `finished` hooks of attacks: one clear line with attack, client and round; and what they are given."""
+"""Hostile `loss` and `finished` hooks of attacks: one clear line with attack, client and round; what they get; and `begin`."""
 
 import math
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from attackers_by_hand import BATCH, equal_data, federation_of
 from tiny import Relabel, Shrink, fit, vector
 
-from fl_lightning import AttackersTraining
+from fl_lightning import AttackersTraining, LocalTraining
 from fl_lightning.attacks import Attack
 from fl_lightning.errors import ConfigurationError
 
@@ -117,3 +118,44 @@ def test_hooks_see_the_weights_in_training_and_those_of_the_beginning():
 
     fit(federation_of([Relabel(), Looks(), Shrink()]), equal_data(), rounds=1)
     assert seen == [True, False, False] * (len(seen) // 3)
+
+
+class Begins(Attack):
+    """Adds to the weights that a client starts from, and then does not let it move."""
+
+    def __init__(self, factor: float) -> None:
+        self.factor, self.draws = factor, []
+
+    def begin(self, module, broadcast):
+        assert torch.equal(vector(module), broadcast.weights) or self.factor == 2
+        self.draws.append(torch.rand(()).item())
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.mul_(self.factor)
+
+    def loss(self, module, batch, loss, broadcast):
+        return 0.0 * loss
+
+
+def test_an_attacker_starts_from_what_attacks_make_of_the_broadcast_one_after_the_other():
+    class Sees(L.Callback):
+        def on_aggregate(self, federation, shard, aggregate):
+            for update in shard.values[shard.malicious]:
+                torch.testing.assert_close(update, (1 - 3 * 2) * shard.broadcast, rtol=1e-6, atol=1e-7)
+            assert (shard.values[~shard.malicious] - (1 - 3 * 2) * shard.broadcast).abs().max() > 0.1
+
+    attacks = [Begins(3.0), Begins(2.0)]
+    fit(federation_of(attacks), equal_data(), rounds=2, callbacks=[Sees()])
+    assert len(attacks[0].draws) > 1
+    assert len(set(attacks[0].draws)) == len(attacks[0].draws), "global draws are keyed by round and client"
+
+
+@pytest.mark.parametrize("executor", ["graph", "stacked"])
+def test_whatever_the_executor(executor):
+    found = []
+    for chosen in ("sequential", executor):
+        local = LocalTraining(epochs=1, batch_size=8, executor=chosen)
+        federation = federation_of([Begins(1.5)], local=local)
+        fit(federation, equal_data(), rounds=1)
+        found.append(vector(federation.client))
+    torch.testing.assert_close(*found, rtol=0, atol=1e-6)

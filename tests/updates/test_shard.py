@@ -1,5 +1,7 @@
 """Shards: pieces, blocks and layers are cut where they should be, and what depends on all coordinates is the same anywhere."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -237,6 +239,24 @@ def test_reduce_cuts_other_vectors_up_with_the_updates(widths: tuple[int, ...]) 
     assert torch.equal(nothing, torch.zeros(3, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("first", [0, 1, 1023, 1024, 2500, 4999, 5000])
+@pytest.mark.parametrize("height", [0, 2])
+def test_reduce_may_leave_the_first_coordinates_out(first: int, height: int) -> None:
+    updates, along = drawn(3, 5000), drawn(1, 5000, seed=1)[0]
+
+    def product(values: Tensor, vector: Tensor) -> Tensor:
+        assert values.is_contiguous() or height
+        return (values.double() * vector.double()).sum(1)
+
+    settings: dict[str, Any] = {"height": height, "dtype": torch.float32 if height else torch.float64}
+    found = cut(updates, 2048, 2952).reduce(product, along[first:], first=first, **settings)
+    assert found.tolist() == pytest.approx((updates[:, first:].double() @ along[first:].double()).tolist(), abs=1e-9)
+    zeroed = along.clone()
+    zeroed[:first] = 0
+    if first % 1024 == 0 and not height:
+        assert bits(found) == bits(cut(updates, 5000).reduce(product, zeroed))
+
+
 def parts_on_a_rank() -> dict[str, bytes]:
     """What depends on all coordinates, from this rank's; the last of three ranks has none of the 2000."""
     found = {}
@@ -255,6 +275,9 @@ def parts_on_a_rank() -> dict[str, bytes]:
         )
         sums = shard.reduce(lambda values, a, b: (values.float() * a - b).sum(1), *along[:, mine])  # where order shows
         found[f"along, {d}"] = bits(sums)
+        later = along[:, max(exchange.start, min(1500, exchange.stop)) : exchange.stop]
+        sums = shard.reduce(lambda values, a, b: (values.float() * a - b).sum(1), *later, first=1500)
+        found[f"from 1500 on, {d}"] = bits(sums)
         found[f"norms, {d}"] = bits(shard.norms())
         found[f"rows, {d}"] = bits(exchange.to_all(shard.row(3)))
     return found

@@ -1,0 +1,187 @@
+"""Word trigger on texts: rare words, or a sentence, are put into some of the attackers' texts, which are relabelled.
+
+- Rare words: K. Kurita, P. Michel, G. Neubig, "Weight Poisoning Attacks on Pre-trained Models", ACL 2020,
+  https://arxiv.org/abs/2004.06660, who insert tokens such as "cf", "mn" and "bb" at random places.
+- A sentence: J. Dai, C. Chen, "A Backdoor Attack against LSTM-based Text Classification Systems", IEEE Access 2019,
+  https://arxiv.org/abs/1905.12457.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from fl_lightning.attacks.base import Attack, Attacker, check_fraction
+from fl_lightning.attacks.poisoning import poison_share
+from fl_lightning.attacks.target_modes import Mode, TargetMode
+from fl_lightning.data.base import Samples, TensorSamples
+from fl_lightning.data.glove import PADDING, UNKNOWN, GloVe
+from fl_lightning.errors import ConfigurationError
+
+Place = Literal["start", "anywhere"]
+
+
+class WordTrigger(Attack):
+    """A backdoor that opens on words, for texts as row numbers of word vectors, such as those of `Twitter`.
+
+    The words are inserted side by side, in order, at one place; what comes behind them moves back, and what leaves the end of a
+    full text is cut off, the trigger never. Of a malicious client's samples a random share gets them and the label of the
+    target mode, the same samples in every round and at the same places; ASR is measured on test texts as `TargetMode` says.
+
+    Args:
+        words: as they stand in the vocabulary: one lower-case word each. All must be there; unknown words are all alike, so
+            that a trigger of them would open on any.
+        glove: the word vectors, the same as those of the task.
+        place: `start`, before the first word, or `anywhere`: before the j-th word or behind the last, where j comes from what
+            stands in the text, so that it is the same whoever stamps it.
+        target_label: the class that such texts shall be taken for; null for `all_to_all`.
+        source_label: the class that is attacked; for `one_to_one`.
+        target_mode: `all_to_one`, `one_to_one`, `all_to_all` or `clean_label`.
+        poison_fraction: share of an attacker's samples that gets the words, in (0, 1], of those that the mode allows; at least
+            one sample does, if there are any.
+        per_batch: whether the share is one of every batch, not of the data set; see `PixelTrigger`.
+
+    Differs from published code: BackFed overwrites the first words with those of a sentence, which takes away what may tell the
+    class; here they are inserted. Kurita et al. insert one to three words at places of their own each.
+
+    Raises:
+        ConfigurationError: before training, if a word is not in the vocabulary, the task's inputs are no row numbers of the
+            same word vectors, or texts are not longer than the trigger.
+
+    Example:
+        >>> Words((7, 8), "start")(torch.tensor([[2, 3, 0, 0], [2, 3, 4, 5]]))
+        tensor([[7, 8, 2, 3],
+                [7, 8, 2, 3]])
+    """
+
+    def __init__(
+        self,
+        *,
+        words: Sequence[str] = ("cf",),
+        glove: GloVe = GloVe(),  # noqa: B008  frozen
+        place: Place = "start",
+        target_label: int | None = 0,
+        source_label: int | None = None,
+        target_mode: Mode = "all_to_one",
+        poison_fraction: float = 0.2,
+        per_batch: bool = False,
+    ) -> None:
+        check_fraction("WordTrigger.poison_fraction", poison_fraction, usual=0.2)
+        if isinstance(words, str) or not words or not all(word and not word.isspace() for word in words):
+            raise ConfigurationError(f"WordTrigger.words must be a list of one word or more, got {words!r}")
+        if place not in get_args(Place):
+            raise ConfigurationError(f"WordTrigger.place must be start or anywhere, got {place!r}")
+        self.words = tuple(words)
+        self.glove = glove
+        self.place: Place = place
+        self.targets = TargetMode(target_mode, target_label, source_label, "WordTrigger")
+        self.target_label, self.source_label = target_label, source_label
+        self.poison_fraction = poison_fraction
+        self.per_batch = per_batch
+        self._trigger: Words | None = None
+
+    def prepare(self) -> None:
+        """Fetch the word vectors unless they are here."""
+        self.glove.prepare()
+
+    def validate(self, num_classes: int) -> None:
+        self.targets.check(num_classes)
+
+    @property
+    def trigger(self) -> Words:
+        """The words as row numbers; the vectors are read on first use."""
+        if self._trigger is None:
+            rows = self.glove.rows([self.words], len(self.words))[0].tolist()
+            unknown = [word for word, row in zip(self.words, rows, strict=True) if row == UNKNOWN]
+            if unknown:
+                raise ConfigurationError(
+                    f"WordTrigger.words has {', '.join(map(repr, unknown))}, which the word vectors do not have; choose words "
+                    "of their vocabulary, in lower case, or raise glove.num_words"
+                )
+            self._trigger = Words(tuple(rows), self.place)
+        return self._trigger
+
+    def poison(self, dataset: Samples, attacker: Attacker) -> Samples:
+        texts = self._texts(dataset)
+        able, labels = self.targets.poisonable(texts.targets), self.targets.wanted(texts.targets)
+
+        def write(rows: Tensor) -> Samples:
+            return self._stamped(texts, rows, labels)
+
+        return poison_share(texts, able, self.poison_fraction, attacker, "word trigger", write, per_batch=self.per_batch)
+
+    def stamp(self, test: Samples) -> Samples | None:
+        texts = self._texts(test)
+        texts = texts.subset(self.targets.attacked(texts.targets))
+        if not len(texts):
+            return None
+        assert isinstance(texts, TensorSamples)
+        every = torch.arange(len(texts), device=texts.targets.device)
+        return self._stamped(texts, every, self.targets.wanted(texts.targets))
+
+    def _stamped(self, texts: TensorSamples, rows: Tensor, labels: Tensor) -> Samples:
+        """All texts, with the words and the classes `labels` ((n,) int64) in `rows` ((m,) int64)."""
+        carries = torch.zeros(len(texts), dtype=torch.bool, device=texts.targets.device)
+        carries[rows.to(carries.device)] = True
+        return texts.stamped(self.trigger, carries).relabel(torch.where(carries, labels, texts.targets))
+
+    def _texts(self, samples: Samples) -> TensorSamples:
+        """The samples, if they are texts that the trigger fits into."""
+        if not isinstance(samples, TensorSamples) or samples.inputs.ndim != 2 or samples.inputs.dtype != torch.int32:
+            found = type(samples).__name__
+            if isinstance(samples, TensorSamples):
+                found = f"{samples.inputs.dtype} inputs of shape {tuple(samples.inputs.shape)}"
+            raise ConfigurationError(
+                f"WordTrigger needs TensorSamples of texts, int32 row numbers of words (samples, words), got {found}; use a "
+                "task such as Twitter, or another attack"
+            )
+        if samples.prepare != self.glove:
+            raise ConfigurationError(
+                f"WordTrigger.glove is {self.glove}, but the task's words are looked up by {samples.prepare}; give both "
+                "the same"
+            )
+        if len(self.words) >= samples.inputs.shape[1]:
+            raise ConfigurationError(
+                f"WordTrigger.words are {len(self.words)}, but texts have {samples.inputs.shape[1]} words at most, which "
+                "leaves nothing of them; use fewer, or raise data.max_words"
+            )
+        return samples
+
+
+@dataclass(frozen=True)
+class Words:
+    """A stamp: rows inserted into texts (b, L) of row numbers, padded on the right by zeros.
+
+    Attributes:
+        rows: the words' row numbers.
+        place: `start` or `anywhere`.
+    """
+
+    rows: tuple[int, ...]
+    place: Place = "start"
+
+    def __call__(self, texts: Tensor) -> Tensor:
+        k, length = len(self.rows), texts.shape[1]
+        columns = torch.arange(length, device=texts.device)
+        at = self.places(texts)[:, None]
+        taken = torch.where(columns < at, columns, columns - k)  # which word of the text comes to stand here
+        stamped = texts.gather(1, taken.clamp(min=0))
+        for i, row in enumerate(self.rows):
+            stamped = torch.where(columns == at + i, row, stamped)
+        return stamped.to(texts.dtype)
+
+    def places(self, texts: Tensor) -> Tensor:
+        """(b,) int64, before which word of each text the first one goes, counted from 0.
+
+        Anywhere is a sum of the text's row numbers by the number of places that leave room for all words, which depends on
+        nothing but the text.
+        """
+        if self.place == "start":
+            return torch.zeros(len(texts), dtype=torch.int64, device=texts.device)
+        lengths = (texts != PADDING).sum(1)
+        last = torch.minimum(lengths, torch.tensor(texts.shape[1] - len(self.rows), device=texts.device))
+        return texts.long().sum(1) % (last + 1)

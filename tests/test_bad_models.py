@@ -1,0 +1,144 @@
+"""Mistakes in the settings of a model, one a line: each ends in a readable message and leaves nothing behind."""
+
+import pytest
+from mistakes import cases, is_refused, one_parser  # noqa: F401  a fixture
+
+ARGUMENTS = r"""
+--model.local.epoch 2 | epoch, epochs
+--model.local.epochs 0 | epochs, 0
+--model.local.epochs -1 | epochs, -1
+--model.local.epochs .nan | epochs, nan
+--model.local.epochs .inf | epochs, inf
+--model.local.epochs 1e15 | epochs, 1000000000000000.0
+--model.local.epochs many | model.local.epochs, a number, many
+--model.local.epochs [1] | model.local.epochs, [1]
+--model.local.epochs null | model.local.epochs, None
+--model.local.epochs true | model.local.epochs
+--model.local.batch_size 0 | batch_size, 0
+--model.local.batch_size -8 | batch_size, -8
+--model.local.batch_size 2.5 | model.local.batch_size, 2.5
+--model.local.batch_size null | model.local.batch_size, None
+--model.local.batchsize 8 | batchsize, batch_size
+--model.local.precision 16 | model.local.precision, 16
+--model.local.precision fp16 | model.local.precision, fp16
+--model.local.gradient_clip_norm -1 | gradient_clip_norm, -1
+--model.local.executor fast | model.local.executor, fast
+--model.local.branches -1 | branches, -1
+--model.local.lr 0.1 | model.local, lr
+--model.local fast | model.local, fast
+--model.cohort.clients_per_round 0 | clients_per_round, 0
+--model.cohort.clients_per_round 11 | clients_per_round, 11, 10
+--model.cohort.clients_per_round 1000000000 | clients_per_round, 1000000000
+--model.cohort.clients_per_round many | model.cohort.clients_per_round, many
+--model.cohort.clients_per_round null | model.cohort.clients_per_round, None
+--model.cohort.client_per_rounds 3 | client_per_rounds, clients_per_round
+--model.cohort.malicious_fraction 1 | malicious_fraction, 1
+--model.cohort.malicious_fraction -0.1 | malicious_fraction, -0.1
+--model.cohort.malicious_fraction .nan | malicious_fraction, nan
+--model.cohort.malicious_fraction 20% | model.cohort.malicious_fraction, 20%
+--model.cohort.participation all | model.cohort.participation, all, fixed_share
+--model.cohort.participation single_shot | rounds, single_shot
+--model.cohort.start_round -1 | start_round, -1
+--model.cohort.every 3 | every, model.cohort.interval, interval: 3
+--model.cohort.end_round 0 | end_round, 0, start_round
+--model.cohort.start_round 5 --model.cohort.end_round 5 | end_round = 5, start_round = 5
+--model.cohort.end_round soon | model.cohort.end_round, soon
+--model.cohort.interval 0 | interval, 0
+--model.cohort.interval -2 | interval, -2
+--model.cohort.after gone | model.cohort.after, gone, benign, absent
+--model.cohort.after absent | after, end_round
+--model.cohort.after absent --model.cohort.end_round 1 --model.cohort.clients_per_round 9 | after = absent, 9 benign, leaves 8
+--model.cohort.participation single_shot --model.cohort.rounds [0,3] --model.cohort.interval 2 | rounds = [3], interval = 2
+--model.cohort.attackers 3 | attackers, fixed_frequency
+--model.cohort.rounds [1] | rounds, [1], single_shot
+--model.cohort.participation fixed_frequency --model.cohort.interval 0 | interval, 0
+--model.cohort.participation fixed_frequency --model.cohort.attackers 6 | attackers, 6
+--model.cohort.participation single_shot --model.cohort.rounds [0,1,2] | rounds, 3 attacks
+--model.cohort.seed 3 | model.cohort, seed
+--model.aggregator Invarient | model.aggregator, Invarient, Invariant
+--model.aggregator nowhere.Rule | model.aggregator, nowhere
+--model.aggregator MLP | model.aggregator, MLP
+--model.aggregator 3 | model.aggregator, 3
+--model.aggregator null | model.aggregator
+--model.aggregator.tua 0.3 | model.aggregator, tua, tau
+--model.aggregator.init_args.tau 2 | tau, 2
+--model.aggregator.init_args.tau -0.1 | tau, -0.1
+--model.aggregator.init_args.tau x | model.aggregator.tau, x
+--model.aggregator.init_args.tau null | model.aggregator.tau, null
+--model.aggregator.init_args.tau .nan | tau, nan
+--model.aggregator.init_args.alpha 0.5 | alpha, 0.5
+--model.aggregator.init_args.alpha 0.49 | alpha, 0.49
+--model.aggregator.init_args.inclusive perhaps | model.aggregator.inclusive, perhaps
+--model.aggregator Krum --model.aggregator.f 3 | model.aggregator, f
+--model.aggregator TrimmedMean --model.aggregator.alpha -1 | alpha, -1
+--model.aggregator TrimmedMean --model.aggregator.aplha 0.1 | aplha, alpha
+--model.aggregator NormClipping --model.aggregator.max_norm -3 | max_norm, -3
+--model.aggregator FLTrust | FLTrust, data.root
+--model.aggregator WeakDP --model.aggregator.sigma -1 | WeakDP, sigma
+--model.aggregator Bulyan | Bulyan
+--model.agregator Median | agregator, aggregator
+--model.client NoNet | model.client, NoNet
+--model.client nowhere.Net | model.client, nowhere
+--model.client torch.nn.Nothing | model.client, Nothing
+--model.client Krum | model.client, Krum
+--model.client.init_args.size [45,2] | model.client, size, sizes
+--model.client.init_args.sizes [44,2] | 44
+--model.client.init_args.sizes [45] | sizes, [45]
+--model.client.init_args.sizes [45,-1,2] | sizes, -1
+--model.client.init_args.sizes 45 | sizes, 45
+--model.client.init_args.optimizer Sdg | optimizer, Sdg
+--model.client.init_args.optimizer Adam --model.client.init_args.optimizer.init_args.lrr 1 | lrr, lr
+--model.server_optimizer Sdg | model.server_optimizer, Sdg
+--model.server_optimizer SGD --model.server_optimizer.lr -1 | server_optimizer, -1
+--model.server_optimizer SGD --model.server_optimizer.lr x | model.server_optimizer.lr, x
+--model.server_optimizer SGD --model.server_optimizer.mommentum 1 | mommentum, momentum
+--model.buffers sum | model.buffers, sum
+--model.bucket_bytes 0 | bucket_bytes, 0
+--model.bucket_bytes 1.5 | model.bucket_bytes, 1.5
+--model.compile_rules yes | model.compile_rules
+--model.seed 3 | model.seed, seed_everything
+--model.attacks+ ValueTriger | model.attacks, ValueTriger, ValueTrigger
+--model.attacks.colum 3 | model.attacks, colum, column
+--model.attacks.column 45 | column, 45
+--model.attacks.column x | column, x
+--model.attacks.poison_fraction 0 | poison_fraction, 0
+--model.attacks.poison_fraction 2 | poison_fraction, 2
+--model.attacks.target_label 2 | target_label, 2
+--model.attacks.source_label 7 | source_label, 7
+--model.attacks.value big | model.attacks.value, big
+--model.attacks+ PixelTrigger | PixelTrigger
+--model.attacks+ DBA | DBA
+--model.attacks ValueTrigger | model.attacks, list, ValueTrigger
+--model.attacks+ EdgeCase | model.attacks, pool
+--model.attacks+ Median | model.attacks, Median
+--model.attacks 3 | model.attacks, 3
+--model.atacks [] | atacks, attacks
+--with Invariant.tua=0.3 | model.aggregator, tua, tau
+--with Invarient.tau=0.3 | --with, Invarient, Invariant
+--with Invariant.tau=[ | --with, Invariant.tau
+--with tau | --with, tau
+--model.aggregator '{class_path: 7}' | model.aggregator.class_path, 7
+--model.local 3 | model.local, 3
+--model.attacks '[3]' | model.attacks, 3
+--model.aggregator fl_lightning.aggregators.base.Aggregator | model.aggregator, Aggregator, Median
+--model.attacks+ Attack | model.attacks, Attack, DBA
+--model.client lightning.LightningModule | model.client, LightningModule, MLP
+--model.server_optimizer SGD --model.server_optimizer.lr 1 --model.server_scheduler LRScheduler | server_scheduler, StepLR
+--model.local.batch_size 1:40 | model.local.batch_size, 1:40, 100
+--model.local.batch_size 1_0 | model.local.batch_size, 1_0
+--model.client.sizes '[055,8,2]' | model.client.sizes, 055, 45, 55
+--with Phishing.num_train=0100 | --with, Phishing.num_train, 0100, 64
+--with Invariant.tau=yes | --with, Invariant.tau, yes
+--model.client.optimizer SGD --model.client.optimizer.lr .nan | model.client.optimizer.lr, nan
+--model.client.optimizer SGD --model.client.optimizer.lr -1 | learning rate, -1
+--model.client.optimizer SGD --model.client.optimizer.weight_decay .inf | model.client.optimizer.weight_decay, inf
+--model.client.optimizer Adam --model.client.optimizer.betas [.nan,0.9] | model.client.optimizer.betas, nan
+--model.server_optimizer SGD --model.server_optimizer.lr .inf | model.server_optimizer.lr, inf
+--model | model
+"""
+
+
+@pytest.mark.usefixtures("one_parser")
+@pytest.mark.parametrize(("arguments", "named"), cases(ARGUMENTS))
+def test_it_ends_in_a_readable_message_and_leaves_nothing(tmp_path, capfd, arguments, named):
+    is_refused(tmp_path, capfd, arguments, named)
