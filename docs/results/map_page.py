@@ -20,11 +20,14 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from fl_lightning.aggregators.votes import trim_count
 from fl_lightning.experiments.figures import same_bytes, svg
 from fl_lightning.experiments.paper_figures import EQUAL_CONTRAST, SHADES, luminance
+from fl_lightning.experiments.sweep import read_sweep
 from fl_lightning.experiments.tables import markdown, number
 
 HERE = Path(__file__).parent
+SWEEPS = HERE.parents[1] / "configs" / "sweeps" / "map"
 TASKS = {"phishing": "stand-in", "digits": "digits", "mendeley": "Tan's table", "uci": "UCI's table"}
 GRIDS = {
     "tau_share": "tau by share of malicious clients",
@@ -329,11 +332,12 @@ def findings(frame: pd.DataFrame) -> str:
                     f"less by {between(part['acc_lost'])}."
                 )
     held = duels(frame, "TrimmedMean")
-    trimmed = held["share"] <= held["alpha"]
+    attackers = (held["share"] * held["clients"]).round()
+    trimmed = attackers <= [trim_count(int(n), alpha) for n, alpha in zip(held["clients"], held["alpha"], strict=True)]
     for told, part in (("no more", held[trimmed]), ("more", held[~trimmed])):
         verdicts = part["verdict"].value_counts()
         lines.append(
-            f"- Where attackers are {told} than what is trimmed (share at most alpha, or above it): {len(part)} cells against "
+            f"- Where a round has {told} attackers than entries are trimmed from a tail: {len(part)} cells against "
             f"`TrimmedMean`, {verdicts.get('wins', 0)} won and {verdicts.get('loses', 0)} lost, mean gain "
             f"{number(float(part['gain'].mean()), sign=True)}."
         )
@@ -356,18 +360,21 @@ def findings(frame: pd.DataFrame) -> str:
 # ---- the page --------------------------------------------------------------------------------------------------------
 
 
-def progress(frame: pd.DataFrame) -> pd.DataFrame:
-    """Runs by task: planned, finished, failed, and the hours that finished ones trained."""
+def progress(frame: pd.DataFrame) -> str:
+    """Cells and runs by grid, planned and finished, and the sum of what ran."""
     rows = []
     for task, title in TASKS.items():
-        part = frame[frame["task"] == task]
-        for grid in GRIDS:
-            of = part[part["grids"].str.split().map(lambda names, grid=grid: names[0] == grid)] if len(part) else part
-            if len(of):
-                states = of["state"].value_counts()
-                hours = of["seconds"].sum() / 3600
-                rows.append([title, GRIDS[grid], len(of), states.get("finished", 0), states.get("failed", 0), f"{hours:.2f}"])
-    return pd.DataFrame(rows, columns=["task", "grid", "runs", "finished", "failed", "hours"]).astype(str)
+        for grid, told in GRIDS.items():
+            file = SWEEPS / f"{task}_{grid}.yaml"
+            if not file.is_file():
+                continue
+            sweep = read_sweep(file)
+            planned, part = len(sweep.cells) * len(sweep.seeds), of_grid(frame, task, grid)
+            rows.append([title, told, len(sweep.cells), planned, len(part), planned - len(part)])
+    table = pd.DataFrame(rows, columns=["task", "grid", "cells", "runs", "finished", "pending"]).astype(str)
+    done, failed = finished(frame), int((frame["state"] == "failed").sum())
+    total = f"{len(done)} runs are finished, {failed} failed; finished ones took {done['seconds'].sum() / 3600:.2f} hours of one thread."
+    return f"{markdown(table)}\n\n{total}"
 
 
 def pictures_block(frame: pd.DataFrame) -> str:
@@ -378,7 +385,7 @@ def pictures_block(frame: pd.DataFrame) -> str:
 BLOCKS: dict[str, Callable[[pd.DataFrame], str]] = {
     "pictures": pictures_block,
     "findings": findings,
-    "progress": lambda frame: markdown(progress(frame)),
+    "progress": progress,
     "counts": lambda frame: markdown(counts(frame)),
     "wins": lambda frame: markdown(extremes(frame, "TrimmedMean", "wins")),
     "losses": lambda frame: markdown(extremes(frame, "TrimmedMean", "loses")),
