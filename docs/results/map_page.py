@@ -373,7 +373,8 @@ def progress(frame: pd.DataFrame) -> str:
             rows.append([title, told, len(sweep.cells), planned, len(part), planned - len(part)])
     table = pd.DataFrame(rows, columns=["task", "grid", "cells", "runs", "finished", "pending"]).astype(str)
     done, failed = finished(frame), int((frame["state"] == "failed").sum())
-    total = f"{len(done)} runs are finished, {failed} failed; finished ones took {done['seconds'].sum() / 3600:.2f} hours of one thread."
+    hours = f"{done['seconds'].sum() / 3600:.2f}"
+    total = f"{len(done)} runs are finished, {failed} failed; finished ones took {hours} hours of one thread."
     return f"{markdown(table)}\n\n{total}"
 
 
