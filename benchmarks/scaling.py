@@ -23,8 +23,8 @@ from benchmarks.rounds import BATCH_SIZE, SEED, Stopwatch, images, phishing
 from fl_lightning import CohortSampler, Federation, LocalTraining
 from fl_lightning.aggregators import Invariant
 from fl_lightning.cli import quiet
-from fl_lightning.configuration import launched
 from fl_lightning.data import IID
+from fl_lightning.machine.launched import launched
 from fl_lightning.models import CNN, MLP
 from fl_lightning.updates import parameter_layout
 

@@ -27,6 +27,7 @@ from fl_lightning.modules.recordable import is_recordable
 from fl_lightning.modules.structure import Structure
 from fl_lightning.seeding import derive_seed, generator, seed_global_generators
 from fl_lightning.training.branched_training import Averages, BranchedTraining
+from fl_lightning.training.client_memory import ClientMemory
 from fl_lightning.training.executor import LocalExecutor, adds_in_any_order
 from fl_lightning.training.following import NEEDS_PYTHON, Following, followers
 from fl_lightning.training.idle_clients import Taken, check_anybody_trained
@@ -93,7 +94,7 @@ class Clients:
         peak_memory: is told of malicious clients' training.
 
     Attributes:
-        memory: what clients keep between rounds, by client number: (P,) float32 each, of clients c with c % W this rank.
+        memory: what clients keep between rounds.
         branches: how many are trained side by side, once their steps are recorded; 1 for one after the other.
     """
 
@@ -117,8 +118,7 @@ class Clients:
         self.layout, self.buffer_layout = layouts
         self.seed = seed
         self.num_classes = data.task.num_classes
-        self.memory: dict[int, Tensor] = {}
-        self.memory_size = rule.client_memory_size(data.train, self.num_classes)
+        self.memory = ClientMemory(rule.client_memory_size(data.train, self.num_classes), self.exchange)
         self.benign = benign
         self.structure = Structure(list(module.modules()))
         self.executor = LocalExecutor(module, local)
@@ -171,7 +171,7 @@ class Clients:
         owner = assign_owners(torch.cat([self.work(cohort), sizes]), world)
         mine = torch.nonzero(owner == rank).flatten().tolist()
         benign = torch.nonzero(~cohort.malicious).flatten()
-        memory = self.fetch_memory(cohort.clients[benign], owner[benign])
+        memory = self.memory.fetch(cohort.clients[benign], owner[benign])
 
         self.of_attackers.start = self.executor.start = Snapshot(self.module)
         watch = Stopwatch(self.exchange.device)
@@ -216,7 +216,7 @@ class Clients:
         if not self.looked:
             self.look(t, updates)
         self.sources.seed(self.seed, "between rounds", t)
-        self.return_memory(memory, cohort.clients[benign], owner[benign])
+        self.memory.give_back(memory, cohort.clients[benign], owner[benign])
         return Trained(
             updates,
             buffer_updates,
@@ -390,26 +390,3 @@ class Clients:
         seed_global_generators(derive_seed(self.seed, purpose, t, number))
         self.sources.seed(self.seed, purpose, t, number)
         return generator(self.seed, batches, t, number)
-
-    # ---- what clients keep -------------------------------------------------------------------------------------------
-
-    def fetch_memory(self, clients: Tensor, owner: Tensor) -> dict[int, Tensor]:
-        """The memory of those of the clients ((M,) int64, on rank `owner`) that this rank trains, by client number."""
-        if not self.memory_size:
-            return {}
-        home = clients % self.exchange.world
-        rows = {
-            m: self.memory.get(int(client), torch.zeros(self.memory_size, device=self.exchange.device))
-            for m, client in enumerate(clients)
-            if home[m] == self.exchange.rank
-        }
-        return {int(clients[m]): row for m, row in self.exchange.route(rows, home, owner, self.memory_size).items()}
-
-    def return_memory(self, memory: dict[int, Tensor], clients: Tensor, owner: Tensor) -> None:
-        """Send it back to where it is kept."""
-        if not self.memory_size:
-            return
-        rows = {m: memory[int(client)] for m, client in enumerate(clients) if owner[m] == self.exchange.rank}
-        home = clients % self.exchange.world
-        for m, row in self.exchange.route(rows, owner, home, self.memory_size).items():
-            self.memory[int(clients[m])] = row.clone()

@@ -6,7 +6,6 @@ in a configuration is a `ConfigurationError` of one line.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
@@ -17,7 +16,6 @@ import lightning as L
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.plugins.environments import ClusterEnvironment, LightningEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from rich.console import Console
@@ -32,8 +30,7 @@ from fl_lightning.data import FederatedDataModule
 from fl_lightning.errors import ConfigurationError, configuration_error, folded
 from fl_lightning.federation import Federation
 from fl_lightning.files.yaml_files import FAST, MODE, as_argument
-from fl_lightning.machine import srun
-from fl_lightning.machine.srun import SrunEnvironment
+from fl_lightning.machine.launched import as_launched, launcher
 from fl_lightning.options.class_settings import check_classes, named_classes, taken_out, with_settings
 from fl_lightning.options.command_checks import (
     check_arguments,
@@ -277,36 +274,6 @@ def integer_seed(seed: bool | int | None) -> int:
     if not 0 <= seed < 2**32:
         raise ConfigurationError(f"seed_everything must lie in [0, 2**32), got {seed}")
     return seed
-
-
-def as_launched(devices: Any, plugins: Any) -> dict[str, Any]:
-    """The Trainer's arguments that follow from who started the processes, where `devices` and `plugins` leave that open."""
-    started_by = launcher()
-    given = {} if started_by is None or plugins is not None else {"plugins": [started_by]}
-    return {**given, **(launched() if devices == "auto" else {})}
-
-
-def launched() -> dict[str, int]:
-    """`devices` and `num_nodes` as torchrun or srun started the processes; empty where neither did."""
-    if TorchElasticEnvironment.detect():
-        per_node = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        return {"devices": per_node, "num_nodes": int(os.environ["WORLD_SIZE"]) // per_node}
-    if SrunEnvironment.detect():
-        return {"devices": srun.per_node(), "num_nodes": srun.nodes()}
-    return {}
-
-
-def launcher() -> ClusterEnvironment | None:
-    """What tells Lightning its ranks; None where it may find out by itself.
-
-    It must be told inside SLURM's jobs: torchrun's processes there are torchrun's, those of a batch script without srun are
-    nobody's, and the rest are srun's.
-    """
-    if TorchElasticEnvironment.detect():
-        return TorchElasticEnvironment()
-    if SrunEnvironment.detect():
-        return SrunEnvironment()
-    return LightningEnvironment() if "SLURM_JOB_ID" in os.environ else None
 
 
 class Unstarted(FederatedCLI):

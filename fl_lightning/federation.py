@@ -22,26 +22,22 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from fl_lightning.aggregators.base import Aggregator
-from fl_lightning.attacks.base import Attack, Broadcast, Knowledge, stamp_evaluation
+from fl_lightning.attacks.base import Attack, Broadcast, Knowledge
 from fl_lightning.checked import made_of, maker, one_of, shown, whole
-from fl_lightning.checkpoints import resuming
 from fl_lightning.checkpoints.trained import Loadable
 from fl_lightning.checkpoints.warm_start import WarmStart
 from fl_lightning.clients import Clients
 from fl_lightning.cohort import CohortSampler
-from fl_lightning.data.alike import to_be_alike
 from fl_lightning.data.module import FederatedDataModule, data_of
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.machine.fresh_memory import unfilled
 from fl_lightning.machine.strategy import FederatedStrategy
-from fl_lightning.modules.lightning_modules import ClientModule, attach
+from fl_lightning.modules.lightning_modules import ClientModule
 from fl_lightning.modules.predicting import class_probabilities, predicted_classes
 from fl_lightning.modules.subclasses import Made, check_methods
 from fl_lightning.modules.undisturbed import Undisturbed
-from fl_lightning.options.monitors import check_logged, check_monitors
-from fl_lightning.options.remarks import remark
+from fl_lightning.options.monitors import check_logged
 from fl_lightning.options.trainer_options import check_trainer, make_trial
-from fl_lightning.resources import Compile, compiling_pays, prepare_memory
 from fl_lightning.seeding import drawn_by_chance, warn_of_chance
 from fl_lightning.server import progress
 from fl_lightning.server.edits import Edits
@@ -51,19 +47,20 @@ from fl_lightning.server.last_round import Evaluations
 from fl_lightning.server.outcome import RoundObserver, RoundOutcome
 from fl_lightning.server.phases import EXTRA_WORK, Phases
 from fl_lightning.server.quiet_ends import watch
-from fl_lightning.server.round_checks import check_evaluation, check_not_compiled, check_round
+from fl_lightning.server.resources import Compile
+from fl_lightning.server.round_checks import check_round
+from fl_lightning.server.setting_up import set_up
 from fl_lightning.server.step import take_step
 from fl_lightning.server.taken_names import WatchedNames
 from fl_lightning.training.client_checks import check_kind
 from fl_lightning.training.client_logs import average_logs, sort_logs
 from fl_lightning.training.local_training import LocalTraining
-from fl_lightning.training.optimizers import read_optimizers
 from fl_lightning.training.peak_memory import PeakMemory
 from fl_lightning.training.recipe import Attackers, recipe_of
 from fl_lightning.training.stopwatch import ATTACKERS_TRAINING
-from fl_lightning.updates.agreement import check_agreement, check_same_data, check_same_start
+from fl_lightning.updates.agreement import check_agreement, check_same_start
 from fl_lightning.updates.exchange import BUCKET_BYTES, Exchange
-from fl_lightning.updates.layout import buffer_layout, clamp_variances, named_state, parameter_layout
+from fl_lightning.updates.layout import Layout, clamp_variances, named_state
 from fl_lightning.updates.shard import UpdateShard
 
 log = logging.getLogger(__name__)
@@ -106,6 +103,16 @@ class Federation(Made, Loadable, WatchedNames):
         >>> from fl_lightning.models import MLP
         >>> federation = Federation(MLP(), Invariant(tau=0.6), cohort=CohortSampler(clients_per_round=20))
     """
+
+    # What `setup` lays out.
+    parameters_layout: Layout
+    buffers_layout: Layout
+    exchange: Exchange
+    buffer_exchange: Exchange
+    clients: Clients
+    examination: Examination
+    edits: Edits
+    peak_memory: PeakMemory
 
     def __init__(
         self,
@@ -331,59 +338,12 @@ class Federation(Made, Loadable, WatchedNames):
 
     def setup(self, stage: str) -> None:
         """Check everything that can be checked without training, and lay out vectors and evaluation sets."""
-        data, trainer = self.data, self.trainer
-        device = trainer.strategy.root_device
-        resuming.read_for(trainer.strategy.checkpoint_io, stage)
-        check_not_compiled(self)
-        attach(self.client, trainer, device)
-        if stage == "fit" and trainer.world_size > 1:
-            check_same_data(to_be_alike(data), device)
-        self.check(data)
-        self.local.warn_of_slow_precision(device)
-        self._lay_out(device)
-        self.peak_memory = PeakMemory(device)
-        malicious = set(self.cohort.malicious_clients(self.seed, len(data.clients)).tolist())
-        of_both = (self.exchange, self.buffer_exchange), (self.parameters_layout, self.buffers_layout)
-        self.clients = Clients(
-            self.client,
-            data,
-            self.attacks,
-            self.aggregator,
-            self.local,
-            *of_both,
-            self.seed,
-            benign=[client for client in range(len(data.clients)) if client not in malicious],
-            recipe=self.recipe,
-            peak_memory=self.peak_memory,
-        )
-        self.examination = Examination(self.aggregator, self.client, *of_both, data, self.seed, self.phase)
-        self.edits = Edits(self.aggregator, self.client, self.parameters_layout, self.seed, self.phase)
-        if stage == "fit":
-            ranks_on_node = trainer.world_size // trainer.num_nodes
-            server, _ = read_optimizers(self.configure_optimizers(), "the server")
-            prepare_memory(self.clients, self.cohort, self.aggregator, server, self.attacks, ranks_on_node)
-        data.to(device)
-        if any(attack.watches_steps for attack in self.attacks):
-            self.last_step = torch.zeros(self.exchange.num_coordinates, device=device)
-        stamp_evaluation(data, self.attacks, device)
-        if stage == "fit":
-            check_monitors(trainer, self)
-            remark(trainer, self.cohort, self.attacks, self.aggregator, data, self.seed, self.recipe)
-            check_evaluation(self.client.to(device), data, self.aggregator)
+        set_up(self, stage)
 
     def check(self, data: FederatedDataModule) -> None:
         """Raise `ConfigurationError` if cohort, rule, client or attacks do not fit the data that were dealt out."""
         settings = self.cohort, self.aggregator, self.attacks, self.local, self.recipe
         check_round(self.client, data, *settings, self.configure_optimizers)
-
-    def _lay_out(self, device: torch.device) -> None:
-        """Say where parameters and buffers stand in vectors, and which coordinates are this rank's."""
-        self.parameters_layout = parameter_layout(self.client)
-        self.buffers_layout = buffer_layout(self.client, nothing=self.buffer_policy == "keep")
-        coordinates = self.parameters_layout.num_coordinates / self.trainer.world_size
-        compiled = compiling_pays(self.compile_rules, coordinates, (self.trainer.max_epochs, self.trainer.max_steps), device)
-        self.exchange = Exchange(self.parameters_layout.layers, device, bucket_bytes=self.bucket_bytes, compiled=compiled)
-        self.buffer_exchange = Exchange(self.buffers_layout.layers, device, bucket_bytes=self.bucket_bytes)
 
     def prepare_data(self) -> None:
         """Fetch what attacks need, on one process per node."""

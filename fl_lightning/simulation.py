@@ -34,11 +34,12 @@ from fl_lightning.callbacks.quiet import quietly
 from fl_lightning.callbacks.standard import TRAINER_DEFAULTS, standard_callbacks, standard_loggers
 from fl_lightning.checked import shown
 from fl_lightning.cohort import CohortSampler
-from fl_lightning.configuration import as_launched, integer_seed, plainly
+from fl_lightning.configuration import integer_seed, plainly
 from fl_lightning.data.module import FederatedDataModule, Task
 from fl_lightning.errors import ConfigurationError, folded, in_one_line, nearest
 from fl_lightning.federation import Federation
 from fl_lightning.files.run_files import read_json, read_lines
+from fl_lightning.machine.launched import as_launched
 from fl_lightning.options.described import describe, optimizer_of, path
 from fl_lightning.options.trainer_options import check_twice
 

@@ -15,8 +15,8 @@ import yaml
 from ranks import on_ranks
 
 from fl_lightning.cli import main
-from fl_lightning.configuration import launched
 from fl_lightning.files.run_files import read_lines
+from fl_lightning.machine.launched import launched
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")

@@ -116,7 +116,7 @@ def run(folder: str, rounds: int, world: int, *, resume: bool = False, wrapped: 
         default_root_dir=folder,
         ckpt_path="last" if resume else None,
     )
-    kept = {client: row.tolist() for client, row in federation.clients.memory.items()}
+    kept = {client: row.tolist() for client, row in federation.clients.memory.rows.items()}
     logged = {name: value.item() for name, value in trainer.callback_metrics.items()}
     plotting = federation.attacks[0]
     assert isinstance(plotting, Plotting)

@@ -1,5 +1,5 @@
 """The server's side of a round beside its rule: what fits together, which updates count, the step, what is evaluated when.
 
-It may import `training` and everything below that, but neither the clients of a round nor the federation. Read `step.py`
-first: it applies the aggregate, or takes the step back.
+It may import everything below the federation, which alone it does not know. Read `setting_up.py` first, what comes before the
+first round, then `step.py`: it applies the aggregate, or takes the step back.
 """

@@ -19,7 +19,7 @@ def write(federation: Any, checkpoint: dict[str, Any]) -> None:
     Rank 0's parameters are everyone's; what rules and clients remember is every rank's own.
     """
     clients = federation.clients
-    kept = sharded_state.entry(federation.aggregator, federation.exchange.start, clients.memory, clients.memory_size)
+    kept = sharded_state.entry(federation.aggregator, federation.exchange.start, clients.memory.rows, clients.memory.size)
     if kept is not None:
         checkpoint[sharded_state.KEY] = kept
     checkpoint["federation"] = {
@@ -50,7 +50,7 @@ def read(federation: Any, checkpoint: dict[str, Any]) -> None:
     if sharded_state.KEY in checkpoint and path is not None:
         own = federation.exchange  # of however many ranks wrote it, this one's part
         part = resuming.parts(checkpoint[sharded_state.KEY], path, own.start, own.stop, own.rank, own.world)
-        federation.clients.memory = sharded_state.recall(part, federation.aggregator, own.device)
+        federation.clients.memory.rows = sharded_state.recall(part, federation.aggregator, own.device)
     federation.rounds_done = int(checkpoint["global_step"])
     federation.seconds = defaultdict(float, record["seconds"])
     federation.peak_memory.taken = dict(record.get("extra_bytes", {}))

@@ -136,7 +136,7 @@ def run(folder: str, rounds: int, world: int, resume: bool, record_after: float 
         default_root_dir=folder,
         ckpt_path="last" if resume else None,
     )
-    kept = {number: row.tolist() for number, row in federation.clients.memory.items()}
+    kept = {number: row.tolist() for number, row in federation.clients.memory.rows.items()}
     return weights_sha256(federation.client), {k: v.item() for k, v in trainer.callback_metrics.items()}, kept
 
 

@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 
-from fl_lightning.configuration import build, launched, launcher
+from fl_lightning.configuration import build
 from fl_lightning.errors import ConfigurationError
+from fl_lightning.machine.launched import launched, launcher
 from fl_lightning.machine.srun import SrunEnvironment
 from fl_lightning.machine.strategy import FederatedStrategy
 

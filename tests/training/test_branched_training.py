@@ -13,12 +13,13 @@ from ranks import on_ranks
 from tiny import Relabel, Shrink, TinyClient, fit, tiny_data, tiny_federation
 from torch import Tensor, nn
 
-from fl_lightning import Federation, LocalTraining, resources
+from fl_lightning import Federation, LocalTraining
 from fl_lightning.aggregators import FLIP
 from fl_lightning.attacks import Attack
 from fl_lightning.data import TensorSamples
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.models import CNN, MLP
+from fl_lightning.server import resources
 from fl_lightning.training import recorded_steps
 from fl_lightning.training.branched_training import BranchedTraining
 from fl_lightning.training.local_training import NotTogetherError

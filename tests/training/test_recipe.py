@@ -8,9 +8,10 @@ import torch
 from attackers_by_hand import BATCH, by_hand, equal_data, federation_of, plain_client
 from tiny import Relabel, fit, vector
 
-from fl_lightning import AttackersTraining, LocalTraining, resources
+from fl_lightning import AttackersTraining, LocalTraining
 from fl_lightning.attacks import Attack, ConstrainAndScale
 from fl_lightning.errors import ConfigurationError
+from fl_lightning.server import resources
 from fl_lightning.training.recipe import recipe_of
 
 TOLERANCE = 1e-6

@@ -4,11 +4,12 @@ import pytest
 import torch
 from tiny import fit, tiny_data, tiny_federation
 
-from fl_lightning import LocalTraining, federation, resources
+from fl_lightning import LocalTraining
 from fl_lightning.clients import BRANCHES_ON_A_GPU, Clients
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.machine.footprint import Footprint, check_fits
-from fl_lightning.resources import COMPILE_SECONDS, LOAD_SECONDS, SAVED_SECONDS, compiling_pays
+from fl_lightning.server import resources, setting_up
+from fl_lightning.server.resources import COMPILE_SECONDS, LOAD_SECONDS, SAVED_SECONDS, compiling_pays
 
 CPU = torch.device("cpu")
 
@@ -56,7 +57,7 @@ def test_fewer_clients_stand_side_by_side_where_memory_is_short(
         sums.append(footprint.total - held)
         check_fits(footprint, available, held)
 
-    monkeypatch.setattr(federation, "Clients", OnAGpu)
+    monkeypatch.setattr(setting_up, "Clients", OnAGpu)
     monkeypatch.setattr(resources, "check_fits", check)
     sums: list[int] = []
     made = tiny_federation(local=LocalTraining(branches=8))
