@@ -151,7 +151,7 @@ class IBA(Attack):
         if value_range is not None and not (value_range[0] < value_range[1] and all(map(math.isfinite, value_range))):
             raise ConfigurationError(f"IBA.value_range must be two finite numbers, smaller first, got {list(value_range)}")
         self.target_label = self._target = target_label
-        self.targets = TargetMode("all_to_one", target_label, None, "IBA")
+        self._targets = TargetMode("all_to_one", target_label, None, "IBA")
         self.alpha = alpha
         self.eps, self.eps_test, self.eps_decay = eps, eps_test, eps_decay
         self.start_asr, self.stop_asr = start_asr, stop_asr
@@ -169,7 +169,7 @@ class IBA(Attack):
         self._eps = eps  # of this round's training
 
     def validate(self, num_classes: int) -> None:
-        self.targets.check(num_classes)
+        self._targets.check(num_classes)
 
     # ---- data --------------------------------------------------------------------------------------------------------
 
@@ -177,15 +177,15 @@ class IBA(Attack):
         data = images_for([FORM], dataset)
         if not self.poisons or self.alpha == 1:
             return data
-        return BothWays(data, painted(data, [self.train_trigger], torch.arange(len(data)), self.targets.wanted(data.targets)))
+        return BothWays(data, painted(data, [self.train_trigger], torch.arange(len(data)), self._targets.wanted(data.targets)))
 
     def stamp(self, test: Samples) -> Samples | None:
         data = images_for([FORM], test)
-        data = data.subset(self.targets.attacked(data.targets))
+        data = data.subset(self._targets.attacked(data.targets))
         if not len(data):
             return None
         self._check_range(data)
-        return painted(data, [self.test_trigger], torch.arange(len(data)), self.targets.wanted(data.targets))
+        return painted(data, [self.test_trigger], torch.arange(len(data)), self._targets.wanted(data.targets))
 
     def train_trigger(self, images: Tensor) -> Tensor:
         """T with the eps of this round's training."""

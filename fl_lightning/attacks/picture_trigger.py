@@ -52,23 +52,23 @@ class PictureTrigger(Attack):
     def __init__(
         self, stamps: Sequence[PictureStamp], targets: TargetMode, poison_fraction: float, per_batch: bool, purpose: str
     ) -> None:
-        self.stamps = list(stamps)
-        self.targets = targets
-        self.target_label, self.source_label = targets.target_label, targets.source_label
+        self._stamps = list(stamps)
+        self._targets = targets
+        self.target_mode, self.target_label, self.source_label = targets.mode, targets.target_label, targets.source_label
         self.poison_fraction = poison_fraction
         self.per_batch = per_batch
         self._purpose = purpose
 
     def validate(self, num_classes: int) -> None:
-        self.targets.check(num_classes)
+        self._targets.check(num_classes)
 
     def stamps_of(self, attacker: Attacker) -> Sequence[PictureStamp]:
         """The parts of the trigger that an attacker trains on; all of them by default."""
-        return self.stamps
+        return self._stamps
 
     def poison(self, dataset: Samples, attacker: Attacker) -> Samples:
-        data = images_for(self.stamps, dataset)
-        able, labels = self.targets.poisonable(data.targets), self.targets.wanted(data.targets)
+        data = images_for(self._stamps, dataset)
+        able, labels = self._targets.poisonable(data.targets), self._targets.wanted(data.targets)
 
         def write(rows: Tensor) -> Samples:
             return painted(data, self.stamps_of(attacker), rows, labels)
@@ -77,16 +77,16 @@ class PictureTrigger(Attack):
 
     def stamp(self, test: Samples) -> Samples | None:
         data = self.attacked(test)
-        return self.with_stamps(data, self.stamps) if len(data) else None
+        return self.with_stamps(data, self._stamps) if len(data) else None
 
     def attacked(self, test: Samples) -> Samples:
         """The test samples that ASR is measured on, without the trigger; there may be none."""
-        data = images_for(self.stamps, test)
-        return data.subset(self.targets.attacked(data.targets))
+        data = images_for(self._stamps, test)
+        return data.subset(self._targets.attacked(data.targets))
 
     def with_stamps(self, data: Samples, stamps: Sequence[Stamp]) -> Samples:
         """All of `data` with these stamps, under the labels that the attackers want."""
-        return painted(data, stamps, torch.arange(len(data)), self.targets.wanted(data.targets))
+        return painted(data, stamps, torch.arange(len(data)), self._targets.wanted(data.targets))
 
 
 def images_for(triggers: Sequence[PictureStamp], samples: Samples) -> Samples:

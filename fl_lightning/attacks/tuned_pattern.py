@@ -74,30 +74,30 @@ class TunedPattern(Attack):
         self.place = Rectangle(row, column, height, width, name=self.name)
         self.value_range = value_range
         self.target_label = self._target = target_label
-        self.targets = TargetMode("all_to_one", target_label, None, self.name)
+        self._targets = TargetMode("all_to_one", target_label, None, self.name)
         self.poison_fraction = poison_fraction
         self.per_batch = per_batch
         self.pattern: Tensor | None = None  # (C, height, width) float32 in raw scale, once it is known what images are like
 
     def validate(self, num_classes: int) -> None:
-        self.targets.check(num_classes)
+        self._targets.check(num_classes)
 
     def poison(self, dataset: Samples, attacker: Attacker) -> Samples:
         data = self._images(dataset)
 
         def write(rows: Tensor) -> Samples:
-            return painted(data, [self.paint], rows, self.targets.wanted(data.targets))
+            return painted(data, [self.paint], rows, self._targets.wanted(data.targets))
 
         every, share = torch.arange(len(data)), self.poison_fraction
         return poison_share(data, every, share, attacker, self.purpose, write, per_batch=self.per_batch)
 
     def stamp(self, test: Samples) -> Samples | None:
         data = self._images(test)
-        data = data.subset(self.targets.attacked(data.targets))
+        data = data.subset(self._targets.attacked(data.targets))
         if not len(data):
             return None
         self._warn_of_range(data)
-        return painted(data, [self.paint], torch.arange(len(data)), self.targets.wanted(data.targets))
+        return painted(data, [self.paint], torch.arange(len(data)), self._targets.wanted(data.targets))
 
     def paint(self, images: Tensor) -> Tensor:
         """Images (b, C, H, W) with the pattern of the moment in them."""

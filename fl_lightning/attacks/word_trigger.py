@@ -78,7 +78,8 @@ class WordTrigger(Attack):
         self.words = tuple(words)
         self.glove = glove
         self.place: Place = place
-        self.targets = TargetMode(target_mode, target_label, source_label, "WordTrigger")
+        self.target_mode = target_mode
+        self._targets = TargetMode(target_mode, target_label, source_label, "WordTrigger")
         self.target_label, self.source_label = target_label, source_label
         self.poison_fraction = poison_fraction
         self.per_batch = per_batch
@@ -89,7 +90,7 @@ class WordTrigger(Attack):
         self.glove.prepare()
 
     def validate(self, num_classes: int) -> None:
-        self.targets.check(num_classes)
+        self._targets.check(num_classes)
 
     @property
     def trigger(self) -> Words:
@@ -107,7 +108,7 @@ class WordTrigger(Attack):
 
     def poison(self, dataset: Samples, attacker: Attacker) -> Samples:
         texts = self._texts(dataset)
-        able, labels = self.targets.poisonable(texts.targets), self.targets.wanted(texts.targets)
+        able, labels = self._targets.poisonable(texts.targets), self._targets.wanted(texts.targets)
 
         def write(rows: Tensor) -> Samples:
             return self._stamped(texts, rows, labels)
@@ -116,12 +117,12 @@ class WordTrigger(Attack):
 
     def stamp(self, test: Samples) -> Samples | None:
         texts = self._texts(test)
-        texts = texts.subset(self.targets.attacked(texts.targets))
+        texts = texts.subset(self._targets.attacked(texts.targets))
         if not len(texts):
             return None
         assert isinstance(texts, TensorSamples)
         every = torch.arange(len(texts), device=texts.targets.device)
-        return self._stamped(texts, every, self.targets.wanted(texts.targets))
+        return self._stamped(texts, every, self._targets.wanted(texts.targets))
 
     def _stamped(self, texts: TensorSamples, rows: Tensor, labels: Tensor) -> Samples:
         """All texts, with the words and the classes `labels` ((n,) int64) in `rows` ((m,) int64)."""

@@ -55,7 +55,7 @@ PARTS = {
 def test_every_argument_of_every_part_is_there(name):
     made = NEED_ARGUMENTS.get(name, PARTS[name])()
     described = describe(made)
-    assert ("holds" in described) == (name in ("Adaptive", "DBA", "TabularDBA"))
+    assert ("holds" in described) == (name in ("Adaptive", "DBA", "MaskedReplacement", "TabularDBA"))
     for parameter in inspect.signature(PARTS[name]).parameters.values():
         if isinstance(parameter.default, (bool, int, float, str)) and name not in NEED_ARGUMENTS:
             assert described["init_args"][parameter.name] == parameter.default, parameter.name
