@@ -292,6 +292,8 @@ def predictors(frame: pd.DataFrame) -> pd.DataFrame:
                 told = QUANTITIES[names[0]][0] if len(names) == 1 else "the first three together (logistic)"
                 row = {"target": target, "split": split, "fitted / tested (true)": share_of(truth, held), "by": told}
                 accuracy = judged(values[names], truth, held)
+                if accuracy[0] == "-":
+                    continue
                 rows.append(row | dict(zip(("balanced accuracy, fitted", "tested", "AUROC, tested"), accuracy, strict=True)))
     return pd.DataFrame(rows)
 
@@ -343,7 +345,7 @@ def findings(frame: pd.DataFrame) -> str:
         )
     table = predictors(frame)
     for target in TARGETS if len(table) else ():
-        tested = table[(table["target"] == target) & (table["AUROC, tested"] != "-")]
+        tested = table[table["target"] == target]
         if len(tested):
             means = tested.assign(value=tested["AUROC, tested"].astype(float), right=tested["tested"].astype(float))
             best = (
