@@ -46,7 +46,8 @@ def runs(folder: Folders) -> pd.DataFrame:
         `acc` and `asr` (in [0, 1]; NaN unless finished), their means over the last evaluations, `rounds`,
         `excluded_updates`, `message`; where a run has `BackdoorLifespan`, `lifespan` (its state), the ASR at the end of the
         attack, and the bounds of each lifespan in rounds, `lifespan_first_fall` and `lifespan_first_fall_most` for example,
-        of which the second is NaN where the backdoor outlived the run.
+        of which the second is NaN where the backdoor outlived the run; where it has `DetectionMetrics` and a rule that judges
+        clients, `detection_tpr`, `detection_fpr` and `detection_auroc`, over all attacked rounds.
 
     Raises:
         ConfigurationError: there is no such folder, or no run in it; runs at the same place contradict each other.

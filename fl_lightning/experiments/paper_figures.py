@@ -132,19 +132,30 @@ def heat_map(results: Results, group: Group, measure: str, final: Final) -> Figu
     return value_map(values, (group.rows, rows), (group.columns, columns), NAMES[measure])
 
 
-def value_map(values: np.ndarray, rows: tuple[str, list[str]], columns: tuple[str, list[str]], title: str) -> Figure:
-    """Shares, (len(rows), len(columns)) in [0, 1] or NaN, as a heat map; each axis has a name and labels."""
+def value_map(
+    values: np.ndarray,
+    rows: tuple[str, list[str]],
+    columns: tuple[str, list[str]],
+    title: str,
+    *,
+    most: float = 1.0,
+    texts: list[list[str]] | None = None,
+) -> Figure:
+    """Values, (len(rows), len(columns)) in [0, most] or NaN, as a heat map; each axis has a name and labels.
+
+    Values beyond that have the shade of the nearer end. `texts` is what stands in the cells: by default the values, as shares.
+    """
     names = [[shortened(label) for label in labels] for _, labels in (rows, columns)]
     slanted = max(map(len, names[1])) > 8
     width = 0.9 + 0.075 * max(map(len, names[0])) + 0.62 * len(names[1])
     height = 0.75 + 0.28 * len(names[0]) + (0.055 * max(map(len, names[1])) if slanted else 0)
     figure = Figure(figsize=(max(2.4, width), height), layout="constrained")
     axes = figure.add_subplot()
-    mesh = axes.pcolormesh(np.ma.masked_invalid(values), cmap=SHADES, vmin=0, vmax=1, edgecolors="white", linewidth=1)
+    mesh = axes.pcolormesh(np.ma.masked_invalid(values), cmap=SHADES, vmin=0, vmax=most, edgecolors="white", linewidth=1)
     axes.set_facecolor("0.93")
     for (row, column), value in np.ndenumerate(values):
         dark = not math.isnan(value) and luminance(mesh.to_rgba(value)) < EQUAL_CONTRAST
-        text = number(float(value)).replace("-", "\u2013")
+        text = (number(float(value)) if texts is None else texts[row][column]).replace("-", "\u2013").replace(">=", "\u2265")
         axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", color="white" if dark else "black", fontsize="small")
     axes.set(xlabel=columns[0], ylabel=rows[0], title=title, ylim=(len(names[0]), 0))
     axes.set_xticks(np.arange(len(names[1])) + 0.5, names[1])

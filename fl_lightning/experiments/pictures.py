@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from fl_lightning.experiments.figures import NAMES, svg
 from fl_lightning.experiments.final import Final, measured
 from fl_lightning.experiments.groups import Group, groups
+from fl_lightning.experiments.league import boards
 from fl_lightning.experiments.paper_figures import bars, heat_map, overlay
 from fl_lightning.experiments.plain_text import latex_cell
 from fl_lightning.experiments.results import Results
@@ -24,7 +25,7 @@ class Picture:
     """A figure, drawn.
 
     Args:
-        kind: "by_round", "by_rule", "against" or "worst_case".
+        kind: "by_round", "by_rule", "against", "league" or "worst_case".
         name: of its files, without extension; no two of a sweep have the same, also where capitals do not count.
         group: which of its kind it is; empty where it is the only one.
         text: what it shows.
@@ -43,7 +44,7 @@ class Picture:
 
 
 def pictures(results: Results, final: Final) -> list[Picture]:
-    """All figures of a sweep: rules by round, bars, one axis against another where there are two, and worst cases."""
+    """All figures of a sweep: rules by round, bars, one axis against another where there are two, leagues and worst cases."""
     taken: set[str] = set()
     found = []
     for kind, shown, group, figure, text in drawn(results, final):
@@ -70,6 +71,9 @@ def drawn(results: Results, final: Final) -> Iterator[tuple[str, str, Group, Fig
             text = f"{name} by {group.compares}: {measured(results, group, final)}."
             shown = f"{measure}_by_{group.rows}_and_{group.columns}"
             yield "against", shown, group, heat_map(results, group, measure, final), text
+    for board in boards(results, final):
+        shown = f"{board.measure.name}_by_{board.group.rows}_and_{board.group.columns}-league"
+        yield "league", shown, board.group, board.picture(), f"{board.measure.title}. {board.measure.text}"
     for group, measure, figure, text in maps(results, final):
         yield "worst_case", f"{measure}_by_{group.rows}_and_{group.columns}-worst_case", group, figure, text
 
@@ -113,7 +117,7 @@ def latex_figures(found: Iterable[Picture], sweep: str, folder: str) -> str:
         "% A wide figure may be a figure* in a paper of two columns.",
     ]
     for picture in found:
-        width = r"\linewidth" if picture.kind not in ("against", "worst_case") else r"0.6\linewidth"
+        width = r"\linewidth" if picture.kind not in ("against", "league", "worst_case") else r"0.6\linewidth"
         lines += [
             r"\begin{figure}",
             r"\centering",

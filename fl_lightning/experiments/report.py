@@ -12,6 +12,7 @@ from fl_lightning.experiments import ran_on, worst_report
 from fl_lightning.experiments.detection import sections
 from fl_lightning.experiments.figures import curves, numeric_axes, same_bytes, sensitivity, svg
 from fl_lightning.experiments.final import Final
+from fl_lightning.experiments.league import Board, boards
 from fl_lightning.experiments.lifespans import lifespan_table
 from fl_lightning.experiments.paper_tables import latex_tables, plain_table
 from fl_lightning.experiments.pictures import Picture, latex_figures, pictures
@@ -51,6 +52,7 @@ class Shown:
         table: a row per cell, as text.
         lives: lifespans of backdoors, a row per cell, as text; None where no run has one.
         worst: rules under their worst attack, None where the sweep has no plan for that.
+        boards: rules against attacks, a board per measure; empty where there is ASR alone to show.
         pictures: the figures for a paper.
         curves: a picture per cell.
         sensitivities: by axis, a picture of Acc and ASR by its values.
@@ -60,6 +62,7 @@ class Shown:
     table: pd.DataFrame
     lives: pd.DataFrame | None
     worst: WorstCase | None
+    boards: list[Board]
     pictures: list[Picture]
     curves: list[str]
     sensitivities: dict[str, str]
@@ -84,6 +87,7 @@ def write_report(results: Results, folder: Path, final: Final = Final.LAST) -> l
             table(results),
             lifespan_table(results),
             worst_report.worst_cases(results, final),
+            list(boards(results, final)),
             pictures(results, final),
             [svg(curves(results.group(cell), "")) for cell in range(len(results.cells))],
             {axis: svg(sensitivity(results, axis)) for axis in numeric_axes(results)},
@@ -205,6 +209,11 @@ def figures(shown: Shown) -> dict[str, Any]:
     return {"overlays": overlays, "pictures": others}
 
 
+def league(shown: Shown) -> dict[str, Any]:
+    """Rules against attacks, a board per measure."""
+    return {"boards": shown.boards}
+
+
 def under_worst_attacks(shown: Shown) -> dict[str, Any]:
     """Each rule at the setting that is best under its worst attack."""
     heads, rows = ([], []) if shown.worst is None else worst_report.rows(shown.worst, shown.results.axes)
@@ -240,6 +249,7 @@ def detection(shown: Shown) -> dict[str, Any]:
 
 SECTIONS: tuple[Callable[[Shown], dict[str, Any]], ...] = (
     overview,
+    league,
     figures,
     table_of_cells,
     lifespans,

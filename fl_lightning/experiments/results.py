@@ -50,7 +50,8 @@ class Results:
         folders: of all runs, cell by cell, in the order of `runs`.
         runs: one row per run: the axes, `seed`, `id`, `state`, `acc`, `asr`, `acc_last10`, `asr_last10`, `last10_evaluations`,
             `last10_first_round`, `last10_last_round`, `rounds`, `excluded_updates`, `lifespan` and what begins so (of
-            `BackdoorLifespan`, where any run has it), `message` (why it failed or stopped);
+            `BackdoorLifespan`, where any run has it), `detection_tpr`, `detection_fpr`, `detection_auroc` (of
+            `DetectionMetrics`, likewise), `message` (why it failed or stopped);
             measures are NaN unless the run is finished, and means and what they are of where it has too few evaluations.
         prefixes: one row per prefix that runs begin with, which is no cell: `id`, `seed`, `rule`, `shared` (by how many runs),
             and the columns of a run from `state` on.
@@ -284,6 +285,7 @@ def outcome(run: RunFolder) -> dict[str, Any]:
         "rounds": reached(run, record),
         "excluded_updates": count(record.get("excluded_updates")),
         **lifespans(record, finished),
+        **detections(record, finished),
         "message": run.message if state in (State.FAILED, State.STOPPED) else "",
     }
 
@@ -295,6 +297,14 @@ def lifespans(record: dict[str, Any], finished: bool) -> dict[str, Any]:
         return {}
     numbers = {name: value if finished else math.nan for name, value in columns(found).items()}
     return {"lifespan": found["state"] if finished else "", **numbers}
+
+
+def detections(record: dict[str, Any], finished: bool) -> dict[str, float]:
+    """The columns of a run with `DetectionMetrics` whose rule judges clients; other runs have none of them."""
+    found = record.get("detection")
+    if not isinstance(found, dict):
+        return {}
+    return {f"detection_{name}": number(found.get(name) if finished else None) for name in ("tpr", "fpr", "auroc")}
 
 
 def averaged(run: RunFolder, record: dict[str, Any]) -> list[int]:

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from fl_lightning.experiments.figures import NAMES
 from fl_lightning.experiments.final import Final
 from fl_lightning.experiments.groups import Group
+from fl_lightning.experiments.league import attacked
 from fl_lightning.experiments.paper_figures import value_map
 from fl_lightning.experiments.results import Results, records
 from fl_lightning.experiments.tables import number
@@ -26,10 +27,10 @@ SHOWN = {
 
 
 def worst_cases(results: Results, final: Final) -> WorstCase | None:
-    """What the sweep's plan chooses; None where it has no plan."""
+    """What the sweep's plan chooses; None where it has no plan. ASR is that right after the last attack, see `attacked`."""
     if results.worst_case is None:
         return None
-    measured = results.runs.assign(**{measure: results.runs[final.column(measure)] for measure in NAMES})
+    measured = results.runs.assign(acc=results.runs[final.column("acc")], asr=attacked(results, final))
     return solve_plan(measured, results.worst_case)
 
 
