@@ -19,7 +19,7 @@ from torch.optim import SGD, Adam, Optimizer
 
 from fl_lightning.attacks.base import Attack, Attacker, Broadcast, draw_share
 from fl_lightning.attacks.both_ways import BothWays
-from fl_lightning.attacks.picture_trigger import images_for, one_raw, painted, raw_range
+from fl_lightning.attacks.picture_trigger import images_for, one_raw, painted, raw_range, two_values, values_within
 from fl_lightning.attacks.pixel_trigger import Rectangle
 from fl_lightning.attacks.target_modes import TargetMode
 from fl_lightning.attacks.trigger_generator import TriggerGenerator
@@ -146,8 +146,6 @@ class IBA(Attack):
                 raise ConfigurationError(f"IBA.{name} must be at least 1, got {count}")
         if not 0 < generator_lr < math.inf:
             raise ConfigurationError(f"IBA.generator_lr must be more than 0 and finite, got {generator_lr}")
-        if value_range is not None and not (value_range[0] < value_range[1] and all(map(math.isfinite, value_range))):
-            raise ConfigurationError(f"IBA.value_range must be two finite numbers, smaller first, got {list(value_range)}")
         self.target_label = self._target = target_label
         self.targets = TargetMode("all_to_one", target_label, None, "IBA")
         self.alpha = alpha
@@ -158,7 +156,7 @@ class IBA(Attack):
         self.generator_optimizer, self.generator_lr = generator_optimizer, generator_lr
         self.generator_epochs = generator_epochs
         self.batch_size = batch_size
-        self.value_range = value_range
+        self.value_range = two_values("IBA.value_range", value_range)
         self.replaces_loss = alpha != HALF
         self.generator: TriggerGenerator | None = None  # G, from the first attacked round on
         self.began: int | None = None  # t_0
@@ -173,7 +171,7 @@ class IBA(Attack):
 
     def poison(self, dataset: Samples, attacker: Attacker) -> Samples:
         data = images_for([FORM], dataset)
-        if not self.poisons or self.alpha == 1:
+        if not self.poisons or self.alpha == 1 or not len(data):  # a colluder may have nothing left
             return data
         return BothWays(data, painted(data, [self.train_trigger], torch.arange(len(data)), self.targets.wanted(data.targets)))
 
@@ -212,13 +210,16 @@ class IBA(Attack):
 
     def _range(self, images: Tensor) -> tuple[float, float]:
         """Smallest and largest raw value."""
-        return self.value_range or ((0.0, 1.0) if images.is_floating_point() else (0.0, 255.0))
+        return values_within("IBA.value_range", self.value_range, images)
 
     def _check_range(self, data: Samples) -> None:
         images, found = one_raw(data), raw_range(data)
-        if images is None or found is None:
+        if images is None:
             return
-        (least, most), (low, high) = found, self._range(images)
+        low, high = self._range(images)
+        if found is None:
+            return
+        least, most = found
         tolerance = 1e-3 * (high - low)
         if least < low - tolerance or most > high + tolerance:
             raise ConfigurationError(

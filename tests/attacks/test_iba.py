@@ -155,7 +155,8 @@ def test_a_batch_holds_each_sample_both_ways():
     assert targets.tolist() == [3, 0, 3, 1, 1, 1]
     half = poisoned.subset(torch.tensor([7, 3]))
     assert torch.equal(half.batch(torch.tensor([1]))[0], poisoned.batch(torch.tensor([3]))[0])
-    assert len(poisoned.subset(torch.empty(0, dtype=torch.int64))) == 0
+    nothing = torch.empty(0, dtype=torch.int64)
+    assert len(poisoned.subset(nothing)) == len(attack.poison(data.subset(nothing), attacker())) == 0
     pool, empty = Collude().conspire([poisoned, half], [attacker(), attacker(1)])
     assert (len(pool), len(empty)) == (14, 0)
     assert torch.equal(pool.batch(torch.tensor([12]))[0], poisoned.batch(torch.tensor([7]))[0])
@@ -221,6 +222,8 @@ def test_attackers_with_the_targets_samples_alone_see_no_asr():
         ({"width": 0}, r"IBA\.width must be at least 1, got 0"),
         ({"generator_lr": math.inf}, r"IBA\.generator_lr must be more than 0 and finite, got inf"),
         ({"value_range": (1.0, 0.0)}, r"IBA\.value_range must be two finite numbers, smaller first"),
+        ({"value_range": (0.0, 1.0, 2.0)}, r"IBA\.value_range must be two finite numbers, .* got \[0\.0, 1\.0, 2\.0\]"),
+        ({"value_range": "ab"}, r"IBA\.value_range must be two finite numbers, smaller first, got 'ab'"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message):
@@ -233,5 +236,7 @@ def test_pictures_out_of_the_range_and_tables_are_refused():
         ConfigurationError, match=r"IBA\.value_range is \[0\.0, 1\.0\], but raw pixels .* lie between -0\.\d+ and"
     ):
         small().stamp(floats())
+    with pytest.raises(ConfigurationError, match=r"IBA\.value_range is \[-5\.0, 300\.0\], but the pixels .* are bytes; use"):
+        small(value_range=(-5.0, 300.0)).stamp(images())  # 300 would come out as 44
     with pytest.raises(ConfigurationError, match=r"IBA needs raw images"):
         small().stamp(TensorSamples(torch.zeros(4, 6), torch.arange(4)))
