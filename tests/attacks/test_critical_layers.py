@@ -9,7 +9,17 @@ from rows import INF, NAN, attacked, drawn, last
 from tiny import CLASSES, FEATURES, Relabel, fit, tiny_federation, tiny_tensors
 from torch import Tensor, nn
 
-from fl_lightning.aggregators import Aggregator, FedAvg, FLTrust, FoolsGold, Invariant, MultiKrum
+from fl_lightning.aggregators import (
+    FLARE,
+    Aggregator,
+    BackdoorIndicator,
+    DeepSight,
+    FedAvg,
+    FLTrust,
+    FoolsGold,
+    Invariant,
+    MultiKrum,
+)
 from fl_lightning.attacks import (
     Attack,
     Attacker,
@@ -249,7 +259,11 @@ def test_the_rule_is_asked_anew_every_time_and_of_finite_updates_alone():
     assert attack.rule.state_dict() == MultiKrum().state_dict()
 
 
-@pytest.mark.parametrize("rule", [FedAvg(), Invariant(tau=0.2), FLTrust(), FoolsGold()], ids=lambda rule: type(rule).__name__)
+@pytest.mark.parametrize(
+    "rule",
+    [FedAvg(), Invariant(tau=0.2), FLTrust(), FoolsGold(), FLARE(), DeepSight(), BackdoorIndicator()],
+    ids=lambda rule: type(rule).__name__,
+)
 def test_rules_that_cannot_be_simulated_are_refused(rule):
     with pytest.raises(ConfigurationError, match=rf"BackdoorCriticalLayers\.rule must .* {type(rule).__name__}"):
         BackdoorCriticalLayers(rule=rule)
