@@ -176,7 +176,7 @@ class Chameleon(Attack):
 
 def is_pass(number: Any) -> bool:
     """Whether this is the number of a pass over the data, from 1."""
-    return isinstance(number, Integral) and not isinstance(number, bool) and number >= 1
+    return isinstance(number, Integral) and not isinstance(number, bool) and int(number) >= 1
 
 
 def contrastive_loss(features: Tensor, labels: Tensor, *, target: int, scale: float, temperature: float) -> Tensor:

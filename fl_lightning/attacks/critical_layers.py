@@ -255,10 +255,11 @@ class BackdoorCriticalLayers(Attack):
 
 def needs_more(rule: nn.Module) -> bool:
     """Whether a rule asks for anything beside updates: its own samples, clients' numbers, or models to try out or to edit."""
-    parts = [part for part in rule.modules() if hasattr(part, "before_broadcast")]
-    edits = [part for part in parts if type(part).before_broadcast.__qualname__ != "Aggregator.before_broadcast"]
     asks = ("needs_root", "needs_clients", "probe")
-    return bool(edits) or any(getattr(part, name) not in (False, None) for part in parts for name in asks)
+    hooks = [hook for part in rule.modules() if (hook := getattr(type(part), "before_broadcast", None)) is not None]
+    return any(hook.__qualname__ != "Aggregator.before_broadcast" for hook in hooks) or any(
+        getattr(part, name, None) not in (False, None) for part in rule.modules() for name in asks
+    )
 
 
 def critical_tensors(benign: nn.Module, malicious: nn.Module, rate: Rate, threshold: float) -> list[str]:

@@ -19,6 +19,7 @@ from torch.optim import SGD, Adam, Optimizer
 
 from fl_lightning.attacks.base import Attack, Attacker, Broadcast, draw_share
 from fl_lightning.attacks.both_ways import BothWays
+from fl_lightning.attacks.company import refuse
 from fl_lightning.attacks.picture_trigger import images_for, one_raw, painted, raw_range, two_values, values_within
 from fl_lightning.attacks.pixel_trigger import Rectangle
 from fl_lightning.attacks.target_modes import TargetMode
@@ -92,7 +93,7 @@ class IBA(Attack):
 
     Raises:
         ConfigurationError: before training, if the task's inputs are no images (C, H, W) of bytes or floats, or have values
-            out of `value_range`. In the first attacked round, if the client's `forward` gives no logits.
+            out of `value_range`, or beside a second `IBA` or an attack with `per_batch`. In the first attacked round, if the client's `forward` gives no logits.
 
     Differs from the authors' code: it measures `start_asr` on test data; it clips normalised pixels, to the range of ImageNet's
     statistics; all malicious clients of a round lend their samples, where there one attacker has 1,000. Sizes of G are our own,
@@ -163,6 +164,11 @@ class IBA(Attack):
         self.attacked = 0  # rounds
         self.poisons = False  # phase 2
         self._eps = eps  # of this round's training
+
+    def meet(self, attacks: Sequence[Attack]) -> None:
+        why = "a batch of IBA's holds each sample both ways, so that no share of it can be poisoned; leave out the other's per_batch"
+        others = [other for other in attacks if other is not self]
+        refuse(self, others, lambda other: isinstance(other, IBA) or getattr(other, "per_batch", False), why)
 
     def validate(self, num_classes: int) -> None:
         self.targets.check(num_classes)

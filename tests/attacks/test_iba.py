@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tuned_patterns import attacker, network
 from worlds import images
 
-from fl_lightning.attacks import IBA, Broadcast, Collude
+from fl_lightning.attacks import F3BA, IBA, Broadcast, Collude, PixelTrigger
 from fl_lightning.attacks.both_ways import BothWays
 from fl_lightning.attacks.trigger_generator import TriggerGenerator
 from fl_lightning.data import Samples, TensorSamples
@@ -229,6 +229,14 @@ def test_attackers_with_the_targets_samples_alone_see_no_asr():
 def test_settings_out_of_range_are_refused(settings, message):
     with pytest.raises(ConfigurationError, match=message):
         IBA(**settings)
+
+
+def test_shares_of_a_batch_are_refused_before_training():
+    for attacks in ([IBA(), F3BA()], [PixelTrigger(per_batch=True), IBA()], [IBA(), IBA()]):
+        with pytest.raises(ConfigurationError, match=r"IBA and \w+ do not go together so: .* leave out the other's per_batch"):
+            next(of for of in attacks if isinstance(of, IBA)).meet(attacks)
+    attack = IBA()
+    attack.meet([PixelTrigger(), attack])
 
 
 def test_pictures_out_of_the_range_and_tables_are_refused():
