@@ -166,7 +166,7 @@ class IBA(Attack):
         self._eps = eps  # of this round's training
 
     def meet(self, attacks: Sequence[Attack]) -> None:
-        why = "a batch of IBA's holds each sample both ways, so that no share of it can be poisoned; leave out the other's per_batch"
+        why = "each sample is in IBA's batches both ways, so that no share of them can be poisoned; leave out the other's per_batch"
         others = [other for other in attacks if other is not self]
         refuse(self, others, lambda other: isinstance(other, IBA) or getattr(other, "per_batch", False), why)
 
