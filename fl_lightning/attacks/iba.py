@@ -93,7 +93,8 @@ class IBA(Attack):
 
     Raises:
         ConfigurationError: before training, if the task's inputs are no images (C, H, W) of bytes or floats, or have values
-            out of `value_range`, or beside a second `IBA` or an attack with `per_batch`. In the first attacked round, if the client's `forward` gives no logits.
+            out of `value_range`, or beside a second `IBA` or an attack with `per_batch`. In the first attacked round, if the
+            client's `forward` gives no logits.
 
     Differs from the authors' code: it measures `start_asr` on test data; it clips normalised pixels, to the range of ImageNet's
     statistics; all malicious clients of a round lend their samples, where there one attacker has 1,000. Sizes of G are our own,
@@ -166,7 +167,7 @@ class IBA(Attack):
         self._eps = eps  # of this round's training
 
     def meet(self, attacks: Sequence[Attack]) -> None:
-        why = "each sample is in IBA's batches both ways, so that no share of them can be poisoned; leave out the other's per_batch"
+        why = "each sample is in IBA's batches both ways, so no share of them can be poisoned; leave out the other's per_batch"
         others = [other for other in attacks if other is not self]
         refuse(self, others, lambda other: isinstance(other, IBA) or getattr(other, "per_batch", False), why)
 
