@@ -68,7 +68,7 @@ class Adaptive(Attack):
             raise ConfigurationError(f"Adaptive.others must be keep, zero or benign, got {others!r}")
         if not 1 <= max_scale < math.inf:
             raise ConfigurationError(f"Adaptive.max_scale must be at least 1 and finite, got {max_scale}")
-        if rule is not None and not callable(getattr(rule, "mask", None)):
+        if rule is not None and (isinstance(rule, type) or not callable(getattr(rule, "mask", None))):
             raise ConfigurationError(f"Adaptive.rule must be a server rule, got {type(rule).__name__}")
         if rule is not None and knowledge == "previous_round":
             raise ConfigurationError(

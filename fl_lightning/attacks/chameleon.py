@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -112,8 +113,8 @@ class Chameleon(Attack):
             if not 0 < value <= 1:
                 raise ConfigurationError(f"Chameleon.{name} must be more than 0 and at most 1, got {value}")
         for name, passes in (("encoder_milestones", encoder_milestones), ("classifier_milestones", classifier_milestones)):
-            if any(number < 1 for number in passes):
-                raise ConfigurationError(f"Chameleon.{name} must be whole numbers of passes from 1, got {list(passes)}")
+            if isinstance(passes, str) or not isinstance(passes, Sequence) or not all(map(is_pass, passes)):
+                raise ConfigurationError(f"Chameleon.{name} must be whole numbers of passes from 1, got {passes!r}")
         if not 0 <= momentum < 1:
             raise ConfigurationError(f"Chameleon.momentum must lie in [0, 1), got {momentum}")
         if not 0 <= weight_decay < math.inf:
@@ -173,6 +174,11 @@ class Chameleon(Attack):
             )
         features = F.normalize(features.float(), dim=1)
         return contrastive_loss(features, targets, target=self._target, scale=self.scale, temperature=self.temperature)
+
+
+def is_pass(number: Any) -> bool:
+    """Whether this is the number of a pass over the data, from 1."""
+    return isinstance(number, Integral) and not isinstance(number, bool) and int(number) >= 1
 
 
 def contrastive_loss(features: Tensor, labels: Tensor, *, target: int, scale: float, temperature: float) -> Tensor:

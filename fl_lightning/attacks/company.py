@@ -74,8 +74,8 @@ def refuse(attack: Attack, others: Sequence[Attack], when: Callable[[Attack], bo
 
 
 def divided(samples: Samples, share: float, draws: torch.Generator) -> tuple[Samples, Samples]:
-    """All but a random share of the samples, and that; of a single one there is no share."""
-    held = draw_share(len(samples), share, draws)[: max(0, len(samples) - 1)]
+    """All but a random share of the samples, and that; two are left, on which BatchNorm can train, if there are two."""
+    held = draw_share(len(samples), share, draws)[: max(0, len(samples) - 2)]
     keep = torch.ones(len(samples), dtype=torch.bool)
     keep[held] = False
     return samples.subset(keep.nonzero().flatten()), samples.subset(held)

@@ -138,10 +138,10 @@ class BackdoorCriticalLayers(Attack):
             raise ConfigurationError(
                 f"{name}.rule must be a server rule that judges clients, such as MultiKrum or FLAME, got {type(rule).__name__}"
             )
-        if rule is not None and (getattr(rule, "needs_root", False) or getattr(rule, "needs_clients", False)):
+        if rule is not None and needs_more(rule):
             raise ConfigurationError(
-                f"{name}.rule must need nothing but updates, but {type(rule).__name__} needs root samples or to know whose "
-                "updates they are; leave it out, or name another"
+                f"{name}.rule must need nothing but updates, but {type(rule).__name__} needs root samples, or to know whose "
+                "updates they are, or to look at models; leave it out, or name another"
             )
         self.rule = rule
         self.before: list[Attack] = []
@@ -251,6 +251,15 @@ class BackdoorCriticalLayers(Attack):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.critical, self.turns = state["critical"], state["turns"]
+
+
+def needs_more(rule: nn.Module) -> bool:
+    """Whether a rule asks for anything beside updates: its own samples, clients' numbers, or models to try out or to edit."""
+    asks = ("needs_root", "needs_clients", "probe")
+    hooks = [hook for part in rule.modules() if (hook := getattr(type(part), "before_broadcast", None)) is not None]
+    return any(hook.__qualname__ != "Aggregator.before_broadcast" for hook in hooks) or any(
+        getattr(part, name, None) not in (False, None) for part in rule.modules() for name in asks
+    )
 
 
 def critical_tensors(benign: nn.Module, malicious: nn.Module, rate: Rate, threshold: float) -> list[str]:

@@ -29,9 +29,8 @@ class F3BA(TunedPattern):
 
     In every attacked round, before clients train, the attackers lend a share of their samples and
 
-    1. tune the pattern p on them: `trigger_passes` passes of ascent on the mean norm of h(x with p) - h(x), with h the output
-    of
-       the first layer, p <- clamp(p + trigger_lr * gradient) to the raw range of pixels;
+    1. tune the pattern p on them: `trigger_passes` passes of ascent on the mean norm of h(x with p) - h(x), with h what the
+       first layer gives, p <- clamp(p + trigger_lr * gradient) to the raw range of pixels;
     2. rank the weights of every layer by s = (w_t - w_{t-1}) * w_t, the least important first: those that the last global step
        moved towards zero. The share `conv_rate` of a convolution, `fc_rate` of a linear layer with the lowest s are candidates;
     3. flip, from the first layer to the last but one, each seeing what those before it now give. A candidate weight keeps its

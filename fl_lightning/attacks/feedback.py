@@ -18,6 +18,9 @@ REJECTED, CLIPPED, ACCEPTED = "rejected", "clipped", "accepted"
 NOTHING = 1e-5
 """A planted value of which less than this share has come into the model was rejected; below its negative, noise was added."""
 
+ROUNDED = 1e-3
+"""By which share the model may have moved too far as its weights are float32: that of 1 rounds by 6e-8 of a value of .001."""
+
 CLIPPED_BELOW = 0.8
 """Of the largest share: a smaller one is of an update that was clipped."""
 
@@ -69,7 +72,7 @@ class Feedback:
         was accepted keeps its alpha; others draw around that of one of these, or anew if there is none.
         """
         shares = [float(step) / indicator.value for step, indicator in zip(moved, self.planted, strict=True)]
-        if any(share > 1 or share < -NOTHING for share in shares):
+        if any(share > 1 + ROUNDED or share < -NOTHING for share in shares):
             self.weak_dp, self.fates = True, []
             return
         self.fates = fates(shares)

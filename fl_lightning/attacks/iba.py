@@ -19,7 +19,8 @@ from torch.optim import SGD, Adam, Optimizer
 
 from fl_lightning.attacks.base import Attack, Attacker, Broadcast, draw_share
 from fl_lightning.attacks.both_ways import BothWays
-from fl_lightning.attacks.picture_trigger import images_for, one_raw, painted, raw_range
+from fl_lightning.attacks.company import refuse
+from fl_lightning.attacks.picture_trigger import images_for, one_raw, painted, raw_range, two_values, values_within
 from fl_lightning.attacks.pixel_trigger import Rectangle
 from fl_lightning.attacks.target_modes import TargetMode
 from fl_lightning.attacks.trigger_generator import TriggerGenerator
@@ -94,7 +95,8 @@ class IBA(Attack):
 
     Raises:
         ConfigurationError: before training, if the task's inputs are no images (C, H, W) of bytes or floats, or have values
-            out of `value_range`. In the first attacked round, if the client's `forward` gives no logits.
+            out of `value_range`, or beside a second `IBA` or an attack with `per_batch`. In the first attacked round, if the
+            client's `forward` gives no logits.
 
     Differs from the authors' code: it measures `start_asr` on test data; it clips normalised pixels, to the range of ImageNet's
     statistics; all malicious clients of a round lend their samples, where there one attacker has 1,000. Sizes of G are our own,
@@ -148,8 +150,6 @@ class IBA(Attack):
                 raise ConfigurationError(f"IBA.{name} must be at least 1, got {count}")
         if not 0 < generator_lr < math.inf:
             raise ConfigurationError(f"IBA.generator_lr must be more than 0 and finite, got {generator_lr}")
-        if value_range is not None and not (value_range[0] < value_range[1] and all(map(math.isfinite, value_range))):
-            raise ConfigurationError(f"IBA.value_range must be two finite numbers, smaller first, got {list(value_range)}")
         self.target_label = self._target = target_label
         self._targets = TargetMode("all_to_one", target_label, None, "IBA")
         self.alpha = alpha
@@ -160,13 +160,18 @@ class IBA(Attack):
         self.generator_optimizer, self.generator_lr = generator_optimizer, generator_lr
         self.generator_epochs = generator_epochs
         self.batch_size = batch_size
-        self.value_range = value_range
+        self.value_range = two_values("IBA.value_range", value_range)
         self.replaces_loss = alpha != HALF
         self.generator: TriggerGenerator | None = None  # G, from the first attacked round on
         self.began: int | None = None  # t_0
         self.attacked = 0  # rounds
         self.poisons = False  # phase 2
         self._eps = eps  # of this round's training
+
+    def meet(self, attacks: Sequence[Attack]) -> None:
+        why = "each sample is in IBA's batches both ways, so no share of them can be poisoned; leave out the other's per_batch"
+        others = [other for other in attacks if other is not self]
+        refuse(self, others, lambda other: isinstance(other, IBA) or getattr(other, "per_batch", False), why)
 
     def validate(self, num_classes: int) -> None:
         self._targets.check(num_classes)
@@ -175,7 +180,7 @@ class IBA(Attack):
 
     def poison(self, dataset: Samples, attacker: Attacker) -> Samples:
         data = images_for([FORM], dataset)
-        if not self.poisons or self.alpha == 1:
+        if not self.poisons or self.alpha == 1 or not len(data):  # a colluder may have nothing left
             return data
         return BothWays(data, painted(data, [self.train_trigger], torch.arange(len(data)), self._targets.wanted(data.targets)))
 
@@ -214,13 +219,16 @@ class IBA(Attack):
 
     def _range(self, images: Tensor) -> tuple[float, float]:
         """Smallest and largest raw value."""
-        return self.value_range or ((0.0, 1.0) if images.is_floating_point() else (0.0, 255.0))
+        return values_within("IBA.value_range", self.value_range, images)
 
     def _check_range(self, data: Samples) -> None:
         images, found = one_raw(data), raw_range(data)
-        if images is None or found is None:
+        if images is None:
             return
-        (least, most), (low, high) = found, self._range(images)
+        low, high = self._range(images)
+        if found is None:
+            return
+        least, most = found
         tolerance = 1e-3 * (high - low)
         if least < low - tolerance or most > high + tolerance:
             raise ConfigurationError(

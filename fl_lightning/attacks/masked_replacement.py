@@ -95,7 +95,7 @@ class MaskedReplacement(Attack):
             raise ConfigurationError(
                 f"MaskedReplacement.knowledge must be one of {', '.join(get_args(BenignKnowledge))}, got {knowledge!r}"
             )
-        if rule is not None and not callable(getattr(rule, "mask", None)):
+        if rule is not None and (isinstance(rule, type) or not callable(getattr(rule, "mask", None))):
             raise ConfigurationError(f"MaskedReplacement.rule must be a server rule, got {type(rule).__name__}")
         self.alpha = alpha
         self.boost = boost

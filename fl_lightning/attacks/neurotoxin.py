@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fl_lightning.attacks.base import Attack, Attacker, Broadcast
+from fl_lightning.attacks.company import pairs
 from fl_lightning.data.base import Samples
 from fl_lightning.data.joined import join
 from fl_lightning.errors import ConfigurationError
@@ -23,7 +24,7 @@ from fl_lightning.modules.outputs import class_logits
 Guide = Literal["last_step", "gradients"]
 
 BATCH = 256
-"""Samples of which the gradient is taken at a time."""
+"""Largest number of samples of which the gradient is taken at a time."""
 
 
 class Neurotoxin(Attack):
@@ -73,11 +74,11 @@ class Neurotoxin(Attack):
         if self.by != "gradients":
             return
         data, model = join(datasets), copy.deepcopy(module).train()
+        device = next(model.parameters()).device
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter)
-        for indices in torch.arange(len(data)).split(BATCH):
-            inputs, targets = data.batch(indices)
+        for inputs, targets in pairs(data, BATCH, None, device, "Neurotoxin"):
             (F.cross_entropy(class_logits(model, inputs, "Neurotoxin"), targets, reduction="sum") / len(data)).backward()
         self._gradient = torch.cat([parameter.grad.flatten() for parameter in parameters if parameter.grad is not None])
 

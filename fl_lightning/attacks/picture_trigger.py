@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
+from numbers import Real
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -144,13 +145,30 @@ def raw_scale(attack: str, scale: Sequence[float] | None) -> tuple[float, float]
     """The setting `scale` as a pair; `ConfigurationError` unless it is two finite numbers, black below white."""
     if scale is None:
         return None
-    numbers = tuple(float(number) for number in scale)
-    if len(numbers) != 2 or not -math.inf < numbers[0] < numbers[1] < math.inf:
+    numbers = rising_pair(scale)
+    if numbers is None:
         raise ConfigurationError(
             f"{attack}.scale must be the raw values of black and of white, two finite numbers, the first below the second, got "
-            f"{list(scale)}"
+            f"{scale!r}"
         )
-    return numbers[0], numbers[1]
+    return numbers
+
+
+def two_values(name: str, given: Any) -> tuple[float, float] | None:
+    """A setting of the least and the greatest raw value; `ConfigurationError` unless it is two finite numbers, or None."""
+    numbers = rising_pair(given)
+    if given is not None and numbers is None:
+        found = list(given) if isinstance(given, tuple) else given
+        raise ConfigurationError(f"{name} must be two finite numbers, smaller first, got {found!r}")
+    return numbers
+
+
+def rising_pair(given: Any) -> tuple[float, float] | None:
+    """Two finite numbers, the first below the second; None for anything else."""
+    if not isinstance(given, Sequence) or len(given) != 2 or not all(isinstance(number, Real) for number in given):
+        return None
+    low, high = float(given[0]), float(given[1])
+    return (low, high) if -math.inf < low < high < math.inf else None
 
 
 def in_scale(scale: tuple[float, float] | None, images: Tensor) -> tuple[float, float]:
@@ -158,13 +176,17 @@ def in_scale(scale: tuple[float, float] | None, images: Tensor) -> tuple[float, 
     return scale or ((0.0, 1.0) if images.is_floating_point() else (0.0, 255.0))
 
 
+def values_within(name: str, given: tuple[float, float] | None, images: Tensor) -> tuple[float, float]:
+    """Least and greatest raw value of images (b, C, H, W); `ConfigurationError` if they are more than bytes hold."""
+    low, high = in_scale(given, images)
+    if not images.is_floating_point() and not (low >= 0 and high <= 255):
+        raise ConfigurationError(f"{name} is {[low, high]}, but the pixels of this task are bytes; use numbers from 0 to 255")
+    return low, high
+
+
 def check_range(attack: str, scale: tuple[float, float] | None, images: Tensor) -> None:
     """Raise `ConfigurationError` unless images (n, C, H, W) lie within the scale, and the scale within what bytes hold."""
-    low, high = in_scale(scale, images)
-    if not images.is_floating_point() and not (low >= 0 and high <= 255):
-        raise ConfigurationError(
-            f"{attack}.scale is {[low, high]}, but the pixels of this task are bytes; use numbers from 0 to 255"
-        )
+    low, high = values_within(f"{attack}.scale", scale, images)
     slack = 1e-6 * (high - low)  # .7 is no float32
     if len(images) and not (float(images.min()) >= low - slack and float(images.max()) <= high + slack):
         raise ConfigurationError(

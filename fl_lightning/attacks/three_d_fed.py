@@ -110,9 +110,10 @@ class ThreeDFed(Collude):
         super().__init__(mode="pool")
         if not 0 <= distance_weight < 1:
             raise ConfigurationError(f"ThreeDFed.distance_weight must lie in [0, 1), got {distance_weight}")
-        for name, factor in (("max_scale", max_scale), ("indicator_scale", indicator_scale)):
-            if not 1 <= factor < math.inf:
-                raise ConfigurationError(f"ThreeDFed.{name} must be at least 1 and finite, got {factor}")
+        if not 1 <= max_scale < math.inf:
+            raise ConfigurationError(f"ThreeDFed.max_scale must be at least 1 and finite, got {max_scale}")
+        if not 1 < indicator_scale < math.inf:
+            raise ConfigurationError(f"ThreeDFed.indicator_scale must be more than 1 and finite, got {indicator_scale}")
         if not math.isfinite(push):
             raise ConfigurationError(f"ThreeDFed.push must be finite, got {push}")
         for name, count, least in (("decoys", decoys, 0), ("group_size", group_size, 1), ("batch_size", batch_size, 1)):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar
@@ -12,14 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from fl_lightning.attacks.base import Attack, Attacker, check_fraction
-from fl_lightning.attacks.picture_trigger import images_for, one_raw, painted, raw_range
+from fl_lightning.attacks.picture_trigger import images_for, one_raw, painted, raw_range, two_values, values_within
 from fl_lightning.attacks.pixel_trigger import Rectangle
 from fl_lightning.attacks.poisoning import poison_share
 from fl_lightning.attacks.target_modes import TargetMode
 from fl_lightning.data.base import Samples, TensorSamples
 from fl_lightning.data.in_tensors import in_tensors
 from fl_lightning.data.joined import join
-from fl_lightning.errors import ConfigurationError
 
 log = logging.getLogger(__name__)
 
@@ -67,12 +65,8 @@ class TunedPattern(Attack):
     ) -> None:
         self.name = type(self).__name__
         check_fraction(f"{self.name}.poison_fraction", poison_fraction, usual=self.usual_fraction)
-        if value_range is not None and not (value_range[0] < value_range[1] and all(map(math.isfinite, value_range))):
-            raise ConfigurationError(
-                f"{self.name}.value_range must be two finite numbers, smaller first, got {list(value_range)}"
-            )
         self.place = Rectangle(row, column, height, width, name=self.name)
-        self.value_range = value_range
+        self.value_range = two_values(f"{self.name}.value_range", value_range)
         self.target_label = self._target = target_label
         self._targets = TargetMode("all_to_one", target_label, None, self.name)
         self.poison_fraction = poison_fraction
@@ -144,13 +138,7 @@ class TunedPattern(Attack):
 
     def _range(self, images: Tensor) -> tuple[float, float]:
         """Raw values that the pattern must stay within."""
-        is_bytes = not images.is_floating_point()
-        low, high = self.value_range or ((0.0, 255.0) if is_bytes else (0.0, 1.0))
-        if is_bytes and not 0 <= low < high <= 255:
-            raise ConfigurationError(
-                f"{self.name}.value_range is {[low, high]}, but the pixels of this task are bytes; use numbers from 0 to 255"
-            )
-        return low, high
+        return values_within(f"{self.name}.value_range", self.value_range, images)
 
     def _warn_of_range(self, data: Samples) -> None:
         """Say so if the pattern may become what no picture is: such a trigger is easier to learn."""

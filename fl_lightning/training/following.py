@@ -14,9 +14,11 @@ from fl_lightning.checked import shown
 from fl_lightning.data.base import Samples
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.modules.undisturbed import undisturbed
+from fl_lightning.training.batches import LEAST_EPOCHS
 from fl_lightning.training.client_logs import LogCollector
 from fl_lightning.training.client_steps import check_loss
 from fl_lightning.training.local_round import overrides
+from fl_lightning.training.local_training import MOST_EPOCHS
 
 NEEDS_PYTHON = ("begin", "loss", "finished", "stages")
 """Hooks that no recorded step can call, or whose weights it would not start from."""
@@ -139,6 +141,8 @@ def check_stage(stage: Any, module: L.LightningModule, name: str) -> None:
     """Raise `ConfigurationError` unless this is a stage, whose optimizer trains parameters of the module."""
     if not isinstance(stage, Stage):
         raise ConfigurationError(f"{name} is {shown(stage)}, not a Stage; yield fl_lightning.attacks.Stage(epochs, optimizer)")
+    if stage.epochs is not None and not LEAST_EPOCHS <= stage.epochs <= MOST_EPOCHS:
+        raise ConfigurationError(f"{name} has {stage.epochs} epochs; they must be from {LEAST_EPOCHS} to {MOST_EPOCHS:,}")
     if stage.scheduler is not None and stage.optimizer is None:
         raise ConfigurationError(f"{name} has a scheduler without an optimizer; give that too")
     if stage.optimizer is None:

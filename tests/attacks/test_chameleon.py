@@ -173,6 +173,8 @@ def test_pgd_holds_in_both_stages():
         ({"classifier_epochs": -1}, r"Chameleon\.classifier_epochs must be more than 0 and finite, got -1"),
         ({"encoder_decay": 1.5}, r"Chameleon\.encoder_decay must be more than 0 and at most 1, got 1\.5"),
         ({"classifier_milestones": [0]}, r"Chameleon\.classifier_milestones must be whole numbers of passes from 1, got \[0\]"),
+        ({"encoder_milestones": [1.5]}, r"Chameleon\.encoder_milestones must be whole .* got \[1\.5\]"),
+        ({"encoder_milestones": "24"}, r"Chameleon\.encoder_milestones must be whole .* got '24'"),
         ({"momentum": 1.0}, r"Chameleon\.momentum must lie in \[0, 1\), got 1\.0"),
         ({"weight_decay": -1.0}, r"Chameleon\.weight_decay must be 0 or more, and finite, got -1\.0"),
     ],
@@ -197,6 +199,12 @@ def trigger() -> ValueTrigger:
             r"Chameleon trains by epochs .* leave these out",
         ),
         ([trigger(), Chameleon(target_label=2)], {}, r"Chameleon\.target_label is 2, but no attack .* \(ValueTrigger 0\)"),
+        (
+            [trigger(), Chameleon(encoder_epochs=1e-9)],
+            {},
+            r"stage 1 of Chameleon\.stages .* has 1e-09 epochs; they must be from",
+        ),
+        ([trigger(), Chameleon(classifier_epochs=1e6)], {}, r"stage 2 of Chameleon\.stages .* has 1000000\.0 epochs"),
         ([trigger(), Chameleon(target_label=7)], {}, r"Chameleon\.target_label must be from 0 to 2"),
         (
             [trigger(), Chameleon(output_layer="net.9")],

@@ -9,7 +9,17 @@ from rows import INF, NAN, attacked, drawn, last
 from tiny import CLASSES, FEATURES, Relabel, fit, tiny_federation, tiny_tensors
 from torch import Tensor, nn
 
-from fl_lightning.aggregators import Aggregator, FedAvg, FLTrust, FoolsGold, Invariant, MultiKrum
+from fl_lightning.aggregators import (
+    FLARE,
+    Aggregator,
+    BackdoorIndicator,
+    DeepSight,
+    FedAvg,
+    FLTrust,
+    FoolsGold,
+    Invariant,
+    MultiKrum,
+)
 from fl_lightning.attacks import (
     Attack,
     Attacker,
@@ -97,7 +107,7 @@ def test_what_is_held_back():
     assert (len(kept), len(held)) == (7, 3)
     rows = [tuple(row.tolist()) for part in (kept, held) for row in part.batch(torch.arange(len(part)))[0]]
     assert sorted(rows) == sorted(tuple(row.tolist()) for row in data.inputs)
-    assert [tuple(map(len, divided(tiny_tensors(n), 0.9, draws))) for n in (1, 2, 3)] == [(1, 0), (1, 1), (1, 2)]
+    assert [tuple(map(len, divided(tiny_tensors(n), 0.9, draws))) for n in (1, 2, 3)] == [(1, 0), (2, 0), (2, 1)]
 
 
 class OneLayer(nn.Module):
@@ -249,7 +259,11 @@ def test_the_rule_is_asked_anew_every_time_and_of_finite_updates_alone():
     assert attack.rule.state_dict() == MultiKrum().state_dict()
 
 
-@pytest.mark.parametrize("rule", [FedAvg(), Invariant(tau=0.2), FLTrust(), FoolsGold()], ids=lambda rule: type(rule).__name__)
+@pytest.mark.parametrize(
+    "rule",
+    [FedAvg(), Invariant(tau=0.2), FLTrust(), FoolsGold(), FLARE(), DeepSight(), BackdoorIndicator()],
+    ids=lambda rule: type(rule).__name__,
+)
 def test_rules_that_cannot_be_simulated_are_refused(rule):
     with pytest.raises(ConfigurationError, match=rf"BackdoorCriticalLayers\.rule must .* {type(rule).__name__}"):
         BackdoorCriticalLayers(rule=rule)

@@ -193,6 +193,8 @@ def test_in_a_federation_attackers_start_alike_from_flipped_weights_and_others_d
         ({"fc_every": 0}, "fc_every must be at least 1, got 0"),
         ({"trigger_lr": NAN}, "trigger_lr must be more than 0 and finite, got nan"),
         ({"value_range": (1.0, 0.0)}, r"value_range must be two finite numbers, smaller first, got \[1.0, 0.0\]"),
+        ({"value_range": (0.0,)}, r"value_range must be two finite numbers, smaller first, got \[0\.0\]"),
+        ({"value_range": 3}, "value_range must be two finite numbers, smaller first, got 3"),
         ({"poison_fraction": 0.0}, "poison_fraction must be more than 0 and at most 1, got 0.0; 0.4 is usual"),
     ],
 )

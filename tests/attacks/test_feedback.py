@@ -56,6 +56,13 @@ def test_added_noise_is_noticed_and_nothing_is_believed_then(share):
     assert [feedback.alpha(group, draws()) for group in (0, 5)] == [0.1, 0.1]
 
 
+def test_an_update_that_was_taken_alone_is_no_noise_for_what_float32_rounds():
+    weight, value = torch.tensor(0.1), torch.tensor(1e-3)
+    share = float((weight - (weight - value)) / value)
+    assert share > 1
+    assert told([0, 1], [share, 0.0], alphas=[0.9, 0.3]).fates == ["accepted", "rejected"]
+
+
 def test_it_goes_through_plain_numbers():
     feedback = told([0, -1], [0.1, 0.1], alphas=[0.5], decoys=1, round_number=7)
     assert Feedback.from_dict(feedback.as_dict()) == feedback

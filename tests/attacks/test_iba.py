@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tuned_patterns import attacker, network
 from worlds import images
 
-from fl_lightning.attacks import IBA, Broadcast, Collude
+from fl_lightning.attacks import F3BA, IBA, Broadcast, Collude, PixelTrigger
 from fl_lightning.attacks.both_ways import BothWays
 from fl_lightning.attacks.trigger_generator import TriggerGenerator
 from fl_lightning.data import Samples, TensorSamples
@@ -155,7 +155,8 @@ def test_a_batch_holds_each_sample_both_ways():
     assert targets.tolist() == [3, 0, 3, 1, 1, 1]
     half = poisoned.subset(torch.tensor([7, 3]))
     assert torch.equal(half.batch(torch.tensor([1]))[0], poisoned.batch(torch.tensor([3]))[0])
-    assert len(poisoned.subset(torch.empty(0, dtype=torch.int64))) == 0
+    nothing = torch.empty(0, dtype=torch.int64)
+    assert len(poisoned.subset(nothing)) == len(attack.poison(data.subset(nothing), attacker())) == 0
     pool, empty = Collude().conspire([poisoned, half], [attacker(), attacker(1)])
     assert (len(pool), len(empty)) == (14, 0)
     assert torch.equal(pool.batch(torch.tensor([12]))[0], poisoned.batch(torch.tensor([7]))[0])
@@ -221,6 +222,8 @@ def test_attackers_with_the_targets_samples_alone_see_no_asr():
         ({"width": 0}, r"IBA\.width must be at least 1, got 0"),
         ({"generator_lr": math.inf}, r"IBA\.generator_lr must be more than 0 and finite, got inf"),
         ({"value_range": (1.0, 0.0)}, r"IBA\.value_range must be two finite numbers, smaller first"),
+        ({"value_range": (0.0, 1.0, 2.0)}, r"IBA\.value_range must be two finite numbers, .* got \[0\.0, 1\.0, 2\.0\]"),
+        ({"value_range": "ab"}, r"IBA\.value_range must be two finite numbers, smaller first, got 'ab'"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message):
@@ -228,10 +231,20 @@ def test_settings_out_of_range_are_refused(settings, message):
         IBA(**settings)
 
 
+def test_shares_of_a_batch_are_refused_before_training():
+    for attacks in ([IBA(), F3BA()], [PixelTrigger(per_batch=True), IBA()], [IBA(), IBA()]):
+        with pytest.raises(ConfigurationError, match=r"IBA and \w+ do not go together so: .* leave out the other's per_batch"):
+            next(of for of in attacks if isinstance(of, IBA)).meet(attacks)
+    attack = IBA()
+    attack.meet([PixelTrigger(), attack])
+
+
 def test_pictures_out_of_the_range_and_tables_are_refused():
     with pytest.raises(
         ConfigurationError, match=r"IBA\.value_range is \[0\.0, 1\.0\], but raw pixels .* lie between -0\.\d+ and"
     ):
         small().stamp(floats())
+    with pytest.raises(ConfigurationError, match=r"IBA\.value_range is \[-5\.0, 300\.0\], but the pixels .* are bytes; use"):
+        small(value_range=(-5.0, 300.0)).stamp(images())  # 300 would come out as 44
     with pytest.raises(ConfigurationError, match=r"IBA needs raw images"):
         small().stamp(TensorSamples(torch.zeros(4, 6), torch.arange(4)))

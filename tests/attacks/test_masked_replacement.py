@@ -184,6 +184,7 @@ def test_rehearsals():
         ({"margin": -1.0}, r"MaskedReplacement\.margin must be at least 0 and finite, got -1\.0"),
         ({"margin": math.inf}, r"MaskedReplacement\.margin must be"),
         ({"knowledge": "all"}, r"MaskedReplacement\.knowledge must be one of colluders, shadow, oracle, got 'all'"),
+        ({"rule": Invariant}, r"MaskedReplacement\.rule must be a server rule, got "),
         ({"rule": torch.nn.Identity()}, r"MaskedReplacement\.rule must be a server rule, got Identity"),
     ],
 )

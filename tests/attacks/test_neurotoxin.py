@@ -181,6 +181,14 @@ def test_gradients_of_all_clean_data_tell_what_is_held(per_layer):
     assert held == expected
 
 
+def test_batches_leave_no_single_sample_to_batch_norm():
+    data = TensorSamples(drawn(257, 4), torch.arange(257) % 3)
+    module = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
+    attack = Neurotoxin(by="gradients")
+    attack.plan(module, [data], [Attacker(client=0, seed=0, pool=data)])
+    assert attack.held(Broadcast(torch.zeros(63)), [24, 6, 6, 6, 18, 3]).any()
+
+
 def test_per_layer_every_tensor_has_its_share_of_the_last_step():
     sent = Broadcast(torch.zeros(6), torch.tensor([9.0, 8.0, 7.0, 6.0, 0.1, 0.2]))
     assert Neurotoxin(fraction=0.5).held(sent, [4, 2]).tolist() == [True] * 3 + [False] * 3

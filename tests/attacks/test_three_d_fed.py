@@ -213,7 +213,7 @@ def test_nothing_may_rewrite_updates_after_it(after: Attack):
     ("settings", "message"),
     [
         ({"distance_weight": 1.0}, r"distance_weight must lie in \[0, 1\), got 1.0"),
-        ({"indicator_scale": 0.5}, "indicator_scale must be at least 1 and finite, got 0.5"),
+        ({"indicator_scale": 1.0}, "indicator_scale must be more than 1 and finite, got 1.0"),
         ({"push": NAN}, "push must be finite, got nan"),
         ({"decoys": -1}, "decoys must be at least 0, got -1"),
         ({"group_size": 0}, "group_size must be at least 1, got 0"),
