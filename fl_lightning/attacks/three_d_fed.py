@@ -56,8 +56,8 @@ class ThreeDFed(Collude):
        multiplies its update there by `indicator_scale`, or sets it to .001 where it is 0.
     6. In the next round, if attackers are there, they read by how much the model moved at these entries, and so who was
        accepted, clipped or rejected; that sets k and how the noise is traded off: see `Feedback`. A share above 1 or below 0
-       tells of added noise; then nothing is read any more and alpha is .1. That is the published test, and it errs: where benign
-       clients move a marked entry by more than 1e-5 of what was planted, a plain rejection is taken for noise.
+       tells of added noise; then nothing is read any more and alpha is .1. That is the published test, and it errs: where
+       benign clients move a marked entry by more than 1e-5 of what was planted, a plain rejection is taken for noise.
 
     Put it after an attack that poisons data, best with half of every batch (`poison_fraction: 0.5, per_batch: true`). Nothing
     after it may rewrite updates, or what it reads is not what it planted. `PGD`, `ConstrainAndScale` and `Collude` before it
