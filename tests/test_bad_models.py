@@ -120,7 +120,7 @@ ARGUMENTS = r"""
 --model.aggregator '{class_path: 7}' | model.aggregator.class_path, 7
 --model.local 3 | model.local, 3
 --model.attacks '[3]' | model.attacks, 3
---model.aggregator fl_lightning.aggregators.base.Aggregator | model.aggregator, Aggregator, Median
+--model.aggregator fl_lightning.aggregators.base.Aggregator | model.aggregator, Aggregator, Krum
 --model.attacks+ Attack | model.attacks, Attack, DBA
 --model.client lightning.LightningModule | model.client, LightningModule, MLP
 --model.server_optimizer SGD --model.server_optimizer.lr 1 --model.server_scheduler LRScheduler | server_scheduler, StepLR

@@ -26,7 +26,7 @@ def entry(path: str, **settings: object) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"a": entry("fl_lightning.aggregators.base.Aggregator")}, "a: Aggregator says what .*; known: .*Median"),
+        ({"a": entry("fl_lightning.aggregators.base.Aggregator")}, "a: Aggregator says what .*; known: .*Krum"),
         ({"a": [entry("fl_lightning.attacks.Attack")]}, "a: Attack says what"),
         ({"a": entry("fl_lightning.models.Classifier")}, "a: Classifier says what"),  # which Python itself would make
         ({"a": entry("torch.nn.Module")}, "a: Module says what"),
