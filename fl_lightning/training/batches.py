@@ -46,6 +46,10 @@ def epoch_batches(
 
 def resident(batch: Any, device: torch.device) -> Any:
     """The batch on `device`; pairs of tensors that are there already, as of `TensorSamples`, are not searched through."""
-    if type(batch) is tuple and {*map(type, batch)} == {Tensor} and {part.device for part in batch} == {device}:
-        return batch
+    if type(batch) is tuple:
+        for part in batch:
+            if type(part) is not Tensor or part.device != device:
+                break
+        else:
+            return batch
     return move_data_to_device(batch, device)

@@ -127,8 +127,8 @@ def test_weights_do_not_depend_on_how_pictures_are_read(attack):
         if kind == "drawing" and attack in ("A3FL", "IBA"):
             continue
         found, same = weights(kind, ATTACKS[attack]())
-        # A network makes IBA's trigger, on batches of another make-up: of about a hundred sums each, so wrong by 100 roundings of
-        # numbers up to 1 at most, which 20 steps at a rate of .1 take over.
+        # A network makes IBA's trigger, on batches of another make-up: of about a hundred sums each, so wrong by 100 roundings
+        # of numbers up to 1 at most, which 20 steps at a rate of .1 take over.
         slack = 20 * 0.1 * 100 * 2**-24 if attack == "IBA" else 0.0
         assert (found - expected).abs().max() <= slack, kind
         assert same == sizes
