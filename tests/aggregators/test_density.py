@@ -1,3 +1,5 @@
+from itertools import permutations
+
 import pytest
 import torch
 
@@ -33,3 +35,11 @@ def test_few_points(n: int) -> None:
     assert (found.shape, found.dtype) == ((n,), torch.int64)
     assert found.tolist() == ([OUTLIER] * n if n < 2 else [0] * n)
     assert torch.equal(distances, before)
+
+
+def test_the_nearest_two_share_a_cluster_whatever_the_order_of_points_that_tie() -> None:
+    distances = 1 - torch.eye(4, dtype=torch.float64)
+    distances[2, 3] = distances[3, 2] = 2 / 3
+    for order in map(list, permutations(range(4))):  # the others join them in some orders, see density_clusters
+        labels = density_clusters(distances[order][:, order], min_cluster_size=2)[torch.tensor(order).argsort()]
+        assert labels[2] == labels[3] != OUTLIER
