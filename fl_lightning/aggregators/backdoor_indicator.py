@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import lightning as L
 import torch
@@ -22,6 +22,7 @@ from fl_lightning.aggregators.filtering import shares_of_kept
 from fl_lightning.checked import whole
 from fl_lightning.data.base import Samples
 from fl_lightning.data.edge_pool import EdgePool
+from fl_lightning.data.passes import shuffled_batches
 from fl_lightning.data.probe import Noise, ProbeBatches
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.modules.outputs import class_logits
@@ -239,12 +240,9 @@ class BackdoorIndicator(Aggregator):
                 if calm >= self.patience:
                     return
 
-    def batches(self, n: int) -> Iterator[Tensor]:
+    def batches(self, n: int) -> list[Tensor]:
         """Indices (b,) int64 of a pass over n samples, shuffled."""
-        batches = list(torch.randperm(n).split(self.batch_size))
-        if len(batches) > 1 and len(batches[-1]) == 1 < self.batch_size:
-            batches[-2:] = [torch.cat(batches[-2:])]  # BatchNorm cannot train on a single sample
-        yield from batches
+        return shuffled_batches(n, self.batch_size)
 
     # ---- what has become of it ---------------------------------------------------------------------------------------
 

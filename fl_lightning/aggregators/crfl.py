@@ -20,7 +20,7 @@ from fl_lightning.checked import whole
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.modules.outputs import is_one_logit
 from fl_lightning.modules.predicting import predict, predicted_classes
-from fl_lightning.updates.layout import parameter_layout
+from fl_lightning.updates.layout import Snapshot, parameter_layout
 
 
 class CRFL(FedAvg):
@@ -137,14 +137,15 @@ def count_votes(module: L.LightningModule, batch: Any, copies: int, sigma: float
     """
     layout = parameter_layout(module)
     weights = layout.flatten(module)
-    exactly = [tensor.clone() for tensor in layout.tensors(module)]  # which may have other types
+    exactly = Snapshot(module)
     votes = torch.zeros(0, 0, dtype=torch.int64)
-    for _ in range(copies):
-        layout.load(module, weights + sigma * torch.randn(len(weights), generator=generator).to(weights.device))
-        logits = predict(module, batch)
-        classes = torch.arange(2 if is_one_logit(logits) else logits.shape[1], device=logits.device)
-        of_copy = (predicted_classes(logits)[:, None] == classes).long()
-        votes = votes + of_copy if len(votes) else of_copy
-    for tensor, value in zip(layout.tensors(module), exactly, strict=True):
-        tensor.copy_(value)
+    try:
+        for _ in range(copies):
+            layout.load(module, weights + sigma * torch.randn(len(weights), generator=generator).to(weights.device))
+            logits = predict(module, batch)
+            classes = torch.arange(2 if is_one_logit(logits) else logits.shape[1], device=logits.device)
+            of_copy = (predicted_classes(logits)[:, None] == classes).long()
+            votes = votes + of_copy if len(votes) else of_copy
+    finally:
+        exactly.restore(module)
     return votes

@@ -18,9 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fl_lightning.aggregators.base import Aggregator
-from fl_lightning.aggregators.trigger_hardening import Hardening, TriggerMemory, read_batch
+from fl_lightning.aggregators.trigger_hardening import Hardening, TriggerMemory
 from fl_lightning.aggregators.trigger_inversion import TriggerInversion, input_shape
 from fl_lightning.data.base import Samples
+from fl_lightning.data.passes import read_batch, shuffled_batches
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.modules.outputs import class_logits
 from fl_lightning.updates.shard import UpdateShard
@@ -194,9 +195,7 @@ class FLIP(Aggregator):
     def batches(self, n: int, most: int, generator: torch.Generator) -> Iterator[Tensor]:
         """Indices (b,) int64 of the round's batches, `most` at most: a shuffle of the n samples for each pass."""
         for _ in range(self.epochs):
-            batches = list(torch.randperm(n, generator=generator).split(self.batch_size))
-            if len(batches) > 1 and len(batches[-1]) == 1 < self.batch_size:
-                batches[-2:] = [torch.cat(batches[-2:])]  # BatchNorm cannot train on a single sample
+            batches = shuffled_batches(n, self.batch_size, generator)
             yield from batches[:most]
             most -= len(batches)
             if most <= 0:

@@ -19,14 +19,14 @@ from torch import Tensor
 
 from fl_lightning.aggregators.fedavg import FedAvg
 from fl_lightning.aggregators.sparse_masks import erk_densities, prune_and_regrow, random_mask
-from fl_lightning.aggregators.trigger_hardening import read_batch
 from fl_lightning.checked import whole
 from fl_lightning.data.base import Samples
+from fl_lightning.data.passes import read_batch, shuffled_batches
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.modules.outputs import class_logits
 from fl_lightning.seeding import generator as seeded
 from fl_lightning.updates.layers import Layer
-from fl_lightning.updates.layout import parameter_layout
+from fl_lightning.updates.layout import Snapshot, parameter_layout
 from fl_lightning.updates.shard import UpdateShard
 
 
@@ -195,7 +195,7 @@ class Lockdown(FedAvg):
         client.train()
         total, steps = torch.zeros((), device=masks[0].device), 0
         for _ in range(self.epochs):
-            for indices in self.batches(len(samples), generator):
+            for indices in shuffled_batches(len(samples), self.batch_size, generator):
                 inputs, targets = read_batch(samples, indices, masks[0].device, generator)
                 loss = F.cross_entropy(class_logits(client, inputs, "Lockdown"), targets)
                 total += loss.detach()
@@ -210,13 +210,6 @@ class Lockdown(FedAvg):
                 optimizer.step()
         optimizer.zero_grad()
         return float(total) / steps
-
-    def batches(self, n: int, generator: torch.Generator) -> list[Tensor]:
-        """Indices (b,) int64 of a pass over n samples, shuffled."""
-        batches = list(torch.randperm(n, generator=generator).split(self.batch_size))
-        if len(batches) > 1 and len(batches[-1]) == 1 < self.batch_size:
-            batches[-2:] = [torch.cat(batches[-2:])]  # BatchNorm cannot train on a single sample
-        return batches
 
     def gradients(self, client: L.LightningModule, samples: Samples) -> list[Tensor]:
         """Of the cross entropy over all samples in evaluation mode, of each trainable parameter, masked or not."""
@@ -256,11 +249,9 @@ class Lockdown(FedAvg):
         layout.load(module, torch.where(self.consensus, layout.flatten(module), 0.0))
 
     def predict(self, module: L.LightningModule, batch: Any, generator: torch.Generator) -> Tensor:
-        tensors = parameter_layout(module).tensors(module)
-        dense = [tensor.clone() for tensor in tensors]
+        dense = Snapshot(module)
         self.prune(module)
         try:
             return super().predict(module, batch, generator)
         finally:
-            for tensor, values in zip(tensors, dense, strict=True):
-                tensor.copy_(values)
+            dense.restore(module)

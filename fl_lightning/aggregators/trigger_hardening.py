@@ -15,11 +15,11 @@ from functools import cached_property
 
 import lightning as L
 import torch
-from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
 from fl_lightning.aggregators.trigger_inversion import GUARD, TriggerInversion, TriggerSpace, input_shape, mask_size
 from fl_lightning.data.base import Samples
+from fl_lightning.data.passes import read_batch
 
 FEW = 5
 """Samples per class that a universal trigger is inverted on. Classes with no more than these are not worked on."""
@@ -221,11 +221,3 @@ def value_range(samples: Samples, device: torch.device) -> TriggerSpace:
         lows.append(inputs.amin(others, keepdim=True)[0].float())
         highs.append(inputs.amax(others, keepdim=True)[0].float())
     return TriggerSpace(shape, torch.stack(lows).amin(0), torch.stack(highs).amax(0))
-
-
-def read_batch(
-    samples: Samples, indices: Tensor, device: torch.device, generator: torch.Generator | None = None
-) -> tuple[Tensor, Tensor]:
-    """Model inputs and classes of samples on `device`, augmented where there is a generator."""
-    inputs, targets = move_data_to_device(samples.batch(indices, generator), device)
-    return inputs, targets

@@ -331,3 +331,8 @@ def draw_share(count: int, fraction: float, draws: torch.Generator) -> Tensor:
         (max(1, round(fraction * count)),) int64 positions on the CPU, none if `count` is 0.
     """
     return torch.randperm(count, generator=draws)[: max(1, round(fraction * count))]
+
+
+def has_own(attack: Attack, hook: str) -> bool:
+    """Whether the attack does something of its own there."""
+    return getattr(type(attack), hook) is not getattr(Attack, hook)

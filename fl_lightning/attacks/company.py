@@ -24,11 +24,6 @@ def after(attack: Attack, attacks: Sequence[Attack]) -> list[Attack]:
     return list(attacks[len(before(attack, attacks)) + 1 :])
 
 
-def has_own(attack: Attack, hook: str) -> bool:
-    """Whether the attack does something of its own there."""
-    return getattr(type(attack), hook) is not getattr(Attack, hook)
-
-
 def poisoned_by(attacks: Sequence[Attack], datasets: Sequence[Samples], attackers: Sequence[Attacker]) -> list[Samples]:
     """The attackers' training data after these attacks, as in a round; `datasets` are clean, one per attacker."""
     made = list(datasets)

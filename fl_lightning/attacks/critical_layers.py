@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fl_lightning.attacks.base import Attack, Attacker, Knowledge, stamped_sets
-from fl_lightning.attacks.company import before, divided, has_own, pairs, poisoned_by, refuse
+from fl_lightning.attacks.base import Attack, Attacker, Knowledge, has_own, stamped_sets
+from fl_lightning.attacks.company import before, divided, pairs, poisoned_by, refuse
 from fl_lightning.attacks.crafted import Like, beside_benign, shadow_clients
 from fl_lightning.attacks.edge_case import EdgeCase
 from fl_lightning.attacks.poisoning import pooled

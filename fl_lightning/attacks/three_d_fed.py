@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fl_lightning.attacks.base import Attack, Attacker, Broadcast, Knowledge
+from fl_lightning.attacks.base import Attack, Attacker, Broadcast, Knowledge, has_own
 from fl_lightning.attacks.collude import Collude
-from fl_lightning.attacks.company import after, before, has_own, pairs, poisoned_by, refuse
+from fl_lightning.attacks.company import after, before, pairs, poisoned_by, refuse
 from fl_lightning.attacks.constrain_and_scale import ConstrainAndScale
 from fl_lightning.attacks.crafted import uniform
 from fl_lightning.attacks.feedback import Feedback, Indicator

@@ -9,7 +9,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from fl_lightning.attacks.base import Attack, Attacker, Broadcast, Stage
+from fl_lightning.attacks.base import Attack, Attacker, Broadcast, Stage, has_own
 from fl_lightning.checked import shown
 from fl_lightning.data.base import Samples
 from fl_lightning.errors import ConfigurationError
@@ -17,7 +17,6 @@ from fl_lightning.modules.undisturbed import undisturbed
 from fl_lightning.training.batches import LEAST_EPOCHS
 from fl_lightning.training.client_logs import LogCollector
 from fl_lightning.training.client_steps import check_loss
-from fl_lightning.training.local_round import overrides
 from fl_lightning.training.local_training import MOST_EPOCHS
 
 NEEDS_PYTHON = ("begin", "loss", "finished", "stages")
@@ -26,7 +25,7 @@ NEEDS_PYTHON = ("begin", "loss", "finished", "stages")
 
 def followers(attacks: Sequence[Attack], *hooks: str) -> list[Attack]:
     """The attacks that have one of these hooks of their own."""
-    return [attack for attack in attacks if any(overrides(attack, hook) for hook in hooks)]
+    return [attack for attack in attacks if any(has_own(attack, hook) for hook in hooks)]
 
 
 class Following:

@@ -8,7 +8,7 @@ from functools import cached_property
 
 import lightning as L
 
-from fl_lightning.attacks.base import Attack, Attacker
+from fl_lightning.attacks.base import Attack, Attacker, has_own
 from fl_lightning.cohort import Cohort
 from fl_lightning.data.base import Samples
 from fl_lightning.data.module import FederatedDataModule
@@ -61,7 +61,7 @@ class LocalRound:
         asked: list[list[Samples]] = []
         for i, attack in enumerate(self.attacks):
             asked.append([])
-            if overrides(attack, "rehearse"):
+            if has_own(attack, "rehearse"):
                 self.seed_for("rehearse", i)
                 asked[i] = attack.rehearse(self.clean, self.attackers, len(self.cohort) - len(self.attackers))
         return asked
@@ -69,7 +69,7 @@ class LocalRound:
     def plan(self, module: L.LightningModule) -> None:
         """Let attacks get ready, on every rank alike."""
         for i, attack in enumerate(self.attacks if self.attackers else ()):
-            if overrides(attack, "plan"):
+            if has_own(attack, "plan"):
                 self.seed_for("plan", i)
                 with undisturbed(module):
                     attack.plan(module, self.clean, self.attackers)
@@ -77,8 +77,3 @@ class LocalRound:
     def seed_for(self, hook: str, number: int) -> None:
         """Seed the global generators, from which an attack may draw, by (seed, hook, round, which attack)."""
         seed_global_generators(derive_seed(self.attackers[0].seed, hook, self.attackers[0].round_number, number))
-
-
-def overrides(attack: Attack, hook: str) -> bool:
-    """Whether the attack does something of its own there."""
-    return getattr(type(attack), hook) is not getattr(Attack, hook)
