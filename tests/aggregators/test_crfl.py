@@ -172,3 +172,18 @@ def test_rounds_are_a_mean_clipped_and_noised() -> None:
 def test_settings_outside_their_ranges_are_refused(setting: str, value: Any) -> None:
     with pytest.raises(ConfigurationError, match=rf"CRFL\.{setting} must be .*, got {value}"):
         CRFL(**{setting: value})
+
+
+def test_a_vote_that_breaks_off_leaves_the_model_as_it_was() -> None:
+    module = client()
+    weights, calls = weights_sha256(module), []
+
+    def breaks(*_: Any) -> None:
+        calls.append(weights_sha256(module))
+        if len(calls) == 2:
+            raise RuntimeError("out of memory")
+
+    with module.register_forward_pre_hook(breaks), pytest.raises(RuntimeError, match="out of memory"):
+        count_votes(module, (torch.zeros(2, FEATURES), None), 3, 0.2, generator(0, "votes"))
+    assert weights not in calls
+    assert weights_sha256(module) == weights
