@@ -179,7 +179,7 @@ def descendants(pid: int) -> set[int]:
 def alive(pid: int) -> bool:
     """Whether a process is there and has not ended, as far as the system tells."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
         return False
 
