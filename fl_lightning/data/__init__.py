@@ -6,6 +6,7 @@ federation from a data set to index sets, then `partition.py`.
 
 from fl_lightning.data.base import Samples, TensorSamples
 from fl_lightning.data.cifar10 import CIFAR10
+from fl_lightning.data.cifar100 import CIFAR100
 from fl_lightning.data.digits import Digits, RotatedDigits
 from fl_lightning.data.director_tweets import DirectorTweets
 from fl_lightning.data.edge_pool import EdgePool
@@ -17,6 +18,7 @@ from fl_lightning.data.label_skew import DirichletOverClasses, DirichletOverClie
 from fl_lightning.data.map_samples import MapSamples
 from fl_lightning.data.mnist import EMNIST, MNIST, FashionMNIST
 from fl_lightning.data.module import FederatedDataModule, Task
+from fl_lightning.data.pachinko import Pachinko
 from fl_lightning.data.partition import IID, ByKey, Dirichlet, FullCopies, PackedKeys, Partition
 from fl_lightning.data.phishing import Phishing
 from fl_lightning.data.phishing_table import PhishingTable
@@ -24,10 +26,12 @@ from fl_lightning.data.probe import Noise
 from fl_lightning.data.quantity_skew import DirichletSizes, LogNormalSizes, PowerLawSizes
 from fl_lightning.data.root import RootSet
 from fl_lightning.data.southwest import Southwest
+from fl_lightning.data.tiny_imagenet import TinyImageNet
 from fl_lightning.data.twitter import Twitter
 
 __all__ = [
     "CIFAR10",
+    "CIFAR100",
     "EMNIST",
     "FEMNIST",
     "IID",
@@ -48,6 +52,7 @@ __all__ = [
     "LogNormalSizes",
     "MapSamples",
     "Noise",
+    "Pachinko",
     "PackedKeys",
     "Partition",
     "Phishing",
@@ -60,6 +65,7 @@ __all__ = [
     "Southwest",
     "Task",
     "TensorSamples",
+    "TinyImageNet",
     "Twitter",
     "join",
 ]
