@@ -94,6 +94,6 @@ def _families(targets: Tensor, keys: Tensor) -> list[Tensor]:
         label, one, other = int(pairs[0, again[0]]), *pairs[1, again[0] : again[0] + 2].tolist()
         raise ConfigurationError(
             f"data.partition is Pachinko, for which keys are coarse classes, but class {label} has samples of the keys {one} "
-            f"and {other}; use data with a hierarchy of classes such as CIFAR100, or another partition such as DirichletOverClasses"
+            f"and {other}; use data with a hierarchy of classes such as CIFAR100, or another partition"
         )
     return [torch.nonzero(pairs[1] == key).flatten() for key in pairs[1].unique()]

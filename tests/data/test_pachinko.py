@@ -83,7 +83,7 @@ def outcomes(hierarchical: bool) -> dict[tuple[int, ...], float]:
                 found[c] = Q[f] / sum(Q[g] for g in open_) * p / sum(inside.values())
         return found
 
-    states = {LEFT: 1.0}
+    states: dict[tuple[int, ...], float] = {LEFT: 1.0}
     for _ in range(3):
         after: dict[tuple[int, ...], float] = {}
         for left, p in states.items():
