@@ -12,6 +12,7 @@ from fl_lightning.data.director_tweets import DirectorTweets
 from fl_lightning.data.edge_pool import EdgePool
 from fl_lightning.data.femnist import FEMNIST
 from fl_lightning.data.few_classes import ClassesPerClient, Shards
+from fl_lightning.data.from_flower import FromFlower
 from fl_lightning.data.glove import GloVe
 from fl_lightning.data.joined import join
 from fl_lightning.data.label_skew import DirichletOverClasses, DirichletOverClients
@@ -47,6 +48,7 @@ __all__ = [
     "EdgePool",
     "FashionMNIST",
     "FederatedDataModule",
+    "FromFlower",
     "FullCopies",
     "GloVe",
     "LogNormalSizes",
