@@ -53,6 +53,7 @@ class FromFlower(Partition):
         ConfigurationError: if it has not, fails, or gives rows without their positions, as those do which deal out columns.
 
     Example:
+        >>> FromFlower(partitioner=flwr_datasets.partitioner.IidPartitioner(num_partitions=10))  # doctest: +SKIP
         >>> class EvenAndOdd:
         ...     dataset, num_partitions = None, 2
         ...
