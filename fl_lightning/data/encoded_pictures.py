@@ -106,9 +106,9 @@ def decode(
 def whole_numbers(table: pyarrow.Table, name: str, column: str) -> Tensor:
     """A column of classes, or of groups of them, as (n,) int64; `name` is where the table comes from, for error messages."""
     found = table.column(column).to_pylist()
-    wrong = next((i for i, value in enumerate(found) if not isinstance(value, int)), None)
+    wrong = next((i for i, value in enumerate(found) if not isinstance(value, int) or abs(value) >= 2**63), None)
     if wrong is not None:
-        raise ConfigurationError(f"{name}: {column} of row {wrong} is {found[wrong]!r}; it must be a whole number")
+        raise ConfigurationError(f"{name}: {column} of row {wrong} is {found[wrong]!r}; it must be a whole number of 64 bits")
     return torch.tensor(found, dtype=torch.int64)
 
 

@@ -129,6 +129,11 @@ def test_reads_from_the_hub_augments_training_alone_and_normalises_by_channel(mo
         ),
         (
             CIFAR100,
+            cifar100(2).set_column(1, "fine_label", pa.array([0, 2**63], pa.uint64())),
+            r"fine_label of row 1 is 9223372036854775808; it must be a whole number of 64 bits",
+        ),
+        (
+            CIFAR100,
             cifar100(2).set_column(1, "fine_label", pa.array([0, 100])),
             r"labels from 0 to 100, but the task has 100 classes",
         ),
