@@ -140,7 +140,9 @@ class Following:
         """
         for name, (first, later) in self.broken.items():
             if bool(later) and not bool(first):
-                log.warning("%s.loss of %s stops being finite, as its training diverges; train with a lower rate", name, self.who)
+                log.warning(
+                    "%s.loss of %s stops being finite, as its training diverges; train with a lower rate", name, self.who
+                )
             if bool(first):
                 raise ConfigurationError(
                     f"{name}.loss of {self.who} gives a loss that is not finite, where the client's own was; look for a "
