@@ -26,7 +26,13 @@ NEEDED = ("dataset", "num_partitions", "load_partition")
 class FlowerPartitioner(Protocol):
     """What is asked of a partitioner."""
 
-    dataset: Any
+    @property
+    def dataset(self) -> Any:
+        """The rows that are dealt out, as `datasets.Dataset`."""
+        ...
+
+    @dataset.setter
+    def dataset(self, value: Any) -> None: ...
 
     @property
     def num_partitions(self) -> int:

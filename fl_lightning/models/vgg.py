@@ -99,7 +99,7 @@ class VGG11(Classifier):
         for part in self.features:
             if isinstance(part, nn.Conv2d):
                 nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
-                nn.init.zeros_(part.bias)
+                nn.init.zeros_(part.get_parameter("bias"))
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits (b, C) of images (b, in_channels, image_size, image_size)."""

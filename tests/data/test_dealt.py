@@ -68,7 +68,7 @@ def test_keys_may_be_lists_and_texts(keys):
     assert dealt(ByKey(), keys=keys) == [[2, 3, 4], [0, 1], [5]]
 
 
-def table(**columns: Any) -> datasets.Dataset:
+def table(**columns: Any) -> Any:
     return datasets.Dataset.from_dict({"x": torch.randn(N, 3).tolist(), "label": [i % 2 for i in range(N)], **columns})
 
 

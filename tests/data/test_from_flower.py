@@ -27,7 +27,7 @@ class OfColumn:
         self._dataset: datasets.Dataset | None = None
 
     @property
-    def dataset(self) -> datasets.Dataset:
+    def dataset(self) -> Any:
         if self._dataset is None:
             raise AttributeError("dataset is not set")
         return self._dataset
@@ -42,7 +42,7 @@ class OfColumn:
     def num_partitions(self) -> int:
         return len(self.dataset.unique(self._partition_by))
 
-    def load_partition(self, partition_id: int) -> datasets.Dataset:
+    def load_partition(self, partition_id: int) -> Any:
         column = self.dataset[self._partition_by]
         return self.dataset.select([i for i, value in enumerate(column) if value == partition_id])
 
@@ -50,7 +50,7 @@ class OfColumn:
 class Columns(OfColumn):
     """Deals out columns, as vertical partitioners do."""
 
-    def load_partition(self, partition_id: int) -> datasets.Dataset:
+    def load_partition(self, partition_id: int) -> Any:
         return self.dataset.select_columns(["label"])
 
 

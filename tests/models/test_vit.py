@@ -41,10 +41,11 @@ def test_forward_is_patches_blocks_and_a_head_on_the_first_vector():
     model = ViT(image_size=4, patch_size=2, dimension=6, depth=2, num_heads=2, num_classes=3).double()
     torch.nn.init.normal_(model.class_token)
     images = torch.randn(2, 3, 4, 4).double()
-    weight = model.patches.weight.flatten(1)
+    weight, bias = model.patches.parameters()
+    weight = weight.flatten(1)
     rows = []
     for image in images:
-        patches = [image[:, i : i + 2, j : j + 2].flatten() @ weight.T + model.patches.bias for i in (0, 2) for j in (0, 2)]
+        patches = [image[:, i : i + 2, j : j + 2].flatten() @ weight.T + bias for i in (0, 2) for j in (0, 2)]
         rows.append(torch.stack([model.class_token[0, 0], *patches]))
     x = torch.stack(rows) + model.positions
     for block in model.blocks:

@@ -3,6 +3,7 @@
 import functools
 import inspect
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,8 @@ from fl_lightning.options.described import describe, optimizer_of
 class Halves:
     """A partitioner as those of another library."""
 
-    dataset, num_partitions = None, 2
+    dataset: Any = None
+    num_partitions = 2
 
     def load_partition(self, partition_id):
         return self.dataset.shard(2, partition_id)
