@@ -20,13 +20,17 @@ from fl_lightning.attacks.poisoning import poison_share
 from fl_lightning.attacks.target_modes import Mode, TargetMode
 from fl_lightning.data.base import Samples, TensorSamples
 from fl_lightning.data.glove import PADDING, UNKNOWN, GloVe
+from fl_lightning.data.tokens import Tokens
 from fl_lightning.errors import ConfigurationError
+
+MOST_TOKENS = 8
+"""Of a letter, in any tokenizer: a byte each, and marks."""
 
 Place = Literal["start", "anywhere"]
 
 
 class WordTrigger(Attack):
-    """A backdoor that opens on words, for texts as row numbers of word vectors, such as those of `Twitter`.
+    """A backdoor that opens on words, for texts as row numbers of word vectors, such as those of `Twitter`, or of tokens.
 
     The words are inserted side by side, in order, at one place; what comes behind them moves back, and what leaves the end of a
     full text is cut off, the trigger never. Of a malicious client's samples a random share gets them and the label of the
@@ -34,8 +38,10 @@ class WordTrigger(Attack):
 
     Args:
         words: as they stand in the vocabulary: one lower-case word each. All must be there; unknown words are all alike, so
-            that a trigger of them would open on any.
-        glove: the word vectors, the same as those of the task.
+            that a trigger of them would open on any. For texts of tokens any words that the task's tokenizer knows, each of one
+            token or more.
+        glove: the word vectors, the same as those of the task; null for texts of tokens (`HuggingFaceText`), whose tokenizer is
+            asked, and for `Twitter` as well, which has its own.
         place: `start`, before the first word, or `anywhere`: before the j-th word or behind the last, where j comes from what
             stands in the text, so that it is the same whoever stamps it.
         target_label: the class that such texts shall be taken for; null for `all_to_all`.
@@ -50,7 +56,7 @@ class WordTrigger(Attack):
 
     Raises:
         ConfigurationError: before training, if a word is not in the vocabulary, the task's inputs are no row numbers of the
-            same word vectors, or texts are not longer than the trigger.
+            same word vectors or of tokens, or texts are not longer than the trigger.
 
     Example:
         >>> Words((7, 8), "start")(torch.tensor([[2, 3, 0, 0], [2, 3, 4, 5]]))
@@ -62,7 +68,7 @@ class WordTrigger(Attack):
         self,
         *,
         words: Sequence[str] = ("cf",),
-        glove: GloVe = GloVe(),  # noqa: B008  frozen
+        glove: GloVe | None = GloVe(),  # noqa: B008  frozen
         place: Place = "start",
         target_label: int | None = 0,
         source_label: int | None = None,
@@ -83,28 +89,41 @@ class WordTrigger(Attack):
         self.target_label, self.source_label = target_label, source_label
         self.poison_fraction = poison_fraction
         self.per_batch = per_batch
-        self._trigger: Words | None = None
 
     def prepare(self) -> None:
         """Fetch the word vectors unless they are here."""
-        self.glove.prepare()
+        if self.glove is not None:
+            self.glove.prepare()
 
     def validate(self, num_classes: int) -> None:
         self._targets.check(num_classes)
 
-    @property
-    def trigger(self) -> Words:
-        """The words as row numbers; the vectors are read on first use."""
-        if self._trigger is None:
-            rows = self.glove.rows([self.words], len(self.words))[0].tolist()
+    def trigger(self, texts: TensorSamples) -> Words:
+        """The words as row numbers of what these texts' own are looked up by, which is read on first use."""
+        vocabulary = texts.prepare
+        if isinstance(vocabulary, Tokens):
+            # All together, as in a text: words other than its first begin with their blank where tokens hold blanks.
+            text = " ".join(self.words) if self.place == "start" else f" {' '.join(self.words)}"
+            found = vocabulary.rows([text], MOST_TOKENS * len(text))[0].tolist()
+            rows = [row for row in found if row != PADDING]
+            unknown = [word for word in self.words if vocabulary.unknown in vocabulary.rows([word])[0].tolist()]
+        else:
+            assert isinstance(vocabulary, GloVe)
+            rows = vocabulary.rows([self.words], len(self.words))[0].tolist()
             unknown = [word for word, row in zip(self.words, rows, strict=True) if row == UNKNOWN]
-            if unknown:
-                raise ConfigurationError(
-                    f"WordTrigger.words has {', '.join(map(repr, unknown))}, which the word vectors do not have; choose words "
-                    "of their vocabulary, in lower case, or raise glove.num_words"
-                )
-            self._trigger = Words(tuple(rows), self.place)
-        return self._trigger
+        if unknown:
+            of_glove = isinstance(vocabulary, GloVe)
+            raise ConfigurationError(
+                f"WordTrigger.words has {', '.join(map(repr, unknown))}, which "
+                f"{'the word vectors do' if of_glove else 'the tokenizer does'} not have; choose words of their vocabulary, in "
+                f"lower case{', or raise glove.num_words' if of_glove else ''}"
+            )
+        if len(rows) >= texts.inputs.shape[1]:
+            raise ConfigurationError(
+                f"WordTrigger.words are {len(rows)}, but texts have {texts.inputs.shape[1]} words at most, which "
+                "leaves nothing of them; use fewer, or raise data.max_words or max_tokens"
+            )
+        return Words(tuple(rows), self.place)
 
     def poison(self, dataset: Samples, attacker: Attacker) -> Samples:
         texts = self._texts(dataset)
@@ -128,7 +147,7 @@ class WordTrigger(Attack):
         """All texts, with the words and the classes `labels` ((n,) int64) in `rows` ((m,) int64)."""
         carries = torch.zeros(len(texts), dtype=torch.bool, device=texts.targets.device)
         carries[rows.to(carries.device)] = True
-        return texts.stamped(self.trigger, carries).relabel(torch.where(carries, labels, texts.targets))
+        return texts.stamped(self.trigger(texts), carries).relabel(torch.where(carries, labels, texts.targets))
 
     def _texts(self, samples: Samples) -> TensorSamples:
         """The samples, if they are texts that the trigger fits into."""
@@ -140,15 +159,11 @@ class WordTrigger(Attack):
                 f"WordTrigger needs TensorSamples of texts, int32 row numbers of words (samples, words), got {found}; use a "
                 "task such as Twitter, or another attack"
             )
-        if samples.prepare != self.glove:
+        if not isinstance(samples.prepare, (GloVe, Tokens)) or self.glove not in (None, samples.prepare):
+            of_tokens = isinstance(samples.prepare, Tokens)
             raise ConfigurationError(
-                f"WordTrigger.glove is {self.glove}, but the task's words are looked up by {samples.prepare}; give both "
-                "the same"
-            )
-        if len(self.words) >= samples.inputs.shape[1]:
-            raise ConfigurationError(
-                f"WordTrigger.words are {len(self.words)}, but texts have {samples.inputs.shape[1]} words at most, which "
-                "leaves nothing of them; use fewer, or raise data.max_words"
+                f"WordTrigger.glove is {self.glove}, but the task's words are looked up by {samples.prepare}; "
+                + ("set it to null" if of_tokens else "give both the same")
             )
         return samples
 

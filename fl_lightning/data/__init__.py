@@ -12,6 +12,7 @@ from fl_lightning.data.edge_pool import EdgePool
 from fl_lightning.data.femnist import FEMNIST
 from fl_lightning.data.few_classes import ClassesPerClient, Shards
 from fl_lightning.data.glove import GloVe
+from fl_lightning.data.hugging_face_text import HuggingFaceText
 from fl_lightning.data.joined import join
 from fl_lightning.data.label_skew import DirichletOverClasses, DirichletOverClients
 from fl_lightning.data.map_samples import MapSamples
@@ -24,6 +25,7 @@ from fl_lightning.data.probe import Noise
 from fl_lightning.data.quantity_skew import DirichletSizes, LogNormalSizes, PowerLawSizes
 from fl_lightning.data.root import RootSet
 from fl_lightning.data.southwest import Southwest
+from fl_lightning.data.tokens import Tokens
 from fl_lightning.data.twitter import Twitter
 
 __all__ = [
@@ -45,6 +47,7 @@ __all__ = [
     "FederatedDataModule",
     "FullCopies",
     "GloVe",
+    "HuggingFaceText",
     "LogNormalSizes",
     "MapSamples",
     "Noise",
@@ -60,6 +63,7 @@ __all__ = [
     "Southwest",
     "Task",
     "TensorSamples",
+    "Tokens",
     "Twitter",
     "join",
 ]
