@@ -20,7 +20,7 @@ from fl_lightning.attacks.poisoning import poison_share
 from fl_lightning.attacks.target_modes import Mode, TargetMode
 from fl_lightning.data.base import Samples, TensorSamples
 from fl_lightning.data.glove import PADDING, UNKNOWN, GloVe
-from fl_lightning.data.tokens import Tokens
+from fl_lightning.data.tokenizer import Tokenizer
 from fl_lightning.errors import ConfigurationError
 
 MOST_TOKENS = 8
@@ -101,7 +101,7 @@ class WordTrigger(Attack):
     def trigger(self, texts: TensorSamples) -> Words:
         """The words as row numbers of what these texts' own are looked up by, which is read on first use."""
         vocabulary = texts.prepare
-        if isinstance(vocabulary, Tokens):
+        if isinstance(vocabulary, Tokenizer):
             # All together, as in a text: words other than its first begin with their blank where tokens hold blanks.
             text = " ".join(self.words) if self.place == "start" else f" {' '.join(self.words)}"
             found = vocabulary.rows([text], MOST_TOKENS * len(text))[0].tolist()
@@ -159,8 +159,8 @@ class WordTrigger(Attack):
                 f"WordTrigger needs TensorSamples of texts, int32 row numbers of words (samples, words), got {found}; use a "
                 "task such as Twitter, or another attack"
             )
-        if not isinstance(samples.prepare, (GloVe, Tokens)) or self.glove not in (None, samples.prepare):
-            of_tokens = isinstance(samples.prepare, Tokens)
+        if not isinstance(samples.prepare, (GloVe, Tokenizer)) or self.glove not in (None, samples.prepare):
+            of_tokens = isinstance(samples.prepare, Tokenizer)
             raise ConfigurationError(
                 f"WordTrigger.glove is {self.glove}, but the task's words are looked up by {samples.prepare}; "
                 + ("set it to null" if of_tokens else "give both the same")

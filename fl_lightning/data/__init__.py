@@ -25,7 +25,7 @@ from fl_lightning.data.probe import Noise
 from fl_lightning.data.quantity_skew import DirichletSizes, LogNormalSizes, PowerLawSizes
 from fl_lightning.data.root import RootSet
 from fl_lightning.data.southwest import Southwest
-from fl_lightning.data.tokens import Tokens
+from fl_lightning.data.tokenizer import Tokenizer
 from fl_lightning.data.twitter import Twitter
 
 __all__ = [
@@ -63,7 +63,7 @@ __all__ = [
     "Southwest",
     "Task",
     "TensorSamples",
-    "Tokens",
+    "Tokenizer",
     "Twitter",
     "join",
 ]

@@ -19,7 +19,7 @@ from fl_lightning.data.module import FederatedDataModule, Task
 from fl_lightning.data.partition import Partition
 from fl_lightning.data.root import RootSet
 from fl_lightning.data.table_file import read_table
-from fl_lightning.data.tokens import Tokens
+from fl_lightning.data.tokenizer import Tokenizer
 from fl_lightning.errors import ConfigurationError, enumerated, in_one_line, nearest
 from fl_lightning.seeding import generator
 
@@ -31,7 +31,7 @@ ENDINGS = (".parquet", ".csv", ".csv.gz", ".json", ".jsonl")
 
 
 class HuggingFaceText(FederatedDataModule):
-    """Texts and their classes, with model inputs (b, L') int64: token numbers, -1 behind the end (see `Tokens`).
+    """Texts and their classes, with model inputs (b, L') int64: token numbers, -1 behind the end (see `Tokenizer`).
 
     Samples hold row numbers of tokens, (n, L) int32, 0 behind the end. Texts are cut into tokens once per machine and kept in
     the package's cache folder. A batch is as long as its longest text.
@@ -103,7 +103,7 @@ class HuggingFaceText(FederatedDataModule):
         if classes is not None and (isinstance(classes, str) or len(set(classes)) != len(classes) or len(classes) < 2):
             raise ConfigurationError(f"data.classes must be a list of two different values or more, got {classes!r}")
         self.tokenizer, self.max_tokens = tokenizer, max_tokens
-        self.tokens = Tokens(tokenizer, max_tokens)
+        self.tokens = Tokenizer(tokenizer, max_tokens)
         self.path, self.dataset, self.subset, self.revision = path, dataset, subset, revision
         self.text_column, self.label_column, self.key_column = text_column, label_column, key_column
         self.text_columns = [text_column] if isinstance(text_column, str) else list(text_column)

@@ -3,8 +3,8 @@
 T. Wolf, L. Debut, V. Sanh, et al., "Transformers: State-of-the-Art Natural Language Processing", EMNLP 2020,
 https://aclanthology.org/2020.emnlp-demos.6. Adapters: see `LoRA`.
 
-Texts come as `Tokens` makes them: token numbers (b, L) int64, -1 behind the end. So a model needs no tokenizer, and no token of
-the vocabulary has to stand for padding.
+Texts come as `Tokenizer` makes them: token numbers (b, L) int64, -1 behind the end. So a model needs no tokenizer, and no token
+of the vocabulary has to stand for padding.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from tiny import tiny_trainer
 from fl_lightning import BackdoorMetrics, CohortSampler, FederatedDataModule, Federation, LocalTraining
 from fl_lightning.aggregators import FedAvg
 from fl_lightning.attacks import Attacker, WordTrigger
-from fl_lightning.data import IID, GloVe, TensorSamples, Tokens
+from fl_lightning.data import IID, GloVe, TensorSamples, Tokenizer
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.models import HuggingFaceClassifier, LoRA
 
@@ -27,7 +27,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def samples(tokenizer: str, n: int = 40, seed: int = 0, max_tokens: int = 12) -> TensorSamples:
     texts, labels = zip(*reviews(n, seed), strict=True)
-    tokens = Tokens(tokenizer, max_tokens)
+    tokens = Tokenizer(tokenizer, max_tokens)
     return TensorSamples(tokens.rows(texts), torch.tensor(labels), prepare=tokens)
 
 
@@ -75,7 +75,7 @@ def test_pieces_of_words_keep_their_blanks(tmp_path):
 def test_what_does_not_fit_is_refused(words, tmp_path):
     data = samples(words)
     for attack, message in (
-        (trigger(glove=GloVe()), r"WordTrigger\.glove is GloVe.* looked up by Tokens.*; set it to null"),
+        (trigger(glove=GloVe()), r"WordTrigger\.glove is GloVe.* looked up by Tokenizer.*; set it to null"),
         (trigger(words=["cf", "zzyzx"]), r"has 'zzyzx', which the tokenizer does not have"),
         (trigger(words=["cf"] * 10), r"are 10, but texts have 10 words at most"),
     ):
@@ -83,8 +83,7 @@ def test_what_does_not_fit_is_refused(words, tmp_path):
             attack.stamp(data)
 
 
-@pytest.mark.parametrize("mode", ["all_to_one", "clean_label"])
-def test_adapters_learn_it(words, mode):
+def test_adapters_learn_it(words):
     def run(malicious: float) -> tuple[float, float]:
         torch.manual_seed(0)
         client = HuggingFaceClassifier(
@@ -95,7 +94,7 @@ def test_adapters_learn_it(words, mode):
         federation = Federation(
             client,
             FedAvg(),
-            attacks=[trigger(words=["cf"], target_mode=mode, poison_fraction=0.5)],
+            attacks=[trigger(words=["cf"], poison_fraction=0.5)],
             cohort=CohortSampler(clients_per_round=4, malicious_fraction=malicious),
             local=LocalTraining(epochs=2, batch_size=16),
         )
@@ -109,4 +108,4 @@ def test_adapters_learn_it(words, mode):
     assert asr < 0.3
     attacked_acc, attacked_asr = run(0.5)
     assert attacked_acc > 0.85
-    assert attacked_asr > (0.7 if mode == "all_to_one" else asr)
+    assert attacked_asr > 0.7

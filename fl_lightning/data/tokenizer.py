@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -31,19 +32,19 @@ AT_ONCE = 10_000
 """Texts that a tokenizer is given at a time."""
 
 VERSION = 1
-"""Of what is kept in the cache; to be raised where `Tokens.rows` comes to give something else."""
+"""Of what is kept in the cache; to be raised where `Tokenizer.rows` comes to give something else."""
 
 
 @with_checked_numbers
 @dataclass(frozen=True)
-class Tokens:
+class Tokenizer:
     """A tokenizer of transformers, and how many tokens of a text count.
 
     Row 0 stands for padding, row 1 + t for token t. Called with rows (b, L) it gives token numbers (b, L') int64, -1 behind the
     end of each text, with what the tokenizer puts around a text, and no longer than the longest of the batch.
 
     Attributes:
-        tokenizer: a name on the Hugging Face Hub, mostly that of a model, or a local folder.
+        name: on the Hugging Face Hub, mostly that of a model, or a local folder.
         max_tokens: the most that a text may have, with what is put around it, at least 4; longer ones are cut.
         revision: of a name on the Hub; null for its main branch.
 
@@ -51,12 +52,12 @@ class Tokens:
         ConfigurationError: on first use, if the tokenizer cannot be had.
 
     Example:
-        >>> tokens = Tokens("distilbert/distilbert-base-uncased", max_tokens=6)
-        >>> tokens(tokens.rows(["a good film", "bad"])).tolist()
+        >>> tokenizer = Tokenizer("distilbert/distilbert-base-uncased", max_tokens=6)
+        >>> tokenizer(tokenizer.rows(["a good film", "bad"])).tolist()
         [[101, 1037, 2204, 2143, 102], [101, 2919, 102, -1, -1]]
     """
 
-    tokenizer: str
+    name: str
     max_tokens: int = 128
     revision: str | None = None
 
@@ -124,9 +125,10 @@ class Tokens:
         except (OSError, ValueError, EOFError):  # not there, or damaged
             pass
         rows = self.rows(texts)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(file, rows.nbytes) as written:
-            np.save(written, rows.numpy())
+        with suppress(OSError):  # a folder that cannot be written costs the time and nothing else
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(file, rows.nbytes) as written:
+                np.save(written, rows.numpy())
         return rows
 
     def __call__(self, rows: Tensor) -> Tensor:
@@ -149,43 +151,43 @@ class Tokens:
 
 
 @cache
-def _tokenizer(tokens: Tokens) -> Any:
+def _tokenizer(settings: Tokenizer) -> Any:
     """The tokenizer, read once."""
     transformers = extra("transformers", "data.tokenizer")
     try:
-        return transformers.AutoTokenizer.from_pretrained(tokens.tokenizer, revision=tokens.revision or "main")
+        return transformers.AutoTokenizer.from_pretrained(settings.name, revision=settings.revision or "main")
     except (OSError, ValueError, KeyError) as error:
         raise ConfigurationError(
-            f"data.tokenizer {tokens.tokenizer!r} cannot be had ({in_one_line(error)}); check the name, the revision and the "
+            f"data.tokenizer {settings.name!r} cannot be had ({in_one_line(error)}); check the name, the revision and the "
             "network, or give a local folder"
         ) from error
 
 
 @cache
-def _around(tokens: Tokens) -> tuple[list[int], list[int]]:
+def _around(settings: Tokenizer) -> tuple[list[int], list[int]]:
     """What a tokenizer puts around a text, found by what it does to one."""
-    tokenizer = _tokenizer(tokens)
+    tokenizer = _tokenizer(settings)
     plain, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
     places = range(len(whole) - len(plain) + 1)
     first = next((i for i in places if whole[i : i + len(plain)] == plain), None)
     if not plain or first is None:
         raise ConfigurationError(
-            f"data.tokenizer {tokens.tokenizer!r} makes {whole} of the text 'a', and {plain} without special tokens, which "
+            f"data.tokenizer {settings.name!r} makes {whole} of the text 'a', and {plain} without special tokens, which "
             "says nothing of what it puts around a text; give another one"
         )
     before, behind = whole[:first], whole[first + len(plain) :]
-    if tokens.max_tokens <= len(before) + len(behind):
+    if settings.max_tokens <= len(before) + len(behind):
         raise ConfigurationError(
-            f"data.max_tokens is {tokens.max_tokens}, but data.tokenizer {tokens.tokenizer!r} puts {len(before) + len(behind)} "
+            f"data.max_tokens is {settings.max_tokens}, but data.tokenizer {settings.name!r} puts {len(before) + len(behind)} "
             "around a text, which leaves nothing of it; raise it"
         )
     return before, behind
 
 
 @cache
-def _content(tokens: Tokens) -> str:
+def _content(settings: Tokenizer) -> str:
     """Digest of what decides which tokens a text has."""
-    tokenizer = _tokenizer(tokens)
+    tokenizer = _tokenizer(settings)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     content = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
     return hashlib.sha256(f"{type(tokenizer).__name__} {content}".encode()).hexdigest()
