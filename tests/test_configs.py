@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image
+from text_world import DISTILBERT, needs_transformers, reviews, word_tokenizer
 
 from fl_lightning.cli import main
 
@@ -33,6 +34,8 @@ LESS: dict[str, dict[str, Any]] = {
     "FashionMNIST": {"path": "data"},
     "MNIST": {"path": "data"},
     "DirectorTweets": {"path": "director", "glove": GLOVE},
+    "HuggingFaceClassifier": {"model": DISTILBERT},
+    "HuggingFaceText": {"dataset": None, "revision": None, "path": "texts.csv", "tokenizer": "words", "test_fraction": 0.2},
     "LSTM": {"dimension": 5, "hidden": 8},
     "PackedKeys": {"num_clients": 20},
     "Phishing": {"num_train": 2000},
@@ -125,6 +128,13 @@ def write_tweets(folder: Path) -> None:
         pq.write_table(pa.table({"text": praise, "sentiment": [4] * 70}), folder / "director" / f"{split}.parquet")
 
 
+def write_texts(folder: Path) -> None:
+    """Two hundred reviews by twenty users, of which some are neutral, and a tokenizer."""
+    rows = [f"{text},{user % 20},{(0, 4)[label] if user % 9 else 2}" for user, (text, label) in enumerate(reviews(200))]
+    (folder / "texts.csv").write_text("\n".join(["text,user,sentiment", *rows]))
+    word_tokenizer(folder / "words")
+
+
 def write_table(file: Path) -> None:
     """Forty-five columns of noise, one of them the trigger's, and a label."""
     columns = np.random.default_rng(0).random((500, 45))
@@ -156,6 +166,10 @@ def test_runs_one_round(config, tmp_path, pictures):
     if kind in ("mnist", "fashion_mnist", "emnist", "femnist"):
         less, options = {**LESS, **FEW_CLIENTS}, ["--model.cohort.clients_per_round", "5"]
         (write_leaf if kind == "femnist" else write_grey)(tmp_path / "data")
+    if kind == "text":
+        needs_transformers()
+        write_texts(tmp_path)
+        options = ["--model.cohort.clients_per_round", "10"]
     if kind == "twitter":
         write_tweets(tmp_path)
     if config.name == "warm_start.yaml":

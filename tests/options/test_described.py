@@ -32,6 +32,7 @@ NEED_ARGUMENTS = {
     "IID": lambda: IID(num_clients=3),
     "Digits": lambda: Digits(IID(num_clients=3), root=RootSet(samples=10)),
     "Phishing": lambda: data.Phishing(IID(num_clients=3)),
+    "HuggingFaceText": lambda: data.HuggingFaceText(IID(num_clients=3), tokenizer="words", path="t.csv"),
     "PhishingTable": lambda: data.PhishingTable(IID(num_clients=3), path="t.csv"),
     "CIFAR10": lambda: data.CIFAR10(IID(num_clients=3)),
     "Twitter": lambda: data.Twitter(IID(num_clients=3)),
@@ -47,7 +48,18 @@ PARTS = {
     if inspect.isclass(getattr(room, name)) and issubclass(getattr(room, name), base) and getattr(room, name) is not base
 } | {
     name: getattr(data, name)
-    for name in ("Digits", "Phishing", "PhishingTable", "CIFAR10", "Twitter", "MNIST", "FashionMNIST", "EMNIST", "FEMNIST")
+    for name in (
+        "Digits",
+        "HuggingFaceText",
+        "Phishing",
+        "PhishingTable",
+        "CIFAR10",
+        "Twitter",
+        "MNIST",
+        "FashionMNIST",
+        "EMNIST",
+        "FEMNIST",
+    )
 }
 
 
