@@ -44,10 +44,9 @@ class HuggingFaceClassifier(FrozenBase, Classifier):
         ConfigurationError: transformers or peft is missing, a network cannot be had or adapted, or the settings are none.
 
     Example:
-        >>> tiny = {"model_type": "bert", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 99}
-        >>> model = HuggingFaceClassifier(model=tiny, lora=LoRA(r=4))
-        >>> sum(p.numel() for p in model.parameters() if p.requires_grad)  # 2 layers * 2 matrices * 4 (32 + 32), and 66
-        1090
+        >>> model = HuggingFaceClassifier(model={"model_type": "bert", "num_hidden_layers": 2}, lora=LoRA(r=4))
+        >>> sum(p.numel() for p in model.parameters() if p.requires_grad)  # 2 layers * 2 matrices * 4 (768 + 768), and 1,538
+        26114
         >>> model(torch.tensor([[5, 7, 2], [6, 2, -1]])).shape
         torch.Size([2, 2])
     """
