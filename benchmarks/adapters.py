@@ -3,8 +3,8 @@
     pip install -e '.[text]'
     OMP_NUM_THREADS=1 python -m benchmarks.adapters
 
-Weights are random, and texts as well: what a round takes depends on neither. Every case has a process of its own. Memory is what
-the process holds at most in training beyond what it held before, the network among the latter; beside it stands what
+Weights are random, and texts as well: what a round takes depends on neither. Every case has a process of its own. Memory is
+what the process holds at most in training beyond what it held before, the network among the latter; beside it stands what
 `Footprint` says, which leaves activations out.
 """
 
@@ -19,7 +19,7 @@ import lightning as L
 import torch
 
 import fl_lightning.machine.strategy  # noqa: F401  registers strategy="federated"
-from benchmarks.common import emit, environment, significant
+from benchmarks.common import emit, significant
 from benchmarks.memory import mebibytes, peak_since, start_of_peak
 from fl_lightning import CohortSampler, FederatedDataModule, Federation, LocalTraining
 from fl_lightning.aggregators import FedAvg
@@ -105,7 +105,7 @@ def main() -> None:
     context = multiprocessing.get_context("spawn")
     for name in CASES:
         with context.Pool(1) as pool:
-            emit({"benchmark": "adapters", **vars(given), **pool.apply(measure, (name, given)), **environment(CPU)})
+            emit("adapters", {**vars(given), **pool.apply(measure, (name, given))}, CPU)
 
 
 if __name__ == "__main__":
