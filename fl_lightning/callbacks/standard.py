@@ -17,6 +17,9 @@ from fl_lightning.errors import ConfigurationError
 STANDARD = (BackdoorMetrics, RunRecord, RoundProgressBar, LastCheckpoint)
 """Callbacks that are there without being asked for."""
 
+UNSET = (RunRecord, RoundProgressBar, LastCheckpoint)
+"""Those of them that a configuration does not name: the first two have no settings, the last has a key of its own."""
+
 TRAINER_DEFAULTS: dict[str, Any] = {
     "strategy": "federated",
     "max_epochs": 300,

@@ -17,14 +17,18 @@ from fl_lightning.data.label_skew import DirichletOverClasses, DirichletOverClie
 from fl_lightning.data.map_samples import MapSamples
 from fl_lightning.data.mnist import EMNIST, MNIST, FashionMNIST
 from fl_lightning.data.module import FederatedDataModule, Task
+from fl_lightning.data.next_word import NextWord
+from fl_lightning.data.outcomes import Classes, MultiLabel, Outcome, Regression, Tokens
 from fl_lightning.data.partition import IID, ByKey, Dirichlet, FullCopies, PackedKeys, Partition
 from fl_lightning.data.phishing import Phishing
 from fl_lightning.data.phishing_table import PhishingTable
 from fl_lightning.data.probe import Noise
 from fl_lightning.data.quantity_skew import DirichletSizes, LogNormalSizes, PowerLawSizes
 from fl_lightning.data.root import RootSet
+from fl_lightning.data.shakespeare import Shakespeare
 from fl_lightning.data.southwest import Southwest
 from fl_lightning.data.twitter import Twitter
+from fl_lightning.data.vocabulary import Vocabulary
 
 __all__ = [
     "CIFAR10",
@@ -33,6 +37,7 @@ __all__ = [
     "IID",
     "MNIST",
     "ByKey",
+    "Classes",
     "ClassesPerClient",
     "Digits",
     "DirectorTweets",
@@ -47,19 +52,26 @@ __all__ = [
     "GloVe",
     "LogNormalSizes",
     "MapSamples",
+    "MultiLabel",
+    "NextWord",
     "Noise",
+    "Outcome",
     "PackedKeys",
     "Partition",
     "Phishing",
     "PhishingTable",
     "PowerLawSizes",
+    "Regression",
     "RootSet",
     "RotatedDigits",
     "Samples",
+    "Shakespeare",
     "Shards",
     "Southwest",
     "Task",
     "TensorSamples",
+    "Tokens",
     "Twitter",
+    "Vocabulary",
     "join",
 ]

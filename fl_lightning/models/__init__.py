@@ -10,5 +10,6 @@ from fl_lightning.models.lenet5 import LeNet5
 from fl_lightning.models.lstm import LSTM
 from fl_lightning.models.mlp import MLP
 from fl_lightning.models.resnet import ResNet18
+from fl_lightning.models.token_lstm import CharLSTM, WordLSTM
 
-__all__ = ["CNN", "LSTM", "MLP", "Classifier", "DropoutCNN", "LeNet5", "ResNet18"]
+__all__ = ["CNN", "LSTM", "MLP", "CharLSTM", "Classifier", "DropoutCNN", "LeNet5", "ResNet18", "WordLSTM"]

@@ -39,6 +39,8 @@ NEED_ARGUMENTS = {
     "FashionMNIST": lambda: data.FashionMNIST(IID(num_clients=3)),
     "FEMNIST": lambda: data.FEMNIST(data.ByKey()),
     "EMNIST": lambda: data.EMNIST(IID(num_clients=3), path="emnist"),
+    "Shakespeare": lambda: data.Shakespeare(data.ByKey()),
+    "NextWord": lambda: data.NextWord(data.ByKey(), path="reddit"),
 }
 PARTS = {
     name: getattr(room, name)
@@ -47,7 +49,10 @@ PARTS = {
     if inspect.isclass(getattr(room, name)) and issubclass(getattr(room, name), base) and getattr(room, name) is not base
 } | {
     name: getattr(data, name)
-    for name in ("Digits", "Phishing", "PhishingTable", "CIFAR10", "Twitter", "MNIST", "FashionMNIST", "EMNIST", "FEMNIST")
+    for name in (
+        *("Digits", "Phishing", "PhishingTable", "CIFAR10", "Twitter", "MNIST", "FashionMNIST", "EMNIST", "FEMNIST"),
+        *("Shakespeare", "NextWord"),
+    )
 }
 
 
