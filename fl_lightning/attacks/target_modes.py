@@ -86,6 +86,12 @@ class TargetMode:
                 check_label(f"{self.name}.{field}", label, num_classes)
         self.num_classes = num_classes
 
+    @property
+    def numbers(self) -> tuple[int | None, int | None]:
+        """T and S as far as they are known as numbers."""
+        labels = self.target_label, self.source_label
+        return tuple(None if isinstance(label, str) else label for label in labels)  # pyrefly: ignore[bad-return]
+
     def wanted(self, targets: Tensor) -> Tensor:
         """(n,) int64 true classes -> (n,) int64, what stamped samples of them shall be taken for."""
         if self.target_label is not None:

@@ -90,7 +90,7 @@ class WordTrigger(Attack):
         self.place: Place = place
         self.target_mode = target_mode
         self._targets = TargetMode(target_mode, target_label, source_label, "WordTrigger")
-        self._tell_labels()
+        self.target_label, self.source_label = self._targets.numbers
         self.poison_fraction = poison_fraction
         self.per_batch = per_batch
         self._trigger: Words | None = None
@@ -220,12 +220,7 @@ class WordTrigger(Attack):
                         "of a class, or a word that is one"
                     )
                 setattr(self._targets, field, vocabulary.places[label])
-        self._tell_labels()
-
-    def _tell_labels(self) -> None:
-        """`target_label` and `source_label`, as far as they are known as numbers."""
-        labels = self._targets.target_label, self._targets.source_label
-        self.target_label, self.source_label = (None if isinstance(label, str) else label for label in labels)
+        self.target_label, self.source_label = self._targets.numbers
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,8 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from fl_lightning.callbacks import BackdoorMetrics, LastCheckpoint, RoundProgressBar, RunRecord
 from fl_lightning.errors import ConfigurationError
 
-STANDARD = (BackdoorMetrics, RunRecord, RoundProgressBar, LastCheckpoint)
-"""Callbacks that are there without being asked for."""
-
 UNSET = (RunRecord, RoundProgressBar, LastCheckpoint)
-"""Those of them that a configuration does not name: the first two have no settings, the last has a key of its own."""
+"""Callbacks that are there by themselves, and that no configuration names: the last one has a key of its own, others no setting."""
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "strategy": "federated",

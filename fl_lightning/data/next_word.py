@@ -189,7 +189,7 @@ def read_leaf(folder: str | Path, split: str, length: int) -> Iterator[Piece]:
                     pairs = [
                         (LEAF_MARKS.get(word, word), LEAF_MARKS.get(after, after))
                         for word, after in zip(words, nexts, strict=True)
-                        if word != "<PAD>"
+                        if "<PAD>" not in (word, after)
                     ]
                     for start in range(0, len(pairs), length):
                         part = pairs[start : start + length]
