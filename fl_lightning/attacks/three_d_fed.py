@@ -25,6 +25,7 @@ from fl_lightning.attacks.feedback import Feedback, Indicator
 from fl_lightning.attacks.noise_masks import noise_masks
 from fl_lightning.attacks.poisoning import pooled
 from fl_lightning.data.base import Samples
+from fl_lightning.data.outcomes import Classes
 from fl_lightning.errors import ConfigurationError, enumerated
 from fl_lightning.modules.outputs import class_logits
 from fl_lightning.seeding import generator
@@ -94,6 +95,7 @@ class ThreeDFed(Collude):
     """
 
     watches_steps = True
+    outcomes = (Classes,)
 
     def __init__(
         self,

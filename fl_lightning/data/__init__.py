@@ -12,21 +12,26 @@ from fl_lightning.data.edge_pool import EdgePool
 from fl_lightning.data.femnist import FEMNIST
 from fl_lightning.data.few_classes import ClassesPerClient, Shards
 from fl_lightning.data.glove import GloVe
+from fl_lightning.data.hugging_face_instructions import HuggingFaceInstructions
 from fl_lightning.data.hugging_face_text import HuggingFaceText
 from fl_lightning.data.joined import join
 from fl_lightning.data.label_skew import DirichletOverClasses, DirichletOverClients
 from fl_lightning.data.map_samples import MapSamples
 from fl_lightning.data.mnist import EMNIST, MNIST, FashionMNIST
 from fl_lightning.data.module import FederatedDataModule, Task
+from fl_lightning.data.next_word import NextWord
+from fl_lightning.data.outcomes import Classes, MultiLabel, Outcome, Regression, Tokens
 from fl_lightning.data.partition import IID, ByKey, Dirichlet, FullCopies, PackedKeys, Partition
 from fl_lightning.data.phishing import Phishing
 from fl_lightning.data.phishing_table import PhishingTable
 from fl_lightning.data.probe import Noise
 from fl_lightning.data.quantity_skew import DirichletSizes, LogNormalSizes, PowerLawSizes
 from fl_lightning.data.root import RootSet
+from fl_lightning.data.shakespeare import Shakespeare
 from fl_lightning.data.southwest import Southwest
 from fl_lightning.data.tokenizer import Tokenizer
 from fl_lightning.data.twitter import Twitter
+from fl_lightning.data.vocabulary import Vocabulary
 
 __all__ = [
     "CIFAR10",
@@ -35,6 +40,7 @@ __all__ = [
     "IID",
     "MNIST",
     "ByKey",
+    "Classes",
     "ClassesPerClient",
     "Digits",
     "DirectorTweets",
@@ -47,23 +53,31 @@ __all__ = [
     "FederatedDataModule",
     "FullCopies",
     "GloVe",
+    "HuggingFaceInstructions",
     "HuggingFaceText",
     "LogNormalSizes",
     "MapSamples",
+    "MultiLabel",
+    "NextWord",
     "Noise",
+    "Outcome",
     "PackedKeys",
     "Partition",
     "Phishing",
     "PhishingTable",
     "PowerLawSizes",
+    "Regression",
     "RootSet",
     "RotatedDigits",
     "Samples",
+    "Shakespeare",
     "Shards",
     "Southwest",
     "Task",
     "TensorSamples",
     "Tokenizer",
+    "Tokens",
     "Twitter",
+    "Vocabulary",
     "join",
 ]

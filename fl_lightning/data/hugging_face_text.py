@@ -7,8 +7,7 @@ Q. Lhoest, A. Villanova del Moral, Y. Jernite, et al., "Datasets: A Community Li
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,16 +17,9 @@ from fl_lightning.data.base import TensorSamples
 from fl_lightning.data.module import FederatedDataModule, Task
 from fl_lightning.data.partition import Partition
 from fl_lightning.data.root import RootSet
-from fl_lightning.data.table_file import read_table
+from fl_lightning.data.text_source import TextSource, check_share, hold_out_texts, names_of, numbered, texts_of
 from fl_lightning.data.tokenizer import Tokenizer
-from fl_lightning.errors import ConfigurationError, enumerated, in_one_line, nearest
-from fl_lightning.seeding import generator
-
-if TYPE_CHECKING:
-    import pyarrow
-
-ENDINGS = (".parquet", ".csv", ".csv.gz", ".json", ".jsonl")
-"""Of files that are looked for in a folder, the first that there is."""
+from fl_lightning.errors import ConfigurationError, enumerated
 
 
 class HuggingFaceText(FederatedDataModule):
@@ -90,16 +82,8 @@ class HuggingFaceText(FederatedDataModule):
         root: RootSet | None = None,
     ) -> None:
         super().__init__(partition, eval_batch_size=eval_batch_size, seed=seed, root=root)
-        if (path is None) == (dataset is None):
-            raise ConfigurationError(
-                f"data.path is {path!r} and data.dataset {dataset!r}; give one of them, a file or folder, or a name on the Hub"
-            )
-        if path is not None and (subset is not None or revision is not None):
-            raise ConfigurationError(
-                "data.subset and data.revision are of a data set on the Hub, but data.path is given; leave them out"
-            )
-        if test_split is None and not 0 < test_fraction < 1:
-            raise ConfigurationError(f"data.test_fraction must lie between 0 and 1, got {test_fraction}; 0.1 is usual")
+        self.source = TextSource(path, dataset, subset, revision, test_split)
+        check_share(test_split, test_fraction)
         if classes is not None and (isinstance(classes, str) or len(set(classes)) != len(classes) or len(classes) < 2):
             raise ConfigurationError(f"data.classes must be a list of two different values or more, got {classes!r}")
         self.tokenizer, self.max_tokens = tokenizer, max_tokens
@@ -118,14 +102,8 @@ class HuggingFaceText(FederatedDataModule):
         values = list(self.classes) if self.classes is not None else ascending(train.labels, self.label_column)
         train = train.of_classes(values)
         if self.test_split is None:
-            count = round(self.test_fraction * len(train.texts))
-            if not 0 < count < len(train.texts):
-                raise ConfigurationError(
-                    f"data.test_fraction {self.test_fraction} of {len(train.texts)} texts leaves {count} for testing and "
-                    f"{len(train.texts) - count} for training; both must be at least 1: give another one, or more data"
-                )
-            order = torch.randperm(len(train.texts), generator=generator(0, "text test set")).numpy()
-            test, train = train.at(np.sort(order[:count])), train.at(np.sort(order[count:]))
+            rows, held = hold_out_texts(len(train.texts), self.test_fraction)
+            test, train = train.at(held), train.at(rows)
         else:
             test = self._read(self.test_split)
             if self.classes is None:
@@ -139,7 +117,7 @@ class HuggingFaceText(FederatedDataModule):
         self.class_names = tuple(map(str, values))
         keys = None
         if train.keys is not None:
-            keys = torch.from_numpy(np.unique(train.keys, return_inverse=True)[1].astype(np.int64))
+            keys = numbered(train.keys)
         return Task(self._samples(train, values), self._samples(test, values), num_classes=len(values), keys=keys)
 
     def _samples(self, split: Split, values: list[Any]) -> TensorSamples:
@@ -147,40 +125,11 @@ class HuggingFaceText(FederatedDataModule):
 
     def _read(self, name: str) -> Split:
         """A split's columns, checked."""
-        table, where = self._table(name)
-        wanted = [*self.text_columns, self.label_column, *([] if self.key_column is None else [self.key_column])]
-        for column in wanted:
-            if column not in table.column_names:
-                raise ConfigurationError(
-                    f"{where} has no column {column!r} (data.text_column, label_column or key_column); "
-                    f"{nearest(column, table.column_names)}"
-                )
-            if table.column(column).null_count:
-                row = table.column(column).is_null().to_pylist().index(True)
-                raise ConfigurationError(f"{where}: {column!r} is empty in row {row}, counted from 0; fill or remove such rows")
+        keyed = [] if self.key_column is None else [self.key_column]
+        table, where = self.source.table(name, [*self.text_columns, self.label_column, *keyed])
         parts = [texts_of(table, column, where) for column in self.text_columns]
-        keys = None if self.key_column is None else np.array([str(key) for key in table.column(self.key_column).to_pylist()])
+        keys = None if self.key_column is None else names_of(table, self.key_column)
         return Split([" ".join(row) for row in zip(*parts, strict=True)], table.column(self.label_column).to_pylist(), keys)
-
-    def _table(self, name: str) -> tuple[pyarrow.Table, str]:
-        """A split as it comes, and what it is called in messages."""
-        if self.dataset is not None:
-            return hub_split(self.dataset, self.subset, self.revision, name), f"{self.dataset}, split {name}"
-        path = Path(self.path or "")
-        if path.is_dir():
-            found = [file for ending in ENDINGS if (file := path / f"{name}{ending}").is_file()]
-            if not found:
-                raise ConfigurationError(
-                    f"data.path {path} has no {name}{ENDINGS[0]}, nor {enumerated(name + of for of in ENDINGS[1:])}; give a "
-                    "file, or data.train_split and data.test_split the names of those that are there"
-                )
-            return read_table(found[0]), str(found[0])
-        if self.test_split is not None:
-            raise ConfigurationError(
-                f"data.test_split is {self.test_split!r}, but data.path {path} is no folder with a file for each split; give "
-                "one, or leave test_split out"
-            )
-        return read_table(path), str(path)
 
 
 class Split:
@@ -239,25 +188,3 @@ def ascending(labels: list[Any], column: str) -> list[Any]:
             "give another column"
         )
     return sorted(found)
-
-
-def texts_of(table: pyarrow.Table, column: str, where: str) -> list[str]:
-    """A column of texts."""
-    kind = table.schema.field(column).type
-    if str(kind) not in ("string", "large_string", "string_view"):
-        raise ConfigurationError(f"{where}: {column!r} has type {kind}, and no texts; give data.text_column another column")
-    return table.column(column).to_pylist()
-
-
-def hub_split(dataset: str, subset: str | None, revision: str | None, split: str) -> pyarrow.Table:
-    """One split of a data set of the Hugging Face Hub, or of its local cache."""
-    import datasets  # takes seconds to import, and a local copy of the data does not need it
-
-    try:
-        data = datasets.load_dataset(dataset, subset, revision=revision, split=split)
-    except (OSError, ValueError, RuntimeError) as error:  # also for subsets and splits that there are not
-        raise ConfigurationError(
-            f"data.dataset {dataset!r} (subset {subset}, split {split}) cannot be fetched from the Hugging Face Hub "
-            f"({in_one_line(error)}); check the names and the network, or set data.path to a file"
-        ) from error
-    return data.with_format("arrow")[:]

@@ -47,6 +47,7 @@ class Tokenizer:
         name: on the Hugging Face Hub, mostly that of a model, or a local folder.
         max_tokens: the most that a text may have, with what is put around it, at least 4; longer ones are cut.
         revision: of a name on the Hub; null for its main branch.
+        whole: batches have all L tokens, whatever their texts have, and nothing is put around those: for targets (n, L).
 
     Raises:
         ConfigurationError: on first use, if the tokenizer cannot be had.
@@ -60,6 +61,7 @@ class Tokenizer:
     name: str
     max_tokens: int = 128
     revision: str | None = None
+    whole: bool = False
 
     def __post_init__(self) -> None:
         if self.max_tokens < 4:
@@ -68,7 +70,7 @@ class Tokenizer:
     @property
     def around(self) -> tuple[list[int], list[int]]:
         """The tokens that are put before a text, and those behind it."""
-        return _around(self)
+        return ([], []) if self.whole else _around(self)
 
     @property
     def length(self) -> int:
@@ -83,32 +85,55 @@ class Tokenizer:
         return None if number is None else number + 1
 
     @property
+    def end(self) -> int:
+        """The token that says that a text ends.
+
+        Raises:
+            ConfigurationError: the tokenizer has none.
+        """
+        number = _tokenizer(self).eos_token_id
+        if number is None:
+            raise ConfigurationError(
+                f"data.tokenizer {self.name!r} has no token for the end of a text, after which a model could stop; give "
+                "another one"
+            )
+        return number
+
+    @property
     def vocabulary(self) -> dict[int, str]:
         """What stands for every row number; nothing for padding."""
         return {PADDING: "", **{number + 1: token for token, number in _tokenizer(self).get_vocab().items()}}
 
-    def rows(self, texts: Sequence[str], length: int | None = None) -> Tensor:
+    def numbers(self, text: str) -> list[int]:
+        """The row numbers of a text, all of it."""
+        return [number + 1 for number in self.pieces([text])[0]]
+
+    def pieces(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of texts, without what the tokenizer puts around them."""
+        tokenizer, found = _tokenizer(self), []
+        for first in range(0, len(texts), AT_ONCE):
+            part = list(texts[first : first + AT_ONCE])
+            found += tokenizer(part, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+        return found
+
+    def rows(self, texts: Sequence[str]) -> Tensor:
         """Row numbers of texts, cut or padded on the right to one length.
 
         A text without any token becomes one of an end of text, or of an unknown token: networks read one at least.
 
         Args:
             texts: n texts.
-            length: of the rows; L where none is given.
 
         Returns:
-            (n, length) int32.
+            (n, L) int32.
         """
-        length, tokenizer = self.length if length is None else length, _tokenizer(self)
+        length, tokenizer = self.length, _tokenizer(self)
         rows = np.full((len(texts), length), PADDING, dtype=np.int32)
         known = (tokenizer.eos_token_id, tokenizer.unk_token_id, tokenizer.sep_token_id, 0)
         empty = next(number for number in known if number is not None)
-        for first in range(0, len(texts), AT_ONCE):
-            part = list(texts[first : first + AT_ONCE])
-            found = tokenizer(part, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-            for row, numbers in zip(rows[first : first + AT_ONCE], found, strict=True):
-                numbers = numbers[:length] or [empty]
-                row[: len(numbers)] = np.asarray(numbers) + 1
+        for row, numbers in zip(rows, self.pieces(texts), strict=True):
+            numbers = numbers[:length] or [empty]
+            row[: len(numbers)] = np.asarray(numbers) + 1
         return torch.from_numpy(rows)
 
     def kept_rows(self, texts: Sequence[str]) -> Tensor:
@@ -142,7 +167,7 @@ class Tokenizer:
         """
         before, behind = (torch.tensor(of, dtype=torch.int64, device=rows.device) for of in self.around)
         lengths = (rows != PADDING).sum(1)
-        longest = int(lengths.max()) if len(rows) else 0
+        longest = rows.shape[1] if self.whole else int(lengths.max()) if len(rows) else 0
         own = rows[:, :longest].long() - 1
         padded = own.new_full((len(rows), len(behind)), NOTHING)
         tokens = torch.cat([before.expand(len(rows), -1), own, padded], dim=1)

@@ -6,11 +6,25 @@ It may import `modules`, `checked` and `errors`. Read `base.py` first: what all 
 from fl_lightning.models.base import Classifier
 from fl_lightning.models.cnn import CNN
 from fl_lightning.models.dropout_cnn import DropoutCNN
-from fl_lightning.models.hugging_face import HuggingFaceClassifier
+from fl_lightning.models.hugging_face import HuggingFaceCausalLM, HuggingFaceClassifier
 from fl_lightning.models.lenet5 import LeNet5
 from fl_lightning.models.lora import LoRA
 from fl_lightning.models.lstm import LSTM
 from fl_lightning.models.mlp import MLP
 from fl_lightning.models.resnet import ResNet18
+from fl_lightning.models.token_lstm import CharLSTM, WordLSTM
 
-__all__ = ["CNN", "LSTM", "MLP", "Classifier", "DropoutCNN", "HuggingFaceClassifier", "LeNet5", "LoRA", "ResNet18"]
+__all__ = [
+    "CNN",
+    "LSTM",
+    "MLP",
+    "CharLSTM",
+    "Classifier",
+    "DropoutCNN",
+    "HuggingFaceCausalLM",
+    "HuggingFaceClassifier",
+    "LeNet5",
+    "LoRA",
+    "ResNet18",
+    "WordLSTM",
+]

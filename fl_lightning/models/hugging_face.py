@@ -87,6 +87,56 @@ class HuggingFaceClassifier(FrozenBase, Classifier):
         return read(self.network, inputs)
 
 
+class HuggingFaceCausalLM(FrozenBase, Classifier):
+    """A network of transformers that predicts the next token at every position, as GPT-2 does.
+
+    With `lora` all of the network but its adapters is frozen, as in `HuggingFaceClassifier`; there is no head of its own.
+    Targets of -100, such as those of a prompt, count for nothing in the loss.
+
+    Args:
+        model: a name on the Hugging Face Hub or a local folder, for pretrained weights; or the settings of a network with
+            random ones, its kind as `model_type` and what else its configuration class takes.
+        lora: the adapters; null trains and exchanges the whole network.
+        revision: of a name on the Hub: a branch, a tag or a commit; null for its main branch.
+        base_seed: of what transformers draws at random; all runs of an experiment must have the same.
+        optimizer: makes the optimizer from the parameters, anew for every client and round.
+
+    Raises:
+        ConfigurationError: transformers or peft is missing, a network cannot be had or adapted, or the settings are none.
+
+    Example:
+        >>> model = HuggingFaceCausalLM(model={"model_type": "gpt2", "n_layer": 2, "vocab_size": 300, "eos_token_id": 0})
+        >>> model(torch.tensor([[5, 7, 2], [6, 2, -1]])).shape
+        torch.Size([2, 3, 300])
+    """
+
+    def __init__(
+        self,
+        *,
+        model: str | dict[str, Any],
+        lora: LoRA | None = LoRA(),  # noqa: B008  frozen
+        revision: str | None = None,
+        base_seed: int = 0,
+        optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=5e-4, weight_decay=0.0),
+    ) -> None:
+        super().__init__(optimizer=optimizer)
+        self.network = build("HuggingFaceCausalLM", "CausalLM", model, revision, base_seed)
+        if lora is not None:
+            lora.adapt(self.network)
+        self.freeze_base()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Scores of what comes next.
+
+        Args:
+            inputs: (b, L) int64 token numbers, -1 behind the end.
+
+        Returns:
+            (b, L, V) logits, at each position those of the token after it.
+        """
+        return read(self.network, inputs)
+
+
 def build(
     who: str, head: str, model: str | Mapping[str, Any], revision: str | None, base_seed: int, **settings: Any
 ) -> nn.Module:

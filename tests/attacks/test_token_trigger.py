@@ -75,8 +75,8 @@ def test_pieces_of_words_keep_their_blanks(tmp_path):
 def test_what_does_not_fit_is_refused(words, tmp_path):
     data = samples(words)
     for attack, message in (
-        (trigger(glove=GloVe()), r"WordTrigger\.glove is GloVe.* looked up by Tokenizer.*; set it to null"),
-        (trigger(words=["cf", "zzyzx"]), r"has 'zzyzx', which the tokenizer does not have"),
+        (trigger(glove=GloVe()), r"WordTrigger\.glove is GloVe.* has a vocabulary of its own; set WordTrigger\.glove to null"),
+        (trigger(words=["cf", "zzyzx"]), r"has 'zzyzx', which the task.s vocabulary does not have"),
         (trigger(words=["cf"] * 10), r"are 10, but texts have 10 words at most"),
     ):
         with pytest.raises(ConfigurationError, match=message):

@@ -85,9 +85,9 @@ def test_texts_are_cut_once_and_kept(words, pieces, monkeypatch):
     tokens, cut = Tokenizer(words, max_tokens=8), Tokenizer.rows
     first, calls = tokens.kept_rows(texts), []
 
-    def watch(self, texts, length=None):
+    def watch(self, texts):
         calls.append(len(texts))
-        return cut(self, texts, length)
+        return cut(self, texts)
 
     monkeypatch.setattr(Tokenizer, "rows", watch)
     assert torch.equal(tokens.kept_rows(texts), first)
@@ -178,7 +178,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"path": "a.csv", "test_fraction": 0.001}, "of 40 texts leaves 0 for testing and 40 for training"),
     ({"path": "a.csv", "classes": [1]}, r"data\.classes must be a list of two different values or more, got \[1\]"),
     ({"path": "a.csv", "classes": [7, 8]}, r"data\.test_fraction 0\.1 of 0 texts"),
-    ({"path": "a.csv", "text_column": "texts"}, "has no column 'texts' .*did you mean text"),
+    ({"path": "a.csv", "text_column": "texts"}, "has no column 'texts', .*did you mean text"),
     ({"path": "a.csv", "text_column": "label"}, "'label' has type int64, and no texts"),
     ({"path": "a.csv", "label_column": "share"}, "holds values of type float; classes are whole numbers or texts"),
     ({"path": "a.csv", "label_column": "number"}, "holds 40 different values in 40 rows, which are no classes"),
