@@ -1,4 +1,4 @@
-"""Every configuration of a task of sequences: two rounds on made files of the real format, the same bits on one rank and two."""
+"""Every configuration of a task of sequences: two rounds on made files of the real format, with the same bits on two ranks."""
 
 import json
 import os

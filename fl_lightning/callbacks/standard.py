@@ -15,7 +15,7 @@ from fl_lightning.callbacks import BackdoorMetrics, LastCheckpoint, RoundProgres
 from fl_lightning.errors import ConfigurationError
 
 UNSET = (RunRecord, RoundProgressBar, LastCheckpoint)
-"""Callbacks that are there by themselves, and that no configuration names: the last one has a key of its own, others no setting."""
+"""Callbacks that are there by themselves, and that no configuration names: they have no settings, or a key of their own."""
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "strategy": "federated",
