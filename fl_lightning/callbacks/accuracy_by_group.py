@@ -34,8 +34,9 @@ class AccuracyByGroup(L.Callback):
     Logs over the classes that occur `val/acc_class_mean`, each class counting once, and `val/acc_class_min`; over clients with
     test samples `val/acc_client_mean`, `val/acc_client_min` and `val/acc_client_std`. `run.json` has all of them by the last
     evaluation, as `acc_by_class` (by name, or number) and `acc_by_client`. Every evaluation is a line of
-    `accuracy_by_group.jsonl` in `Trainer(default_root_dir=...)`: `round`, `classes` and `clients`, by number [right, all].
-    Counts of ranks are added, so that figures are the same on any number of them.
+    `accuracy_by_group.jsonl` in `Trainer(default_root_dir=...)`: `round`, `class`, a list of those that occur, by number, with
+    `class_right` and `class_all`, and the same of `client`. Counts of ranks are added, so that figures are the same on any
+    number of them.
 
     Args:
         classes: whether to measure by class.
@@ -135,8 +136,8 @@ class AccuracyByGroup(L.Callback):
             numbers = torch.nonzero(there).flatten().tolist()
             called = [names[i] if kind == "class" and i < len(names) else str(i) for i in numbers]
             self.last[kind] = dict(zip(called, shares.tolist(), strict=True))
-            of_each = dict(zip(map(str, numbers), counts[:, there].T.tolist(), strict=True))
-            line["classes" if kind == "class" else "clients"] = of_each
+            right, every = counts[:, there].tolist()
+            line |= {kind: numbers, f"{kind}_right": right, f"{kind}_all": every}
             if len(shares):
                 figures = {"mean": shares.mean(), "min": shares.min(), "std": shares.std(unbiased=False)}
                 for name in ("mean", "min") if kind == "class" else ("mean", "min", "std"):

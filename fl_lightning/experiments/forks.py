@@ -22,7 +22,7 @@ NOTE = "prefix.json"
 
 CHECKPOINTS = ("last.ckpt", "previous.ckpt")
 
-ALONGSIDE = ("flip_rates.jsonl",)
+ALONGSIDE = ("flip_rates.jsonl", "accuracy_by_group.jsonl")
 """Files of a line per round, to which the run adds its own rounds."""
 
 OF_THE_RULE = ("detection.jsonl",)

@@ -173,7 +173,7 @@ def checked(attacks: Any = (), rule: Any = None, outcome: Any = None) -> None:
     "attack",
     [
         PixelTrigger(),
-        EdgeCase(RotatedDigits()),
+        EdgeCase(pool=RotatedDigits(), target_label=1),
         ThreeDFed(),
         BackdoorCriticalLayers(),
         Neurotoxin(by="gradients"),
@@ -212,9 +212,7 @@ def test_numbers_need_a_tolerance_where_samples_are_stamped():
         def stamp(self, test):
             return test
 
-    with pytest.raises(
-        ConfigurationError, match=r"ASR of a task that asks for numbers needs a tolerance.*Regression\(tolerance"
-    ):
+    with pytest.raises(ConfigurationError, match=r"ASR of a task that asks for numbers needs a tolerance"):
         checked([Far()], outcome=Regression())
 
 

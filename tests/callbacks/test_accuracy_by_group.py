@@ -8,10 +8,19 @@ import torch
 from ranks import on_ranks
 from tiny import TinyClient, fit, tiny_federation, tiny_tensors, tiny_trainer
 
-from fl_lightning import AccuracyByGroup, BackdoorMetrics, ConfigurationError, FederatedDataModule, LastCheckpoint, RunRecord
+from fl_lightning import (
+    AccuracyByGroup,
+    BackdoorMetrics,
+    CohortSampler,
+    ConfigurationError,
+    FederatedDataModule,
+    LastCheckpoint,
+    RunRecord,
+)
 from fl_lightning.callbacks.accuracy_by_group import owners
 from fl_lightning.data import IID, ByKey, MultiLabel, PackedKeys, Regression, TensorSamples
 
+COHORT = CohortSampler(clients_per_round=4, malicious_fraction=0.25)
 GROUPS, TEST_GROUPS = ["a", "b", "c", "d", "e", "f", "g", "h"], ["h", "b", "strange", "a", "a"]
 
 
@@ -31,7 +40,7 @@ def run(devices: int, folder: str, rounds: int = 2, ckpt_path: Any = None) -> tu
     callbacks = [BackdoorMetrics(), AccuracyByGroup(clients=True), RunRecord(), LastCheckpoint()]
     settings: dict[str, Any] = {"default_root_dir": folder, "enable_checkpointing": True}
     trainer = tiny_trainer(rounds, devices=devices, callbacks=callbacks, **settings)
-    trainer.fit(tiny_federation(), grouped(), ckpt_path=ckpt_path)
+    trainer.fit(tiny_federation(cohort=COHORT), grouped(), ckpt_path=ckpt_path)
     found = {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
     return found, callbacks[1].last
 
@@ -43,12 +52,13 @@ def test_groups_are_counted_exactly_on_any_number_of_ranks(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "one" / "accuracy_by_group.jsonl").read_text().splitlines()]
     assert [line["round"] for line in lines] == [1, 2]
     counts = lines[-1]
-    right, every = (sum(count[i] for count in counts["classes"].values()) for i in (0, 1))
+    right, every = sum(counts["class_right"]), sum(counts["class_all"])
     assert (every, right / every) == (50, found["val/acc"])
-    assert counts["classes"].keys() == {"0", "1", "2"}
-    assert {client: count[1] for client, count in counts["clients"].items()} == {"0": 20, "1": 10, "7": 10}
-    shares = {client: count[0] / count[1] for client, count in counts["clients"].items()}
-    assert last == {"class": dict(zip("xyz", (a / b for a, b in counts["classes"].values()), strict=True)), "client": shares}
+    assert counts["class"] == [0, 1, 2]
+    assert (counts["client"], counts["client_all"]) == ([0, 1, 7], [20, 10, 10])
+    of_classes = [a / b for a, b in zip(counts["class_right"], counts["class_all"], strict=True)]
+    shares = {str(c): a / b for c, a, b in zip((0, 1, 7), counts["client_right"], (20, 10, 10), strict=True)}
+    assert last == {"class": dict(zip("xyz", of_classes, strict=True)), "client": shares}
     assert found["val/acc_client_min"] == min(shares.values())
     assert found["val/acc_client_mean"] == pytest.approx(sum(shares.values()) / 3)
     assert found["val/acc_class_min"] == min(last["class"].values())
@@ -56,9 +66,8 @@ def test_groups_are_counted_exactly_on_any_number_of_ranks(tmp_path):
     assert found["val/acc_client_std"] == pytest.approx(spread)
     ranks = on_ranks(3, run, 3, str(tmp_path / "three"))
     assert ranks == [(found, last)] * 3
-    assert (tmp_path / "three" / "accuracy_by_group.jsonl").read_text() == (
-        tmp_path / "one" / "accuracy_by_group.jsonl"
-    ).read_text()
+    files = [(tmp_path / folder / "accuracy_by_group.jsonl").read_text() for folder in ("one", "three")]
+    assert files[0] == files[1]
 
 
 def test_an_interrupted_run_has_every_line_once(tmp_path):
@@ -82,7 +91,7 @@ def test_several_labels_are_counted_each(tmp_path):
     samples = TensorSamples(x, (x[:, :3] > 0).long(), outcome=MultiLabel())
     data = FederatedDataModule.from_datasets(samples, samples, partition=IID(num_clients=8))
     metrics = AccuracyByGroup()
-    fit(tiny_federation(client=Fixed(), attacks=[]), data, rounds=1, callbacks=[metrics])
+    fit(tiny_federation(client=Fixed(), attacks=[], cohort=COHORT), data, rounds=1, callbacks=[metrics])
     assert metrics.last == {"class": {"0": 1.0, "1": float((x[:, 1] <= 0).double().mean()), "2": 1.0}}
 
 
@@ -117,7 +126,7 @@ def test_what_cannot_be_told_is_refused_before_training(data, message):
 
 
 def test_the_refusal_comes_before_the_first_round():
-    federation = tiny_federation()
+    federation = tiny_federation(cohort=COHORT)
     with pytest.raises(ConfigurationError, match="needs test samples"):
         fit(federation, grouped(test_keys=None), callbacks=[AccuracyByGroup(clients=True)])
     assert federation.client_updates == 0

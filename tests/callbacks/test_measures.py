@@ -192,7 +192,7 @@ def test_metrics_that_cannot_be_used_are_refused(metric, message):
         check_metric("metrics.f1", metric, BATCHES)
 
 
-class Mean(MeanAbsoluteError):
+class TooEarly(MeanAbsoluteError):  # noqa: N818  no error but a metric
     """Divides too early, so that batches of different sizes count alike."""
 
     def update(self, preds: Tensor, target: Tensor) -> None:
@@ -204,7 +204,7 @@ class Mean(MeanAbsoluteError):
     ("metric", "message"),
     [
         (PearsonCorrCoef(), "what PearsonCorrCoef knows of two batches cannot be merged"),
-        (Mean(), r"Mean gives 1 for two batches in a row, but 2 for both merged"),
+        (TooEarly(), r"TooEarly gives 1 for two batches in a row, but 2 for both merged"),
     ],
 )
 def test_metrics_that_ranks_could_not_share_are_refused(metric, message):

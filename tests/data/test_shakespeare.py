@@ -63,7 +63,7 @@ def test_the_last_samples_of_each_role_are_held_out_of_parquet_files(tmp_path):
     pq.write_table(shakespeare_table({"LEAR": 20, "FOOL": 1}), tmp_path / "data" / "train-00000-of-00002.parquet")
     pq.write_table(shakespeare_table({"KENT": 8}), tmp_path / "data" / "train-00001-of-00002.parquet")
     data = Shakespeare(ByKey(), path=str(tmp_path), test_fraction=0.25)
-    train, test = parts(data)
+    _, test = parts(data)
     assert data.sizes.tolist() == [1, 6, 15]  # fool, Kent, Lear
     x, _ = windows(0, 20)
     assert [text(row) for row in test.batch(torch.arange(5))[0]] == x[15:]
