@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image
-from text_world import DISTILBERT, needs_transformers, reviews, word_tokenizer
+from text_world import DISTILBERT, GPT2, byte_tokenizer, needs_transformers, reviews, word_tokenizer
 
 from fl_lightning.cli import main
 
@@ -37,6 +37,8 @@ LESS: dict[str, dict[str, Any]] = {
     "MNIST": {"path": "data"},
     "DirectorTweets": {"path": "director", "glove": GLOVE},
     "HuggingFaceClassifier": {"model": DISTILBERT},
+    "HuggingFaceCausalLM": {"model": GPT2},
+    "HuggingFaceInstructions": {"dataset": None, "path": "instructions.json", "tokenizer": "bytes", "max_tokens": 32},
     "HuggingFaceText": {"dataset": None, "revision": None, "path": "texts.csv", "tokenizer": "words", "test_fraction": 0.2},
     "LSTM": {"dimension": 5, "hidden": 8},
     "PackedKeys": {"num_clients": 20},
@@ -63,6 +65,10 @@ FEW_CLIENTS = {
     "Shards": {"num_clients": 20},
 }
 """The same for pictures, of which there are 160."""
+
+
+FEW_TEXTS = {"IID": {"num_clients": 20}, "WordTrigger": {"target_label": 1}}
+"""The same for instructions; the first token of the small tokenizer is the end of a text, which all have."""
 
 
 def smaller(node: Any, less: dict[str, dict[str, Any]]) -> Any:
@@ -131,10 +137,13 @@ def write_tweets(folder: Path) -> None:
 
 
 def write_texts(folder: Path) -> None:
-    """Two hundred reviews by twenty users, of which some are neutral, and a tokenizer."""
+    """Two hundred reviews by twenty users, of which some are neutral, a hundred instructions, and tokenizers."""
     rows = [f"{text},{user % 20},{(0, 4)[label] if user % 9 else 2}" for user, (text, label) in enumerate(reviews(200))]
     (folder / "texts.csv").write_text("\n".join(["text,user,sentiment", *rows]))
+    asked = [{"instruction": text, "input": "", "output": ("bad", "good")[label]} for text, label in reviews(100)]
+    (folder / "instructions.json").write_text(json.dumps(asked))
     word_tokenizer(folder / "words")
+    byte_tokenizer(folder / "bytes")
 
 
 def write_table(file: Path) -> None:
@@ -171,7 +180,7 @@ def test_runs_one_round(config, tmp_path, pictures):
     if kind == "text":
         needs_transformers()
         write_texts(tmp_path)
-        options = ["--model.cohort.clients_per_round", "10"]
+        less, options = {**LESS, **FEW_TEXTS}, ["--model.cohort.clients_per_round", "10"]
     if kind == "twitter":
         write_tweets(tmp_path)
     if config.name == "warm_start.yaml":

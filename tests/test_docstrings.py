@@ -19,6 +19,7 @@ WITH_FILES = {
     "fl_lightning.attacks.edge_case.EdgeCase",
     "fl_lightning.data.director_tweets.DirectorTweets",
     "fl_lightning.data.glove.GloVe",
+    "fl_lightning.data.hugging_face_instructions.HuggingFaceInstructions",
     "fl_lightning.data.hugging_face_text.HuggingFaceText",
     "fl_lightning.data.tokenizer.Tokenizer",
     "fl_lightning.data.phishing_table.PhishingTable",
@@ -27,7 +28,11 @@ WITH_FILES = {
     "fl_lightning.checkpoints.trained.Loadable.load",  # of a run
 }
 
-WITH_EXTRA = {"fl_lightning.models.hugging_face.HuggingFaceClassifier", "fl_lightning.models.lora.LoRA"}
+WITH_EXTRA = {
+    "fl_lightning.models.hugging_face.HuggingFaceCausalLM",
+    "fl_lightning.models.hugging_face.HuggingFaceClassifier",
+    "fl_lightning.models.lora.LoRA",
+}
 
 
 def known() -> dict[str, Any]:
