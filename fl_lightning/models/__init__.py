@@ -13,6 +13,7 @@ from fl_lightning.models.lstm import LSTM
 from fl_lightning.models.mlp import MLP
 from fl_lightning.models.resnet import ResNet18
 from fl_lightning.models.token_lstm import CharLSTM, WordLSTM
+from fl_lightning.modules.frozen_base import FrozenBase
 
 __all__ = [
     "CNN",
@@ -21,6 +22,7 @@ __all__ = [
     "CharLSTM",
     "Classifier",
     "DropoutCNN",
+    "FrozenBase",
     "HuggingFaceCausalLM",
     "HuggingFaceClassifier",
     "LeNet5",
