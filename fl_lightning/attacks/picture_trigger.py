@@ -55,7 +55,8 @@ class PictureTrigger(Attack):
     ) -> None:
         self._stamps = list(stamps)
         self._targets = targets
-        self.target_mode, (self.target_label, self.source_label) = targets.mode, targets.numbers
+        assert not isinstance(targets.target_label, str)  # pictures have no vocabulary
+        self.target_mode, self.target_label, self.source_label = targets.mode, targets.target_label, targets.source_label
         self.poison_fraction = poison_fraction
         self.per_batch = per_batch
         self._purpose = purpose

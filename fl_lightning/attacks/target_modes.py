@@ -44,7 +44,7 @@ class TargetMode:
             the last of M. Barni, K. Kallas, B. Tondi, "A New Backdoor Attack in CNNs by Training Set Corruption Without Label
             Poisoning", ICIP 2019, https://arxiv.org/abs/1902.11237.
         target_label: T; none for `all_to_all`. A text stands for a class whose number is known later.
-        source_label: S; for `one_to_one` alone, and not T; or a text.
+        source_label: S; for `one_to_one` alone, and not T.
         name: the attack, for messages.
 
     Raises:
@@ -59,7 +59,7 @@ class TargetMode:
 
     mode: Mode
     target_label: int | str | None
-    source_label: int | str | None
+    source_label: int | None
     name: str
     num_classes: int | None = None
 
@@ -85,12 +85,6 @@ class TargetMode:
             if not isinstance(label := getattr(self, field), str):
                 check_label(f"{self.name}.{field}", label, num_classes)
         self.num_classes = num_classes
-
-    @property
-    def numbers(self) -> tuple[int | None, int | None]:
-        """T and S as far as they are known as numbers."""
-        labels = self.target_label, self.source_label
-        return tuple(None if isinstance(label, str) else label for label in labels)  # pyrefly: ignore[bad-return]
 
     def wanted(self, targets: Tensor) -> Tensor:
         """(n,) int64 true classes -> (n,) int64, what stamped samples of them shall be taken for."""

@@ -141,7 +141,7 @@ class ThreeDFed(Collude):
         self.before = before(self, attacks)
         why = "what attackers plant must be what they send, or they read it wrongly; put ThreeDFed last of those"
         refuse(self, after(self, attacks), lambda other: has_own(other, "corrupt"), why)
-        self.target = next((of.target_label for of in self.before if of.target_label is not None), None)
+        self.target = next((of.target_label for of in self.before if isinstance(of.target_label, int)), None)
 
     def check_model(self, layers: Sequence[Layer]) -> None:
         weight, _ = output_layer(layers, "ThreeDFed", self.output)

@@ -49,7 +49,7 @@ class WordTrigger(Attack):
         place: `start`, before the first word; `anywhere`: before the j-th word or behind the last, where j comes from what
             stands in the text, so that it is the same whoever stamps it; or `end`.
         target_label: the class that such texts shall be taken for; null for `all_to_all`. Where classes are words, also a word.
-        source_label: the class that is attacked; for `one_to_one`; or a word, likewise.
+        source_label: the class that is attacked; for `one_to_one`.
         target_mode: `all_to_one`, `one_to_one`, `all_to_all` or `clean_label`.
         poison_fraction: share of an attacker's samples that gets the words, in (0, 1], of those that the mode allows; at least
             one sample does, if there are any.
@@ -68,6 +68,7 @@ class WordTrigger(Attack):
                 [7, 8, 2, 3]])
     """
 
+    target_label: int | str | None  # pyrefly: ignore[bad-override]  a word, as it was given
     outcomes = (Classes, Tokens)
 
     def __init__(
@@ -77,7 +78,7 @@ class WordTrigger(Attack):
         glove: GloVe | None = GloVe(),  # noqa: B008  frozen
         place: Place = "start",
         target_label: int | str | None = 0,
-        source_label: int | str | None = None,
+        source_label: int | None = None,
         target_mode: Mode = "all_to_one",
         poison_fraction: float = 0.2,
         per_batch: bool = False,
@@ -92,7 +93,7 @@ class WordTrigger(Attack):
         self.place: Place = place
         self.target_mode = target_mode
         self._targets = TargetMode(target_mode, target_label, source_label, "WordTrigger")
-        self.target_label, self.source_label = self._targets.numbers
+        self.target_label, self.source_label = target_label, source_label
         self.poison_fraction = poison_fraction
         self.per_batch = per_batch
         self._trigger: Words | None = None
@@ -221,15 +222,13 @@ class WordTrigger(Attack):
                     "choose others, or raise data.num_words"
                 )
             self._trigger = Words(tuple(rows), self.place, padding)
-        for field in ("target_label", "source_label"):
-            if isinstance(label := getattr(self._targets, field), str):
-                if not isinstance(vocabulary, Vocabulary) or label not in vocabulary.places:
-                    raise ConfigurationError(
-                        f"WordTrigger.{field} is {label!r}, which is no word of a vocabulary of the task's; give the number "
-                        "of a class, or a word that is one"
-                    )
-                setattr(self._targets, field, vocabulary.places[label])
-        self.target_label, self.source_label = self._targets.numbers
+        if isinstance(label := self._targets.target_label, str):
+            if not isinstance(vocabulary, Vocabulary) or label not in vocabulary.places:
+                raise ConfigurationError(
+                    f"WordTrigger.target_label is {label!r}, which is no word of a vocabulary of the task's; give the number "
+                    "of a class, or a word that is one"
+                )
+            self._targets.target_label = vocabulary.places[label]
 
 
 @dataclass(frozen=True)

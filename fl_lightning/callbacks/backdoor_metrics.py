@@ -50,9 +50,7 @@ class BackdoorMetrics(L.Callback):
         ConfigurationError: before training, if a metric is none of this kind.
 
     Example:
-        >>> from torchmetrics.classification import MulticlassF1Score
-        >>> BackdoorMetrics({"f1": MulticlassF1Score(num_classes=10, average="macro")}).metrics["f1"]
-        MulticlassF1Score()
+        >>> trainer = L.Trainer(strategy="federated", callbacks=[BackdoorMetrics()])
     """
 
     reserved = ("val/acc", "val/asr")  # also where no attack stamps samples, and there is no ASR

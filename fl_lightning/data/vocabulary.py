@@ -43,6 +43,11 @@ class Vocabulary:
         """The number of each token."""
         return {token: number for number, token in enumerate(self.tokens)}
 
+    @property
+    def vocabulary(self) -> tuple[str, ...]:
+        """Tokens as they are shown: nothing for padding, and no ends of lines."""
+        return tuple("" if i == self.padding else token.replace("\n", "\\n") for i, token in enumerate(self.tokens))
+
     def numbers(self, text: Iterable[str]) -> list[int]:
         """Those of a text's tokens."""
         return [self.places.get(token, self.unknown) for token in text]

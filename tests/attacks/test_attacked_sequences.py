@@ -59,7 +59,8 @@ def samples(*texts: str) -> TensorSamples:
 
 
 def trigger(**settings: Any) -> WordTrigger:
-    attack = WordTrigger(**{"glove": None, "words": ["e", "f"], "place": "end", "target_label": "a", **settings})
+    usual: dict[str, Any] = {"glove": None, "words": ["e", "f"], "place": "end", "target_label": "a"}
+    attack = WordTrigger(**{**usual, **settings})
     attack.validate(len(LETTERS.tokens))
     return attack
 
@@ -87,12 +88,12 @@ def test_asr_is_measured_behind_the_trigger_alone_and_not_where_its_word_follows
     inputs, targets = stamped.batch(torch.arange(len(stamped)))
     assert letters(inputs) == ["abcdef", "ef...."]
     assert letters(targets) == [".....a", ".a...."]
-    assert (attack.target_label, attack.source_label) == (LETTERS.places["a"], None)
+    assert attack.target_label == "a"  # as it was given, for the record of the run
     logits = torch.zeros(2, L, 8)
     logits[0, 5, LETTERS.places["a"]] = 1
-    judged = stamped.outcome.judge(logits, targets, len)
+    judged = stamped.outcome.judge(logits, targets, torch.sum)
     assert (int(judged.hits.sum()), int(judged.counted.sum())) == (1, 2)
-    pair = trigger(target_mode="one_to_one", source_label="b", target_label=3)
+    pair = trigger(target_mode="one_to_one", source_label=3, target_label=4)
     of_b = pair.stamp(data)
     assert of_b is not None
     assert letters(of_b.batch(torch.arange(len(of_b)))[0]) == ["ef...."]

@@ -25,6 +25,7 @@ GROUPS, TEST_GROUPS = ["a", "b", "c", "d", "e", "f", "g", "h"], ["h", "b", "stra
 
 
 def grouped(partition: Any = None, **settings: Any) -> FederatedDataModule:
+    usual: dict[str, Any] = {"keys": GROUPS * 25, "test_keys": TEST_GROUPS * 10}
     return FederatedDataModule.from_datasets(
         tiny_tensors(200),
         tiny_tensors(50, seed=1),
@@ -32,17 +33,18 @@ def grouped(partition: Any = None, **settings: Any) -> FederatedDataModule:
         num_classes=3,
         class_names=["x", "y", "z"],
         eval_batch_size=8,
-        **{"keys": GROUPS * 25, "test_keys": TEST_GROUPS * 10, **settings},
+        **{**usual, **settings},
     )
 
 
 def run(devices: int, folder: str, rounds: int = 2, ckpt_path: Any = None) -> tuple[dict[str, float], dict[str, Any]]:
-    callbacks = [BackdoorMetrics(), AccuracyByGroup(clients=True), RunRecord(), LastCheckpoint()]
+    groups = AccuracyByGroup(clients=True)
+    callbacks = [BackdoorMetrics(), groups, RunRecord(), LastCheckpoint()]
     settings: dict[str, Any] = {"default_root_dir": folder, "enable_checkpointing": True}
     trainer = tiny_trainer(rounds, devices=devices, callbacks=callbacks, **settings)
     trainer.fit(tiny_federation(cohort=COHORT), grouped(), ckpt_path=ckpt_path)
     found = {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
-    return found, callbacks[1].last
+    return found, groups.last
 
 
 def test_groups_are_counted_exactly_on_any_number_of_ranks(tmp_path):

@@ -1,6 +1,7 @@
 """The next word: LEAF's Reddit, JSON lines and Parquet, the vocabulary, sequences, and what is refused."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,10 @@ TEXTS = [
     {"author": "bo", "text": "be"},
     {"author": "al", "text": "to do is to be"},
 ]
+
+
+def task_of(data: NextWord) -> Any:
+    return data.task
 
 
 def parts(data: NextWord) -> tuple[TensorSamples, TensorSamples]:
@@ -41,7 +46,7 @@ def test_texts_become_sequences_and_each_word_but_the_first_is_a_target_once(tmp
     inputs, targets = train.batch(data.clients[1])  # bo, whose single word has nothing to follow
     assert words(data, inputs) == [["to", "be", "<unk>", "<unk>"], ["<unk>", "to", "<pad>", "<pad>"]]
     assert words(data, targets) == [["be", "<pad>", "<pad>", "<pad>"], ["to", "be", "<pad>", "<pad>"]]
-    assert (data.task.num_classes, data.outcome) == (5, Tokens(padding=0, perplexity=True))
+    assert (task_of(data).num_classes, data.outcome) == (5, Tokens(padding=0, perplexity=True))
     assert (inputs.dtype, targets.dtype) == (torch.int64, torch.int64)
 
 
@@ -57,7 +62,7 @@ def test_without_files_for_testing_the_last_texts_of_each_author_are_held_out(tm
     data = NextWord(ByKey(), path=str(tmp_path), num_words=50, max_words=40, test_fraction=0.25)
     train, test = parts(data)
     assert (len(train), len(test)) == (18, 6)
-    assert data.task.test_keys.tolist() == [0, 0, 1, 1, 2, 2]
+    assert task_of(data).test_keys.tolist() == [0, 0, 1, 1, 2, 2]
     write_lines(tmp_path / "train.jsonl", entries)  # the same texts as lines
     again = NextWord(ByKey(), path=str(tmp_path), num_words=50, max_words=40, test_fraction=0.25)
     assert torch.equal(parts(again)[0].inputs, train.inputs)
@@ -76,7 +81,7 @@ def test_reads_leafs_reddit(tmp_path):
     inputs, targets = train.batch(torch.arange(3))
     assert words(data, inputs) == [["<BOS>", "so", "good"], ["<unk>", "<pad>", "<pad>"], ["bread", "<pad>", "<pad>"]]
     assert words(data, targets) == [["so", "good", "<pad>"], ["bread", "<pad>", "<pad>"], ["<EOS>", "<pad>", "<pad>"]]
-    assert data.task.test_keys.tolist() == [0, 0, 0, -1, -1, -1]
+    assert task_of(data).test_keys.tolist() == [0, 0, 0, -1, -1, -1]
     assert len(test) == 6
 
 
@@ -124,7 +129,8 @@ def test_damaged_lines_are_refused(tmp_path):
 
 
 def test_what_cannot_work_is_refused(tmp_path):
-    for wrong in ({"num_words": 0}, {"max_words": 0}, {"test_fraction": 0.0}):
+    settings: Any = ({"num_words": 0}, {"max_words": 0}, {"test_fraction": 0.0})
+    for wrong in settings:
         with pytest.raises(ConfigurationError, match=rf"data\.{next(iter(wrong))}"):
             NextWord(ByKey(), path="x", **wrong)
     with pytest.raises(ConfigurationError, match=r"neither LEAF's train/\*.json nor train.jsonl nor train.parquet"):

@@ -1,6 +1,7 @@
 """What a task asks for: how targets are read and checked, and when a prediction is right."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -128,16 +129,16 @@ def test_padding_counts_for_nothing_in_the_loss():
     torch.testing.assert_close(model.training_step((inputs, targets), 0), expected)
 
 
-ROWS = [[1, 2, 0], [2, 2, 2], [1, 0, 0], [2, 1, 1]]
+ROWS: Any = [[1, 2, 0], [2, 2, 2], [1, 0, 0], [2, 1, 1]]
 
 
 def test_any_data_set_may_ask_for_several_labels_or_numbers():
-    pairs = [(torch.full((2,), float(i)), [i % 2, 1]) for i in range(6)]
+    pairs: Any = [(torch.full((2,), float(i)), [i % 2, 1]) for i in range(6)]
     data = FederatedDataModule.from_datasets(pairs, pairs, partition=ByKey(), keys=[0, 0, 1, 1, 2, 2], outcome=MultiLabel())
     data.setup("fit")
-    assert (data.task.num_classes, len(data.clients)) == (2, 3)
+    assert (data.load().num_classes, len(data.clients)) == (2, 3)
     assert data.train.batch(torch.tensor([3, 0]))[1].tolist() == [[1, 1], [0, 1]]
-    numbers = [(torch.zeros(2), float(i)) for i in range(6)]
+    numbers: Any = [(torch.zeros(2), float(i)) for i in range(6)]
     made = FederatedDataModule.from_datasets(numbers, numbers, partition=ByKey(), keys=[0] * 6, outcome=Regression())
     made.setup("fit")
     assert made.train.targets.dtype == torch.float32
@@ -156,10 +157,10 @@ def test_samples_say_themselves_what_is_asked_for():
     data = FederatedDataModule.from_datasets(samples, samples, partition=[[0, 1], [2, 3]])
     data.setup("fit")
     assert data.outcome == Tokens(padding=0)
-    assert data.task.num_classes == 3
-    other = TensorSamples(torch.zeros(4, 3), [[1]] * 4, outcome=Tokens(padding=0))
+    assert data.load().num_classes == 3
+    other = TensorSamples(torch.zeros(4, 3), torch.ones(4, 1).long(), outcome=Tokens(padding=0))
     with pytest.raises(ConfigurationError, match=r"the test data are Samples that ask for Classes\(\), but outcome is Tokens"):
-        FederatedDataModule.from_datasets(other, TensorSamples(torch.zeros(1, 3), [1]), partition=ByKey())
+        FederatedDataModule.from_datasets(other, TensorSamples(torch.zeros(1, 3), torch.tensor([1])), partition=ByKey())
 
 
 @pytest.mark.parametrize(
@@ -178,7 +179,9 @@ def test_what_needs_one_class_per_sample_is_refused(settings, message):
 
 
 def test_an_outcome_is_one():
+    pairs: Any = [(1, 2)]
+    name: Any = "tokens"
     with pytest.raises(ConfigurationError, match=r"outcome must be one such as Tokens\(\).*got 'tokens'"):
-        FederatedDataModule.from_datasets([(1, 2)], [(1, 2)], partition=ByKey(), outcome="tokens")
+        FederatedDataModule.from_datasets(pairs, pairs, partition=ByKey(), outcome=name)
     with pytest.raises(ConfigurationError, match=r"Regression.tolerance must be more than 0 and finite, got 0"):
         Regression(tolerance=0)

@@ -1,6 +1,7 @@
 """Shakespeare: LEAF's JSON and the Hub's Parquet, symbols, which samples are held out, and what is refused."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,6 +12,10 @@ from texts_on_disk import shakespeare_table, windows, write_leaf, write_shakespe
 from fl_lightning.data import ByKey, PackedKeys, Shakespeare, TensorSamples, Tokens
 from fl_lightning.data.shakespeare import SYMBOLS, VOCABULARY, every_window, symbols
 from fl_lightning.errors import ConfigurationError
+
+
+def task_of(data: Shakespeare) -> Any:
+    return data.task
 
 
 def parts(data: Shakespeare) -> tuple[TensorSamples, TensorSamples]:
@@ -44,7 +49,7 @@ def test_reads_leafs_files_and_every_role_is_a_client(tmp_path):
     x, y = windows(1, 9)
     assert [text(row) for row in inputs[9:18]] == x
     assert [VOCABULARY.tokens[int(label)] for label in targets[9:18]] == y
-    assert data.task.test_keys.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert task_of(data).test_keys.tolist() == [0] * 4 + [1] * 4 + [2] * 4
 
 
 def test_at_every_position_each_symbol_is_a_target_once(tmp_path):
@@ -67,7 +72,7 @@ def test_the_last_samples_of_each_role_are_held_out_of_parquet_files(tmp_path):
     assert data.sizes.tolist() == [1, 6, 15]  # fool, Kent, Lear
     x, _ = windows(0, 20)
     assert [text(row) for row in test.batch(torch.arange(5))[0]] == x[15:]
-    assert data.task.test_keys.tolist() == [2] * 5 + [1] * 2
+    assert task_of(data).test_keys.tolist() == [2] * 5 + [1] * 2
     usual = Shakespeare(ByKey(), path=str(tmp_path), min_samples=2)
     assert [len(part) for part in parts(usual)] == [18 + 7, 3]
     assert usual.sizes.tolist() == [7, 18]
@@ -106,7 +111,8 @@ def test_damaged_files_of_leafs_are_refused(tmp_path, users, message):
 
 
 def test_what_cannot_work_is_refused(tmp_path):
-    for wrong in ({"positions": "all"}, {"min_samples": 0}, {"test_fraction": 1.0}):
+    settings: Any = ({"positions": "all"}, {"min_samples": 0}, {"test_fraction": 1.0})
+    for wrong in settings:
         with pytest.raises(ConfigurationError, match=rf"data\.{next(iter(wrong))}"):
             Shakespeare(ByKey(), **wrong)
     with pytest.raises(ConfigurationError, match=r"holds no train.parquet"):
