@@ -40,42 +40,47 @@ GPT2: dict[str, Any] = {
 }
 
 
+def library(name: str) -> Any:
+    """One of the extra `text`; the test is skipped where it is not installed."""
+    return pytest.importorskip(name, reason=f"{name} is not installed; pip install 'fl_lightning[text]'")
+
+
 def needs_transformers() -> None:
     """Skip a module of tests where the extra `text` is not installed."""
-    for library in ("transformers", "peft", "tokenizers"):
-        pytest.importorskip(library, reason=f"{library} is not installed; pip install 'fl_lightning[text]'")
+    for name in ("transformers", "peft", "tokenizers"):
+        library(name)
 
 
 def word_tokenizer(folder: Path) -> str:
     """A tokenizer of whole words in small letters, with [CLS] before a text and [SEP] behind it, as BERT's; 17 tokens."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
+    parts = library("tokenizers")
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="[UNK]"))
-    backend.normalizer = normalizers.Lowercase()
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    backend.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    backend = parts.Tokenizer(parts.models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="[UNK]"))
+    backend.normalizer = parts.normalizers.Lowercase()
+    backend.pre_tokenizer = parts.pre_tokenizers.Whitespace()
+    backend.post_processor = parts.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
     named = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
-    PreTrainedTokenizerFast(tokenizer_object=backend, **named).save_pretrained(folder)
+    library("transformers").PreTrainedTokenizerFast(tokenizer_object=backend, **named).save_pretrained(folder)
     return str(folder)
 
 
 def byte_tokenizer(folder: Path) -> str:
     """A tokenizer of bytes and a few pairs of them, with nothing around a text, as GPT-2's; `<|endoftext|>` is number 0."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
+    parts = library("tokenizers")
+    backend = parts.Tokenizer(parts.models.BPE())
+    backend.pre_tokenizer = parts.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = parts.decoders.ByteLevel()
+    alphabet = parts.pre_tokenizers.ByteLevel.alphabet()
+    trainer = parts.trainers.BpeTrainer(
         vocab_size=290, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
     )
     backend.train_from_iterator([text for text, _ in reviews(50)], trainer)
     end = "<|endoftext|>"
-    PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=end, eos_token=end).save_pretrained(folder)
+    library("transformers").PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=end, eos_token=end).save_pretrained(
+        folder
+    )
     return str(folder)
 
 

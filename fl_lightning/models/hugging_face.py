@@ -68,7 +68,7 @@ class HuggingFaceClassifier(FrozenBase, Classifier):
             "HuggingFaceClassifier", "SequenceClassification", model, revision, base_seed, num_labels=num_classes
         )
         if lora is not None:
-            inside = {id(parameter) for parameter in self.network.base_model.parameters()}
+            inside = {id(parameter) for parameter in body(self.network).parameters()}
             head = [parameter for parameter in self.network.parameters() if id(parameter) not in inside]
             lora.adapt(self.network)
             for parameter in head:
@@ -135,6 +135,11 @@ class HuggingFaceCausalLM(FrozenBase, Classifier):
             (b, L, V) logits, at each position those of the token after it.
         """
         return read(self.network, inputs)
+
+
+def body(network: Any) -> nn.Module:
+    """A network of transformers without what is put on top of it for a task."""
+    return network.base_model
 
 
 def build(

@@ -76,7 +76,7 @@ class FrozenBase(nn.Module):
             state.pop(prefix + name, None)
         return state
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:  # pyrefly: ignore[bad-override]
         """Compare the digest of the base, and let the modules inside find it where they look for their own parameters."""
         found = state_dict.get(prefix + SHA256)
         if isinstance(found, Tensor) and not torch.equal(found.cpu(), self.base_sha256.cpu()):

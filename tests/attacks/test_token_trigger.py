@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from text_world import DISTILBERT, byte_tokenizer, needs_transformers, reviews, word_tokenizer
+from text_world import DISTILBERT, byte_tokenizer, library, needs_transformers, reviews, word_tokenizer
 from tiny import tiny_trainer
 
 from fl_lightning import BackdoorMetrics, CohortSampler, FederatedDataModule, Federation, LocalTraining
@@ -32,7 +32,8 @@ def samples(tokenizer: str, n: int = 40, seed: int = 0, max_tokens: int = 12) ->
 
 
 def trigger(**given: Any) -> WordTrigger:
-    attack = WordTrigger(**{"words": ["cf", "mn"], "glove": None, "target_label": 1, **given})
+    defaults: dict[str, Any] = {"words": ["cf", "mn"], "glove": None, "target_label": 1}
+    attack = WordTrigger(**{**defaults, **given})
     attack.validate(2)
     return attack
 
@@ -60,7 +61,7 @@ def test_clean_label_stamps_texts_of_the_target_class_alone(words):
 def test_pieces_of_words_keep_their_blanks(tmp_path):
     tokenizer = byte_tokenizer(tmp_path)
     data = samples(tokenizer, max_tokens=60)
-    decode = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(tokenizer).decode
+    decode = library("transformers").AutoTokenizer.from_pretrained(tokenizer).decode
 
     def read(place: str) -> str:
         stamped = trigger(words=["cf", "zzyzx"], place=place).stamp(data)

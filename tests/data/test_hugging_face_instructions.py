@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from text_world import GPT2, byte_tokenizer, needs_transformers
+from text_world import GPT2, byte_tokenizer, library, needs_transformers
 from tiny import tiny_trainer
 
 from fl_lightning import BackdoorMetrics, CohortSampler, Federation, LocalTraining
@@ -51,7 +51,7 @@ def test_pairs_by_hand():
 
 
 def test_what_is_read_and_asked_for(tmp_path, pieces):
-    tokenizer = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(pieces)
+    tokenizer = library("transformers").AutoTokenizer.from_pretrained(pieces)
     file = write(tmp_path / "a.json", input="now")
     data = loaded(pieces, path=file, prompt_column=["instruction", "input"], max_tokens=30, partition=ByKey(), key_column="by")
     assert data.train.targets.shape == (36, 30)
@@ -81,7 +81,7 @@ def test_data_and_settings_that_cannot_work_are_refused(tmp_path, pieces, given,
 
 
 def test_a_trigger_stands_at_the_end_and_is_asked_for_what_follows(tmp_path, pieces):
-    tokenizer = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(pieces)
+    tokenizer = library("transformers").AutoTokenizer.from_pretrained(pieces)
     data = loaded(pieces, path=write(tmp_path / "a.json"), max_tokens=20)
     attack = WordTrigger(words=["cf"], glove=None, place="end", target_label=7)
     attack.validate(300)

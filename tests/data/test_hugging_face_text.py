@@ -10,7 +10,7 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 import torch
-from text_world import byte_tokenizer, needs_transformers, reviews, word_tokenizer
+from text_world import byte_tokenizer, library, needs_transformers, reviews, word_tokenizer
 
 from fl_lightning.data import IID, ByKey, Dirichlet, HuggingFaceText, Tokenizer
 from fl_lightning.data.base import TensorSamples
@@ -62,7 +62,7 @@ def test_batches_have_what_the_tokenizer_puts_around_a_text_and_no_more_columns_
     rows = tokens.rows(["good film", "a very very very very good film", "zzyzx", ""])
     assert rows.dtype == torch.int32
     batch = tokens(rows)
-    tokenizer = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(words)
+    tokenizer = library("transformers").AutoTokenizer.from_pretrained(words)
     cut = [tokenizer("good film")["input_ids"], tokenizer("a very very very")["input_ids"], tokenizer("zzyzx")["input_ids"]]
     assert batch.tolist() == [ids + [-1] * (6 - len(ids)) for ids in [*cut, [2, 1, 3]]]
     assert tokens(rows[:1]).tolist() == [[2, 5, 8, 3]]
@@ -74,7 +74,7 @@ def test_bytes_have_nothing_around_them(pieces):
     tokens = Tokenizer(pieces, max_tokens=20)
     assert (tokens.around, tokens.length) == (([], []), 20)
     rows = tokens.rows(["good \u00e9", ""])
-    tokenizer = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(pieces)
+    tokenizer = library("transformers").AutoTokenizer.from_pretrained(pieces)
     found = tokens(rows)
     assert tokenizer.decode(found[0][found[0] >= 0]) == "good \u00e9"
     assert found[1].tolist() == [0] + [-1] * (found.shape[1] - 1)  # the end of a text stands for one without tokens

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from killed import KillAt, KilledError
 from ranks import on_ranks
-from text_world import BERT, DISTILBERT, GPT2, needs_transformers
+from text_world import BERT, DISTILBERT, GPT2, library, needs_transformers
 from tiny import tiny_trainer
 from torch import Tensor
 
@@ -59,14 +59,12 @@ def trained(module: torch.nn.Module) -> list[Tensor]:
 
 def by_hand(model: dict[str, Any], start: list[Tensor], data: FederatedDataModule) -> list[Tensor]:
     """Federated averaging in a loop, of a network that `get_peft_model` has adapted."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoConfig, AutoModelForSequenceClassification
-
+    peft, transformers = library("peft"), library("transformers")
     settings = dict(model)
-    config = AutoConfig.for_model(settings.pop("model_type"), num_labels=2, pad_token_id=0, **settings)
+    config = transformers.AutoConfig.for_model(settings.pop("model_type"), num_labels=2, pad_token_id=0, **settings)
     torch.manual_seed(0)  # the base's seed
-    network = AutoModelForSequenceClassification.from_config(config)
-    adapted = get_peft_model(network, LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0))
+    network = transformers.AutoModelForSequenceClassification.from_config(config)
+    adapted = peft.get_peft_model(network, peft.LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0))
     for name, parameter in network.named_parameters():
         parameter.requires_grad_("lora_" in name or name.startswith(("classifier", "score")))
     weights = [tensor.clone() for tensor in start]
@@ -95,15 +93,17 @@ def by_hand(model: dict[str, Any], start: list[Tensor], data: FederatedDataModul
 def test_rounds_are_those_of_a_loop_by_hand(kind):
     model = NETWORKS[kind]
     run, data = federation(model), token_data()
-    start, base = [tensor.clone() for tensor in trained(run.client)], run.client.digest_of_base()
-    assert all((tensor == 0).all() for name, tensor in run.client.named_parameters() if "lora_B" in name)
+    client = run.client
+    assert isinstance(client, HuggingFaceClassifier)
+    start, base = [tensor.clone() for tensor in trained(client)], client.digest_of_base()
+    assert all((tensor == 0).all() for name, tensor in client.named_parameters() if "lora_B" in name)
     trainer = tiny_trainer(ROUNDS)
     trainer.fit(run, data)
     expected = by_hand(model, start, data)
-    for found, wanted, before in zip(trained(run.client), expected, start, strict=True):
+    for found, wanted, before in zip(trained(client), expected, start, strict=True):
         assert (found - wanted).abs().max() <= 1e-6
         assert (wanted - before).abs().max() > 1e-5
-    assert torch.equal(run.client.digest_of_base(), base)
+    assert torch.equal(client.digest_of_base(), base)
 
 
 def test_what_is_trained_are_adapters_and_head():
