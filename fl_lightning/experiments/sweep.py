@@ -113,13 +113,14 @@ class Sweep:
         """
         given, known = dict(given or {}), set()
         prefix = None if self.prefix is None else [self.prefix.rounds, self.prefix.layers]
-        cells = KeptCells([self.seeds[0], given, list(overrides), prefix])
+        cells, reader = KeptCells([self.seeds[0], given, list(overrides), prefix]), None
         runs = []
         for cell in self.cells:
             try:
                 settled = cells.find(cell.layers)
                 if settled is None:
-                    settled = cell_reader(self.seeds[0], given, overrides, self.prefix).settle(cell.layers)
+                    reader = reader or cell_reader(self.seeds[0], given, overrides, self.prefix)
+                    settled = reader.settle(cell.layers)
                     cells.add(cell.layers, settled)
                 known.update(settled.classes)
                 for seed in self.seeds:
