@@ -1,9 +1,9 @@
 """What parts of settings were read as, so that cells that say the same of a part have it parsed once.
 
 The parser of `fit` takes its settings one by one: what `model.aggregator` is read as follows from what the layers say of it, in
-their order, and from nothing that they say of `model.attacks`; the seed alone is handed on to others. So a cell is put together
-of parts, each from a cell that was parsed as a whole and of which the layers say the same of that part. A cell in which anything
-is new, or said so that no part can be told from another, is parsed as a whole itself, and whatever is wrong in it is found there.
+their order, and from nothing that they say of `model.attacks`; the seed alone is handed on to others. So a cell is put
+together of parts, each from a cell that was parsed as a whole and of which the layers say the same of that part. A cell in which
+anything is new, or said so that no part can be told from another, is parsed as a whole itself, and what is wrong is found there.
 """
 
 from __future__ import annotations
@@ -115,8 +115,8 @@ def said(layer: Layer) -> Said | None:
     """What a layer says of each part; None if it may mean several parts by one word.
 
     Example:
-        >>> said({"model": {"attacks+": ["PGD"], "local.epochs": 2}})
-        {('model', 'attacks'): ("[None, ('attacks+', ['PGD'])]",), ('model', 'local'): ("[None, ('local.epochs', 2)]",)}
+        >>> said({"model": {"attacks+": ["PGD"]}})
+        {('model', 'attacks'): ("[None, ('model', 'attacks+', ['PGD'])]",)}
     """
     content: Any = layer
     if isinstance(layer, str):
