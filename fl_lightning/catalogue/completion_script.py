@@ -62,6 +62,7 @@ def names(file: Any, folder: Any) -> argparse.ArgumentParser:
         "init": (None, folder),
         "sweep": (None, file),
         "report": (None, file),
+        "pack": (None, folder),
         "analyse": (ANALYSES, None),
         "completion": (SHELLS, None),
     }
