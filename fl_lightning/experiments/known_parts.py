@@ -2,8 +2,9 @@
 
 The parser of `fit` takes its settings one by one: what `model.aggregator` is read as follows from what the layers say of it, in
 their order, and from nothing that they say of `model.attacks`; the seed alone is handed on to others. So a cell is put
-together of parts, each from a cell that was parsed as a whole and of which the layers say the same of that part. A cell in which
-anything is new, or said so that no part can be told from another, is parsed as a whole itself, and what is wrong is found there.
+together of parts, each from a cell that was parsed as a whole and of which the layers say the same of that part. A cell in
+which anything is new, or said so that no part can be told from another, is parsed as a whole itself: what is wrong is found
+there.
 """
 
 from __future__ import annotations
