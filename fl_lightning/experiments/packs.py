@@ -71,7 +71,7 @@ def write_pack(file: Path, roots: Sequence[Path], names: Sequence[str] = ()) -> 
         raise ConfigurationError(f"{file}: a pack's name ends in {ENDING}; give another")
     folders = [root_of(root) for root in roots]
     for folder in folders:
-        check_root(folder)
+        check_root(folder, "RUNS")
     indices = sweeps_of(folders, names)
     wanted = {
         **{f"{POOL}/{run}": None for index in indices.values() for cell in index["cells"] for run in cell["runs"].values()},
@@ -152,11 +152,12 @@ def root_of(place: Path) -> Path:
     return Path(unpacked(place, about.st_mtime_ns, about.st_size).name)
 
 
-def check_root(root: Path) -> None:
-    """Raise unless there are runs in a folder."""
+def check_root(root: Path, option: str) -> None:
+    """Raise unless there are runs in a folder; `option` is by what it was given."""
     if not (root / POOL).is_dir():
         raise ConfigurationError(
-            f"--runs {root}: it has no folder {POOL}; give a folder as `sweep --runs` fills it, or a file of `pack` (*{ENDING})"
+            f"{option} {root}: it has no folder {POOL}; give a folder as `sweep --runs` fills it, or a file of `pack` "
+            f"(*{ENDING})"
         )
 
 

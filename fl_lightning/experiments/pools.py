@@ -43,7 +43,7 @@ def brought_together(sweep: Path, roots: Sequence[Path]) -> tuple[Results, Path]
     if len(every) == 1:
         return read_results(folder, pool), folder
     for root in every:
-        check_root(root)
+        check_root(root, "--runs")
     folders = [root / SWEEPS / folder.name for root in every]
     folders = [each for each in folders if (each / INDEX).exists()] or [folder]
     results = read_results(folders[0], *(root.absolute() / POOL for root in every))
@@ -74,7 +74,7 @@ def with_results_of(runs: Sequence[Run], roots: Sequence[Path]) -> tuple[list[Ru
     """
     folders, found, notes = [root_of(root) for root in roots], [], []
     for folder in folders:
-        check_root(folder)
+        check_root(folder, "--have")
     for run in runs:
         try:
             best, note = merged([run.folder.path, *(folder / POOL / run.id for folder in folders)])

@@ -62,8 +62,16 @@ def outcomes(text: str, *, whole: bool, given=None, overrides=()) -> tuple[list[
 @pytest.mark.parametrize(
     ("more", "given", "overrides"),
     [
-        (PREFIX + "exclude: [{rule: mean}, {attack: one word}]", {}, ["--trainer.check_val_every_n_epoch", "3"]),
-        ("", {"TrimmedMean.alpha": 0.15, "Bucketing.rule": {"class_path": "Krum"}}, ["--model.attacks+=Collude"]),
+        (
+            PREFIX + "exclude: [{rule: mean}, {rule: other settings}, {attack: one word}]",
+            {},
+            ["--trainer.check_val_every_n_epoch", "3"],
+        ),
+        (
+            "exclude: [{rule: trusting}, {attack: seed}]",
+            {"TrimmedMean.alpha": 0.15, "Bucketing.rule": {"class_path": "Krum"}},
+            ["--model.attacks+=Collude"],
+        ),
     ],
 )
 def test_cells_come_out_as_if_each_were_parsed_as_a_whole(more, given, overrides):
@@ -75,7 +83,7 @@ def test_cells_come_out_as_if_each_were_parsed_as_a_whole(more, given, overrides
 
 
 def test_what_classes_are_made_from_is_the_same_too():
-    cells = parse_sweep(read_yaml(MIXED), Path("some.yaml")).cells
+    cells = parse_sweep(read_yaml(f"{MIXED}exclude: [{{attack: seed}}, {{attack: one word}}]"), Path("some.yaml")).cells
     reader, found = CellReader(0, {}, [], None), 0
     for cell in cells:
         if (shared := reader.parts.find(cell.layers)) is None:
@@ -97,7 +105,7 @@ PAIRS = f"base: {BASE}\naxes:\n  one: {{a: null, b: FIRST}}\n  two: {{a: null, b
 @pytest.mark.parametrize(
     ("one", "two", "message", "parses"),
     [
-        ("{trainer: {min_epochs: 30}}", "{trainer: {max_epochs: 20}}", "trainer.min_epochs = 30 is more than the 20 rounds", 3),
+        ("{trainer: {min_epochs: 8}}", "{trainer: {max_epochs: 5}}", "trainer.min_epochs = 8 is more than the 5 rounds", 3),
         ("{seed_everything: 5}", "{model: {seed: 0}}", "model.seed is 0, but all draws are made from seed_everything", 4),
     ],
 )
@@ -146,8 +154,9 @@ def test_layers_are_told_apart_by_what_stands_in_them():
     assert set(said({"model": {"a": 1, "b.c": 2}, "data.x": 3, "trainer.x+": 4}) or ()) == {
         *(("model", "a"), ("model", "b"), ("data",), ("trainer", "x"))
     }
-    assert said({3: 4}) is None
     assert said("there is no such file") is None
+    Path("some.yaml").write_text("{3: 4}")
+    assert said("some.yaml") is None
     Path("some.yaml").write_text(as_argument({"model": {"a": 1}, "data": 3}))
     assert said("some.yaml") == {("model", "a"): ("some.yaml",), ("data",): ("some.yaml",)}
 

@@ -16,7 +16,7 @@ from fl_lightning.experiments.planned import Cell, Run
 from fl_lightning.experiments.pools import read_pools, with_results_of
 from fl_lightning.experiments.results import write_index
 from fl_lightning.experiments.run_folder import RunFolder, State
-from fl_lightning.experiments.sweep import Sweep
+from fl_lightning.experiments.sweep import Sweep, read_sweep
 from fl_lightning.files.sealed import sealed
 
 CURVE = [(0.1 * t, 0.9 - 0.1 * t) for t in range(1, 6)]
@@ -146,6 +146,21 @@ def test_contradictions_are_refused_and_name_the_file(tmp_path, other, message):
         assert f"{pack}/pool/x0" in str(raised.value)
 
 
+def test_a_sweep_lists_what_a_file_has_as_done(tmp_path, capsys):
+    base = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
+    Path("some.yaml").write_text(f"base: {base}\naxes: {{seed: [0, 1]}}\n")
+    done, _ = read_sweep(Path("some.yaml")).runs(tmp_path / "A" / "pool")
+    run(done.folder.path)
+    write_pack(tmp_path / "some.jsonl.gz", [tmp_path / "A"])
+    for place in ("some.jsonl.gz", "A"):
+        main(["sweep", "some.yaml", "--runs", "mine", "--have", place, "--dry-run"])
+        assert "1 finished, 1 pending" in capsys.readouterr().out
+    assert not Path("mine").exists()
+    with pytest.raises(SystemExit):
+        main(["sweep", "some.yaml", "--have", "gone", "--dry-run"])
+    assert capsys.readouterr().err.startswith("error: --have gone: it has no folder pool; give")
+
+
 def cut(content: bytes) -> bytes:
     return content[:-20]
 
@@ -199,7 +214,10 @@ def test_another_version_is_named(tmp_path):
     ("command", "message"),
     [
         (["pack", "A", "some.json"], "some.json: a pack's name ends in .jsonl.gz"),
-        (["pack", "gone", "some.jsonl.gz"], "gone: it has no folder pool; give a folder as `sweep --runs` fills it, or a file"),
+        (
+            ["pack", "gone", "some.jsonl.gz"],
+            "error: RUNS gone: it has no folder pool; give a folder as `sweep --runs` fills it, or a file",
+        ),
         (["pack", "A"], "the following arguments are required: FILE"),
     ],
 )
