@@ -29,7 +29,6 @@ axes:
     two more: [{{model: {{attacks+: [{{class_path: Collude}}]}}}}, {{model.attacks+: [{{class_path: ModelReplacement}}]}}]
     others: [{{model: {{attacks: [{{class_path: SignFlip, init_args: {{scale: 2.0}}}}]}}}}, {{model: {{local: local.yaml}}}}]
     seed: {{seed_everything: 7, model: {{seed: 7}}, trainer.callbacks: [{{class_path: DetectionMetrics}}]}}
-    one word: {{model: whole.yaml}}
 """
 PREFIX = "prefix: {rounds: 2, settings: {model: {aggregator: FedAvg, attacks: [{class_path: Adaptive}]}}}\n"
 
@@ -63,7 +62,7 @@ def outcomes(text: str, *, whole: bool, given=None, overrides=()) -> tuple[list[
     ("more", "given", "overrides"),
     [
         (
-            PREFIX + "exclude: [{rule: mean}, {rule: other settings}, {attack: one word}]",
+            PREFIX + "exclude: [{rule: mean}, {rule: other settings}]",
             {},
             ["--trainer.check_val_every_n_epoch", "3"],
         ),
@@ -83,7 +82,7 @@ def test_cells_come_out_as_if_each_were_parsed_as_a_whole(more, given, overrides
 
 
 def test_what_classes_are_made_from_is_the_same_too():
-    cells = parse_sweep(read_yaml(f"{MIXED}exclude: [{{attack: seed}}, {{attack: one word}}]"), Path("some.yaml")).cells
+    cells = parse_sweep(read_yaml(f"{MIXED}exclude: [{{attack: seed}}]"), Path("some.yaml")).cells
     reader, found = CellReader(0, {}, [], None), 0
     for cell in cells:
         if (shared := reader.parts.find(cell.layers)) is None:
@@ -128,6 +127,7 @@ axes:
     empty: {trainer: null}
     no name: {model: {"": 3}}
     ignored: {$schema: x, modle: {}}
+    right: {model: whole.yaml}
     federation: {model: {class_path: fl_lightning.Federation, init_args: {aggregator: FedAvg}}}
     within a list: {model: {attacks.init_args.x: 2}}
     file: {data: missing.yaml}
