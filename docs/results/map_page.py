@@ -35,7 +35,6 @@ GRIDS = {
     "skew_epochs": "label skew by local epochs",
     "trigger": "trigger by share of poisoned samples",
     "alpha_clients": "alpha by clients per round",
-    "open": "settings that the paper leaves open",
 }
 CONDITION = [
     *("task", "share", "clients", "participation", "epochs", "skew", "momentum", "decay", "trigger", "poisoned", "per_batch"),
@@ -83,11 +82,7 @@ def column_label(run: dict[str, Any], grid: str) -> str:
         return f"m {run['momentum']:g}, share {run['share']:g}"
     if grid == "skew_epochs":
         return f"{run['skew']}, {run['epochs']:g} ep."
-    if grid == "trigger":
-        return f"{run['trigger']:g}, {run['poisoned']:g}"
-    if run["decay"]:
-        return "decay"
-    return "per batch" if run["per_batch"] else "random pool" if run["participation"] == "random_pool" else "as shipped"
+    return f"{run['trigger']:g}, {run['poisoned']:g}"
 
 
 def of_grid(frame: pd.DataFrame, task: str, grid: str) -> pd.DataFrame:
