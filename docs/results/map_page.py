@@ -7,11 +7,12 @@ compares the two.
 """
 
 import math
-import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import blocks
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -390,12 +391,11 @@ BLOCKS: dict[str, Callable[[pd.DataFrame], str]] = {
     "wins over FedAvg": lambda frame: markdown(extremes(frame, "FedAvg", "wins", 8)),
     "predictors": lambda frame: markdown(predictors(frame)),
 }
-BLOCK = re.compile(r"(<!-- from map\.csv: ([\w ]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
 def written(text: str, frame: pd.DataFrame) -> str:
     """A page with its blocks as the table has them."""
-    return BLOCK.sub(lambda found: f"{found[1]}\n{BLOCKS[found[2]](frame)}\n\n{found[4]}", text)
+    return blocks.written(text, "map.csv", {name: partial(block, frame) for name, block in BLOCKS.items()})
 
 
 def main() -> None:
