@@ -3,8 +3,8 @@
 python docs/results/tables_page.py
 
 `paper.csv` has a row per cell of the paper's tables that was run: means, sample standard deviations and ASR by seed of the last
-round, means of the last evaluations, ten at most, and their least and largest ASR. The paper's own values are those of the files
-in configs/sweeps.
+round, means of the last evaluations, ten at most, and their least and largest ASR. The paper's own values are those of the
+files in configs/sweeps.
 """
 
 import math
