@@ -48,10 +48,10 @@ def thresholds() -> str:
     """How a verdict comes about, in words."""
     none, near, lost = (number(value) for value in (claims.NONE, claims.NEAR, claims.ACC_LOST))
     return (
-        "A verdict follows from inequalities, which `docs/results/claims.py` has. **Agrees**: all of a claim's hold. **Partly**: "
-        "its point holds, and something else does not. **Contradicts**: its point does not hold. An ASR, or a difference of two, "
-        f"counts as none up to {none}, and as near the paper's up to {near}; Acc may lie {lost} lower than FedAvg's, the paper's "
-        "largest loss."
+        "A verdict follows from inequalities, which `docs/results/claims.py` has. **Agrees**: all of a claim's hold. "
+        "**Partly**: its point holds, and something else does not. **Contradicts**: its point does not hold. An ASR, or a "
+        f"difference of two, counts as none up to {none}, and as near the paper's up to {near}; Acc may lie {lost} lower than "
+        "FedAvg's, the paper's largest loss."
     )
 
 
@@ -73,7 +73,7 @@ def picture() -> Figure:
         panel.tick_params(length=0)
         panel.spines[:].set_visible(False)
     panels[-1].set_xlabel("ASR")
-    panels[0].legend(fontsize="small", loc="lower center")
+    figure.legend(*panels[0].get_legend_handles_labels(), fontsize="small", loc="outside upper center", ncols=2)
     return figure
 
 
