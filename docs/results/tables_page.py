@@ -112,6 +112,17 @@ def resnet_by_round() -> str:
     return markdown(pd.DataFrame(lines, columns=["round", *map(str, curve["round"])]))
 
 
+# ---- twitter.md ------------------------------------------------------------------------------------------------------
+
+
+def twitter() -> str:
+    """The curve without attack, with the paper's values as its last row."""
+    curve, paper = pd.read_csv(HERE / "twitter_full_text.csv"), published("twitter", "1")["no attack"]
+    lines = [[f"{row['round']:.0f}", number(row["acc"]), number(row["asr"])] for row in curve.to_dict("records")]
+    lines.append(["paper, 300", number(paper["acc"]), number(paper["asr"])])
+    return markdown(pd.DataFrame(lines, columns=["round", "Acc", "ASR"]))
+
+
 # ---- analyses.md -----------------------------------------------------------------------------------------------------
 
 
@@ -170,6 +181,7 @@ PAGES: dict[str, dict[str, dict[str, Callable[[], str]]]] = {
     },
     "cifar10_cnn.md": {"paper.csv": {"CNN": cnn}},
     "cifar10_resnet18.md": {"paper.csv": {"ResNet-18": resnet}, "cifar10_resnet18.csv": {"by round": resnet_by_round}},
+    "twitter.md": {"twitter_full_text.csv": {"curve": twitter}},
     "analyses.md": {
         "figure4_digits.csv": {"Figure 4": figure4},
         "figure5.csv": {"Figure 5": figure5},
