@@ -186,9 +186,8 @@ def test_there_is_one_for_every_row_of_the_papers_tables():
     assert rows == {"table5": 6, "table6": 4, "table7": 4, "table8": 5, "table9": 3, "table10": 4}
 
 
-@pytest.mark.parametrize(
-    "config", [path for path in CONFIGS if path.parent.name in ("cifar10", "phishing")], ids=lambda p: p.name
-)
-def test_a_momentum_that_the_paper_does_not_state_says_so(config):
-    lines = [line for line in config.read_text().splitlines() if "{lr: " in line and "momentum: 0.9}" in line]
+def test_a_momentum_that_the_paper_does_not_state_says_so():
+    files = [path.read_text() for path in CONFIGS if path.parent.name in ("cifar10", "phishing")]
+    lines = [line for text in files for line in text.splitlines() if "momentum: 0.9}" in line]
+    assert len(lines) > 30
     assert all("# the paper's Table 3 states no momentum" in line for line in lines)
