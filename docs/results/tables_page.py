@@ -99,11 +99,11 @@ def resnet() -> str:
     (row,) = rows_of("cifar10, ResNet-18", "1")
     theirs = published("cifar10", "1")[row["row"]]
     lines = [
-        ["last round", row["acc"], row["asr"]],
-        ["mean of the last ten evaluations, rounds 255 to 300", row["acc_last10"], row["asr_last10"]],
-        ["paper, last round", theirs["acc"], theirs["asr"]],
+        ["last round", number(row["acc"]), number(row["asr"])],
+        ["mean of the last ten evaluations, rounds 255 to 300", number(row["acc_last10"]), number(row["asr_last10"])],
+        ["paper, last round", number(theirs["acc"]), number(theirs["asr"])],
     ]
-    return markdown(pd.DataFrame([[name, number(acc), number(asr)] for name, acc, asr in lines], columns=["", "Acc", "ASR"]))
+    return markdown(pd.DataFrame(lines, columns=["", "Acc", "ASR"]))
 
 
 def resnet_by_round() -> str:

@@ -59,20 +59,24 @@ def read_texts(path: str | None, split: str) -> pyarrow.Table:
 
 def unlike(tweets: pyarrow.Table, test: pyarrow.Table) -> np.ndarray:
     """(n,) bool: whose text, letter case aside, is that of no test tweet, and which a column `in_test` does not mark either."""
-    import pyarrow.compute as pc
+    from pyarrow.compute import SetLookupOptions, call_function
 
-    known = pc.is_in(pc.utf8_lower(tweets.column("text")), value_set=pc.utf8_lower(test.column("text")))
-    if IN_TEST in tweets.column_names:
-        known = pc.or_(known, tweets.column(IN_TEST))
-    return ~known.to_numpy()
+    known = call_function("is_in", [lower_case(tweets)], SetLookupOptions(value_set=lower_case(test).combine_chunks()))
+    marked = tweets.column(IN_TEST).to_numpy() if IN_TEST in tweets.column_names else False
+    return ~(known.to_numpy() | marked)
 
 
 def occurring_once(tweets: pyarrow.Table) -> np.ndarray:
     """(m,) int64, ascending: the positions of tweets whose text, letter case aside, no other one has."""
-    import pyarrow.compute as pc
-
-    texts = pc.utf8_lower(tweets.column("text")).combine_chunks().dictionary_encode().indices.to_numpy()
+    texts = lower_case(tweets).combine_chunks().dictionary_encode().indices.to_numpy()
     return np.flatnonzero(np.bincount(texts)[texts] == 1)
+
+
+def lower_case(tweets: pyarrow.Table) -> pyarrow.ChunkedArray:
+    """(n,) their texts."""
+    from pyarrow.compute import call_function
+
+    return call_function("utf8_lower", [tweets.column("text")])
 
 
 def read_splits(path: str | None, splits: Sequence[str], columns: Sequence[str]) -> pyarrow.Table:

@@ -37,8 +37,9 @@ def folder(tmp_path: Path) -> Path:
 
 def twitter(folder: Path, partition: Partition | None = None, **changes: Any) -> Twitter:
     glove = GloVe(path=str(folder / "glove.txt"), dimension=2)
-    defaults: dict[str, Any] = {"path": str(folder), "glove": glove, "num_test": 2, "max_words": 3, "by_user": False}
-    return Twitter(partition or IID(num_clients=2), **{**defaults, "train_split": "full_text", **changes})
+    settings: dict[str, Any] = {"path": str(folder), "glove": glove, "num_test": 2, "max_words": 3}
+    settings |= {"by_user": False, "train_split": "full_text", **changes}
+    return Twitter(partition or IID(num_clients=2), **settings)
 
 
 def words(samples: Any) -> list[list[int]]:
