@@ -25,6 +25,9 @@ NEAR = 0.1
 NONE = 0.05
 """An ASR, or a difference between two, that counts as none."""
 
+LEAST = 0.02
+"""A difference of two ASRs that does not tell two rules apart."""
+
 ACC_LOST = 0.035
 """The most Acc that the invariant aggregator loses against FedAvg in the paper's Table 1, on Twitter."""
 
@@ -91,36 +94,61 @@ def rows(setting: str, table: str) -> dict[str, dict[str, Any]]:
     return {row["row"]: row for row in tables_page.rows_of(setting, table)}
 
 
-def table1(setting: str, title: str, task: str, page: str) -> Result:
+NAMES = {"TrimmedMean": "Trimmed-Mean", "AndMask": "AND-mask"}
+"""Rows of the paper's tables by the rule that a sweep of choices names."""
+
+
+def rows_of_choice(grid: str, choice: str) -> dict[str, dict[str, Any]]:
+    """The same, of runs with another setting where the paper leaves it open; nothing until all have three seeds."""
+    frame = pd.read_csv(HERE / "choices.csv")
+    frame = frame[(frame["grid"] == grid) & (frame["choice"] == choice)]
+    found = {
+        NAMES.get(str(rule), str(rule)): {
+            "acc_last10": part["acc_last10"].mean(),
+            "asr_last10": part["asr_last10"].mean(),
+            "n": len(part),
+        }
+        for rule, part in frame.groupby("rule")
+    }
+    return found if len(found) == 5 and all(row["n"] == 3 for row in found.values()) else {}
+
+
+def table1(found: dict[str, dict[str, Any]], title: str, task: str, page: str) -> Result:
     """Means of the last evaluations: a single ASR swings from one to the next."""
-    found, paper = rows(setting, "1"), tables_page.published(task, "1")
+    paper = tables_page.published(task, "1")
+    found = {name: row for name, row in found.items() if name in paper}
     mine, theirs = found["Invariant"], paper["Invariant"]
     beaten = [name for name in found if name != "Invariant" and paper[name]["asr"] > theirs["asr"] + NONE]
-    below = [name for name in beaten if found[name]["asr_last10"] <= mine["asr_last10"]]
+    below = [name for name in beaten if found[name]["asr_last10"] < mine["asr_last10"] - LEAST]
     told = f"ASR {number(mine['asr_last10'])}, Acc {number(mine['acc_last10'])}"
     told += f" (paper {number(theirs['asr'])}, {number(theirs['acc'])})"
-    checks = [not below] if beaten else []
+    even = [name for name in beaten if abs(found[name]["asr_last10"] - mine["asr_last10"]) <= LEAST]
+    checks = [not below, not even] if beaten else []
     checks.append(mine["asr_last10"] <= theirs["asr"] + NEAR)
     if "FedAvg" in found:
         fedavg = found["FedAvg"]
         told += f"; FedAvg {number(fedavg['asr_last10'])}, {number(fedavg['acc_last10'])}"
         checks.append(fedavg["acc_last10"] - mine["acc_last10"] <= ACC_LOST)
     if beaten:
-        told += f"; {len(below)} of {len(beaten)} rules that the paper has above it lie below"
-        told += f" ({', '.join(below)})" if below else ""
+        told += f"; of {len(beaten)} rules that the paper has above it {len(below)} lie below{among(below)}, {len(even)} even"
+        told += among(even)
     else:
         told += "; no other rule was run"
     told += f"; {mine['n']} seed{'s' if mine['n'] > 1 else ''}"
     return Result("Table 1", CLAIMS["Table 1"], title, told, checks, page)
 
 
-def table4() -> Result:
-    found = rows("phishing", "4")
+def among(names: Sequence[str]) -> str:
+    return f" ({', '.join(names)})" if names else ""
+
+
+def table4(found: dict[str, dict[str, Any]], title: str, page: str) -> Result:
     asr = {name: row["asr_last10"] for name, row in found.items()}
-    told = ", ".join(f"{name} {number(value)}" for name, value in asr.items())
+    named = ("Invariant", "AND-mask", "Trimmed-Mean", "Mean-variance ratio")
+    told = ", ".join(f"{name} {number(asr[name])}" for name in named if name in asr)
     alone = asr["AND-mask"], asr["Trimmed-Mean"]
-    checks = [asr["Invariant"] < min(alone), min(alone) > NONE, asr["Invariant"] <= NONE]
-    return Result("Table 4", CLAIMS["Table 4"], TASKS["phishing"], f"ASR: {told}", checks, "phishing.md")
+    checks = [asr["Invariant"] < min(alone) - LEAST, min(alone) > NONE, asr["Invariant"] <= NONE]
+    return Result("Table 4", CLAIMS["Table 4"], title, f"ASR: {told}", checks, page)
 
 
 def table5() -> Result:
@@ -252,11 +280,8 @@ def hulls() -> Iterator[Result]:
 
 
 def twitter() -> Result:
-    file = HERE / "twitter_full_text.csv"
-    told = "nothing under attack"
-    if file.is_file():
-        last = pd.read_csv(file).iloc[-1]
-        told += f"; without attack Acc {number(last['acc'])} after {last['round']:.0f} of 300 rounds"
+    last = pd.read_csv(HERE / "twitter_full_text.csv").iloc[-1]
+    told = f"nothing under attack; without, Acc {number(last['acc'])} after {last['round']:.0f} of 300 rounds"
     return Result("Table 1", CLAIMS["Table 1"], "Twitter", told, [], "twitter.md")
 
 
@@ -266,12 +291,17 @@ def pending(item: str, setting: str) -> Result:
 
 def results() -> Sequence[Result]:
     """Every claim in every setting, in the paper's order."""
+    trained, digits = rows_of_choice("phishing_training", "begin trained"), rows_of_choice("digits_training", "as shipped")
+    from_trained = f"{TASKS['phishing']}, attacked from round 20 on"
     return [
-        table1("phishing", TASKS["phishing"], "phishing", "phishing.md"),
-        table1("cifar10, CNN", "CIFAR-10, small CNN, 100 rounds", "cifar10", "cifar10_cnn.md"),
-        table1("cifar10, ResNet-18", "CIFAR-10, ResNet-18", "cifar10", "cifar10_resnet18.md"),
+        table1(rows("phishing", "1"), TASKS["phishing"], "phishing", "phishing.md"),
+        *([table1(trained, from_trained, "phishing", "choices.md")] if trained else []),
+        table1(rows("cifar10, CNN", "1"), "CIFAR-10, small CNN, 100 rounds", "cifar10", "cifar10_cnn.md"),
+        table1(rows("cifar10, ResNet-18", "1"), "CIFAR-10, ResNet-18", "cifar10", "cifar10_resnet18.md"),
         twitter(),
-        table4(),
+        table4(rows("phishing", "4"), TASKS["phishing"], "phishing.md"),
+        *([table4(trained, from_trained, "choices.md")] if trained else []),
+        *([table4(digits, TASKS["digits"], "choices.md")] if digits else []),
         pending("Table 4", "CIFAR-10, Twitter"),
         table5(),
         pending("Table 5", "CIFAR-10, Twitter"),

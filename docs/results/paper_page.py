@@ -46,12 +46,12 @@ def counted() -> str:
 
 def thresholds() -> str:
     """How a verdict comes about, in words."""
-    none, near, lost = (number(value) for value in (claims.NONE, claims.NEAR, claims.ACC_LOST))
+    none, near, lost, least = (number(value) for value in (claims.NONE, claims.NEAR, claims.ACC_LOST, claims.LEAST))
     return (
         "A verdict follows from inequalities, which `docs/results/claims.py` has. **Agrees**: all of a claim's hold. "
         "**Partly**: its point holds, and something else does not. **Contradicts**: its point does not hold. An ASR, or a "
         f"difference of two, counts as none up to {none}, and as near the paper's up to {near}; Acc may lie {lost} lower than "
-        "FedAvg's, the paper's largest loss."
+        f"FedAvg's, the paper's largest loss. A rule lies below another by more than {least}."
     )
 
 

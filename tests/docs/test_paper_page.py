@@ -38,20 +38,18 @@ def test_every_claim_of_the_paper_has_a_row_and_every_row_a_page_that_there_is()
     assert all((RESULTS / row.page).is_file() for row in found if row.page)
 
 
-def made(monkeypatch: pytest.MonkeyPatch, **asr: float) -> Any:
+def made(**asr: float) -> Any:
     """Table 1 of a task whose runs ended like this, by rule; Acc is the same for all."""
     rows = {name: {"asr_last10": value, "acc_last10": 0.6, "n": 3} for name, value in asr.items()}
-    monkeypatch.setattr(CLAIMS, "rows", lambda setting, table: rows)
-    return CLAIMS.table1("made", "made", "cifar10", "phishing.md")
+    return CLAIMS.table1(rows, "made", "cifar10", "phishing.md")
 
 
-def test_table_1_is_judged_by_the_rules_that_the_paper_has_above_the_invariant_aggregator(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    assert made(monkeypatch, FedAvg=0.7, RFA=0.8, Invariant=0.05).verdict == "agrees"
-    assert made(monkeypatch, FedAvg=0.7, RFA=0.8, Invariant=0.5).verdict == "partly"
-    assert made(monkeypatch, FedAvg=0.7, RFA=0.04, Invariant=0.05).verdict == "contradicts"
-    found = made(monkeypatch, FedAvg=0.7, **{"Sign-SGD": 0.0}, Invariant=0.05)  # at which the paper has .000 as well
+def test_table_1_is_judged_by_the_rules_that_the_paper_has_above_the_invariant_aggregator() -> None:
+    assert made(FedAvg=0.7, RFA=0.8, Invariant=0.05).verdict == "agrees"
+    assert made(FedAvg=0.7, RFA=0.8, Invariant=0.5).verdict == "partly"
+    assert made(FedAvg=0.7, RFA=0.02, Invariant=0.05).verdict == "contradicts"
+    assert made(FedAvg=0.7, RFA=0.04, Invariant=0.05).verdict == "partly"  # too near to tell
+    found = made(FedAvg=0.7, **{"Sign-SGD": 0.0}, Invariant=0.05)  # at which the paper has .000 as well
     assert found.verdict == "agrees"
-    assert "0 of 1 rules that the paper has above it lie below" in found.found
-    assert made(monkeypatch, Invariant=0.5).verdict == "contradicts"  # no other rule was run
+    assert "of 1 rules that the paper has above it 0 lie below, 0 even" in found.found
+    assert made(Invariant=0.5).verdict == "contradicts"  # no other rule was run
