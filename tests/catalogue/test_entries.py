@@ -8,7 +8,8 @@ import pytest
 from fl_lightning import aggregators
 from fl_lightning.aggregators import Bulyan, FedAvg, Invariant
 from fl_lightning.catalogue.classes import entry
-from fl_lightning.catalogue.entries import Entry, entries
+from fl_lightning.catalogue.command import entries
+from fl_lightning.catalogue.entries import Entry
 from fl_lightning.catalogue.files import configurations, sweeps
 from fl_lightning.catalogue.kinds import KINDS
 from fl_lightning.configuration import resolve
