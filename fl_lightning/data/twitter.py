@@ -87,7 +87,8 @@ class Twitter(FederatedDataModule):
             part in training, without those whose text is also that of a training tweet.
         by_user: whether users decide which tweets train. False takes all of the training split, with a column `user` or not,
             for a partition such as `IID`; `min_tweets` has no meaning then, and `USER` and `URL`, which stand for mentions and
-            links in copies without users, are no words.
+            links in copies without users, are no words. All 1.6 million take half a minute of a core to encode, a gigabyte of
+            memory meanwhile and 200 MB from then on.
         train_split: the name that training files begin with: `full_text` reads `full_text.parquet`. The Hub has `train` alone.
         test: where the test tweets of `by_user=False` come from. `held_out`: from the training split, of tweets whose text
             occurs once. `given`: from the split `test`; training tweets of the same text, and those that a column `in_test`
