@@ -53,8 +53,8 @@ class SignGuard(Aggregator):
 
     `similarity` adds a fourth feature. With c_i = cos(g_i, A), A the rule's last result, and m = median(c), `cosine`
     (SignGuard-Sim) has min(max(c_i, 0), m) / (5 m); `distance` (SignGuard-Dist) has .2 where ||g_i - A|| > 1.1 median_j
-    ||g_j - A||, else 0. Of two middle ones the lower is the median here too. In the first `warmup_rounds` rounds, and while A is
-    0, the median cosine or distance to the other clients takes the place of that to A.
+    ||g_j - A||, else 0. Of two middle ones the lower is the median here too. In the first `warmup_rounds` rounds, and while A
+    is 0, the median cosine or distance to the other clients takes the place of that to A.
 
     If no client passes both checks the update is zero, and a warning says so. With `similarity` a rank remembers A at its
     S coordinates. Buffers are combined by the coordinate median.
