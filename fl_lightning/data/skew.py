@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-AT_ONCE = 2**24
-"""Samples whose classes are counted at once, so that clients who share all samples take no more memory than others."""
+from fl_lightning.data.dealt import in_groups
 
 
 @dataclass(frozen=True)
@@ -66,19 +65,6 @@ class Skew:
         """Classes of which no client has a sample."""
         assert self.counts is not None, "a task without classes"
         return torch.nonzero(self.counts.sum(0) == 0).flatten().tolist()
-
-
-def in_groups(parts: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Consecutive parts of about `AT_ONCE` samples together."""
-    group, held = [], 0
-    for part in parts:
-        group.append(part)
-        held += len(part)
-        if held >= AT_ONCE:
-            yield group
-            group, held = [], 0
-    if group:
-        yield group
 
 
 def class_counts(clients: Sequence[Tensor], targets: Tensor, num_classes: int) -> Tensor:

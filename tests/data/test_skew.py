@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fl_lightning.data import DirichletOverClients, FullCopies
+from fl_lightning.data import dealt as dealing
 from fl_lightning.data import skew as skews
 from fl_lightning.data.skew import Skew
 
@@ -19,7 +20,7 @@ def dealt(num_clients: int = 30) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("at_once", [1, 50, 2**24])
 def test_counts_are_those_of_each_client(monkeypatch, at_once):
-    monkeypatch.setattr(skews, "AT_ONCE", at_once)
+    monkeypatch.setattr(dealing, "AT_ONCE", at_once)
     clients = dealt()
     found = Skew.of(clients, TARGETS, 6)
     assert found.counts is not None
