@@ -33,6 +33,7 @@ NEED_ARGUMENTS = {
     "Digits": lambda: Digits(IID(num_clients=3), root=RootSet(samples=10)),
     "Phishing": lambda: data.Phishing(IID(num_clients=3)),
     "PhishingTable": lambda: data.PhishingTable(IID(num_clients=3), path="t.csv"),
+    "Table": lambda: data.Table(IID(num_clients=3), path="t.csv"),
     "CIFAR10": lambda: data.CIFAR10(IID(num_clients=3)),
     "Twitter": lambda: data.Twitter(IID(num_clients=3)),
     "MNIST": lambda: data.MNIST(IID(num_clients=3)),
@@ -47,7 +48,18 @@ PARTS = {
     if inspect.isclass(getattr(room, name)) and issubclass(getattr(room, name), base) and getattr(room, name) is not base
 } | {
     name: getattr(data, name)
-    for name in ("Digits", "Phishing", "PhishingTable", "CIFAR10", "Twitter", "MNIST", "FashionMNIST", "EMNIST", "FEMNIST")
+    for name in (
+        "Digits",
+        "Phishing",
+        "PhishingTable",
+        "Table",
+        "CIFAR10",
+        "Twitter",
+        "MNIST",
+        "FashionMNIST",
+        "EMNIST",
+        "FEMNIST",
+    )
 }
 
 
