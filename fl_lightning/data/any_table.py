@@ -268,7 +268,10 @@ def encoded(
     found = encoding.dictionary.to_pylist()
     place = torch.from_numpy(encoding.indices.to_numpy(zero_copy_only=False).astype(np.int64))
     gaps = torch.isin(
-        place, torch.tensor([i for i, value in enumerate(found) if is_gap(value) and value != meant], dtype=torch.int64)
+        place,
+        torch.tensor(
+            [i for i, value in enumerate(found) if value is None or (is_gap(value) and value != meant)], dtype=torch.int64
+        ),
     )
     if gaps.any():
         row = int(gaps.int().argmax())
