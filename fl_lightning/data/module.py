@@ -21,6 +21,7 @@ from fl_lightning.data.partition import Partition
 from fl_lightning.data.root import RootSet
 from fl_lightning.data.sample_form import Key
 from fl_lightning.data.steady_reading import SteadyReading
+from fl_lightning.data.table import column_of
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.modules.subclasses import Made
 from fl_lightning.seeding import generator
@@ -38,8 +39,7 @@ class Task:
         test: the clean test set that accuracy is measured on.
         num_classes: classes are 0 to num_classes - 1.
         keys: (n,) int64, for data that come with a natural grouping (an author, a hospital): the group of each training
-            sample, read by the `ByKey` and `PackedKeys`
-            partitions.
+            sample, read by partitions such as `ByKey` and `PackedKeys`.
     """
 
     train: Samples
@@ -129,7 +129,8 @@ class FederatedDataModule(Made, L.LightningDataModule):
                 in `train`.
             class_names: what classes are called, in their order, which is also that of classes that are texts; left out, the
                 data sets' own names, and texts in sorted order.
-            keys: (n,) group of each training sample, whole numbers or texts, for the `ByKey` and `PackedKeys` partitions.
+            keys: (n,) group of each training sample, whole numbers or texts, for partitions such as `ByKey`, `PackedKeys` and
+                `Pachinko`; or the name of a column, where `train` is a data set of Hugging Face's.
             collate_fn: joins samples into the batch that the module's `training_step` takes, in training and evaluation; needed
                 where samples differ in length.
             target_key: the class entry of samples that are mappings, or its place in tuples, from 0.
@@ -145,7 +146,8 @@ class FederatedDataModule(Made, L.LightningDataModule):
         """
         wishes = Wishes(collate_fn, target_key, images)
         samples, tests, classes, names = as_samples(train, test, wishes, num_classes=num_classes, class_names=class_names)
-        task = Task(samples, tests, classes, as_keys(keys, len(samples)))
+        groups = column_of(train, keys) if isinstance(keys, str) else keys
+        task = Task(samples, tests, classes, as_keys(groups, len(samples)))
         return _GivenData(task, names, partition, eval_batch_size=eval_batch_size, seed=seed, root=root)
 
     def setup(self, stage: str) -> None:

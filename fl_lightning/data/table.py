@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from fl_lightning.data.sample_form import Key
 from fl_lightning.data.targets import Stated, read_classes
-from fl_lightning.errors import ConfigurationError
+from fl_lightning.errors import ConfigurationError, enumerated
 
 if TYPE_CHECKING:
     import pyarrow
@@ -58,6 +58,22 @@ def check_format(table: Any, whose: str) -> None:
         raise ConfigurationError(
             f"the {whose} data are in the format {kind!r}, whose rows cannot be joined into batches; give .with_format('torch')"
         )
+
+
+def column_of(table: Any, name: str) -> list[Any]:
+    """A column that names the group of each training sample.
+
+    Raises:
+        ConfigurationError: if this is no such data set, or has no such column.
+    """
+    if not is_table(table):
+        raise ConfigurationError(
+            f"keys is {name!r}, the name of a column, but the training data are {type(table).__name__}, no data set of "
+            "Hugging Face's; give the group of each training sample"
+        )
+    if name not in table.column_names:
+        raise ConfigurationError(f"keys is {name!r}, but the training data have the columns {enumerated(table.column_names)}")
+    return table.with_format(None).select_columns([name])[:][name]
 
 
 def stated_by(table: Any, column: Key, whose: str) -> Stated:

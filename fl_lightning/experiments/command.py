@@ -15,7 +15,6 @@ from rich.text import Text
 from fl_lightning.errors import ConfigurationError, nearest
 from fl_lightning.experiments.arguments import Parser
 from fl_lightning.experiments.budget import SPENT, Budget, read_span
-from fl_lightning.experiments.forks import begun
 from fl_lightning.experiments.planned import POOL, SWEEPS, Run, missing_prefixes, prefixes
 from fl_lightning.experiments.priority import in_order
 from fl_lightning.experiments.run_folder import State
@@ -272,7 +271,7 @@ def send(runs: Sequence[Run], folder: Path, options: argparse.Namespace, console
     shared = missing_prefixes(runs)
     at_work = {prefix.id for prefix in shared if prefix.folder.state is State.RUNNING}
     missing = [run for run in runs if run.folder.state not in over]
-    held = [run for run in missing if run.fork is not None and run.fork.run.id in at_work and not begun(run.folder)]
+    held = [run for run in missing if run.fork is not None and run.fork.run.id in at_work and not run.folder.begun]
     missing = [run for run in missing if run not in held]
     shared = [prefix for prefix in shared if prefix.id not in at_work]
     for run in (*shared, *missing):

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fl_lightning.experiments.forks import begun
 from fl_lightning.experiments.prefix import FOLDER, rule_of, same_rounds
 from fl_lightning.experiments.run_folder import RunFolder
 from fl_lightning.experiments.settings import Layer, run_id
@@ -118,4 +117,4 @@ def missing_prefixes(runs: Iterable[Run]) -> list[Run]:
 
 def waits(run: Run) -> bool:
     """Whether a run has yet to begin."""
-    return not run.folder.finished and not begun(run.folder)
+    return not run.folder.finished and not run.folder.begun

@@ -60,7 +60,7 @@ class Footprint:
         num_buffers: numbers in the floating-point buffers, which are exchanged beside the parameters.
         data_bytes: training and evaluation sets that are resident on the device. What a data set reads when a batch asks for it
             is not: a table on the disk takes the system's cache, which it gives back.
-        index_bytes: the positions of clients' samples, 8 for each that a client has, where they are in the same memory: on a CPU.
+        index_bytes: the positions of clients' samples, 8 for each, where they are in the same memory: on a CPU.
         optimizer_copies: vectors of d numbers that a client's optimizer keeps (see `state_copies`).
         server_copies: the same of the server's optimizer.
         rule_vectors: vectors of S numbers that the rule remembers, or works with beside the aggregate.

@@ -3,6 +3,7 @@
 import functools
 import inspect
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,17 @@ from fl_lightning.attacks import A3FL, DBA, Adaptive, EdgeCase, LabelFlip, Pixel
 from fl_lightning.data import IID, Digits, MapSamples, RootSet, RotatedDigits
 from fl_lightning.models import MLP
 from fl_lightning.options.described import describe, optimizer_of
+
+
+class Halves:
+    """A partitioner as those of another library."""
+
+    dataset: Any = None
+    num_partitions = 2
+
+    def load_partition(self, partition_id):
+        return self.dataset.shard(2, partition_id)
+
 
 NEED_ARGUMENTS = {
     "Bucketing": lambda: Bucketing(rule=TrimmedMean(alpha=0.1)),
@@ -35,6 +47,9 @@ NEED_ARGUMENTS = {
     "PhishingTable": lambda: data.PhishingTable(IID(num_clients=3), path="t.csv"),
     "Table": lambda: data.Table(IID(num_clients=3), path="t.csv"),
     "CIFAR10": lambda: data.CIFAR10(IID(num_clients=3)),
+    "CIFAR100": lambda: data.CIFAR100(IID(num_clients=3)),
+    "TinyImageNet": lambda: data.TinyImageNet(IID(num_clients=3)),
+    "FromFlower": lambda: data.FromFlower(partitioner=Halves()),
     "Twitter": lambda: data.Twitter(IID(num_clients=3)),
     "MNIST": lambda: data.MNIST(IID(num_clients=3)),
     "FashionMNIST": lambda: data.FashionMNIST(IID(num_clients=3)),
@@ -48,18 +63,9 @@ PARTS = {
     if inspect.isclass(getattr(room, name)) and issubclass(getattr(room, name), base) and getattr(room, name) is not base
 } | {
     name: getattr(data, name)
-    for name in (
-        "Digits",
-        "Phishing",
-        "PhishingTable",
-        "Table",
-        "CIFAR10",
-        "Twitter",
-        "MNIST",
-        "FashionMNIST",
-        "EMNIST",
-        "FEMNIST",
-    )
+    for name in data.__all__
+    if inspect.isclass(task := getattr(data, name)) and issubclass(task, data.FederatedDataModule)
+    if task is not data.FederatedDataModule
 }
 
 
