@@ -135,9 +135,11 @@ def draw(skew: Skew, names: Sequence[str], title: str) -> Figure:
 
 def draw_bars(axes: Axes, sizes: Tensor) -> None:
     """A bar per client."""
+    from matplotlib.ticker import MaxNLocator
+
     axes.bar(range(len(sizes)), sizes.numpy(), width=0.8, color=INK)
     axes.set(xlabel="client", ylabel="samples", xlim=(-0.5, len(sizes) - 0.5))
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def draw_curve(axes: Axes, values: Tensor, what: str) -> None:

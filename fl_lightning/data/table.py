@@ -84,7 +84,7 @@ def stated_by(table: Any, column: Key, whose: str) -> Stated:
     """
     import pyarrow
 
-    held = arrow_column(table, column)
+    held = arrow_column(table, str(column))
     whole = pyarrow.types.is_integer(held.type) and not held.null_count
     values = held.to_numpy().copy() if whole else table.with_format(None).select_columns([column])[:][column]
     names = getattr(table.features[column], "names", None)

@@ -39,7 +39,8 @@ def write(file: Path, table: dict[str, Any]) -> str:
 
 
 def loaded(path: str, partition: Any = None, **settings: Any) -> Table:
-    data = Table(partition or IID(num_clients=4), path=path, **{"label_column": "status", **settings})
+    given: dict[str, Any] = {"label_column": "status", **settings}
+    data = Table(partition or IID(num_clients=4), path=path, **given)
     data.prepare_data()
     data.setup("fit")
     return data

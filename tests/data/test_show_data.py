@@ -64,9 +64,9 @@ def test_many_clients_are_drawn_as_quantiles(num_classes, many):
     }
     assert labels == expected[num_classes, many]
     if not many:
-        assert [bar.get_height() for bar in figure.axes[0].patches] == data.sizes.tolist()
+        assert [bar.get_height() for bar in figure.axes[0].patches] == data.sizes.tolist()  # pyrefly: ignore
     if (num_classes, many) == (4, False):
-        shares = torch.from_numpy(figure.axes[1].images[0].get_array().data)  # (C, N)
+        shares = torch.from_numpy(figure.axes[1].images[0].get_array().data)  # (C, N)  # pyrefly: ignore
         torch.testing.assert_close(shares.sum(0), torch.ones(MOST_SHOWN))
 
 

@@ -125,6 +125,6 @@ def test_a_gap_is_named_by_its_row_in_the_selection():
     dealt_small(rows.select([3, 1, 0]))  # the gap is in a row that is not selected
 
 
-def dealt_small(rows: datasets.Dataset) -> FederatedDataModule:
-    test = datasets.Dataset.from_dict({"x": [1.0, 2.0], "label": [0, 1]})
+def dealt_small(rows: Any) -> FederatedDataModule:
+    test: Any = datasets.Dataset.from_dict({"x": [1.0, 2.0], "label": [0, 1]})
     return FederatedDataModule.from_datasets(rows, test, partition=IID(num_clients=2))
