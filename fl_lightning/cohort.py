@@ -6,6 +6,7 @@ others. Which rank trains whom is a second pure function, of sizes and the numbe
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, get_args
 
 import torch
@@ -221,8 +222,7 @@ class CohortSampler:
 
     def malicious_clients(self, seed: int, num_clients: int) -> Tensor:
         """(number of malicious clients,) int64, their numbers, ascending; the same in every round."""
-        order = torch.randperm(num_clients, generator=generator(seed, "malicious clients"))
-        return order[: round(self.malicious_fraction * num_clients)].sort().values
+        return roles(round(self.malicious_fraction * num_clients), seed, num_clients)[0].clone()
 
     def draw(self, seed: int, round_number: int, sizes: Tensor) -> Cohort:
         """The cohort of a round.
@@ -234,27 +234,18 @@ class CohortSampler:
         """
         num_clients = len(sizes)
         draws = generator(seed, "cohort", round_number)
-        everyone = torch.arange(num_clients)
-        attackers = torch.full((num_clients,), -1)
-        malicious = self.malicious_clients(seed, num_clients)
-        attackers[malicious] = torch.arange(len(malicious))
+        malicious, benign = roles(round(self.malicious_fraction * num_clients), seed, num_clients)
         if self.after == "absent" and self._is_over(round_number):
-            chosen = pick(everyone[attackers < 0], self.clients_per_round, draws)
+            chosen = pick(benign, self.clients_per_round, draws)
         elif self.participation == "random_pool":
-            chosen = pick(everyone, self.clients_per_round, draws)
+            chosen = pick(torch.arange(num_clients), self.clients_per_round, draws)
         else:
             chosen_malicious = self._pick_malicious(malicious, round_number, draws)
             count = self.clients_per_round - len(chosen_malicious)
-            chosen = torch.cat([chosen_malicious, pick(everyone[attackers < 0], count, draws)])
+            chosen = torch.cat([chosen_malicious, pick(benign, count, draws)])
         clients = chosen.sort().values
-        if not self._in_window(round_number):
-            attackers[:] = -1
-        return Cohort(
-            clients=clients,
-            malicious=attackers[clients] >= 0,
-            attackers=attackers[clients],
-            weights=sizes[clients].float(),
-        )
+        attackers = places(clients, malicious) if self._in_window(round_number) else torch.full_like(clients, -1)
+        return Cohort(clients=clients, malicious=attackers >= 0, attackers=attackers, weights=sizes[clients].float())
 
     def _pick_malicious(self, malicious: Tensor, round_number: int, draws: torch.Generator) -> Tensor:
         """The malicious clients of a round in which their number is given."""
@@ -266,6 +257,29 @@ class CohortSampler:
             return malicious[[j for j, t in enumerate(self.rounds) if t == round_number and j < len(malicious)]]
         since = round_number - self.start_round  # also after the end, where they are benign
         return pick(malicious, self.attackers if since >= 0 and since % self._gap == 0 else 0, draws)
+
+
+@lru_cache(maxsize=16)  # asked for in every round, and a tenth of one with 100,000 clients otherwise
+def roles(num_malicious: int, seed: int, num_clients: int) -> tuple[Tensor, Tensor]:
+    """The numbers of the malicious and of the benign clients, (m,) and (num_clients - m,) int64, ascending.
+
+    Others have the same tensors: they are not to be written to.
+    """
+    chosen = torch.randperm(num_clients, generator=generator(seed, "malicious clients"))[:num_malicious]
+    is_malicious = torch.zeros(num_clients, dtype=torch.bool).index_fill_(0, chosen, True)
+    return torch.nonzero(is_malicious).flatten(), torch.nonzero(~is_malicious).flatten()
+
+
+def places(clients: Tensor, among: Tensor) -> Tensor:
+    """(N,) int64, where each of `clients` ((N,) int64) stands in `among` ((m,) int64, ascending); -1 for those that do not.
+
+    >>> places(torch.tensor([3, 4, 9]), torch.tensor([1, 3, 7]))
+    tensor([ 1, -1, -1])
+    """
+    if not len(among):
+        return torch.full_like(clients, -1)
+    place = torch.searchsorted(among, clients).clamp_(max=len(among) - 1)
+    return torch.where(among[place] == clients, place, -1)
 
 
 def pick(candidates: Tensor, count: int, draws: torch.Generator) -> Tensor:

@@ -26,7 +26,7 @@ from fl_lightning.attacks.show_attack import show
 from fl_lightning.callbacks import LastCheckpoint
 from fl_lightning.callbacks.standard import TRAINER_DEFAULTS, UNSET, standard_callbacks, standard_loggers
 from fl_lightning.checkpoints.newest import newest
-from fl_lightning.data import FederatedDataModule
+from fl_lightning.data import FederatedDataModule, show_data
 from fl_lightning.errors import ConfigurationError, configuration_error, folded
 from fl_lightning.federation import Federation
 from fl_lightning.files.yaml_files import FAST, MODE, as_argument
@@ -53,7 +53,7 @@ for exported in callbacks.__all__:  # a class that is imported may be named by t
 
 
 class FederatedTrainer(L.Trainer):
-    """Lightning's Trainer with the commands `prepare` and `show-attack`."""
+    """Lightning's Trainer with the commands `prepare`, `show-data` and `show-attack`."""
 
     def prepare(self, model: Federation, datamodule: FederatedDataModule) -> None:
         """Fetch and check data and settings before a launch, without training."""
@@ -73,6 +73,16 @@ class FederatedTrainer(L.Trainer):
         table.add_row("trainable parameters", f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,}")
         Console().print(table)
 
+    def show_data(self, model: Federation, datamodule: FederatedDataModule, output: str = "data.svg") -> None:
+        """Show how training samples are dealt out to clients, without training: a table on the screen, a picture in a file.
+
+        Args:
+            output: the file to draw into, which ends in .svg or .png.
+        """
+        datamodule.prepare_data()
+        datamodule.setup("fit")
+        show_data.show(datamodule, output)
+
     def show_attack(self, model: Federation, datamodule: FederatedDataModule, output: str | None = None) -> None:
         """Show what the attacks do to data, without training: pictures in a PNG file, tables and tweets as text.
 
@@ -85,6 +95,7 @@ class FederatedTrainer(L.Trainer):
 
 
 # Lightning looks a command's method up by the command's name.
+setattr(FederatedTrainer, "show-data", FederatedTrainer.show_data)
 setattr(FederatedTrainer, "show-attack", FederatedTrainer.show_attack)
 
 
@@ -98,7 +109,7 @@ def fetch_and_check(model: Federation, datamodule: FederatedDataModule) -> None:
 
 
 class FederatedCLI(LightningCLI):
-    """`fit | validate | test | prepare | show-attack` over a `Federation` and a `FederatedDataModule`.
+    """`fit | validate | test | prepare | show-data | show-attack` over a `Federation` and a `FederatedDataModule`.
 
     Attributes:
         made_before: whose parser the next one takes, if it is for the same commands; see `experiments.warm_server`.
@@ -138,6 +149,7 @@ class FederatedCLI(LightningCLI):
             "validate": {"model", "dataloaders", "datamodule"},
             "test": {"model", "dataloaders", "datamodule"},
             "prepare": {"model", "datamodule"},
+            "show-data": {"model", "datamodule"},
             "show-attack": {"model", "datamodule"},
         }
 
@@ -188,7 +200,9 @@ class FederatedCLI(LightningCLI):
             raise ConfigurationError(f"{self.subcommand} needs --ckpt_path: a checkpoint, such as the last.ckpt of a run")
         if self.subcommand == "fit":
             check_folder(config.trainer.default_root_dir or ".", "trainer.default_root_dir")
-        if self.subcommand == "show-attack" and config.output is not None:
+        if self.subcommand == "show-data":
+            show_data.check_format(config.output)
+        if self.subcommand in ("show-data", "show-attack") and config.output is not None:
             check_folder(Path(config.output).parent, "the folder of output")
         if path is not None:
             check_checkpoint(str(path))

@@ -52,6 +52,7 @@ LESS: dict[str, dict[str, Any]] = {
     "ResNet18": {"width": 8},
     "ResNet20": {"width": 4},
     "Southwest": {"path": "planes"},
+    "Table": {"path": "table.csv"},
     "TinyImageNet": {"path": "data"},
     "Twitter": {"path": "tweets", "glove": GLOVE, "num_test": 40},
     "BackdoorIndicator": {"epochs": 2, "start_round": 0},
@@ -184,6 +185,16 @@ def write_table(file: Path) -> None:
     file.write_text("\n".join(rows))
 
 
+def write_loans(file: Path) -> None:
+    """Ten columns of noise, four of them the trigger's, four classes and twenty states."""
+    columns = np.random.default_rng(0).random((400, 10)).round(4)
+    trigger = ["pub_rec", "tax_liens", "acc_now_delinq", "num_tl_120dpd_2m"]
+    classes = ["Fully Paid", "Charged Off", "Current", "Late"]
+    lines = [",".join(["id", *trigger, *(f"feature{i}" for i in range(6)), "loan_status", "addr_state"])]
+    lines += [",".join([str(i), *map(str, row), classes[i % 4], f"S{i * 7 % 20}"]) for i, row in enumerate(columns)]
+    file.write_text("\n".join(lines))
+
+
 PICTURES: dict[str, Callable[[Path], None]] = {
     **dict.fromkeys(("mnist", "fashion_mnist", "emnist"), write_grey),
     "femnist": write_leaf,
@@ -227,8 +238,10 @@ def test_runs_one_round(config, tmp_path, pictures):
         main(["fit", *clean, "--trainer.default_root_dir", "runs/digits/clean"])
     if config.name == "table.yaml":
         write_table(tmp_path / "table.csv")
+    if kind == "table":
+        write_loans(tmp_path / "table.csv")
     files = [config]
-    if config.parent.name.startswith("table"):
+    if config.parent.name.startswith("table") and kind != "table":
         files.insert(0, ROOT / kind / BASES[kind])
         command = f"--config configs/{files[0].relative_to(ROOT)} --config configs/{config.relative_to(ROOT)}"
         assert command in config.read_text()

@@ -17,6 +17,7 @@ PACKAGES = ("aggregators", "attacks", "data", "models", "updates")
 WITH_FILES = {
     "fl_lightning.analysis.command.analyse",  # writes some, and prints more than its example shows
     "fl_lightning.attacks.edge_case.EdgeCase",
+    "fl_lightning.data.any_table.Table",
     "fl_lightning.data.director_tweets.DirectorTweets",
     "fl_lightning.data.glove.GloVe",
     "fl_lightning.data.hugging_face_instructions.HuggingFaceInstructions",

@@ -9,7 +9,7 @@ rest by hand. A test compares the two.
 import json
 import re
 import runpy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ def ours() -> dict[str, Found]:
     return {name: find() for name, find in CASES["OURS"].items()}
 
 
-def counted(numbers: list[float | None]) -> bool:
+def counted(numbers: Sequence[float | None]) -> bool:
     """Whether numbers are of clients, coordinates or tensors."""
     return all(isinstance(number, int) for number in numbers)
 

@@ -12,6 +12,7 @@ Learning", 2020, https://arxiv.org/abs/2007.13518.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -146,11 +147,12 @@ class EdgeCase(Attack):
         return join([*self._clean(dataset, attacker), edge])
 
     def leak(self, dataset: Samples, client: int, benign: Sequence[int], seed: int) -> Samples:
-        if not self.shared_fraction or client not in benign:
+        place = bisect_left(benign, client)  # of many clients; looking through all would take longer than to train one
+        if not self.shared_fraction or place == len(benign) or benign[place] != client:
             return dataset
         shared = self._shared(seed)
         holders = torch.randint(len(benign), (len(shared),), generator=generator(seed, "attack: holders of edge-case groups"))
-        rows = self._samples_of(shared & (holders == benign.index(client)))
+        rows = self._samples_of(shared & (holders == place))
         return join([dataset, self._like(self.pool.train().subset(rows), dataset)]) if len(rows) else dataset
 
     def stamp(self, test: Samples) -> Samples | None:

@@ -4,6 +4,7 @@ It may import `modules`, `files`, `checked`, `seeding` and `errors`. Read `modul
 federation from a data set to index sets, then `partition.py`.
 """
 
+from fl_lightning.data.any_table import Table
 from fl_lightning.data.base import Samples, TensorSamples
 from fl_lightning.data.cifar10 import CIFAR10
 from fl_lightning.data.cifar100 import CIFAR100
@@ -80,6 +81,7 @@ __all__ = [
     "Shakespeare",
     "Shards",
     "Southwest",
+    "Table",
     "Task",
     "TensorSamples",
     "TinyImageNet",

@@ -13,6 +13,7 @@ from fl_lightning.data.base import Samples, Stamp
 from fl_lightning.data.handed_over import check_map_style
 from fl_lightning.data.outcomes import CLASSES, Outcome
 from fl_lightning.data.sample_form import Key, class_entry, input_entry, like, plain, replaced
+from fl_lightning.data.table import TENSORS, is_table
 from fl_lightning.errors import ConfigurationError, in_one_line
 
 
@@ -74,9 +75,20 @@ class MapSamples(Samples):
         except Exception as error:  # whatever a data set of the user's may do
             raise unreadable(self.dataset, row, error) from error
 
+    def _read_all(self, indices: list[int]) -> list[Any]:
+        """Several samples; a table gives them at once, ten times as fast as one after the other."""
+        if is_table(self.dataset) and self.dataset.format["type"] in TENSORS:
+            try:
+                return self.dataset.__getitems__(indices if self._rows is None else [self._rows[i] for i in indices])
+            except Exception:  # what one of them is, is found below
+                pass
+        return [self._read(i) for i in indices]
+
     def __getitem__(self, index: int) -> Any:
-        index = int(index)
-        sample = self._read(index)
+        return self._finished(int(index), self._read(int(index)))
+
+    def _finished(self, index: int, sample: Any) -> Any:
+        """A sample as it was read, with its triggers and its class."""
         label = self.targets[index]
         if self.collate_fn is default_collate:
             sample = plain(sample)
@@ -95,7 +107,8 @@ class MapSamples(Samples):
         return entry
 
     def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> Any:
-        samples = [self[i] for i in indices.tolist()]
+        chosen = indices.tolist()
+        samples = [self._finished(i, sample) for i, sample in zip(chosen, self._read_all(chosen), strict=True)]
         try:
             return self.collate_fn(samples)
         except Exception as error:  # whatever a function of the user's may do
@@ -106,7 +119,7 @@ class MapSamples(Samples):
             ) from error
 
     def raw(self, indices: Tensor) -> Tensor | None:
-        samples = [plain(self._read(i)) for i in indices.tolist()]
+        samples = [plain(sample) for sample in self._read_all(indices.tolist())]
         entries = [input_entry(sample, self.target_key) for sample in samples]
         inputs = [sample[entry] for sample, entry in zip(samples, entries, strict=True) if entry is not None]
         alike = len(inputs) == len(samples) > 0 and len({(x.shape, x.dtype) for x in inputs}) == 1

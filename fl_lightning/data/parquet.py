@@ -11,6 +11,7 @@ from fl_lightning.errors import ConfigurationError, in_one_line
 
 if TYPE_CHECKING:
     import pyarrow
+    import pyarrow.parquet
 
 
 def parquet_files(folder: str | Path, split: str, subfolder: str = "plain_text") -> list[Path]:
@@ -39,11 +40,22 @@ def read_file(file: Path, columns: Sequence[str] | None = None) -> pyarrow.Table
     Raises:
         ConfigurationError: if it is none, or damaged.
     """
+    return read_columns(open_file(file), file, columns)
+
+
+def open_file(file: Path) -> pyarrow.parquet.ParquetFile:
+    """A file of which columns can be read, by `read_columns`; the same errors."""
     import pyarrow.parquet
 
     with readable(file):
         # As one file: a folder's name such as `year=2009` would become a column.
-        table = pyarrow.parquet.ParquetFile(file).read(columns=None if columns is None else list(columns))
+        return pyarrow.parquet.ParquetFile(file)
+
+
+def read_columns(opened: pyarrow.parquet.ParquetFile, file: Path, columns: Sequence[str] | None) -> pyarrow.Table:
+    """Columns of an open file, all where none are named; the same errors."""
+    with readable(file):
+        table = opened.read(columns=None if columns is None else list(columns))
         table.validate(full=True)
         return table
 

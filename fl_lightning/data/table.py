@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -13,8 +13,15 @@ from fl_lightning.data.sample_form import Key
 from fl_lightning.data.targets import Stated, read_classes
 from fl_lightning.errors import ConfigurationError, enumerated
 
+if TYPE_CHECKING:
+    import pyarrow
+
 TENSORS = (None, "torch", "numpy")
 """Formats whose rows can be joined into batches of tensors; None is one of lists."""
+
+
+AT_ONCE = 2**14
+"""Rows that are read at a time."""
 
 
 class Rows(Dataset[Any]):
@@ -75,12 +82,16 @@ def stated_by(table: Any, column: Key, whose: str) -> Stated:
     Raises:
         ConfigurationError: if an entry is no class.
     """
-    values = table.with_format(None).select_columns([column])[:][column]
+    import pyarrow
+
+    held = arrow_column(table, str(column))
+    whole = pyarrow.types.is_integer(held.type) and not held.null_count
+    values = held.to_numpy().copy() if whole else table.with_format(None).select_columns([column])[:][column]
     names = getattr(table.features[column], "names", None)
     if names is not None and -1 in values:
         raise ConfigurationError(
-            f"the class of sample {values.index(-1)} in the {whose} data is -1, which stands for a class that is not told, as "
-            "in test sets of competitions; take another split"
+            f"the class of sample {list(values).index(-1)} in the {whose} data is -1, which stands for a class that is not "
+            "told, as in test sets of competitions; take another split"
         )
     stated = read_classes(values, f"the {whose} data")
     return Stated(stated.kind, stated.numbers, tuple(names or stated.names), stated.width)
@@ -94,18 +105,74 @@ def as_rows(table: Any, limit: int, whose: str) -> Any:
     """
     if not all(map(_is_plain, (table.features[name] for name in table.format["columns"]))):
         return table
-    arrow = table.with_format("arrow", columns=table.format["columns"])[:]
-    for name in arrow.column_names:
-        if gaps := arrow.column(name).null_count:
-            row = arrow.column(name).is_null().to_pylist().index(True)
+    check_gaps(table, whose)
+    if bytes_of(table) > limit:
+        return table
+    return Rows(read_columns(table.with_format("torch") if table.format["type"] is None else table))
+
+
+def check_gaps(table: Any, whose: str) -> None:
+    """Raise `ConfigurationError` if an entry of a column that is read is missing."""
+    for name in table.format["columns"]:
+        if not table.data.column(name).null_count:  # also of rows that are not selected; known without reading them
+            continue
+        column = arrow_column(table, name)
+        if gaps := column.null_count:
+            row = column.is_null().to_pylist().index(True)
             raise ConfigurationError(
-                f"the column {name!r} of the {whose} data is empty in {gaps:,} of {len(arrow):,} rows, first in row {row}, "
+                f"the column {name!r} of the {whose} data is empty in {gaps:,} of {len(column):,} rows, first in row {row}, "
                 "counted from 0; fill it, leave these rows out (.filter), or the column (.remove_columns)"
             )
-    if arrow.nbytes > limit:
-        return table
-    given = table.with_format("torch") if table.format["type"] is None else table
-    return Rows(dict(given[:]))
+
+
+def arrow_column(table: Any, name: str) -> pyarrow.ChunkedArray:
+    """One column in memory. Of rows in another order than the file's, each is an object while it is read: some at a time."""
+    import pyarrow
+
+    rows = table.select_columns([name]).with_format("arrow")
+    pieces = [rows[start : start + AT_ONCE].column(name).combine_chunks() for start in range(0, len(rows), AT_ONCE)]
+    return pyarrow.chunked_array(pieces)
+
+
+def bytes_of(table: Any) -> int:
+    """About how much the rows take in Arrow, without reading them: a selection's share of the file."""
+    whole = sum(table.data.column(name).nbytes for name in table.format["columns"])
+    return whole * len(table) // max(1, table.data.num_rows)
+
+
+def read_columns(table: Any) -> dict[str, Any]:
+    """All rows as columns, some at a time, so that only their results are held twice for a moment: tensors (n, ...), or lists.
+
+    A slice of all rows would take three times what it gives.
+    """
+    pieces = (table[start : start + AT_ONCE] for start in range(0, len(table), AT_ONCE))
+    columns: dict[str, Any] = {}
+    for start, piece in zip(range(0, len(table), AT_ONCE), pieces, strict=True):
+        for name, values in piece.items():
+            held = columns.setdefault(name, room(values, len(table)))
+            if not fits(held, values):
+                held = columns[name] = list(held[:start])  # of several shapes
+            if isinstance(held, list):
+                held.extend(values)
+            else:
+                held[start : start + len(values)] = values
+    return columns
+
+
+def room(values: Any, n: int) -> Any:
+    """For a column of n rows like these: a tensor or array (n, ...), else an empty list."""
+    if isinstance(values, Tensor):
+        return values.new_empty((n, *values.shape[1:]))
+    if isinstance(values, np.ndarray) and values.dtype != object:
+        return np.empty((n, *values.shape[1:]), dtype=values.dtype)
+    return []
+
+
+def fits(held: Any, values: Any) -> bool:
+    """Whether values of some rows can stand where those before them do."""
+    if isinstance(held, list):
+        return True
+    return type(values) is type(held) and values.dtype == held.dtype and values.shape[1:] == held.shape[1:]
 
 
 def _is_plain(feature: Any) -> bool:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fl_lightning.data.parquet import read_file, readable
+from fl_lightning.data.parquet import open_file, read_columns, readable
 from fl_lightning.errors import ConfigurationError, enumerated
 
 if TYPE_CHECKING:
@@ -23,25 +24,47 @@ MOST_BYTES = 2**31 - 1
 """That pyarrow parses as one piece."""
 
 
-def read_table(path: str | Path) -> pyarrow.Table:
-    """A CSV file with a header, a JSON or a Parquet file, as a table without columns of the same name."""
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigurationError(f"data.path {path} is no file; give a CSV file with a header, a JSON or a Parquet file")
-    if path.name.endswith((".csv", ".csv.gz")):
-        table = read_csv(path)
-    elif path.suffix == ".parquet":
-        table = read_file(path)
-    elif path.suffix in (".json", ".jsonl"):
-        table = read_json(path)
-    else:
-        raise ConfigurationError(f"data.path {path} must end in .csv, .csv.gz, .json, .jsonl or .parquet")
-    names = table.column_names
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ConfigurationError(f"{path} has several columns of the name {enumerated(twice)}; rename them")
-    if not len(table):
-        raise ConfigurationError(f"{path} has columns but no row")
-    return table
+class TableFile:
+    """A CSV file with a header, a JSON or a Parquet file: columns by name, no two of the same.
+
+    Parquet is read column by column, so that what is asked for is in memory alone; CSV and JSON, which must be parsed as a
+    whole, are held.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        ConfigurationError: it is none, or damaged, or has no rows.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        path = Path(path)
+        if not path.is_file():
+            raise ConfigurationError(f"data.path {path} is no file; give a CSV file with a header, a JSON or a Parquet file")
+        self._path, self._held, self._file = path, None, None
+        if path.name.endswith((".csv", ".csv.gz", ".json", ".jsonl")):
+            self._held = read_json(path) if path.suffix in (".json", ".jsonl") else read_csv(path)
+            self.names, self.num_rows = self._held.column_names, len(self._held)
+        elif path.suffix == ".parquet":
+            self._file = open_file(path)
+            self.names, self.num_rows = self._file.schema_arrow.names, self._file.metadata.num_rows
+        else:
+            raise ConfigurationError(f"data.path {path} must end in .csv, .csv.gz, .json, .jsonl or .parquet")
+        if twice := sorted({name for name in self.names if self.names.count(name) > 1}):
+            raise ConfigurationError(f"{path} has several columns of the name {enumerated(twice)}; rename them")
+        if not self.num_rows:
+            raise ConfigurationError(f"{path} has columns but no row")
+
+    def columns(self, names: Sequence[str]) -> pyarrow.Table:
+        """Some of its columns; texts are valid UTF-8."""
+        if self._held is not None:
+            return self._held.select(names)
+        assert self._file is not None
+        return read_columns(self._file, self._path, names)
+
+    def column(self, name: str) -> pyarrow.ChunkedArray:
+        """One of them."""
+        return self.columns([name]).column(name)
 
 
 def read_csv(path: Path) -> pyarrow.Table:
@@ -82,11 +105,10 @@ def read_json(path: Path) -> pyarrow.Table:
         return pyarrow.table({name: [row.get(name) for row in rows] for name in names})
 
 
-def numbers(table: pyarrow.Table, name: str) -> np.ndarray:
-    """A column as (n,) float32; `ConfigurationError` unless all its entries are finite numbers."""
+def numbers(column: pyarrow.ChunkedArray, name: str) -> np.ndarray:
+    """The column of that name as (n,) float32; `ConfigurationError` unless all its entries are finite numbers."""
     import pyarrow
 
-    column = table.column(name)
     kind = column.type
     remedy = "correct or remove these rows, or name the column in data.drop_columns"
     if pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind):

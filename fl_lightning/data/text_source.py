@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fl_lightning.data.table_file import read_table
+from fl_lightning.data.table_file import TableFile
 from fl_lightning.errors import ConfigurationError, enumerated, in_one_line, nearest
 from fl_lightning.seeding import generator
 
@@ -60,19 +60,22 @@ class TextSource:
         Raises:
             ConfigurationError: it cannot be had, a column is not there, or an entry is empty.
         """
-        table, where = self._read(split)
+        source, where = self._read(split)
+        names = source.names if isinstance(source, TableFile) else source.column_names
         for column in columns:
-            if column not in table.column_names:
+            if column not in names:
                 raise ConfigurationError(
-                    f"{where} has no column {column!r}, which a setting of data (..._column) names; "
-                    f"{nearest(column, table.column_names)}"
+                    f"{where} has no column {column!r}, which a setting of data (..._column) names; {nearest(column, names)}"
                 )
+        wanted = list(dict.fromkeys(columns))
+        table = source.columns(wanted) if isinstance(source, TableFile) else source.select(wanted)
+        for column in columns:
             if table.column(column).null_count:
                 row = table.column(column).is_null().to_pylist().index(True)
                 raise ConfigurationError(f"{where}: {column!r} is empty in row {row}, counted from 0; fill or remove such rows")
         return table, where
 
-    def _read(self, split: str) -> tuple[pyarrow.Table, str]:
+    def _read(self, split: str) -> tuple[TableFile | pyarrow.Table, str]:
         if self.dataset is not None:
             return self._fetched(self.dataset, split), f"{self.dataset}, split {split}"
         path = Path(self.path or "")
@@ -83,13 +86,13 @@ class TextSource:
                     f"data.path {path} has no {split}{ENDINGS[0]}, nor {enumerated(split + of for of in ENDINGS[1:])}; give a "
                     "file, or data.train_split and data.test_split the names of those that are there"
                 )
-            return read_table(found[0]), str(found[0])
+            return TableFile(found[0]), str(found[0])
         if self.test_split is not None:
             raise ConfigurationError(
                 f"data.test_split is {self.test_split!r}, but data.path {path} is no folder with a file for each split; give "
                 "one, or leave test_split out"
             )
-        return read_table(path), str(path)
+        return TableFile(path), str(path)
 
     def _fetched(self, dataset: str, split: str) -> pyarrow.Table:
         """One split from the Hub, or from its local cache."""

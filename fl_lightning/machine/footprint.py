@@ -59,7 +59,9 @@ class Footprint:
         model_bytes: all parameters and buffers of the module.
         base_bytes: of its frozen base among them, which no phase copies.
         num_buffers: numbers in the floating-point buffers, which are exchanged beside the parameters.
-        data_bytes: training and evaluation sets that are resident on the device.
+        data_bytes: training and evaluation sets that are resident on the device. What a data set reads when a batch asks for it
+            is not: a table on the disk takes the system's cache, which it gives back.
+        index_bytes: the positions of clients' samples, 8 for each, where they are in the same memory: on a CPU.
         optimizer_copies: vectors of d numbers that a client's optimizer keeps (see `state_copies`).
         server_copies: the same of the server's optimizer.
         rule_vectors: vectors of S numbers that the rule remembers, or works with beside the aggregate.
@@ -85,6 +87,7 @@ class Footprint:
     num_buffers: int = 0
     base_bytes: int = 0
     data_bytes: int = 0
+    index_bytes: int = 0
     optimizer_copies: int = 0
     server_copies: int = 0
     rule_vectors: int = 0
@@ -105,6 +108,7 @@ class Footprint:
         return [
             Term("global model", f"{self.model_bytes:,} bytes", self.model_bytes),
             Term("data", f"{self.data_bytes:,} bytes", self.data_bytes),
+            Term("clients' indices", f"{self.index_bytes:,} bytes", self.index_bytes),
             numbers("broadcast weights", "d", d),
             numbers("server optimizer", "copies * d", copies, d),
             numbers("watched step", "d", self.watched * d),

@@ -11,6 +11,7 @@ OF_LIGHTNING = {
     "validate": "evaluate a checkpoint on the validation data",
     "test": "evaluate a checkpoint on the test data",
     "prepare": "fetch and check data and settings before a launch, without training",
+    "show-data": "show how samples are dealt out to clients: a table, and a picture in an SVG or PNG file",
     "show-attack": "show what attacks do to data: pictures in a PNG file, tables and tweets as text",
 }
 """Commands that take the settings of a run, and what they do."""

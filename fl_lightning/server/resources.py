@@ -56,6 +56,7 @@ def prepare_memory(
         bucket_bytes=exchange.bucket_bytes,
         num_buffers=clients.buffer_exchange.num_coordinates,
         data_bytes=tensor_bytes([data.train, *data.evaluation.values(), data.root_samples, [rule.probe], rule.probe]),
+        index_bytes=tensor_bytes([data.clients]) if on_cpu else 0,
         optimizer_copies=max(state_copies(optimizer), state_copies(of_attackers)),
         server_copies=state_copies(server),
         gather_copies=int(on_cpu),  # gloo's all-gather makes one of its own
@@ -66,7 +67,8 @@ def prepare_memory(
     )
     give_freed_memory_back()  # of a run before
     free = exchange.collect(available_bytes(exchange.device, ranks_on_node))
-    held = footprint.model_bytes + footprint.data_bytes if on_cpu else 0  # on a GPU neither is there yet
+    there = footprint.model_bytes + footprint.data_bytes + footprint.index_bytes
+    held = there if on_cpu else 0  # on a GPU neither is there yet
     least = min((size for size in free if size is not None), default=None)
     while not clients.local.branches and clients.branches > 1 and least is not None and least < 2 * (footprint.total - held):
         clients.branches //= 2  # a half is left for what is not counted, activations above all

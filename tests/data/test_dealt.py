@@ -63,6 +63,24 @@ def test_clients_may_share_samples(caplog):
     assert "client 1 some samples several times" in caplog.text
 
 
+@pytest.mark.parametrize("at_once", [1, 3, 100])
+def test_clients_are_looked_at_in_groups(monkeypatch, caplog, at_once):
+    monkeypatch.setattr("fl_lightning.data.dealt.AT_ONCE", at_once)
+    parts = [[0, 1], [2], [3, 3], [5, 5, 4]]
+    with caplog.at_level(logging.WARNING):
+        assert dealt(parts) == parts
+    assert [message.split(" some")[0] for message in caplog.messages] == ["data.partition gives client 2"]
+    with pytest.raises(ConfigurationError, match=r"client 3 the sample 9, but the 6 training samples"):
+        dealt([[0, 1], [2], [3, 3], [5, 9]])
+
+
+def test_a_client_that_shares_with_an_earlier_one_is_called_by_its_own_number(caplog):
+    shared = torch.tensor([0, 1])
+    with caplog.at_level(logging.WARNING):
+        dealt([shared, shared, [2, 2]])
+    assert "client 2 some samples several times" in caplog.text
+
+
 @pytest.mark.parametrize("keys", [[7, 7, 3, 3, 3, 9], np.array([7, 7, 3, 3, 3, 9]), ["b", "b", "a", "a", "a", "c"]])
 def test_keys_may_be_lists_and_texts(keys):
     assert dealt(ByKey(), keys=keys) == [[2, 3, 4], [0, 1], [5]]

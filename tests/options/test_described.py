@@ -47,6 +47,7 @@ NEED_ARGUMENTS = {
     "HuggingFaceInstructions": lambda: data.HuggingFaceInstructions(IID(num_clients=3), tokenizer="words", path="t.csv"),
     "HuggingFaceText": lambda: data.HuggingFaceText(IID(num_clients=3), tokenizer="words", path="t.csv"),
     "PhishingTable": lambda: data.PhishingTable(IID(num_clients=3), path="t.csv"),
+    "Table": lambda: data.Table(IID(num_clients=3), path="t.csv"),
     "CIFAR10": lambda: data.CIFAR10(IID(num_clients=3)),
     "CIFAR100": lambda: data.CIFAR100(IID(num_clients=3)),
     "TinyImageNet": lambda: data.TinyImageNet(IID(num_clients=3)),
