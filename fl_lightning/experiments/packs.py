@@ -81,7 +81,7 @@ def write_pack(file: Path, roots: Sequence[Path], names: Sequence[str] = ()) -> 
         kinds = (POOL, FOLDER)
         wanted |= {f"{kind}/{path.name}": None for kind in kinds for root in folders for path in (root / kind).glob("*/")}
     entries: list[dict[str, Any]] = [
-        {"place": f"{SWEEPS}/{name}", "index": portable(indices[name])} for name in sorted(indices)
+        {"place": f"{SWEEPS}/{name}", "index": index_of(indices[name])} for name in sorted(indices)
     ]
     notes, runs, left_out = [], 0, 0
     for place in sorted(filter(PLACE.fullmatch, wanted)):
@@ -116,6 +116,11 @@ def sweeps_of(roots: Sequence[Path], names: Sequence[str]) -> dict[str, dict[str
             listed = " and ".join(str(root / SWEEPS) for root in roots)
             raise ConfigurationError(f"--sweep {name}: there is no such sweep in {listed}; `sweep` writes one as it begins")
     return found
+
+
+def index_of(index: Mapping[str, Any]) -> dict[str, Any]:
+    """A sweep's index for another machine; labels are the sweep's own words, and stay."""
+    return {key: portable(value) if key == "given" else value for key, value in index.items()}
 
 
 def portable(node: Any) -> Any:
