@@ -9,7 +9,7 @@ rest by hand. A test compares the two.
 import json
 import re
 import runpy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ def ours() -> dict[str, Found]:
     return {name: find() for name, find in CASES["OURS"].items()}
 
 
-def counted(numbers: list[float | None]) -> bool:
+def counted(numbers: Sequence[float | None]) -> bool:
     """Whether numbers are of clients, coordinates or tensors."""
     return all(isinstance(number, int) for number in numbers)
 
@@ -54,7 +54,7 @@ def bound(case: Case, quantity: str) -> float:
     return factor * case["terms"] * 2.0**-24 * max(abs(number or 0.0) for number in numbers) + case["search"]
 
 
-def apart(theirs: list[float | None], ours: list[float]) -> float:
+def apart(theirs: Sequence[float | None], ours: Sequence[float]) -> float:
     """The largest difference; infinite where there is none to take."""
     if len(theirs) != len(ours) or None in theirs:
         return float("inf")
