@@ -18,6 +18,7 @@ from fl_lightning.attacks.base import Attack, Attacker, Broadcast
 from fl_lightning.attacks.company import pairs
 from fl_lightning.data.base import Samples
 from fl_lightning.data.joined import join
+from fl_lightning.data.outcomes import Classes, Outcome
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.modules.outputs import class_logits
 
@@ -68,6 +69,7 @@ class Neurotoxin(Attack):
         self.by = by
         self.per_layer = per_layer
         self.watches_steps = by == "last_step"
+        self.outcomes = (Outcome,) if self.watches_steps else (Classes,)
         self._gradient: Tensor | None = None  # (d,) float32, of this round
         self._held: tuple[Broadcast, Tensor] | None = None
 

@@ -3,16 +3,34 @@
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 
 from rich.console import Console
 
-from fl_lightning.catalogue.entries import Entry, entries
+from fl_lightning.callbacks.quiet import quietly
+from fl_lightning.catalogue.entries import Argument, Entry
 from fl_lightning.catalogue.files import configurations, sweeps
-from fl_lightning.catalogue.kinds import KINDS
+from fl_lightning.catalogue.kinds import KINDS, Kind
 from fl_lightning.catalogue.screen import as_json, show_entries, show_page, show_table
 from fl_lightning.errors import ConfigurationError, nearest
 from fl_lightning.experiments.arguments import Parser
+from fl_lightning.files.cache import keep, kept
+
+
+def entries(kind: Kind) -> list[Entry]:
+    """All entries of a kind, by name, as its classes say it, which are imported where that is not known yet."""
+    known = kept("catalogue", kind.name)
+    if known is not None:
+        return [replace(Entry(**each), arguments=[Argument(**one) for one in each["arguments"]]) for each in known]
+    # With torch.
+    from fl_lightning.catalogue.classes import described
+
+    with quietly():
+        found = described(kind)
+    keep("catalogue", kind.name, [asdict(each) for each in found])
+    return found
+
 
 SECTIONS: dict[str, tuple[str, Callable[[], list[Entry]]]] = {
     **{kind.name: (kind.about, partial(entries, kind)) for kind in KINDS},

@@ -33,6 +33,6 @@ def completion(args: Sequence[str]) -> None:
         from fl_lightning.catalogue.completion_script import script
 
         with quietly():
-            found = script(shell)
+            found = script(shell, SHELLS)
         keep("completion", shell, found)
     print(found)

@@ -6,12 +6,11 @@ does the work there too, is given a plain parser of the same names, in which cla
 
 import argparse
 import importlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from fl_lightning.analysis.command import COMMANDS as ANALYSES
 from fl_lightning.catalogue.command import SECTIONS
-from fl_lightning.catalogue.completion import SHELLS
 from fl_lightning.catalogue.entries import Entry
 from fl_lightning.configuration import FederatedCLI, Reader
 from fl_lightning.options.commands import FURTHER
@@ -37,16 +36,17 @@ class EveryCommand(Reader):
         return FederatedCLI.subcommands()
 
 
-def script(shell: str) -> str:
-    """The script for one of `SHELLS`."""
+def script(shell: str, shells: Sequence[str]) -> str:
+    """The script for one of the shells that there is one for."""
     shtab = importlib.import_module("shtab")  # an extra
-    return shtab.complete(names(file=shtab.FILE, folder=shtab.DIRECTORY), shell)
+    return shtab.complete(names(shells, file=shtab.FILE, folder=shtab.DIRECTORY), shell)
 
 
-def names(file: Any, folder: Any) -> argparse.ArgumentParser:
+def names(shells: Sequence[str], file: Any, folder: Any) -> argparse.ArgumentParser:
     """A parser of all commands and of the names of their settings.
 
     Args:
+        shells: what `completion` may be given.
         file: what marks an argument as a file for the script's writer.
         folder: the same for folders.
     """
@@ -62,8 +62,9 @@ def names(file: Any, folder: Any) -> argparse.ArgumentParser:
         "init": (None, folder),
         "sweep": (None, file),
         "report": (None, file),
+        "pack": (None, folder),
         "analyse": (ANALYSES, None),
-        "completion": (SHELLS, None),
+        "completion": (shells, None),
     }
     for name, about in FURTHER.items():
         choices, kind = first[name]

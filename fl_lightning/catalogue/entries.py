@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
 
-from fl_lightning.callbacks.quiet import quietly
-from fl_lightning.catalogue.kinds import Kind
 from fl_lightning.errors import folded
-from fl_lightning.files.cache import keep, kept
 
 ADDRESS = re.compile(r"https?://[^\s,;]*[^\s,;.:)]")
 
@@ -99,17 +96,3 @@ def first_sentence(text: str) -> str:
     'Holds up to f < N/2.'
     """
     return re.split(r"(?<=[a-z0-9)`]\.) (?=[A-Z])", folded(text.split("\n\n")[0]))[0]
-
-
-def entries(kind: Kind) -> list[Entry]:
-    """All entries of a kind, by name, as its classes say it, which are imported where that is not known yet."""
-    known = kept("catalogue", kind.name)
-    if known is not None:
-        return [replace(Entry(**each), arguments=[Argument(**one) for one in each["arguments"]]) for each in known]
-    # With torch.
-    from fl_lightning.catalogue.classes import described
-
-    with quietly():
-        found = described(kind)
-    keep("catalogue", kind.name, [asdict(each) for each in found])
-    return found

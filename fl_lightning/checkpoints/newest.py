@@ -6,6 +6,9 @@ from fl_lightning.errors import ConfigurationError
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 
+START_FROM = "model.start_from"
+"""The setting that names a checkpoint to start from, for messages."""
+
 
 def newest(folder: Path) -> Path | None:
     """The newest checkpoint of a run; `previous.ckpt` is that only where a kill or a person took `last.ckpt` away."""

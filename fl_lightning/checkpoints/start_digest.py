@@ -5,11 +5,9 @@ import os
 from functools import lru_cache
 from pathlib import Path
 
-from fl_lightning.checkpoints.newest import checkpoint_of
+from fl_lightning.checkpoints.newest import START_FROM, checkpoint_of
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.files.cache import keep, kept
-
-FIELD = "model.start_from"
 
 KIND = "weights"
 """What is kept: from the digest of a file to that of the weights in it."""
@@ -27,7 +25,7 @@ def start_sha256(path: str | os.PathLike[str]) -> str:
         file = checkpoint_of(Path(path))
         about = file.stat()
     except ConfigurationError as error:
-        raise ConfigurationError(f"{FIELD}: {error}") from error
+        raise ConfigurationError(f"{START_FROM}: {error}") from error
     return _sha256(str(path), str(file), about.st_ino, about.st_mtime_ns, about.st_size)
 
 

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fl_lightning.checked import shown
-from fl_lightning.checkpoints.newest import checkpoint_of
-from fl_lightning.checkpoints.start_digest import FIELD
+from fl_lightning.checkpoints.newest import START_FROM, checkpoint_of
 from fl_lightning.checkpoints.trained import CLIENT, differences, read_file
 from fl_lightning.errors import SOME_LETTERS, ConfigurationError, enumerated
 from fl_lightning.modules.bits import same_bits, tensors_sha256
@@ -48,7 +47,7 @@ class WarmStart:
             return cls()
         if not isinstance(path, (str, os.PathLike)) or not str(path) or "\0" in str(path):
             raise ConfigurationError(
-                f"{FIELD} must be the path of a run's folder, a checkpoint or a file of weights, got {shown(path)}; "
+                f"{START_FROM} must be the path of a run's folder, a checkpoint or a file of weights, got {shown(path)}; "
                 "give runs/x or weights.pt, or null for the client's own weights"
             )
         return cls(str(path))
@@ -104,7 +103,7 @@ class WarmStart:
         different = list(differences(here, weights, "the file"))
         if different:
             raise ConfigurationError(
-                f"{FIELD}: {path} is of another model than {type(client).__name__}: "
+                f"{START_FROM}: {path} is of another model than {type(client).__name__}: "
                 f"{enumerated(different, SOME_LETTERS, '; ')}; give the weights of a {type(client).__name__} with the "
                 "same arguments"
             )
@@ -115,14 +114,14 @@ class WarmStart:
         ]
         if other:
             raise ConfigurationError(
-                f"{FIELD}: {path} has numbers of another type: {enumerated(other, SOME_LETTERS, '; ')}; convert them, as "
+                f"{START_FROM}: {path} has numbers of another type: {enumerated(other, SOME_LETTERS, '; ')}; convert them, as "
                 "by tensor.float(), and save them again"
             )
         parameters = {name for name, _ in client.named_parameters(remove_duplicate=False)}
         for name, tensor in weights.items():  # a mask of -inf may be a buffer
             if tensor.isnan().any() or (name in parameters and not tensor.isfinite().all()):
                 raise ConfigurationError(
-                    f"{FIELD}: {path} has values that are not finite in {name}; nothing can be learned from there: give "
+                    f"{START_FROM}: {path} has values that are not finite in {name}; nothing can be learned from there: give "
                     "weights of a training that did not diverge"
                 )
         return weights
@@ -137,7 +136,8 @@ class WarmStart:
         for rank, (digest, _) in enumerate(found):
             if digest != found[0][0]:
                 raise ConfigurationError(
-                    f"{FIELD}: {self.path} has other weights on rank {rank} than on rank 0; all ranks must see the same file"
+                    f"{START_FROM}: {self.path} has other weights on rank {rank} than on rank 0; all ranks must see the same "
+                    "file"
                 )
 
     def _check_loaded(self, client: nn.Module, weights: Mapping[str, Tensor]) -> None:
@@ -146,8 +146,8 @@ class WarmStart:
         for name, tensor in weights.items():
             if not same_bits(here[name].cpu(), tensor):
                 raise ConfigurationError(
-                    f"{FIELD}: {name} is not what {self.path} has once it is loaded; {type(client).__name__} shares it with "
-                    "another parameter, or changes it as it loads: give weights that the module has saved itself"
+                    f"{START_FROM}: {name} is not what {self.path} has once it is loaded; {type(client).__name__} shares it "
+                    "with another parameter, or changes it as it loads: give weights that the module has saved itself"
                 )
 
 
@@ -165,7 +165,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         file = checkpoint_of(Path(path))
         content = read_file(file)
     except ConfigurationError as error:
-        raise ConfigurationError(f"{FIELD}: {error}") from error
+        raise ConfigurationError(f"{START_FROM}: {error}") from error
     named: Any = content
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         named = content["state_dict"]
@@ -173,7 +173,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             named = {name.removeprefix(CLIENT): tensor for name, tensor in named.items() if name.startswith(CLIENT)}
     if not isinstance(named, Mapping) or not named:
         raise ConfigurationError(
-            f"{FIELD}: {file} has no weights, but {shown(named)}; save them by torch.save(module.state_dict(), path)"
+            f"{START_FROM}: {file} has no weights, but {shown(named)}; save them by torch.save(module.state_dict(), path)"
         )
     named = {name: tensor for name, tensor in named.items() if not str(name).endswith(NO_PARAMETER)}
     for name, tensor in named.items():
@@ -181,7 +181,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         if not isinstance(name, str) or not plain:
             kind = "tensor of a kind that has no plain values" if isinstance(tensor, Tensor) else type(tensor).__name__
             raise ConfigurationError(
-                f"{FIELD}: {file} is no dict of tensors by name: {name!r:.60} is a {kind}; save the weights alone, by "
+                f"{START_FROM}: {file} is no dict of tensors by name: {name!r:.60} is a {kind}; save the weights alone, by "
                 "torch.save(module.state_dict(), path)"
             )
     return {name: tensor.detach() for name, tensor in named.items()}

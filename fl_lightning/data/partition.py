@@ -24,7 +24,13 @@ MOST_CLIENTS = 10_000_000
 
 
 class Partition(Made, ABC):
-    """Deals n training samples out to clients; constructor arguments are the configuration."""
+    """Deals n training samples out to clients; constructor arguments are the configuration.
+
+    Attributes:
+        by_class: whether it looks at classes, so that it needs one per sample.
+    """
+
+    by_class: bool = False
 
     @property
     def num_clients(self) -> int | None:
@@ -36,7 +42,7 @@ class Partition(Made, ABC):
         """Deal the samples out.
 
         Args:
-            targets: (n,) int64 on the CPU, the class of every sample.
+            targets: (n,) int64 on the CPU, the class of every sample; (n, ...) where they have not one class, see `by_class`.
             generator: CPU generator; the only source of randomness.
             keys: (n,) int64 on the CPU, the natural group of every sample, where the data have one.
 
@@ -128,6 +134,8 @@ class Dirichlet(CountedPartition):
         (10, 1000)
     """
 
+    by_class = True
+
     def __init__(self, *, num_clients: int = 100, alpha: float = 0.5, min_samples: int = 10, max_draws: int = 100) -> None:
         super().__init__(num_clients)
         self.alpha = positive("alpha", alpha, "0.5 is usual, more is more even")
@@ -175,7 +183,7 @@ class ByKey(Partition):
     """
 
     def __call__(self, targets: Tensor, generator: torch.Generator, keys: Tensor | None = None) -> list[Tensor]:
-        keys = _checked_keys("ByKey", targets, keys)
+        keys = checked_keys("ByKey", targets, keys)
         sizes = keys.unique(return_counts=True)[1]
         return list(keys.argsort(stable=True).split(sizes.tolist()))
 
@@ -202,7 +210,7 @@ class PackedKeys(CountedPartition):
         super().__init__(num_clients)
 
     def __call__(self, targets: Tensor, generator: torch.Generator, keys: Tensor | None = None) -> list[Tensor]:
-        keys = _checked_keys("PackedKeys", targets, keys)
+        keys = checked_keys("PackedKeys", targets, keys)
         _, group_of, sizes = keys.unique(return_inverse=True, return_counts=True)
         if len(sizes) < self.num_clients:
             raise ConfigurationError(
@@ -242,7 +250,7 @@ def cut(count: int, shares: Tensor, is_open: Tensor) -> Tensor:
     return ends.diff(prepend=ends.new_zeros(1))
 
 
-def _checked_keys(name: str, targets: Tensor, keys: Tensor | None) -> Tensor:
+def checked_keys(name: str, targets: Tensor, keys: Tensor | None) -> Tensor:
     """The keys, if there is one per training sample and at least one sample."""
     if keys is None:
         raise ConfigurationError(

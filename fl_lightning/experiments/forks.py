@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 NOTE = "prefix.json"
 """In the folder of a run that begins with a prefix: which one, and after how many rounds."""
 
-CHECKPOINTS = ("last.ckpt", "previous.ckpt")
-
-ALONGSIDE = ("flip_rates.jsonl",)
+ALONGSIDE = ("flip_rates.jsonl", "accuracy_by_group.jsonl")
 """Files of a line per round, to which the run adds its own rounds."""
 
 OF_THE_RULE = ("detection.jsonl",)
@@ -41,11 +39,6 @@ def note(run: Run) -> None:
     write_whole(file, json.dumps(sealed(entry), indent=1) + "\n")
 
 
-def begun(folder: RunFolder) -> bool:
-    """Whether a run has a checkpoint to go on from."""
-    return any((folder.path / name).exists() for name in CHECKPOINTS)
-
-
 def begin(folder: RunFolder) -> str:
     """Give a run that has no checkpoint yet the one that it begins with, if it begins with a prefix.
 
@@ -60,7 +53,7 @@ def begin(folder: RunFolder) -> str:
         entry = unsealed(own_file(folder.path / NOTE))
     except DamagedError as error:
         raise DamagedError(f"{error}; the sweep's own command writes it anew") from error
-    if not entry or begun(folder):
+    if not entry or folder.begun:
         return ""
     prefix = RunFolder(Path(os.path.normpath(folder.path / entry["folder"])))
     if not prefix.finished:

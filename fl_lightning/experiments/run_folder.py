@@ -12,6 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from fl_lightning.checkpoints.newest import newest
 from fl_lightning.errors import ConfigurationError, folded
 from fl_lightning.files.regular_files import check_regular
 from fl_lightning.files.run_files import (
@@ -75,6 +76,11 @@ class RunFolder:
     @property
     def log(self) -> Path:
         return self.path / "log.txt"
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is a checkpoint to go on from."""
+        return newest(self.path) is not None
 
     @property
     def record(self) -> dict[str, Any]:

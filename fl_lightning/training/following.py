@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Generator, Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ from fl_lightning.training.batches import LEAST_EPOCHS
 from fl_lightning.training.client_logs import LogCollector
 from fl_lightning.training.client_steps import check_loss
 from fl_lightning.training.local_training import MOST_EPOCHS
+
+log = logging.getLogger(__name__)
 
 NEEDS_PYTHON = ("begin", "loss", "finished", "stages")
 """Hooks that no recorded step can call, or whose weights it would not start from."""
@@ -51,7 +54,9 @@ class Following:
         self.steps, self.over = 0, False
         self.own = LogCollector()  # of this pass, what `training_step` gave
         self.before: tuple[dict[str, Any], dict[str, int]] = {}, {}  # sums and counts of the logs as it began
-        self.broken: dict[str, Tensor] = {}  # by attack, () bool: whether a loss of its was not finite and its fault
+        self.begun = False  # whether a step was taken from the broadcast weights
+        # By attack, () bool: whether it made a loss that is not finite of one that is, in the first step and in a later one.
+        self.broken: dict[str, tuple[Tensor, Tensor]] = {}
 
     def begin(self) -> None:
         """The module holds what was broadcast; training comes next."""
@@ -93,8 +98,10 @@ class Following:
             found = attack.loss(self.module, batch, loss, self.broadcast)
             check_attacks_loss(found, f"{name}.loss of {self.who}")
             broken = loss.detach().isfinite().all() & ~found.detach().isfinite().all()
-            self.broken[name] = self.broken.get(name, torch.zeros_like(broken)) | broken
+            first, later = self.broken.get(name, (torch.zeros_like(broken),) * 2)
+            self.broken[name] = (first, later | broken) if self.begun else (first | broken, later)
             loss = found
+        self.begun = True
         return loss
 
     def begin_epoch(self, logs: LogCollector) -> None:
@@ -125,11 +132,18 @@ class Following:
     def end(self) -> None:
         """The training is over. A GPU is asked only now whether losses were finite.
 
+        A loss that an attack makes infinite or NaN at the broadcast weights is a mistake in it. Later ones may be of weights
+        that have grown without bound: an update that is not finite is left out of the round like anybody's.
+
         Raises:
-            ConfigurationError: for a loss that an attack made infinite or NaN.
+            ConfigurationError: for such a mistake.
         """
-        for name, broken in self.broken.items():
-            if bool(broken):
+        for name, (first, later) in self.broken.items():
+            if bool(later) and not bool(first):
+                log.warning(
+                    "%s.loss of %s stops being finite, as its training diverges; train with a lower rate", name, self.who
+                )
+            if bool(first):
                 raise ConfigurationError(
                     f"{name}.loss of {self.who} gives a loss that is not finite, where the client's own was; look for a "
                     "division by zero, a root at zero or a logarithm of zero in it"

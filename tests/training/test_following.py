@@ -51,6 +51,22 @@ def test_a_client_that_diverges_by_itself_is_excluded_and_not_the_attacks_fault(
     assert vector(federation.client).isfinite().all()
 
 
+class Explodes(Attack):
+    """Adds a term by which every step makes a bias many times as long, until its square is more than float32 holds."""
+
+    def loss(self, module, batch, loss, broadcast):
+        return loss + 1e12 * list(module.parameters())[-1].square().sum()
+
+
+def test_a_client_that_diverges_by_an_attacks_term_is_excluded_too(caplog):
+    federation = federation_of([Relabel(), Explodes()], attackers=AttackersTraining(epochs=3))
+    fit(federation, equal_data(), rounds=1)
+    assert federation.excluded_updates == int(federation.cohort.draw(0, 0, federation.data.sizes).malicious.sum()) > 0
+    assert vector(federation.client).isfinite().all()
+    assert "Explodes.loss of client" in caplog.text
+    assert "stops being finite, as its training diverges; train with a lower rate" in caplog.text
+
+
 class Ends(Attack):
     """Returns what it was told, and keeps what it was given."""
 
