@@ -54,7 +54,7 @@ def bound(case: Case, quantity: str) -> float:
     return factor * case["terms"] * 2.0**-24 * max(abs(number or 0.0) for number in numbers) + case["search"]
 
 
-def apart(theirs: list[float | None], ours: list[float]) -> float:
+def apart(theirs: Sequence[float | None], ours: Sequence[float]) -> float:
     """The largest difference; infinite where there is none to take."""
     if len(theirs) != len(ours) or None in theirs:
         return float("inf")
