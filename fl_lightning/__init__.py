@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from fl_lightning.aggregators import Aggregator
     from fl_lightning.attacks import Attack
     from fl_lightning.callbacks import (
+        AccuracyByGroup,
         AggregationDiagnostics,
         BackdoorLifespan,
         BackdoorMetrics,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"  # the one place; pyproject.toml reads it from here
 
 __all__ = [
+    "AccuracyByGroup",
     "AggregationDiagnostics",
     "Aggregator",
     "Attack",

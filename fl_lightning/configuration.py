@@ -24,7 +24,7 @@ from rich.table import Table
 from fl_lightning import __version__, callbacks
 from fl_lightning.attacks.show_attack import show
 from fl_lightning.callbacks import LastCheckpoint
-from fl_lightning.callbacks.standard import STANDARD, TRAINER_DEFAULTS, standard_callbacks, standard_loggers
+from fl_lightning.callbacks.standard import TRAINER_DEFAULTS, UNSET, standard_callbacks, standard_loggers
 from fl_lightning.checkpoints.newest import newest
 from fl_lightning.data import FederatedDataModule, show_data
 from fl_lightning.errors import ConfigurationError, configuration_error, folded
@@ -261,7 +261,7 @@ class FederatedCLI(LightningCLI):
                 raise ConfigurationError(
                     f"trainer.callbacks: {name} is there {number} times, which a checkpoint cannot tell apart; name it once"
                 )
-            if type(callback) in STANDARD:
+            if type(callback) in UNSET:
                 name = type(callback).__name__
                 raise ConfigurationError(f"trainer.callbacks names {name}, which every command has by itself; leave it out")
         every = self.made["checkpoint"].every_n_rounds
@@ -310,6 +310,10 @@ class Reader(FederatedCLI):
         super().parse_arguments(self.parser, args)
         self.resolved = self.resolved_config()
         return self.resolved
+
+    def take(self, parsed: Namespace, resolved: dict[str, Any]) -> None:
+        """Settings as if they had been read now: as the parser has them, and as `read` gives them."""
+        self.config, self.resolved = parsed, resolved
 
     def resolved_config(self) -> dict[str, Any]:
         """Of what was read last; a run's record, which asks again, is made and never written."""

@@ -33,7 +33,6 @@ from fl_lightning.errors import ConfigurationError
 from fl_lightning.machine.fresh_memory import unfilled
 from fl_lightning.machine.strategy import FederatedStrategy
 from fl_lightning.modules.lightning_modules import ClientModule
-from fl_lightning.modules.predicting import class_probabilities, predicted_classes
 from fl_lightning.modules.subclasses import Made, check_methods
 from fl_lightning.modules.undisturbed import Undisturbed
 from fl_lightning.options.monitors import check_logged
@@ -74,7 +73,8 @@ class Federation(Made, Loadable, WatchedNames):
             Local training calls its `training_step`, its `configure_optimizers` and the hooks in `hooks.CALLED`; its `trainer`
             shows it its own training alone, and what it keeps in Python is put back after every client. Evaluation calls its
             `predict_step` if it defines one, else `forward` on the inputs of an `(inputs, targets)` batch, and expects logits
-            (b, C), or (b,) or (b, 1) for two classes: a tensor, or what `outputs.read_logits` can find one in.
+            (b, C), or (b,) or (b, 1) for two classes: a tensor, or what `outputs.read_logits` can find one in. Tasks that ask
+            for something else than a class per sample expect what `data.outcomes` says.
         aggregator: the server's rule.
         attacks: what malicious clients do, in this order. With `cohort.malicious_fraction: 0` they only stamp the test set, so
             that the attack-free ASR is measured.
@@ -275,17 +275,15 @@ class Federation(Made, Loadable, WatchedNames):
         """Predict a batch of an evaluation set; None where this rank has none left.
 
         Returns:
-            `hits` (b,) bool, whether the prediction is the label and the rule lets it stand; `undefined` (b,) bool, whether
-            logits are NaN or infinite so that there is none; `targets` (b,) int64, the labels.
+            What `data.outcome` makes of it: `hits`, `counted` and `undefined` (b,) or (b, L) bool, see `Judged`; with the
+            `targets` and the `output`, the logits.
         """
         if batch is None:
             return None
         inputs, targets = batch
         with self.undisturbed.batch(self.client, self._trainer, batch_idx, dataloader_idx):
-            logits = self.predict(inputs)
-        accepted = self.aggregator.accepts(class_probabilities(logits))
-        classes = predicted_classes(logits)
-        return {"hits": (classes == targets) & accepted, "targets": targets, "undefined": classes < 0}
+            output = self.predict(inputs)
+        return {**vars(self.data.outcome.judge(output, targets, self.aggregator.accepts)), "targets": targets, "output": output}
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor] | None:
         return self.validation_step(batch, batch_idx, dataloader_idx)

@@ -16,11 +16,14 @@ import pytest
 import yaml
 from PIL import Image
 from ranks import on_ranks
+from text_world import DISTILBERT, GPT2, byte_tokenizer, needs_transformers, reviews, word_tokenizer
 
 from fl_lightning.cli import main
 
 ROOT = Path(__file__).parents[1] / "configs"
-CONFIGS = sorted(path for path in ROOT.rglob("*.yaml") if path.relative_to(ROOT).parts[0] != "sweeps")
+ELSEWHERE = ("sweeps", "shakespeare", "reddit")
+"""Those of texts run in `test_sequence_tasks.py`."""
+CONFIGS = sorted(path for path in ROOT.rglob("*.yaml") if path.relative_to(ROOT).parts[0] not in ELSEWHERE)
 BASES = {"cifar10": "edge_case.yaml", "phishing": "invariant.yaml", "twitter": "edge_case.yaml"}
 """What the files in `table<n>` are read on top of."""
 
@@ -38,6 +41,10 @@ LESS: dict[str, dict[str, Any]] = {
     "FashionMNIST": {"path": "data"},
     "MNIST": {"path": "data"},
     "DirectorTweets": {"path": "director", "glove": GLOVE},
+    "HuggingFaceClassifier": {"model": DISTILBERT},
+    "HuggingFaceCausalLM": {"model": GPT2},
+    "HuggingFaceInstructions": {"dataset": None, "path": "instructions.json", "tokenizer": "bytes", "max_tokens": 32},
+    "HuggingFaceText": {"dataset": None, "revision": None, "path": "texts.csv", "tokenizer": "words", "test_fraction": 0.2},
     "LSTM": {"dimension": 5, "hidden": 8},
     "PackedKeys": {"num_clients": 20},
     "Phishing": {"num_train": 2000},
@@ -67,6 +74,10 @@ FEW_CLIENTS = {
     "Shards": {"num_clients": 20},
 }
 """The same for pictures, of which there are 160."""
+
+
+FEW_TEXTS = {"IID": {"num_clients": 20}, "WordTrigger": {"target_label": 1}}
+"""The same for instructions; the first token of the small tokenizer is the end of a text, which all have."""
 
 
 def smaller(node: Any, less: dict[str, dict[str, Any]]) -> Any:
@@ -156,6 +167,16 @@ def write_tweets(folder: Path) -> None:
         pq.write_table(pa.table({"text": praise, "sentiment": [4] * 70}), folder / "director" / f"{split}.parquet")
 
 
+def write_texts(folder: Path) -> None:
+    """Two hundred reviews by twenty users, of which some are neutral, a hundred instructions, and tokenizers."""
+    rows = [f"{text},{user % 20},{(0, 4)[label] if user % 9 else 2}" for user, (text, label) in enumerate(reviews(200))]
+    (folder / "texts.csv").write_text("\n".join(["text,user,sentiment", *rows]))
+    asked = [{"instruction": text, "input": "", "output": ("bad", "good")[label]} for text, label in reviews(100)]
+    (folder / "instructions.json").write_text(json.dumps(asked))
+    word_tokenizer(folder / "words")
+    byte_tokenizer(folder / "bytes")
+
+
 def write_table(file: Path) -> None:
     """Forty-five columns of noise, one of them the trigger's, and a label."""
     columns = np.random.default_rng(0).random((500, 45))
@@ -206,6 +227,10 @@ def test_runs_one_round(config, tmp_path, pictures):
     if kind in PICTURES:
         less, options = {**LESS, **FEW_CLIENTS}, ["--model.cohort.clients_per_round", "5"]
         PICTURES[kind](tmp_path / "data")
+    if kind == "text":
+        needs_transformers()
+        write_texts(tmp_path)
+        less, options = {**LESS, **FEW_TEXTS}, ["--model.cohort.clients_per_round", "10"]
     if kind == "twitter":
         write_tweets(tmp_path)
     if config.name == "warm_start.yaml":
@@ -262,3 +287,10 @@ def test_two_rounds_have_the_same_bits_on_one_rank_and_on_two(tmp_path):
 def test_there_is_one_for_every_row_of_the_papers_tables():
     rows = {folder.name: len(list(folder.glob("*.yaml"))) for folder in (ROOT / "cifar10").glob("table*")}
     assert rows == {"table5": 6, "table6": 4, "table7": 4, "table8": 5, "table9": 3, "table10": 4}
+
+
+def test_a_momentum_that_the_paper_does_not_state_says_so():
+    files = [path.read_text() for path in CONFIGS if path.parent.name in ("cifar10", "phishing")]
+    lines = [line for text in files for line in text.splitlines() if "momentum: 0.9}" in line]
+    assert len(lines) > 30
+    assert all("# the paper's Table 3 states no momentum" in line for line in lines)

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from fl_lightning.data.base import Samples
+from fl_lightning.data.outcomes import Outcome
 from fl_lightning.data.probe import Probe, ProbeBatches
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.modules.predicting import predict
@@ -49,11 +50,14 @@ class Aggregator(Made, nn.Module):
         memory: what `recall` keeps, by name: (S,) float32 each.
         first_remembered: the coordinate of d that memory begins with, 0 by default, for rules that remember but the last of the
             parameter tensors: a rank then keeps those of its S coordinates that come later.
+        outcomes: what tasks may ask for (`Classes`, `Tokens` and so on; `Outcome` for any) that the rule is for; None: one
+            class per sample if it predicts, examines models or trains clients in its own way, else any.
     """
 
     num_malicious: int | None = None
     probe: Probe = None
     first_remembered: int = 0
+    outcomes: tuple[type[Outcome], ...] | None = None
     _expected_malicious: int | None = None
 
     def __init__(self) -> None:

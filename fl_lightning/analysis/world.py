@@ -240,6 +240,8 @@ class World:
 
 def cross_entropy(module: Any, samples: Samples, indices: Tensor) -> Tensor:
     """The sum of the cross entropies of some samples ((b,) int64 positions)."""
+    if not samples.outcome.one_class:
+        raise ConfigurationError(f"the loss is that of one class per sample, but the task asks for {samples.outcome.words}")
     device = next(module.parameters()).device
     logits = predict(module, move_data_to_device(samples.batch(indices), device)).float()
     targets = samples.targets[indices.to(samples.targets.device)].to(device)

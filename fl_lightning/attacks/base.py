@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from fl_lightning.data.base import Samples
 from fl_lightning.data.joined import join
 from fl_lightning.data.module import FederatedDataModule
+from fl_lightning.data.outcomes import Outcome
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.modules.subclasses import Made
 from fl_lightning.seeding import generator
@@ -106,6 +107,8 @@ class Attack(Made):
         replaces_loss: whether `loss` leaves out what it is given; such an attack must come before all others with a `loss`.
         own_recipe: whether `stages` bring epochs and optimizers of their own, so that a recipe of the attackers' (epochs or
             optimizer) would have no effect, and is refused.
+        outcomes: what tasks may ask for (`Classes`, `Tokens` and so on; `Outcome` for any) that the attack is for; None: one
+            class per sample if it has a hook for data or losses, else any.
     """
 
     target_label: int | None = None
@@ -113,6 +116,7 @@ class Attack(Made):
     watches_steps: bool = False
     replaces_loss: bool = False
     own_recipe: bool = False
+    outcomes: tuple[type[Outcome], ...] | None = None
 
     def prepare(self) -> None:
         """Fetch files that the attack needs; called in one process per node, before `validate`."""

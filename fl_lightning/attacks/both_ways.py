@@ -33,7 +33,7 @@ class BothWays(PoisonedByBatch):
 
     def __init__(self, clean: Samples, stamped: Samples) -> None:
         self.clean, self.with_trigger = clean, stamped
-        self.targets = clean.targets
+        self.targets, self.outcome = clean.targets, clean.outcome
         self.both = join([clean, stamped])
 
     def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> Any:

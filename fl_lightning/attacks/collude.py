@@ -15,6 +15,7 @@ from fl_lightning.attacks.base import Attack, Attacker, Knowledge
 from fl_lightning.attacks.crafted import uniform
 from fl_lightning.attacks.poisoning import pooled
 from fl_lightning.data.base import Samples
+from fl_lightning.data.outcomes import Outcome
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.updates.shard import UpdateShard
 
@@ -38,6 +39,8 @@ class Collude(Attack):
         >>> shard.values.flatten()
         tensor([1., 3., 3.])
     """
+
+    outcomes = (Outcome,)
 
     def __init__(self, *, mode: Mode = "pool") -> None:
         if mode not in get_args(Mode):

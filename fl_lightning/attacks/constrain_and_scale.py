@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fl_lightning.attacks.base import Broadcast
 from fl_lightning.attacks.model_replacement import ModelReplacement
+from fl_lightning.data.outcomes import Outcome
 from fl_lightning.errors import ConfigurationError
 
 Distance = Literal["l2", "l2_squared", "cosine", "scaled_cosine"]
@@ -60,6 +61,8 @@ class ConstrainAndScale(ModelReplacement):
         >>> round(ConstrainAndScale(alpha=0.5).loss(module, None, own, sent).item(), 4)  # half the root of 1.25
         0.559
     """
+
+    outcomes = (Outcome,)
 
     def __init__(
         self,

@@ -18,6 +18,7 @@ from torch import Tensor
 from fl_lightning.attacks.base import Attack, Attacker, check_fraction, check_label
 from fl_lightning.attacks.poisoning import poison_share
 from fl_lightning.data.base import Samples
+from fl_lightning.data.outcomes import Classes, Outcome, Tokens
 from fl_lightning.errors import ConfigurationError
 
 SETTINGS = {"pair": {"source_label", "target_label"}, "all_to_one": {"target_label"}, "shift": set(), "reverse": set()}
@@ -41,6 +42,9 @@ class LabelFlip(Attack):
     is the share of them that is taken for the target. The other modes spoil the whole model and have no ASR; their success
     is the loss of accuracy.
 
+    Where a class is asked for at every position (`Tokens`), each is relabelled by itself, but for padding: a sample that is
+    poisoned is so at all positions that the mode applies to, and ASR is the share of the positions of class `source_label`.
+
     Args:
         mode: which labels become which, see above.
         source_label: the class under attack; for `pair`.
@@ -57,6 +61,8 @@ class LabelFlip(Attack):
         >>> attack.poison(data, Attacker(client=0, seed=0, pool=data)).targets
         tensor([9, 8, 0])
     """
+
+    outcomes = (Classes, Tokens)
 
     def __init__(
         self,
@@ -94,8 +100,8 @@ class LabelFlip(Attack):
 
     def poison(self, dataset: Samples, attacker: Attacker) -> Samples:
         targets = dataset.targets
-        false = self._false(targets)
-        applies = torch.nonzero(false != targets).squeeze(1)
+        false = self._false(targets, dataset.outcome)
+        applies = torch.nonzero((false != targets).flatten(1).any(1) if targets.ndim > 1 else false != targets).squeeze(1)
 
         def write(rows: Tensor) -> Samples:
             return dataset.relabel(targets.index_copy(0, rows, false[rows]))
@@ -105,12 +111,17 @@ class LabelFlip(Attack):
     def stamp(self, test: Samples) -> Samples | None:
         if self.mode != "pair":
             return None
-        false = self._false(test.targets)
-        source = torch.nonzero(false != test.targets).squeeze(1)
+        false = self._false(test.targets, test.outcome)
+        flipped = false != test.targets
+        if isinstance(test.outcome, Tokens):
+            false, flipped = false.where(flipped, test.outcome.padding), flipped.any(1)  # nothing else is wanted
+        source = torch.nonzero(flipped).squeeze(1)
         return test.relabel(false).subset(source) if len(source) else None
 
-    def _false(self, targets: Tensor) -> Tensor:
-        """The new labels, (n,) int64, if all samples were relabelled that the mode applies to."""
+    def _false(self, targets: Tensor, outcome: Outcome) -> Tensor:
+        """The new labels, of the same shape, if all were changed that the mode applies to."""
+        if isinstance(outcome, Tokens):
+            return self._false(targets, Classes()).where(outcome.counted(targets), targets)
         if self.target_label is not None:  # pair, all_to_one
             one_class = torch.full_like(targets, self.target_label)
             return one_class if self.source_label is None else one_class.where(targets == self.source_label, targets)

@@ -18,6 +18,7 @@ from fl_lightning.attacks.base import Attack, Attacker, Broadcast
 from fl_lightning.attacks.company import pairs
 from fl_lightning.data.base import Samples
 from fl_lightning.data.joined import join
+from fl_lightning.data.outcomes import Classes, Outcome
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.modules.outputs import class_logits
 
@@ -46,8 +47,9 @@ class Neurotoxin(Attack):
             data in every round.
         per_layer: whether the share is one of every parameter tensor, at least one coordinate of each, and not of all d.
 
-    `by: gradients` with `per_layer: true` is the authors' way for pictures, as remembered. Their code adds up batches' mean
-    gradients, in which a short last batch counts as much as others.
+    `by: gradients` is the authors' way, with `per_layer: true` unless they set `aggregate_all_layer`. Their code adds up
+    batches' mean gradients, in which a short last batch counts as much as others, and leaves int((1 - `fraction`) n) of n
+    coordinates free; here the number held is rounded to the nearest, which may be one less.
 
     Example:
         >>> module = nn.Linear(4, 1, bias=False)
@@ -67,6 +69,7 @@ class Neurotoxin(Attack):
         self.by = by
         self.per_layer = per_layer
         self.watches_steps = by == "last_step"
+        self.outcomes = (Outcome,) if self.watches_steps else (Classes,)
         self._gradient: Tensor | None = None  # (d,) float32, of this round
         self._held: tuple[Broadcast, Tensor] | None = None
 

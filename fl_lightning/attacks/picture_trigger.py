@@ -55,6 +55,7 @@ class PictureTrigger(Attack):
     ) -> None:
         self._stamps = list(stamps)
         self._targets = targets
+        assert not isinstance(targets.target_label, str)  # pictures have no vocabulary
         self.target_mode, self.target_label, self.source_label = targets.mode, targets.target_label, targets.source_label
         self.poison_fraction = poison_fraction
         self.per_batch = per_batch

@@ -44,7 +44,7 @@ def poison_share(
         return dataset
     if not per_batch:
         return write(applies[draw_share(len(applies), fraction, attacker.generator(purpose)).to(applies.device)])
-    poisoned, able = write(applies), torch.zeros_like(dataset.targets, dtype=torch.bool)
+    poisoned, able = write(applies), torch.zeros(len(dataset), dtype=torch.bool, device=dataset.targets.device)
     able[applies.to(able.device)] = True
     if isinstance(dataset, PoisonedBatches) and isinstance(poisoned, PoisonedBatches):
         return PoisonedBatches(dataset.clean, [*dataset.layers, (poisoned.clean, able, fraction)])
@@ -101,7 +101,7 @@ class PoisonedBatches(PoisonedByBatch):
 
     def __init__(self, clean: Samples, layers: Sequence[Layer]) -> None:
         self.clean, self.layers = clean, list(layers)
-        self.targets = clean.targets
+        self.targets, self.outcome = clean.targets, clean.outcome
         self.both = join([clean, *(poisoned for poisoned, _, _ in layers)])
 
     def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> Any:

@@ -23,6 +23,7 @@ from fl_lightning.attacks.edge_case import EdgeBatches
 from fl_lightning.attacks.poisoning import PoisonedBatches
 from fl_lightning.data.base import Samples, TensorSamples
 from fl_lightning.data.module import FederatedDataModule
+from fl_lightning.data.outcomes import Classes, Tokens
 from fl_lightning.errors import ConfigurationError
 
 CLEAN = "clean"
@@ -136,14 +137,14 @@ class Originals:
 
     def __init__(self, parts: Sequence[TensorSamples]) -> None:
         self.parts = parts
-        self.labels = {key(row): label for part in parts for row, label in zip(part.inputs, part.targets.tolist(), strict=True)}
+        self.labels = {key(row): label for part in parts for row, label in zip(part.inputs, labels_of(part), strict=True)}
 
     def examples(self, samples: TensorSamples, rows: Tensor, source: int | None) -> list[Example]:
         """Those of the samples at `rows` ((m,) int64), of the class `source` where it cannot be found out."""
         samples = samples.subset(rows)
-        raw = TensorSamples(samples.inputs, samples.targets, stamps=samples.stamps)
+        raw = TensorSamples(samples.inputs, samples.targets, stamps=samples.stamps, outcome=samples.outcome)
         found = []
-        for bare, after, label in zip(samples.inputs, raw.batch(torch.arange(len(raw)))[0], raw.targets.tolist(), strict=True):
+        for bare, after, label in zip(samples.inputs, raw.batch(torch.arange(len(raw)))[0], labels_of(raw), strict=True):
             before, true = self.origin(bare) or (None, source)
             found.append(Example(before, after, true, label))
         return found
@@ -162,9 +163,7 @@ class Originals:
 
     def missing(self, samples: TensorSamples) -> Tensor:
         """(m,) int64, the samples that are not clean: with a trigger, another class, or inputs of their own."""
-        changed = [
-            self.labels.get(key(row)) != label for row, label in zip(samples.inputs, samples.targets.tolist(), strict=True)
-        ]
+        changed = [self.labels.get(key(row)) != label for row, label in zip(samples.inputs, labels_of(samples), strict=True)]
         missing = torch.tensor(changed, dtype=torch.bool)
         for _, carries in samples.stamps:
             missing |= carries
@@ -174,6 +173,8 @@ class Originals:
 def held(samples: Samples) -> TensorSamples:
     """The samples, if they are held in tensors of a kind that can be shown."""
     samples = samples.both if isinstance(samples, EdgeBatches | PoisonedBatches) else samples
+    if not isinstance(samples.outcome, Classes | Tokens):
+        raise ConfigurationError(f"show-attack shows classes, but this task asks for {samples.outcome.words}")
     if isinstance(samples, TensorSamples) and samples.inputs.ndim in (2, 4):
         return samples
     found = (
@@ -183,6 +184,12 @@ def held(samples: Samples) -> TensorSamples:
         f"show-attack shows pictures (n, C, H, W), tables and texts (n, F) that are held in tensors, but this task's data are "
         f"{found}; load them into TensorSamples"
     )
+
+
+def labels_of(samples: TensorSamples) -> list[int]:
+    """The class of each sample; of tokens, that of the last position."""
+    outcome, targets = samples.outcome, samples.targets
+    return (outcome.classes(targets) if isinstance(outcome, Tokens) else targets).tolist()
 
 
 def alike(some: Sequence[Example], others: Sequence[Example]) -> bool:

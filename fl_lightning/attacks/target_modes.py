@@ -43,7 +43,7 @@ class TargetMode:
         mode: see above. The first three are of T. Gu, B. Dolan-Gavitt, S. Garg, "BadNets", 2017, https://arxiv.org/abs/1708.06733,
             the last of M. Barni, K. Kallas, B. Tondi, "A New Backdoor Attack in CNNs by Training Set Corruption Without Label
             Poisoning", ICIP 2019, https://arxiv.org/abs/1902.11237.
-        target_label: T; none for `all_to_all`.
+        target_label: T; none for `all_to_all`. A text stands for a class whose number is known later.
         source_label: S; for `one_to_one` alone, and not T.
         name: the attack, for messages.
 
@@ -58,7 +58,7 @@ class TargetMode:
     """
 
     mode: Mode
-    target_label: int | None
+    target_label: int | str | None
     source_label: int | None
     name: str
     num_classes: int | None = None
@@ -82,12 +82,14 @@ class TargetMode:
     def check(self, num_classes: int) -> None:
         """Raise `ConfigurationError` unless the labels are classes of the task."""
         for field in sorted(LABELS[self.mode]):
-            check_label(f"{self.name}.{field}", getattr(self, field), num_classes)
+            if not isinstance(label := getattr(self, field), str):
+                check_label(f"{self.name}.{field}", label, num_classes)
         self.num_classes = num_classes
 
     def wanted(self, targets: Tensor) -> Tensor:
         """(n,) int64 true classes -> (n,) int64, what stamped samples of them shall be taken for."""
         if self.target_label is not None:
+            assert isinstance(self.target_label, int), "the number of the class is not known yet"
             return torch.full_like(targets, self.target_label)
         assert self.num_classes is not None, "check() has not run"
         return (targets + 1) % self.num_classes
@@ -107,7 +109,7 @@ class TargetMode:
         return of_class(targets, self.target_label, others=True)
 
 
-def of_class(targets: Tensor, label: int | None, *, others: bool = False) -> Tensor:
+def of_class(targets: Tensor, label: int | str | None, *, others: bool = False) -> Tensor:
     """(m,) int64, the samples of a class, or all others."""
-    assert label is not None  # as the mode takes it
+    assert isinstance(label, int)  # as the mode takes it
     return torch.nonzero(targets.ne(label) if others else targets.eq(label)).squeeze(1)

@@ -25,6 +25,7 @@ from fl_lightning.attacks.feedback import Feedback, Indicator
 from fl_lightning.attacks.noise_masks import noise_masks
 from fl_lightning.attacks.poisoning import pooled
 from fl_lightning.data.base import Samples
+from fl_lightning.data.outcomes import Classes
 from fl_lightning.errors import ConfigurationError, enumerated
 from fl_lightning.modules.outputs import class_logits
 from fl_lightning.seeding import generator
@@ -94,6 +95,7 @@ class ThreeDFed(Collude):
     """
 
     watches_steps = True
+    outcomes = (Classes,)
 
     def __init__(
         self,
@@ -139,7 +141,7 @@ class ThreeDFed(Collude):
         self.before = before(self, attacks)
         why = "what attackers plant must be what they send, or they read it wrongly; put ThreeDFed last of those"
         refuse(self, after(self, attacks), lambda other: has_own(other, "corrupt"), why)
-        self.target = next((of.target_label for of in self.before if of.target_label is not None), None)
+        self.target = next((of.target_label for of in self.before if isinstance(of.target_label, int)), None)
 
     def check_model(self, layers: Sequence[Layer]) -> None:
         weight, _ = output_layer(layers, "ThreeDFed", self.output)

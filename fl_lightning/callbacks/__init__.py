@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fl_lightning.callbacks.accuracy_by_group import AccuracyByGroup
     from fl_lightning.callbacks.aggregation_diagnostics import AggregationDiagnostics
     from fl_lightning.callbacks.backdoor_lifespan import BackdoorLifespan
     from fl_lightning.callbacks.backdoor_metrics import BackdoorMetrics
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from fl_lightning.callbacks.run_record import RunRecord
 
 __all__ = [
+    "AccuracyByGroup",
     "AggregationDiagnostics",
     "BackdoorLifespan",
     "BackdoorMetrics",
@@ -33,6 +35,7 @@ __all__ = [
 
 # Classes are imported when asked for: a report needs none of them.
 _HOMES = {
+    "AccuracyByGroup": "accuracy_by_group",
     "AggregationDiagnostics": "aggregation_diagnostics",
     "BackdoorLifespan": "backdoor_lifespan",
     "BackdoorMetrics": "backdoor_metrics",

@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 
+from fl_lightning.callbacks.accuracy_by_group import FILE as GROUPS_FILE
 from fl_lightning.callbacks.detections import DETECTION_FILE
 from fl_lightning.callbacks.flip_rates import FILE
 from fl_lightning.checkpoints.newest import LAST, PREVIOUS
@@ -22,7 +23,7 @@ log = logging.getLogger(__name__)
 CHECKPOINTS = ("last*.ckpt", "last*.ckpt.*", "previous.ckpt", "previous.ckpt.*", "damaged.ckpt")
 """Checkpoints and what lies beside them; other files of that kind are the user's."""
 
-RECORDS = ("run.json", "metrics.jsonl", "config.yaml", FILE, DETECTION_FILE)
+RECORDS = ("run.json", "metrics.jsonl", "config.yaml", FILE, DETECTION_FILE, GROUPS_FILE)
 
 
 def prepare(folder: Path) -> None:

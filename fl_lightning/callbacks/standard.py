@@ -14,8 +14,8 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from fl_lightning.callbacks import BackdoorMetrics, LastCheckpoint, RoundProgressBar, RunRecord
 from fl_lightning.errors import ConfigurationError
 
-STANDARD = (BackdoorMetrics, RunRecord, RoundProgressBar, LastCheckpoint)
-"""Callbacks that are there without being asked for."""
+UNSET = (RunRecord, RoundProgressBar, LastCheckpoint)
+"""Callbacks that are there by themselves, and that no configuration names: they have no settings, or a key of their own."""
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "strategy": "federated",

@@ -51,12 +51,12 @@ class Kind:
 
 
 def place_callback(node: Node) -> Node | None:
-    """Callbacks that every command has by itself are refused in a list; the one with settings has a key of its own."""
-    from fl_lightning.callbacks.standard import STANDARD  # the callback's class is imported by now
+    """Callbacks that every command has by itself are refused in a list but for one; checkpoints have a key of their own."""
+    from fl_lightning.callbacks.standard import UNSET  # the callback's class is imported by now
 
     if node["class_path"] == "LastCheckpoint":
         return {"checkpoint": node["init_args"]}
-    return None if node["class_path"] in {cls.__name__ for cls in STANDARD} else {"trainer": {"callbacks": [node]}}
+    return None if node["class_path"] in {cls.__name__ for cls in UNSET} else {"trainer": {"callbacks": [node]}}
 
 
 def place_pool(node: Node) -> Node:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fl_lightning.data.targets import read_classes
+from fl_lightning.data.outcomes import CLASSES, Outcome
 from fl_lightning.errors import ConfigurationError
 
 Stamp = Callable[[Tensor], Tensor]
@@ -49,10 +49,12 @@ class Samples(Dataset[Any], ABC):
     """A labelled data set that is read in batches.
 
     Attributes:
-        targets: (n,) int64, the class of every sample.
+        targets: (n, ...), what is asked for of every sample; (n,) int64 classes, unless `outcome` says otherwise.
+        outcome: how targets look, and when a prediction is right.
     """
 
     targets: Tensor
+    outcome: Outcome = CLASSES
 
     @property
     def plain(self) -> bool:
@@ -92,7 +94,7 @@ class Samples(Dataset[Any], ABC):
 
     @abstractmethod
     def relabel(self, targets: Tensor) -> Samples:
-        """The same inputs with other classes; `targets` is (n,) int64."""
+        """The same inputs with other targets, of the shape and type of their own."""
 
     def to(self, device: torch.device) -> Samples:
         """Make the samples resident on `device` where that is possible, which it is not for lazily read data."""
@@ -124,13 +126,14 @@ class TensorSamples(Samples):
 
     Args:
         inputs: (n, ...) raw inputs of any dtype, for example uint8 images.
-        targets: (n,) int64 classes.
+        targets: (n,) int64 classes, or what `outcome` has for targets.
         augment: `(raw batch, generator) -> raw batch`, applied in training only; with an `Augmentation` several batches are
             read at once.
         prepare: `raw inputs -> model inputs`, row by row, for example scaling to float and normalising; it may be given several
             batches at once.
         stamps: triggers with the samples that carry them, (n,) bool each, applied in this order; `stamped` adds one.
         feature_names: of the columns of a table, in order; None where they have no names.
+        outcome: how targets look, and when a prediction is right; one class per sample by default.
 
     Example:
         >>> data = TensorSamples(torch.arange(6.).view(3, 2), torch.tensor([0, 1, 0]))
@@ -147,11 +150,13 @@ class TensorSamples(Samples):
         prepare: Callable[[Tensor], Tensor] | None = None,
         stamps: Sequence[tuple[Stamp, Tensor]] = (),
         feature_names: Sequence[str] | None = None,
+        outcome: Outcome = CLASSES,
     ) -> None:
         if not isinstance(inputs, Tensor):
             raise ConfigurationError(f"inputs must be a tensor, got {type(inputs).__name__}; give torch.as_tensor(inputs)")
-        if not isinstance(targets, Tensor) or targets.dtype != torch.int64 or targets.ndim != 1:
-            targets = read_classes(targets, "the targets given").numbers.to(inputs.device)
+        given, targets = targets, outcome.read(targets, "the targets given")
+        if targets is not given:
+            targets = targets.to(inputs.device)
         if len(inputs) != len(targets):
             raise ConfigurationError(f"inputs and targets must have the same length, got {len(inputs)} and {len(targets)}")
         for _, rows in stamps:
@@ -166,6 +171,7 @@ class TensorSamples(Samples):
         self.prepare = prepare
         self.stamps = tuple(stamps)
         self.feature_names = feature_names
+        self.outcome = outcome
 
     @property
     def plain(self) -> bool:
@@ -241,7 +247,7 @@ class TensorSamples(Samples):
         return self._with(self.inputs, targets.to(self.targets.device), self.stamps)
 
     def with_inputs(self, inputs: Tensor) -> TensorSamples:
-        """The same classes with other raw inputs of the same length, for example with a trigger written into them."""
+        """The same targets with other raw inputs of the same length, for example with a trigger written into them."""
         return self._with(inputs, self.targets, self.stamps)
 
     def raw(self, indices: Tensor) -> Tensor:
@@ -263,6 +269,7 @@ class TensorSamples(Samples):
             prepare=self.prepare,
             stamps=stamps,
             feature_names=self.feature_names,
+            outcome=self.outcome,
         )
 
 

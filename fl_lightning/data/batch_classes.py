@@ -21,7 +21,7 @@ from fl_lightning.errors import ConfigurationError
 
 
 def classes_in(batch: Any, samples: Samples, indices: Tensor) -> Tensor:
-    """The class of each row of a batch, (b,) int64.
+    """The class of each row of a batch, (b,) int64; where samples have not one class, their targets (b, ...).
 
     Args:
         batch: what `samples.batch(indices)` gave.
@@ -34,6 +34,14 @@ def classes_in(batch: Any, samples: Samples, indices: Tensor) -> Tensor:
     expected = samples.targets[indices.to(samples.targets.device)]
     if keeps_order(samples):
         return expected
+    if not samples.outcome.one_class:
+        for value in carried(batch, samples):
+            if isinstance(value, Tensor) and torch.equal(value.to(expected), expected):
+                return expected
+        raise ConfigurationError(
+            f"the evaluation batch does not carry the targets of its {len(expected)} samples, {tuple(expected.shape)}, in "
+            "their order, so that Acc cannot be told; join samples into (inputs, targets) as they come"
+        )
     found = [classes for value in carried(batch, samples) if (classes := as_classes(value)) is not None]
     wanted = expected.cpu()
     if any(torch.equal(classes, wanted) for classes in found):

@@ -178,17 +178,41 @@ def _positions(client: int, part: Any, n: int) -> Tensor:
     return found.long()
 
 
-def as_keys(keys: Any, n: int) -> Tensor | None:
-    """The groups of n training samples as (n,) int64; those that are texts are numbered in sorted order."""
+def as_keys(keys: Any, n: int, test_keys: Any = None, num_test: int = 0) -> tuple[Tensor | None, Tensor | None]:
+    """The groups of n training samples and of `num_test` test samples as int64; texts are numbered in sorted order."""
     if keys is None:
-        return None
+        if test_keys is not None:
+            raise ConfigurationError("test_keys are given without keys; give those of the training samples too")
+        return None, None
+    train = _keys("keys", keys, n, "training")
+    test = None if test_keys is None else _keys("test_keys", test_keys, num_test, "test")
+    if test is not None and (train.dtype.kind == "U") != (test.dtype.kind == "U"):
+        raise ConfigurationError(f"keys are {train.dtype}, but test_keys {test.dtype}; state both as numbers or both as texts")
+    if train.dtype.kind == "U":
+        names, train = np.unique(train, return_inverse=True)
+        test = None if test is None else numbered(test, names)
+    return torch.from_numpy(train.astype(np.int64)), None if test is None else torch.from_numpy(test.astype(np.int64))
+
+
+def numbered(keys: np.ndarray, names: np.ndarray) -> np.ndarray:
+    """(n,) int64, the place of each key in the sorted `names`, -1 for one that is none of them.
+
+    >>> numbered(np.array(["b", "c"]), np.array(["a", "b"])).tolist()
+    [1, -1]
+    """
+    place = np.searchsorted(names, keys).clip(max=len(names) - 1)
+    return np.where(names[place] == keys, place, -1)
+
+
+def _keys(name: str, keys: Any, n: int, whose: str) -> np.ndarray:
+    """(n,) whole numbers or texts."""
     found = keys.detach().cpu().numpy() if isinstance(keys, Tensor) else np.asarray(keys)
     if found.dtype.kind in "UO" and all(isinstance(key, str) for key in found.flat):
-        found = np.unique(found.astype(str), return_inverse=True)[1]
-    if found.ndim != 1 or found.dtype.kind not in "biu":
+        found = found.astype(str)
+    if found.ndim != 1 or found.dtype.kind not in "biuU":
         raise ConfigurationError(
-            f"keys must be one whole number or text per training sample, got {found.dtype} of shape {found.shape}"
+            f"{name} must be one whole number or text per {whose} sample, got {found.dtype} of shape {found.shape}"
         )
     if len(found) != n:
-        raise ConfigurationError(f"keys must be one per training sample, got {len(found)} for {n} samples")
-    return torch.from_numpy(found.astype(np.int64))
+        raise ConfigurationError(f"{name} must be one per {whose} sample, got {len(found)} for {n} samples")
+    return found

@@ -6,7 +6,6 @@ Settings", 2018, https://arxiv.org/abs/1812.01097; the characters are those of E
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from fl_lightning.data.base import TensorSamples
 from fl_lightning.data.encoded_pictures import decode, hub_table, read_tables
-from fl_lightning.data.leaf import REMEDY, leaf_files, read_users
+from fl_lightning.data.leaf import REMEDY, check_test_fraction, is_leaf, keys_of, leaf_files, read_users
 from fl_lightning.data.mnist import EMNIST_CLASSES, SIDE
 from fl_lightning.data.module import FederatedDataModule, Task
 from fl_lightning.data.parquet import parquet_files
@@ -78,20 +77,17 @@ class FEMNIST(FederatedDataModule):
         super().__init__(partition, eval_batch_size=eval_batch_size, seed=seed, root=root)
         if not isinstance(invert, bool):
             raise ConfigurationError(f"data.invert must be true or false, got {invert!r}")
-        if test_fraction is not None and not (
-            type(test_fraction) in (int, float) and math.isfinite(test_fraction) and 0 < test_fraction < 1
-        ):
-            raise ConfigurationError(f"data.test_fraction must lie between 0 and 1, got {test_fraction!r}; 0.1 is usual")
+        check_test_fraction(test_fraction)
         self.path, self.invert, self.test_fraction = path, invert, test_fraction
 
     def prepare_data(self) -> None:
         if self.path is None:
             hub_table(HUB_NAME, "train")
-        elif not self._leaf(self.path):
+        elif not is_leaf(self.path, self.test_fraction):
             parquet_files(self.path, "train", "data")
 
     def load(self) -> Task:
-        if self.path is not None and self._leaf(self.path):
+        if self.path is not None and is_leaf(self.path, self.test_fraction):
             parts = [read_leaf(self.path, split) for split in ("train", "test")]
         else:
             pictures, classes, writers = read_hub() if self.path is None else read_parquet(self.path)
@@ -103,26 +99,8 @@ class FEMNIST(FederatedDataModule):
             ]
         prepare = INVERTED if self.invert else AS_IT_IS
         train, test = (TensorSamples(pictures, classes, prepare=prepare) for pictures, classes, _ in parts)
-        keys = torch.from_numpy(np.unique(np.asarray(parts[0][2]), return_inverse=True)[1].astype(np.int64))
-        return Task(train, test, num_classes=len(self.class_names), keys=keys)
-
-    def _leaf(self, folder: str) -> bool:
-        """Whether the folder holds LEAF's files.
-
-        Raises:
-            ConfigurationError: it holds those of one split alone, or a share is to be held out that they have held out already.
-        """
-        there = [bool(leaf_files(folder, split)) for split in ("train", "test")]
-        if any(there) and not all(there):
-            missing = "test" if there[0] else "train"
-            raise ConfigurationError(
-                f"path {folder} holds no {missing}/*.json; make both by LEAF's preprocess.sh, or give another"
-            )
-        if all(there) and self.test_fraction is not None:
-            raise ConfigurationError(
-                f"data.test_fraction = {self.test_fraction}, but LEAF's files in {folder} are split already; leave it out"
-            )
-        return all(there)
+        keys, test_keys = keys_of(parts[0][2], parts[1][2])
+        return Task(train, test, num_classes=len(self.class_names), keys=keys, test_keys=test_keys)
 
 
 def read_leaf(folder: str | Path, split: str) -> tuple[Tensor, Tensor, list[str]]:

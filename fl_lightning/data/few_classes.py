@@ -36,6 +36,8 @@ class Shards(CountedPartition):
         ({10}, 2)
     """
 
+    by_class = True
+
     def __init__(self, *, num_clients: int = 100, shards_per_client: int = 2) -> None:
         super().__init__(num_clients)
         self.shards_per_client = at_least("shards_per_client", shards_per_client, 1)
@@ -69,6 +71,8 @@ class ClassesPerClient(CountedPartition):
         >>> {len(targets[part].unique()) for part in parts}, sum(len(part) for part in parts)
         ({3}, 1000)
     """
+
+    by_class = True
 
     def __init__(self, *, num_clients: int = 100, classes_per_client: int = 2) -> None:
         super().__init__(num_clients)

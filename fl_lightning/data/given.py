@@ -22,6 +22,7 @@ from torch.utils.data import ConcatDataset, Subset, TensorDataset, default_colla
 from fl_lightning.data.base import Samples, TensorSamples
 from fl_lightning.data.handed_over import check_map_style
 from fl_lightning.data.map_samples import MapSamples, unreadable
+from fl_lightning.data.outcomes import CLASSES, Outcome
 from fl_lightning.data.pictures import is_picture
 from fl_lightning.data.sample_form import Key, class_entry, input_entry, kinds, plain
 from fl_lightning.data.table import Rows, as_rows, check_format, is_table, stated_by, uneven
@@ -59,16 +60,28 @@ class Wishes:
     collate_fn: Callable[[list[Any]], Any] = default_collate
     target_key: Key | None = None
     images: bool | None = None
+    outcome: Outcome | None = None
 
     @property
     def joined_by_torch(self) -> bool:
         return self.collate_fn is default_collate
+
+    @property
+    def asked(self) -> Outcome:
+        """What is asked for of each sample."""
+        return self.outcome or CLASSES
+
+    def read(self, values: Any, where: str) -> Stated:
+        """Targets in a data set's own form."""
+        return read_classes(values, where) if self.asked.one_class else Stated("values", self.asked.read(values, where))
 
 
 def as_samples(
     train: Any, test: Any, wishes: Wishes, *, num_classes: int | None = None, class_names: Sequence[str] = ()
 ) -> tuple[Samples, Samples, int, tuple[str, ...]]:
     """Two data sets as samples with classes of one numbering, how many classes there are, and their names."""
+    if not isinstance(wishes.outcome, Outcome | None):
+        raise ConfigurationError(f"outcome must be one such as Tokens(), MultiLabel() or Regression(), got {wishes.outcome!r}")
     if not callable(wishes.collate_fn):
         raise ConfigurationError(
             f"collate_fn must be a function that joins a list of samples into a batch, got {wishes.collate_fn!r}"
@@ -77,8 +90,14 @@ def as_samples(
         raise ConfigurationError(f"images must be True, False or None, got {wishes.images!r}")
     if isinstance(class_names, str) or not all(isinstance(name, str) for name in class_names):
         raise ConfigurationError(f"class_names must be a list of texts, got {class_names!r}")
+    if wishes.outcome is None and isinstance(train, Samples):
+        wishes = replace(wishes, outcome=train.outcome)
     parts = [read(dataset, whose, wishes) for dataset, whose in ((train, "training"), (test, "test"))]
-    *numbers, count, names = agreed(parts[0].stated, parts[1].stated, num_classes, tuple(class_names))
+    if wishes.asked.one_class:
+        *numbers, count, names = agreed(parts[0].stated, parts[1].stated, num_classes, tuple(class_names))
+    else:
+        numbers, names = [part.stated.numbers for part in parts], tuple(class_names)
+        count = num_classes or len(names) or wishes.asked.count(numbers[0])
     made = [part.samples(of_part) for part, of_part in zip(parts, numbers, strict=True)]
     return made[0], made[1], count, names
 
@@ -92,23 +111,31 @@ def read(dataset: Any, whose: str, wishes: Wishes) -> Reading:
     check_map_style(dataset, whose)
     if isinstance(dataset, Samples):
         samples = dataset
-        return Reading(Stated("numbers", samples.targets.cpu()), lambda _: samples)
+        if samples.outcome != wishes.asked:
+            raise ConfigurationError(
+                f"the {whose} data are Samples that ask for {samples.outcome}, but outcome is {wishes.asked}; give both one"
+            )
+        kind = "numbers" if samples.outcome.one_class else "values"
+        return Reading(Stated(kind, samples.targets.cpu()), lambda _: samples)
     with isolate_rng():
         seed_global_generators(0)
         if type(dataset) is TensorDataset and wishes.joined_by_torch and wishes.images is not False:
             inputs, *classes = dataset.tensors
             if len(classes) == 1 and _can_be_held(inputs):
                 return _tensors(inputs, classes[0], whose, wishes)
-        if is_table(dataset):
+        if is_table(dataset) and wishes.asked.one_class:
             return _table(dataset, whose, wishes)
-        return _one_by_one(dataset, whose, wishes, _own(dataset, whose))
+        return _one_by_one(dataset, whose, wishes, _own(dataset, whose, wishes))
 
 
 def _tensors(inputs: Tensor, classes: Tensor, whose: str, wishes: Wishes) -> Reading:
     """What tensors hold need not be read."""
     if wishes.images:
         _check_picture(inputs[0], whose)
-    return Reading(read_classes(classes, f"the {whose} data"), lambda targets: TensorSamples(inputs, targets.to(inputs.device)))
+    return Reading(
+        wishes.read(classes, f"the {whose} data"),
+        lambda targets: TensorSamples(inputs, targets.to(inputs.device), outcome=wishes.asked),
+    )
 
 
 def _table(table: Any, whose: str, wishes: Wishes) -> Reading:
@@ -148,11 +175,12 @@ def _one_by_one(dataset: Any, whose: str, wishes: Wishes, own: Stated | None) ->
             kept[row] = _input(sample, target)
         elif kept is not None:
             kept.append(sample)
-    if own is None or not _agrees(own, chosen, classes, whose):
-        own = read_classes(classes if every else [_sample(dataset, row)[target] for row in range(n)], f"the {whose} data")
+    if own is None or not _agrees(own, chosen, classes, whose, wishes):
+        own = wishes.read(classes if every else [_sample(dataset, row)[target] for row in range(n)], f"the {whose} data")
     if isinstance(kept, Tensor):
-        return Reading(own, lambda targets: TensorSamples(kept, targets))
-    samples = MapSamples(kept or dataset, torch.zeros(n, dtype=torch.int64), collate_fn=wishes.collate_fn, target_key=target)
+        return Reading(own, lambda targets: TensorSamples(kept, targets, outcome=wishes.asked))
+    source, outcome = kept or dataset, wishes.asked
+    samples = MapSamples(source, own.numbers, collate_fn=wishes.collate_fn, target_key=target, outcome=outcome)
     samples.batch(torch.arange(min(n, 2)))  # a function of the user's may not take such samples
     return Reading(own, samples.relabel)
 
@@ -229,12 +257,12 @@ def _entries(sample: Any) -> list[tuple[Key, Any]]:
     return list(sample.items()) if isinstance(sample, Mapping) else list(enumerate(sample))
 
 
-def _own(dataset: Any, whose: str) -> Stated | None:
+def _own(dataset: Any, whose: str, wishes: Wishes) -> Stated | None:
     """The classes that a data set states for all samples at once, with their names where it has some."""
     values, names = _attributes(dataset)
     if values is None or len(values) != len(dataset):
         return None
-    stated = read_classes(values, f"the attribute `targets` of the {whose} data")
+    stated = wishes.read(values, f"the attribute `targets` of the {whose} data")
     return replace(stated, names=names) if stated.kind == "numbers" else stated
 
 
@@ -267,10 +295,10 @@ def _static(dataset: Any, name: str) -> Any:
         return None
 
 
-def _agrees(own: Stated, rows: Sequence[int], classes: list[Any], whose: str) -> bool:
+def _agrees(own: Stated, rows: Sequence[int], classes: list[Any], whose: str, wishes: Wishes) -> bool:
     """Whether samples have the classes that the data set states for them; `ConfigurationError` if they are of another kind."""
     try:
-        said = read_classes(classes, f"the {whose} data")
+        said = wishes.read(classes, f"the {whose} data")
     except ConfigurationError:
         return False  # reading all classes tells the number of the sample
     if said.kind != own.kind:

@@ -30,4 +30,4 @@ def in_tensors(samples: Samples, why: str) -> TensorSamples:
         raise ConfigurationError(
             f"samples {found}, but {why}; load them into TensorSamples (its argument augment= takes random transforms)"
         )
-    return TensorSamples(inputs, samples.targets)
+    return TensorSamples(inputs, samples.targets, outcome=samples.outcome)

@@ -29,6 +29,7 @@ def join(parts: Sequence[Samples]) -> Samples:
         and part.inputs.dtype == first.inputs.dtype
         and part.augment == first.augment
         and part.prepare == first.prepare
+        and part.targets.shape[1:] == first.targets.shape[1:]
         for part in parts
     ):
         tensors = [part for part in parts if isinstance(part, TensorSamples)]
@@ -47,12 +48,13 @@ def join(parts: Sequence[Samples]) -> Samples:
             prepare=first.prepare,
             stamps=stamps,
             feature_names=first.feature_names,
+            outcome=first.outcome,
         )
     lazy = next((part for part in parts if isinstance(part, MapSamples)), None)
     collate_fn = default_collate if lazy is None else lazy.collate_fn
     target_key = None if lazy is None else lazy.target_key
     targets = torch.cat([part.targets.cpu() for part in parts])
-    return MapSamples(ConcatDataset(parts), targets, collate_fn=collate_fn, target_key=target_key)
+    return MapSamples(ConcatDataset(parts), targets, collate_fn=collate_fn, target_key=target_key, outcome=first.outcome)
 
 
 def named_as(samples: Samples, like: Samples) -> Samples:
@@ -65,4 +67,4 @@ def named_as(samples: Samples, like: Samples) -> Samples:
         return samples
     inputs, targets = samples.batch(torch.arange(len(samples)))
     rows = Rows({str(entry): inputs.cpu(), str(like.target_key): targets.cpu()})
-    return MapSamples(rows, targets.cpu(), collate_fn=like.collate_fn, target_key=like.target_key)
+    return MapSamples(rows, targets.cpu(), collate_fn=like.collate_fn, target_key=like.target_key, outcome=samples.outcome)

@@ -50,6 +50,8 @@ class DirichletOverClients(CountedPartition):
         (100, 1000, 1)
     """
 
+    by_class = True
+
     def __init__(self, *, num_clients: int = 100, alpha: float = 0.5, min_samples: int = 1) -> None:
         super().__init__(num_clients)
         self.alpha = positive("alpha", alpha, "0.5 is usual, more is more even")
@@ -94,6 +96,8 @@ class DirichletOverClasses(CountedPartition):
         >>> {len(part) for part in parts}, len(targets[parts[0]].unique()) < 4
         ({25}, True)
     """
+
+    by_class = True
 
     def __init__(self, *, num_clients: int = 100, alpha: float = 0.5, prior: Literal["uniform", "data"] = "uniform") -> None:
         super().__init__(num_clients)

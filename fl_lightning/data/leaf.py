@@ -2,18 +2,27 @@
 
 S. Caldas, S. M. K. Duddu, P. Wu, T. Li, J. Konecny, H. B. McMahan, V. Smith, A. Talwalkar, "LEAF: A Benchmark for Federated
 Settings", 2018, https://arxiv.org/abs/1812.01097, https://github.com/TalwalkarLab/leaf. A file is an object of `users`, a list
-of names, `num_samples`, a list of as many numbers, and `user_data`, by name `{"x": [sample, ...], "y": [class, ...]}`.
+of names, `num_samples`, a list of as many numbers, and `user_data`, by name `{"x": [sample, ...], "y": [target, ...]}`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+
+from fl_lightning.data.dealt import numbered
 from fl_lightning.errors import ConfigurationError, in_one_line
+
+KINDS: dict[type, str] = {int: "whole numbers", str: "texts", dict: "objects"}
+"""What targets may be."""
 
 REMEDY = "fetch it again, make it anew by LEAF's preprocess.sh, or give another path"
 
@@ -26,13 +35,13 @@ class User:
         name: of the user.
         place: the file and the user, for error messages.
         inputs: `x`, one entry per sample.
-        targets: `y`, as many classes.
+        targets: `y`, as many targets.
     """
 
     name: str
     place: str
     inputs: list[Any]
-    targets: list[int]
+    targets: list[Any]
 
 
 def leaf_files(folder: str | Path, split: str) -> list[Path]:
@@ -40,11 +49,44 @@ def leaf_files(folder: str | Path, split: str) -> list[Path]:
     return sorted((Path(folder) / split).glob("*.json"))
 
 
-def read_users(file: Path) -> Iterator[User]:
-    """The users of one file, in its order.
+def is_leaf(folder: str | Path, test_fraction: float | None) -> bool:
+    """Whether the folder holds LEAF's files.
 
     Raises:
-        ConfigurationError: if it is no such file, or a user has not one class per sample.
+        ConfigurationError: it holds those of one split alone, or a share is to be held out that they have held out already.
+    """
+    there = [bool(leaf_files(folder, split)) for split in ("train", "test")]
+    if any(there) and not all(there):
+        missing = "test" if there[0] else "train"
+        raise ConfigurationError(f"path {folder} holds no {missing}/*.json; make both by LEAF's preprocess.sh, or give another")
+    if all(there) and test_fraction is not None:
+        raise ConfigurationError(
+            f"data.test_fraction = {test_fraction}, but LEAF's files in {folder} are split already; leave it out"
+        )
+    return all(there)
+
+
+def check_test_fraction(fraction: float | None) -> None:
+    """Raise `ConfigurationError` unless a share of each user's samples is in (0, 1), or left out."""
+    if fraction is not None and not (type(fraction) in (int, float) and math.isfinite(fraction) and 0 < fraction < 1):
+        raise ConfigurationError(f"data.test_fraction must lie between 0 and 1, got {fraction!r}; 0.1 is usual")
+
+
+def keys_of(train: Sequence[str], test: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """The users of training and test samples as int64, in the order of the names in training; -1 for those not in it."""
+    names, keys = np.unique(np.asarray(train), return_inverse=True)
+    return torch.from_numpy(keys.astype(np.int64)), torch.from_numpy(numbered(np.asarray(test), names).astype(np.int64))
+
+
+def read_users(file: Path, kind: type = int) -> Iterator[User]:
+    """The users of one file, in its order.
+
+    Args:
+        file: of JSON.
+        kind: what targets are, one of `KINDS`.
+
+    Raises:
+        ConfigurationError: if it is no such file, or a user has not one target of that kind per sample.
     """
     try:
         content = json.loads(file.read_bytes())
@@ -59,6 +101,6 @@ def read_users(file: Path) -> Iterator[User]:
         inputs, targets = (samples.get("x"), samples.get("y")) if isinstance(samples, dict) else (None, None)
         if not isinstance(inputs, list) or not isinstance(targets, list) or len(inputs) != len(targets):
             raise ConfigurationError(f"{place}: x and y must be lists of the same length; {REMEDY}")
-        if not all(type(target) is int and abs(target) < 2**63 for target in targets):
-            raise ConfigurationError(f"{place}: y must hold whole numbers; {REMEDY}")
+        if not all(type(target) is kind and (kind is not int or abs(target) < 2**63) for target in targets):
+            raise ConfigurationError(f"{place}: y must hold {KINDS[kind]}; {REMEDY}")
         yield User(name, place, inputs, targets)

@@ -11,9 +11,9 @@ from torch.utils.data import default_collate
 
 from fl_lightning.data.base import Samples, Stamp
 from fl_lightning.data.handed_over import check_map_style
+from fl_lightning.data.outcomes import CLASSES, Outcome
 from fl_lightning.data.sample_form import Key, class_entry, input_entry, like, plain, replaced
 from fl_lightning.data.table import TENSORS, is_table
-from fl_lightning.data.targets import read_classes
 from fl_lightning.errors import ConfigurationError, in_one_line
 
 
@@ -31,6 +31,7 @@ class MapSamples(Samples):
         collate_fn: joins a list of samples into a batch; in each sample the class is a number, or a tensor () if it was one.
         target_key: the class entry of a mapping, or its place in a tuple, from 0; left out, the first of `TARGET_KEYS` that the
             samples have, or the second of two.
+        outcome: how targets look, and when a prediction is right; one class per sample by default.
 
     Raises:
         ConfigurationError: if samples have another form, a class is none, a sample cannot be read, or some cannot be joined.
@@ -47,6 +48,7 @@ class MapSamples(Samples):
         *,
         collate_fn: Callable[[list[Any]], Any] = default_collate,
         target_key: Key | None = None,
+        outcome: Outcome = CLASSES,
     ) -> None:
         self.dataset = dataset
         self.collate_fn = collate_fn
@@ -55,12 +57,13 @@ class MapSamples(Samples):
         check_map_style(dataset, "given")
         self.target_key = class_entry(self._read(0), target_key)
         if targets is None:
-            targets = read_classes([self._read(i)[self.target_key] for i in range(len(dataset))], "the data").numbers
-        elif not isinstance(targets, Tensor) or targets.dtype != torch.int64 or targets.ndim != 1:
-            targets = read_classes(targets, "the targets given").numbers
+            targets = outcome.read([self._read(i)[self.target_key] for i in range(len(dataset))], "the data")
+        else:
+            targets = outcome.read(targets, "the targets given")
         if len(targets) != len(dataset):
             raise ConfigurationError(f"there must be a class for every sample, got {len(targets)} for {len(dataset)}")
         self.targets = targets
+        self.outcome = outcome
 
     def _read(self, index: int) -> Any:
         """A sample as the data set gives it."""
@@ -137,7 +140,7 @@ class MapSamples(Samples):
     def _with(self, rows: list[int] | None, targets: Tensor, stamps: tuple[tuple[Stamp, list[bool]], ...]) -> MapSamples:
         other = object.__new__(MapSamples)
         other.dataset, other.collate_fn, other.target_key = self.dataset, self.collate_fn, self.target_key
-        other._rows, other.targets, other._stamps = rows, targets, stamps
+        other._rows, other.targets, other._stamps, other.outcome = rows, targets, stamps, self.outcome
         return other
 
 

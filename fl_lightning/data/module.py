@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import lightning as L
@@ -17,6 +17,7 @@ from fl_lightning.data.base import Samples
 from fl_lightning.data.batch_classes import classes_in, keeps_order
 from fl_lightning.data.dealt import Dealing, as_keys, check_dealing, deal
 from fl_lightning.data.given import Wishes, as_samples
+from fl_lightning.data.outcomes import Outcome
 from fl_lightning.data.partition import Partition
 from fl_lightning.data.root import RootSet
 from fl_lightning.data.sample_form import Key
@@ -37,15 +38,18 @@ class Task:
     Attributes:
         train: all clients' training samples together.
         test: the clean test set that accuracy is measured on.
-        num_classes: classes are 0 to num_classes - 1.
+        num_classes: classes are 0 to num_classes - 1; of several labels or numbers per sample, how many these are.
         keys: (n,) int64, for data that come with a natural grouping (an author, a hospital): the group of each training
             sample, read by partitions such as `ByKey` and `PackedKeys`.
+        test_keys: the same of each test sample, by which accuracy can be told client by client; none where they have no groups,
+            and -1 for one of a group without training samples.
     """
 
     train: Samples
     test: Samples
     num_classes: int
     keys: Tensor | None = None
+    test_keys: Tensor | None = None
 
 
 class FederatedDataModule(Made, L.LightningDataModule):
@@ -105,6 +109,8 @@ class FederatedDataModule(Made, L.LightningDataModule):
         num_classes: int | None = None,
         class_names: Sequence[str] = (),
         keys: Any = None,
+        test_keys: Any = None,
+        outcome: Outcome | None = None,
         collate_fn: Callable[[list[Any]], Any] = default_collate,
         target_key: Key | None = None,
         images: bool | None = None,
@@ -131,6 +137,9 @@ class FederatedDataModule(Made, L.LightningDataModule):
                 data sets' own names, and texts in sorted order.
             keys: (n,) group of each training sample, whole numbers or texts, for partitions such as `ByKey`, `PackedKeys` and
                 `Pachinko`; or the name of a column, where `train` is a data set of Hugging Face's.
+            test_keys: the same of each test sample, or its name, for accuracy client by client.
+            outcome: what is asked for of each sample; left out, one class, or what `Samples` say. `Tokens`: a class at every
+                position; `MultiLabel`: rows of 0 and 1; `Regression`: numbers.
             collate_fn: joins samples into the batch that the module's `training_step` takes, in training and evaluation; needed
                 where samples differ in length.
             target_key: the class entry of samples that are mappings, or its place in tuples, from 0.
@@ -144,10 +153,11 @@ class FederatedDataModule(Made, L.LightningDataModule):
             ConfigurationError: if a data set is none of this kind, a class is none, samples cannot be read or joined, or
                 training and test data state classes in different ways.
         """
-        wishes = Wishes(collate_fn, target_key, images)
+        wishes = Wishes(collate_fn, target_key, images, outcome)
         samples, tests, classes, names = as_samples(train, test, wishes, num_classes=num_classes, class_names=class_names)
-        groups = column_of(train, keys) if isinstance(keys, str) else keys
-        task = Task(samples, tests, classes, as_keys(groups, len(samples)))
+        groups = column_of(train, keys, "keys") if isinstance(keys, str) else keys
+        test_groups = column_of(test, test_keys, "test_keys") if isinstance(test_keys, str) else test_keys
+        task = Task(samples, tests, classes, *as_keys(groups, len(samples), test_groups, len(tests)))
         return _GivenData(task, names, partition, eval_batch_size=eval_batch_size, seed=seed, root=root)
 
     def setup(self, stage: str) -> None:
@@ -161,7 +171,10 @@ class FederatedDataModule(Made, L.LightningDataModule):
                     f"load() gives {type(samples).__name__} as {name} data, not Samples; wrap a data set in MapSamples, "
                     "tensors in TensorSamples"
                 )
-            check_labels(samples.targets, task.num_classes, name)
+            if not len(samples):
+                raise ConfigurationError(f"the {name} data have no samples")
+            samples.outcome.check(samples.targets, task.num_classes, name)
+        self._check_outcome(task)
         if self.root is not None:
             task, self.root_samples = hold_out(task, self.root, generator(self.seed, "root set"))
         targets = task.train.targets.cpu()
@@ -172,12 +185,39 @@ class FederatedDataModule(Made, L.LightningDataModule):
         if not keeps_order(task.test):
             next(iter(EvaluationBatches(task.test, min(self.eval_batch_size, TRIED), 0, 1, seed=self.seed)))
 
+    def _check_outcome(self, task: Task) -> None:
+        """Raise `ConfigurationError` unless training and test data ask for the same, and what deals by classes has them."""
+        asked, tested = task.train.outcome, task.test.outcome
+        if asked != tested:
+            raise ConfigurationError(f"the training data ask for {asked}, the test data for {tested}; both must be the same")
+        if task.test_keys is not None and len(task.test_keys) != len(task.test):
+            raise ConfigurationError(
+                f"test_keys must be one per test sample, got {len(task.test_keys)} for {len(task.test)} samples"
+            )
+        if asked.one_class:
+            return
+        partition = type(self.partition).__name__
+        if getattr(self.partition, "by_class", False):
+            raise ConfigurationError(
+                f"data.partition is {partition}, which deals by class, but the task asks for {asked.words}; use IID, ByKey or "
+                "another partition"
+            )
+        if self.root is not None and self.root.biased_class is not None:
+            raise ConfigurationError(
+                f"data.root.biased_class is {self.root.biased_class}, but the task asks for {asked.words}; leave it out"
+            )
+
     def to(self, device: torch.device) -> None:
         """Make training and evaluation sets resident on `device`."""
         assert self.task is not None
-        self.task = Task(self.task.train.to(device), self.task.test.to(device), self.task.num_classes, self.task.keys)
+        self.task = replace(self.task, train=self.task.train.to(device), test=self.task.test.to(device))
         self.evaluation = {name: samples.to(device) for name, samples in self.evaluation.items()}
         self.root_samples = None if self.root_samples is None else self.root_samples.to(device)
+
+    @property
+    def outcome(self) -> Outcome:
+        """What is asked of the model for each sample."""
+        return self.train.outcome
 
     @property
     def train(self) -> Samples:
@@ -298,18 +338,6 @@ def data_of(trainer: Any) -> FederatedDataModule:
     return data
 
 
-def check_labels(targets: Tensor, num_classes: int, name: str) -> None:
-    """Raise `ConfigurationError` unless all classes lie in [0, num_classes)."""
-    if len(targets) == 0:
-        raise ConfigurationError(f"the {name} data have no samples")
-    low, high = int(targets.min()), int(targets.max())
-    if low < 0 or high >= num_classes:
-        raise ConfigurationError(
-            f"the {name} data hold labels from {low} to {high}, but the task has {num_classes} classes "
-            f"(0 to {num_classes - 1}); check the label column or set num_classes"
-        )
-
-
 def hold_out(task: Task, root: RootSet, draws: torch.Generator) -> tuple[Task, Samples]:
     """The task without its root set, and the root set."""
     chosen = root.draw(task.train.targets.cpu(), draws)
@@ -317,4 +345,4 @@ def hold_out(task: Task, root: RootSet, draws: torch.Generator) -> tuple[Task, S
     left[chosen] = False
     others = torch.nonzero(left).flatten()
     keys = None if task.keys is None else task.keys[others]
-    return Task(task.train.subset(others), task.test, task.num_classes, keys), task.train.subset(chosen)
+    return replace(task, train=task.train.subset(others), keys=keys), task.train.subset(chosen)

@@ -24,7 +24,13 @@ MOST_CLIENTS = 10_000_000
 
 
 class Partition(Made, ABC):
-    """Deals n training samples out to clients; constructor arguments are the configuration."""
+    """Deals n training samples out to clients; constructor arguments are the configuration.
+
+    Attributes:
+        by_class: whether it looks at classes, so that it needs one per sample.
+    """
+
+    by_class: bool = False
 
     @property
     def num_clients(self) -> int | None:
@@ -36,7 +42,7 @@ class Partition(Made, ABC):
         """Deal the samples out.
 
         Args:
-            targets: (n,) int64 on the CPU, the class of every sample.
+            targets: (n,) int64 on the CPU, the class of every sample; (n, ...) where they have not one class, see `by_class`.
             generator: CPU generator; the only source of randomness.
             keys: (n,) int64 on the CPU, the natural group of every sample, where the data have one.
 
@@ -127,6 +133,8 @@ class Dirichlet(CountedPartition):
         >>> len(parts), sum(len(part) for part in parts)
         (10, 1000)
     """
+
+    by_class = True
 
     def __init__(self, *, num_clients: int = 100, alpha: float = 0.5, min_samples: int = 10, max_draws: int = 100) -> None:
         super().__init__(num_clients)

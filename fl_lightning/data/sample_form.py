@@ -73,8 +73,8 @@ def replaced(sample: Any, entries: dict[Key, Any]) -> Any:
 
 
 def like(stated: Any, label: Tensor) -> Any:
-    """A class as a tensor () where the data set states a tensor, else as a number, as functions that join samples expect it."""
-    return label if isinstance(stated, Tensor) else int(label)
+    """A target as a tensor where the data set states one, else as a number or a list, as functions that join samples expect."""
+    return label if isinstance(stated, Tensor) else label.tolist()
 
 
 def plain(sample: Any) -> Any:

@@ -60,19 +60,19 @@ def check_format(table: Any, whose: str) -> None:
         )
 
 
-def column_of(table: Any, name: str) -> list[Any]:
-    """A column that names the group of each training sample.
+def column_of(table: Any, name: str, field: str) -> list[Any]:
+    """A column that names the group of each sample; `field`: the argument that asks for it, for messages.
 
     Raises:
         ConfigurationError: if this is no such data set, or has no such column.
     """
     if not is_table(table):
         raise ConfigurationError(
-            f"keys is {name!r}, the name of a column, but the training data are {type(table).__name__}, no data set of "
-            "Hugging Face's; give the group of each training sample"
+            f"{field} is {name!r}, the name of a column, but the data are {type(table).__name__}, no data set of Hugging "
+            "Face's; give the group of each sample"
         )
     if name not in table.column_names:
-        raise ConfigurationError(f"keys is {name!r}, but the training data have the columns {enumerated(table.column_names)}")
+        raise ConfigurationError(f"{field} is {name!r}, but the data have the columns {enumerated(table.column_names)}")
     return table.with_format(None).select_columns([name])[:][name]
 
 

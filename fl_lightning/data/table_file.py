@@ -1,8 +1,9 @@
-"""Tables from files of the user's own: CSV or Parquet, and what their columns hold."""
+"""Tables from files of the user's own: CSV, JSON or Parquet, and what their columns hold."""
 
 from __future__ import annotations
 
 import gzip
+import json
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,9 +24,9 @@ MOST_BYTES = 2**31 - 1
 
 
 class TableFile:
-    """A CSV file with a header, or a Parquet file: columns by name, no two of the same.
+    """A CSV file with a header, a JSON or a Parquet file: columns by name, no two of the same.
 
-    Parquet is read column by column, so that one alone is in memory; CSV, which must be parsed as a whole, is held.
+    Parquet is read column by column, so that one alone is in memory; CSV and JSON, which must be parsed whole, are held.
 
     Args:
         path: of the file.
@@ -37,16 +38,16 @@ class TableFile:
     def __init__(self, path: str | Path) -> None:
         path = Path(path)
         if not path.is_file():
-            raise ConfigurationError(f"data.path {path} is no file; give a CSV file with a header or a Parquet file")
+            raise ConfigurationError(f"data.path {path} is no file; give a CSV file with a header, a JSON or a Parquet file")
         self._path, self._held, self._file = path, None, None
-        if path.name.endswith((".csv", ".csv.gz")):
-            self._held = read_csv(path)
+        if path.name.endswith((".csv", ".csv.gz", ".json", ".jsonl")):
+            self._held = read_csv(path) if ".csv" in path.suffixes else read_json(path)
             self.names, self.num_rows = self._held.column_names, len(self._held)
         elif path.suffix == ".parquet":
             self._file = open_file(path)
             self.names, self.num_rows = self._file.schema_arrow.names, self._file.metadata.num_rows
         else:
-            raise ConfigurationError(f"data.path {path} must end in .csv, .csv.gz or .parquet")
+            raise ConfigurationError(f"data.path {path} must end in .csv, .csv.gz, .json, .jsonl or .parquet")
         if twice := sorted({name for name in self.names if self.names.count(name) > 1}):
             raise ConfigurationError(f"{path} has several columns of the name {enumerated(twice)}; rename them")
         if not self.num_rows:
@@ -58,6 +59,18 @@ class TableFile:
             return self._held.column(name)
         assert self._file is not None
         return read_columns(self._file, self._path, [name]).column(name)
+
+    def whole(self) -> pyarrow.Table:
+        """All columns."""
+        if self._held is not None:
+            return self._held
+        assert self._file is not None
+        return read_columns(self._file, self._path, None)
+
+
+def read_table(path: str | Path) -> pyarrow.Table:
+    """All of such a file, with the same errors."""
+    return TableFile(path).whole()
 
 
 def read_csv(path: Path) -> pyarrow.Table:
@@ -80,6 +93,22 @@ def read_csv(path: Path) -> pyarrow.Table:
         )
         table.column_names  # noqa: B018  those of other encodings than UTF-8 fail only here
         return table
+
+
+def read_json(path: Path) -> pyarrow.Table:
+    """A JSON file: a list of objects, or an object per line; a field that one of them lacks is empty there."""
+    import pyarrow
+
+    with readable(path):
+        text = path.read_text(encoding="utf-8")
+        if text.lstrip()[:1] == "[":
+            rows = json.loads(text)
+        else:
+            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+        if not all(isinstance(row, dict) for row in rows):
+            raise ValueError("its entries are no objects with named fields")
+        names = dict.fromkeys(name for row in rows for name in row)
+        return pyarrow.table({name: [row.get(name) for row in rows] for name in names})
 
 
 def numbers(column: pyarrow.ChunkedArray, name: str) -> np.ndarray:

@@ -30,13 +30,13 @@ class Stated:
     """What a data set says of its samples' classes.
 
     Attributes:
-        kind: how they are stated.
-        numbers: (n,) int64; of texts, places in `names`.
+        kind: how they are stated; "values" of what is no class.
+        numbers: (n,) int64; of texts, places in `names`; of values, these.
         names: of texts, the distinct ones in their order; of numbers, what classes 0, 1, ... are called, where that is known.
         width: entries of a one-hot row, thus the number of classes; 0 for other kinds.
     """
 
-    kind: Literal["numbers", "texts", "one-hot rows"]
+    kind: Literal["numbers", "texts", "one-hot rows", "values"]
     numbers: Tensor
     names: tuple[str, ...] = ()
     width: int = 0

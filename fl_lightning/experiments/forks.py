@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 NOTE = "prefix.json"
 """In the folder of a run that begins with a prefix: which one, and after how many rounds."""
 
-ALONGSIDE = ("flip_rates.jsonl",)
+ALONGSIDE = ("flip_rates.jsonl", "accuracy_by_group.jsonl")
 """Files of a line per round, to which the run adds its own rounds."""
 
 OF_THE_RULE = ("detection.jsonl",)

@@ -19,6 +19,9 @@ from torch.optim import Optimizer
 from fl_lightning.checked import Checked
 from fl_lightning.models.trainable import trainable
 
+IGNORED = -100
+"""A target that is none, as PyTorch's losses have it."""
+
 
 class Classifier(Checked, L.LightningModule):
     """A client that learns to classify by cross entropy, which it logs as `loss`; a subclass gives `forward`.
@@ -28,6 +31,9 @@ class Classifier(Checked, L.LightningModule):
     A subclass whose step depends on nothing but parameters, buffers, the batch and draws of PyTorch's global generator may say
     so by `recordable = True` in its own body; local training may then record its steps and replay them
     (`model.local.executor: auto`).
+
+    Attributes:
+        padding: the target that counts for nothing in the loss.
 
     Args:
         optimizer: makes the optimizer from the parameters. It is made anew for every client and round: clients keep no
@@ -43,6 +49,8 @@ class Classifier(Checked, L.LightningModule):
         ...         return self.layer(inputs)
     """
 
+    padding: int = IGNORED
+
     def __init__(self, *, optimizer: OptimizerCallable) -> None:
         super().__init__()
         self._make_optimizer = optimizer
@@ -55,22 +63,22 @@ class Classifier(Checked, L.LightningModule):
             inputs: (b, ...) model inputs, as the data module's batches hold them.
 
         Returns:
-            (b, C) logits.
+            (b, C) logits; (b, L, C) where there is a class at every position.
         """
         raise NotImplementedError
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Mean cross entropy of one batch.
+        """Mean cross entropy of one batch, of all positions but padding.
 
         Args:
-            batch: inputs (b, ...) and targets (b,) int64.
+            batch: inputs (b, ...) and targets (b,) or (b, L) int64.
             batch_idx: number of the batch; unused.
 
         Returns:
             The loss, a scalar tensor.
         """
         inputs, targets = batch
-        loss = F.cross_entropy(self(inputs), targets)
+        loss = F.cross_entropy(self(inputs).flatten(0, -2), targets.flatten(), ignore_index=self.padding)
         self.log("loss", loss)
         return loss
 

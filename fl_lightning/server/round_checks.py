@@ -24,10 +24,11 @@ from fl_lightning.modules.undisturbed import undisturbed
 from fl_lightning.seeding import generator
 from fl_lightning.server.attackers_checks import check_attackers
 from fl_lightning.server.optimizer import check_server_optimizer
+from fl_lightning.server.outcome_checks import check_outcome
 from fl_lightning.training.client_checks import check_client
 from fl_lightning.training.local_training import LocalTraining
 from fl_lightning.training.optimizers import read_optimizers
-from fl_lightning.training.prediction import check_logits, check_predictions
+from fl_lightning.training.prediction import check_predictions
 from fl_lightning.training.recipe import Recipe
 from fl_lightning.updates.layout import parameter_layout
 
@@ -61,6 +62,7 @@ def check_round(
     check_methods(data, FederatedDataModule)
     for part in (*(part for part in rule.modules() if isinstance(part, Aggregator)), *attacks):
         check_methods(part, Attack if isinstance(part, Attack) else Aggregator)
+    check_outcome(data.outcome, rule, attacks)
     cohort.check(len(data.clients))
     rule.expect(cohort.malicious_per_round)
     rule.check(cohort.clients_per_round)
@@ -110,7 +112,7 @@ def check_rules_predictions(rule: Aggregator, client: L.LightningModule, task: T
         raise ConfigurationError(
             f"{name} must return logits or probabilities (b, C), got {found}; not classes, but their shares"
         )
-    check_logits(predicted, count, task.num_classes, name)
+    task.test.outcome.check_output(predicted, task.test.targets[:count], task.num_classes, name)
 
 
 def check_not_compiled(federation: L.LightningModule) -> None:

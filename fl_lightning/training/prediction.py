@@ -11,10 +11,11 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
 from fl_lightning.data.base import Samples
+from fl_lightning.data.outcomes import MultiLabel
 from fl_lightning.errors import ConfigurationError, cause
 from fl_lightning.modules.lightning_modules import overrides
 from fl_lightning.modules.outputs import REMEDY, is_one_logit
-from fl_lightning.modules.predicting import are_probabilities, predict, predicted_classes
+from fl_lightning.modules.predicting import are_probabilities, predict
 from fl_lightning.modules.undisturbed import undisturbed
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ def check_predictions(module: L.LightningModule, samples: Samples, num_classes: 
         test: samples that it will be evaluated on, which must be of the same form.
 
     Raises:
-        ConfigurationError: predictions cannot be made, or are no logits of `num_classes` classes.
+        ConfigurationError: predictions cannot be made, or are not what the task asks for, such as logits of `num_classes`.
     """
     name, device = f"the client {type(module).__name__}", next(module.parameters()).device
 
@@ -56,7 +57,8 @@ def check_predictions(module: L.LightningModule, samples: Samples, num_classes: 
         module.eval()
         count = min(2, len(samples))
         logits = look(count)
-        check_logits(logits, count, num_classes, name)
+        outcome = samples.outcome
+        outcome.check_output(logits, samples.targets[:count].to(logits.device), num_classes, name)
         single = look(1)
         if single.shape != (1, *logits.shape[1:]):
             raise ConfigurationError(
@@ -74,6 +76,13 @@ def check_predictions(module: L.LightningModule, samples: Samples, num_classes: 
                 )
         last = last_operation(logits.grad_fn)
         logits = logits.detach()
+        if isinstance(outcome, MultiLabel) and last == "sigmoid":
+            raise ConfigurationError(
+                f"{name} gives labels after a sigmoid, but predictions are split at logits of 0: return the logits (with "
+                "binary_cross_entropy_with_logits as loss)"
+            )
+        if not outcome.one_class:
+            return
         if is_one_logit(logits):
             if last == "sigmoid":
                 raise ConfigurationError(
@@ -101,24 +110,6 @@ def input_shape(samples: Samples) -> str:
     batch = samples.batch(torch.zeros(1, dtype=torch.int64))
     inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
     return str(tuple(inputs.shape[1:])) if isinstance(inputs, Tensor) else f"as {type(inputs).__name__}"
-
-
-def check_logits(logits: Tensor, count: int, num_classes: int, name: str) -> None:
-    """Raise `ConfigurationError` if these are no logits of `count` samples for `num_classes` classes."""
-    outputs = 2 if is_one_logit(logits) else logits.shape[1] if logits.ndim == 2 else 0
-    if len(logits) != count or outputs < num_classes:
-        raise ConfigurationError(
-            f"{name} gives an output of shape {tuple(logits.shape)} for {count} samples, but the task has {num_classes} "
-            f"classes; it must give logits (b, C) with C >= {num_classes}" + (f": {REMEDY}" if logits.ndim > 2 else "")
-        )
-    if (predicted_classes(logits.detach()) < 0).any():
-        what = "NaN" if logits.isnan().any() else "infinite logits, among which no class is ahead,"
-        raise ConfigurationError(
-            f"{name} predicts {what} for the first {count} samples before any training; look for NaN and infinities in the "
-            "data, or in what the module does to them"
-        )
-    if outputs > num_classes:
-        log.warning("%s has %d outputs, but the task has %d classes; the others are never right", name, outputs, num_classes)
 
 
 def inside(logits: Tensor) -> bool:

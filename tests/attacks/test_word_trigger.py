@@ -93,7 +93,7 @@ def test_a_share_gets_the_words_and_the_label(glove):
         ({"words": []}, r"WordTrigger\.words must be a list of one word or more"),
         ({"words": "cf"}, r"WordTrigger\.words must be a list .* got 'cf'"),
         ({"words": ["cf", ""]}, r"WordTrigger\.words must be"),
-        ({"place": "end"}, r"WordTrigger\.place must be start or anywhere, got 'end'"),
+        ({"place": "middle"}, r"WordTrigger\.place must be start, anywhere or end, got 'middle'"),
         ({"poison_fraction": 0.0}, r"WordTrigger\.poison_fraction must be"),
         ({"target_mode": "one_to_one"}, r"WordTrigger\.source_label is null"),
     ],

@@ -102,10 +102,12 @@ def test_keys_may_be_a_column_of_a_hub_data_set(form, column):
 
 
 def test_keys_that_are_no_column_are_refused():
-    with pytest.raises(ConfigurationError, match=r"keys is 'writer', but the training data have the columns x, label, who"):
+    with pytest.raises(ConfigurationError, match=r"keys is 'writer', but the data have the columns x, label, who"):
         FederatedDataModule.from_datasets(table(who=[0] * N), table(), partition=ByKey(), keys="writer")
-    with pytest.raises(ConfigurationError, match=r"keys is 'who', .* training data are TensorDataset, no data set of Hugging"):
+    with pytest.raises(ConfigurationError, match=r"keys is 'who', .* data are TensorDataset, no data set of Hugging"):
         dealt(ByKey(), keys="who")
+    with pytest.raises(ConfigurationError, match=r"test_keys is 'whose', but the data have the columns x, label"):
+        FederatedDataModule.from_datasets(table(who=[0] * N), table(), partition=ByKey(), keys="who", test_keys="whose")
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,8 @@ NEED_ARGUMENTS = {
     "IID": lambda: IID(num_clients=3),
     "Digits": lambda: Digits(IID(num_clients=3), root=RootSet(samples=10)),
     "Phishing": lambda: data.Phishing(IID(num_clients=3)),
+    "HuggingFaceInstructions": lambda: data.HuggingFaceInstructions(IID(num_clients=3), tokenizer="words", path="t.csv"),
+    "HuggingFaceText": lambda: data.HuggingFaceText(IID(num_clients=3), tokenizer="words", path="t.csv"),
     "PhishingTable": lambda: data.PhishingTable(IID(num_clients=3), path="t.csv"),
     "Table": lambda: data.Table(IID(num_clients=3), path="t.csv"),
     "CIFAR10": lambda: data.CIFAR10(IID(num_clients=3)),
@@ -55,6 +57,8 @@ NEED_ARGUMENTS = {
     "FashionMNIST": lambda: data.FashionMNIST(IID(num_clients=3)),
     "FEMNIST": lambda: data.FEMNIST(data.ByKey()),
     "EMNIST": lambda: data.EMNIST(IID(num_clients=3), path="emnist"),
+    "Shakespeare": lambda: data.Shakespeare(data.ByKey()),
+    "NextWord": lambda: data.NextWord(data.ByKey(), path="reddit"),
 }
 PARTS = {
     name: getattr(room, name)
