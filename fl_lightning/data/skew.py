@@ -34,11 +34,11 @@ class Skew:
 
         Args:
             clients: (n_i,) int64 positions of each client's samples; several may be one and the same tensor.
-            targets: (n,) int64 classes; floating-point ones are no classes.
+            targets: (n,) int64 classes; numbers, and several per sample, are no classes.
             num_classes: C; with less than two there is nothing to tell classes by.
         """
         sizes = torch.tensor([len(part) for part in clients], dtype=torch.int64)
-        if num_classes < 2 or targets.is_floating_point():
+        if num_classes < 2 or targets.ndim != 1 or targets.is_floating_point():
             return cls(sizes, None)
         place: dict[int, int] = {}  # of a tensor among those that differ
         which = torch.tensor([place.setdefault(id(part), len(place)) for part in clients], dtype=torch.int64)
