@@ -21,6 +21,7 @@ from fl_lightning.options.commands import FURTHER, OF_LIGHTNING, main_parser
 HOMES = {
     "sweep": "fl_lightning.experiments.command.sweep",
     "report": "fl_lightning.experiments.command.report",
+    "pack": "fl_lightning.experiments.command.pack",
     "analyse": "fl_lightning.analysis.command.analyse",
     "list": "fl_lightning.catalogue.command.show",
     "init": "fl_lightning.catalogue.beginning.init",

@@ -297,6 +297,10 @@ class Reader(FederatedCLI):
         self.resolved = self.resolved_config()
         return self.resolved
 
+    def take(self, parsed: Namespace, resolved: dict[str, Any]) -> None:
+        """Settings as if they had been read now: as the parser has them, and as `read` gives them."""
+        self.config, self.resolved = parsed, resolved
+
     def resolved_config(self) -> dict[str, Any]:
         """Of what was read last; a run's record, which asks again, is made and never written."""
         return super().resolved_config() if self.resolved is None else self.resolved

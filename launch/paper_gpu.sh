@@ -6,10 +6,10 @@ usage() {
     cat <<'TEXT'
 Usage: launch/paper_gpu.sh [OPTION...]
 
-Runs what is not finished of the paper's Tables 1 and 4 to 10 until the time is spent, and then writes their reports. The most
-telling come first: Table 1 (rules), 5 (attacks), 4 (parts of the rule), then 6 to 10, all of them with seed 0 before any has
-another seed. The same command goes on the next time, on this machine or, with a copy of the folder of runs, on another. For
-example
+Runs what is not finished of the paper's Tables 1 and 4 to 10 until the time is spent, and then writes their reports. What settles
+most comes first: no attack, FedAvg, the invariant aggregator and its two parts alone (the trimmed mean, the mask), three seeds of
+them; then the other rows of Table 1; then Tables 4 to 10, each with seed 0 before any has another seed. The same command goes on
+the next time, on this machine or, with a copy of the folder of runs, on another. For example
 
   launch/paper_gpu.sh --budget 25m --runs runs --cifar10 data/cifar10 --southwest data/southwest --tasks cifar10
 
@@ -19,7 +19,8 @@ Options:
   --runs DIR        folder of all runs; default runs
   --jobs N          runs at a time, which share the GPUs; default 1
   --tasks LIST      of cifar10, twitter and phishing, in this order; default "cifar10 twitter", as phishing trains on CPUs
-  --tables LIST     of 1, 4, 5, 6, 7, 8, 9 and 10, in this order; default "1 5 4 6 7 8 10 9"
+  --tables LIST     of 1, 4, 5, 6, 7, 8, 9 and 10; what settles most of these comes first, the others in this order; default
+                    "1 5 4 6 7 8 10 9"
   --cifar10 DIR     CIFAR-10;                       without these, data are fetched
   --southwest DIR   its edge cases, planes of Southwest Airlines
   --twitter DIR     Sentiment140
@@ -119,43 +120,61 @@ if [[ -z "$dry" ]]; then
     echo "$(date): $gpu, $budget"
 fi
 
-# One seed of every table says more than three seeds of one.
-end=$((SECONDS + total)) failed='' spent='' begun=()
+# Runs what is missing of a task's table, as far as labels (axis=label) choose it, in the order of its file's `priority`.
+fill() {
+    local task=$1 table=$2 file=$sweeps/$1/table$2.yaml only=() label
+    shift 2
+    [[ " $tables " == *" $table "* && -e "$file" ]] || return 0 # not asked for, or the paper has no such table of this task
+    for label in "$@"; do
+        only+=(--only "$label")
+    done
+    local left=$((end - SECONDS))
+    ((left > 0)) || finish spent
+    [[ " ${begun[*]-} " == *" $task/table$table "* ]] || begun+=("$task/table$table")
+    find_data "$task" "$table"
+    call python -m fl_lightning sweep "$file" "${only[@]}" --budget "${left}s" --runs "$runs" --jobs "$jobs" \
+        ${data[@]+"${data[@]}"}
+    case $status in
+    0) ;;
+    75) finish spent ;;
+    130) exit 130 ;;
+    *) failed=yes ;; # has said why; other runs may do better
+    esac
+}
+
+# Reports what there is, and leaves with the status that --help tells; "spent" if time is what is missing.
+finish() {
+    local table
+    for table in ${begun[@]+"${begun[@]}"}; do
+        call python -m fl_lightning report "$sweeps/$table.yaml" --runs "$runs"
+        ((status == 0)) || failed=yes
+    done
+    [[ -z "$failed" ]] || exit 1
+    if [[ -n "$1" ]]; then
+        echo "The time is spent; the same command goes on."
+        exit 75
+    fi
+    exit 0
+}
+
+end=$((SECONDS + total)) failed='' begun=()
+for seed in 0 1 2; do # whether the rule beats no defence, and both of its parts, is what all else rests on
+    for task in $tasks; do
+        fill "$task" 1 "seed=$seed" "rule=no attack" rule=FedAvg rule=Invariant rule=Trimmed-Mean
+        fill "$task" 4 "seed=$seed" rule=AND-mask
+    done
+done
 for seed in 0 1 2; do
+    for task in $tasks; do
+        fill "$task" 1 "seed=$seed"
+    done
+done
+for seed in 0 1 2; do # one seed of every table says more than three seeds of one
     for table in $tables; do
+        [[ "$table" != 1 ]] || continue
         for task in $tasks; do
-            file=$sweeps/$task/table$table.yaml
-            [[ -e "$file" ]] || continue # the paper has no such table of this task
-            left=$((end - SECONDS))
-            if ((left <= 0)); then
-                spent=yes
-                break 3
-            fi
-            [[ " ${begun[*]-} " == *" $task/table$table "* ]] || begun+=("$task/table$table")
-            find_data "$task" "$table"
-            call python -m fl_lightning sweep "$file" --only "seed=$seed" --budget "${left}s" --runs "$runs" --jobs "$jobs" \
-                ${data[@]+"${data[@]}"}
-            case $status in
-            0) ;;
-            75)
-                spent=yes
-                break 3
-                ;;
-            130) exit 130 ;;
-            *) failed=yes ;; # has said why; other runs may do better
-            esac
+            fill "$task" "$table" "seed=$seed"
         done
     done
 done
-
-for table in ${begun[@]+"${begun[@]}"}; do
-    call python -m fl_lightning report "$sweeps/$table.yaml" --runs "$runs"
-    ((status == 0)) || failed=yes
-done
-
-if [[ -n "$failed" ]]; then
-    exit 1
-elif [[ -n "$spent" ]]; then
-    echo "The time is spent; the same command goes on."
-    exit 75
-fi
+finish ''

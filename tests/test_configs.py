@@ -274,3 +274,10 @@ def test_two_rounds_have_the_same_bits_on_one_rank_and_on_two(tmp_path):
 def test_there_is_one_for_every_row_of_the_papers_tables():
     rows = {folder.name: len(list(folder.glob("*.yaml"))) for folder in (ROOT / "cifar10").glob("table*")}
     assert rows == {"table5": 6, "table6": 4, "table7": 4, "table8": 5, "table9": 3, "table10": 4}
+
+
+def test_a_momentum_that_the_paper_does_not_state_says_so():
+    files = [path.read_text() for path in CONFIGS if path.parent.name in ("cifar10", "phishing")]
+    lines = [line for text in files for line in text.splitlines() if "momentum: 0.9}" in line]
+    assert len(lines) > 30
+    assert all("# the paper's Table 3 states no momentum" in line for line in lines)

@@ -7,7 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from fl_lightning.experiments.command import parse_sweep_command
+from fl_lightning.experiments.command import chosen, parse_sweep_command
+from fl_lightning.experiments.planned import Run
+from fl_lightning.experiments.priority import in_order
+from fl_lightning.experiments.run_folder import RunFolder
+from fl_lightning.experiments.sweep import read_sweep
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "launch" / "paper_gpu.sh"
@@ -52,6 +56,15 @@ def tables(lines: list[str], command: str) -> list[str]:
     return [f"{Path(line[i]).relative_to(SWEEPS)}{seed}" for line, i, seed in zip(found, places, seeds, strict=True)]
 
 
+def runs_of(line: str) -> list[tuple[str, str, int]]:
+    """Table, label and seed of the runs that a command would begin, in its order."""
+    options, _ = parse_sweep_command(shlex.split(line)[4:])
+    sweep = read_sweep(options.file)
+    planned = [Run(cell, seed, {}, RunFolder(Path("none"))) for cell in sweep.cells for seed in sweep.seeds]
+    table = options.file.stem.removeprefix("table")
+    return [(table, run.cell.name, run.seed) for run in in_order(chosen(planned, options.only), sweep.priority)]
+
+
 def called(folder: Path, command: str = "sweep") -> list[str]:
     return tables((folder / "calls").read_text().splitlines(), command)
 
@@ -64,11 +77,10 @@ def test_a_dry_run_prints_all_commands_in_order_and_needs_no_gpu(tmp_path):
     assert not (tmp_path / "calls").exists()
     lines = done.stdout.splitlines()
     shown = tables(lines, "sweep")
-    first = ("cifar10/table1", "twitter/table1", "cifar10/table5", "twitter/table5", "cifar10/table4")
-    assert shown[:5] == [f"{name}.yaml seed=0" for name in first]
+    first = ("cifar10/table1", "cifar10/table4", "twitter/table1", "twitter/table4")
+    assert shown[:4] == [f"{name}.yaml seed=0" for name in first]
     planned = {f"{path.relative_to(SWEEPS)}" for task in ("cifar10", "twitter") for path in (SWEEPS / task).glob("table*.yaml")}
-    assert sorted(shown) == sorted(f"{table} seed={seed}" for table in planned for seed in (0, 1, 2))
-    assert [line.split("seed=")[1] for line in shown] == sorted(line.split("seed=")[1] for line in shown)
+    assert set(shown) == {f"{table} seed={seed}" for table in planned for seed in (0, 1, 2)}
     assert sorted(tables(lines, "report")) == sorted(planned)
     for line in lines[: len(shown)]:  # options that the command takes
         words = shlex.split(line)
@@ -77,6 +89,31 @@ def test_a_dry_run_prints_all_commands_in_order_and_needs_no_gpu(tmp_path):
         assert (options.runs, options.jobs) == (Path("my runs"), 3)
         south = "cifar10" in line and "table9" not in line
         assert options.settings == ([("Southwest.path", "south west")] if south else [])
+
+
+def test_what_settles_most_comes_first_and_nothing_is_left_out(tmp_path):
+    done = call(tmp_path, "--dry-run", "--tasks", "cifar10")
+    lines = [line for line in done.stdout.splitlines() if " sweep " in line]
+    order = list(dict.fromkeys(run for line in lines for run in runs_of(line)))  # a run that is finished is not run again
+    telling = ("no attack", "FedAvg", "Invariant", "Trimmed-Mean")
+    settling = [run for seed in (0, 1, 2) for run in [*(("1", rule, seed) for rule in telling), ("4", "AND-mask", seed)]]
+    assert order[:15] == settling
+    rest = order[15:]
+    others = [run for run in rest if run[0] == "1"]
+    assert rest[: len(others)] == others  # Table 1 is full before any other table is
+    assert [seed for _, _, seed in others] == [0] * 11 + [1] * 11 + [2] * 11
+    later = rest[len(others) :]
+    assert list(dict.fromkeys(table for table, _, _ in later)) == ["5", "4", "6", "7", "8", "10", "9"]
+    assert [seed for _, _, seed in later] == sorted(seed for _, _, seed in later)
+    files = [SWEEPS / "cifar10" / f"table{table}.yaml" for table in ("1", *map(str, range(4, 11)))]
+    assert len(order) == sum(len(sweep.cells) * len(sweep.seeds) for sweep in map(read_sweep, files))
+
+
+@pytest.mark.parametrize("task", ["cifar10", "twitter", "phishing"])
+def test_table_1_begins_by_itself_with_what_settles_most(task):
+    order = runs_of(f"python -m fl_lightning sweep {SWEEPS / task / 'table1.yaml'}")
+    telling = ("no attack", "FedAvg", "Invariant", "Trimmed-Mean")
+    assert order[:12] == [("1", rule, seed) for seed in (0, 1, 2) for rule in telling]
 
 
 def test_data_are_given_to_the_tasks_that_have_them(tmp_path):
@@ -96,10 +133,10 @@ def test_data_are_given_to_the_tasks_that_have_them(tmp_path):
 
 
 def test_it_ends_when_the_time_is_spent_and_reports_what_was_begun(tmp_path):
-    done = call(tmp_path, "--tables", "1 9", statuses="0 0 75")
+    done = call(tmp_path, "--tables", "1 4", statuses="0 0 75")
     assert done.returncode == 75
-    assert called(tmp_path) == ["cifar10/table1.yaml seed=0", "twitter/table1.yaml seed=0", "cifar10/table9.yaml seed=0"]
-    assert called(tmp_path, "report") == ["cifar10/table1.yaml", "twitter/table1.yaml", "cifar10/table9.yaml"]
+    assert called(tmp_path) == ["cifar10/table1.yaml seed=0", "cifar10/table4.yaml seed=0", "twitter/table1.yaml seed=0"]
+    assert called(tmp_path, "report") == ["cifar10/table1.yaml", "cifar10/table4.yaml", "twitter/table1.yaml"]
     assert "The time is spent; the same command goes on." in done.stdout
     assert "Tesla, 25m" in done.stdout
 
@@ -107,7 +144,7 @@ def test_it_ends_when_the_time_is_spent_and_reports_what_was_begun(tmp_path):
 def test_full_tables_are_a_success_and_each_is_reported_once(tmp_path):
     done = call(tmp_path, "--tables", "1", "--tasks", "twitter")
     assert done.returncode == 0, done.stderr
-    assert called(tmp_path) == [f"twitter/table1.yaml seed={seed}" for seed in (0, 1, 2)]
+    assert called(tmp_path) == 2 * [f"twitter/table1.yaml seed={seed}" for seed in (0, 1, 2)]
     assert called(tmp_path, "report") == ["twitter/table1.yaml"]
 
 
@@ -121,7 +158,7 @@ def test_full_tables_are_a_success_and_each_is_reported_once(tmp_path):
     ],
 )
 def test_a_failure_is_told_from_time_that_is_missing(tmp_path, statuses, report, status, sweeps):
-    done = call(tmp_path, "--tables", "1", "--tasks", "cifar10", statuses=statuses, REPORT=report)
+    done = call(tmp_path, "--tables", "9", "--tasks", "cifar10", statuses=statuses, REPORT=report)
     assert done.returncode == status
     assert len(called(tmp_path)) == sweeps
     assert len(called(tmp_path, "report")) == (status != 130)

@@ -7,11 +7,12 @@ Blocks of league.md between `<!-- from league.csv: NAME -->` and `<!-- end -->` 
 """
 
 import math
-import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import blocks
 import pandas as pd
 
 from fl_lightning.experiments.final import Final
@@ -88,12 +89,11 @@ BLOCKS: dict[str, Callable[[pd.DataFrame], str]] = {
     for task in ("phishing", "digits")
     for title, column in MEASURES.items()
 } | {"progress": progress}
-BLOCK = re.compile(r"(<!-- from league\.csv: ([\w ]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
 def written(text: str, frame: pd.DataFrame) -> str:
     """A page with its blocks as the table has them."""
-    return BLOCK.sub(lambda found: f"{found[1]}\n{BLOCKS[found[2]](frame)}\n\n{found[4]}", text)
+    return blocks.written(text, "league.csv", {name: partial(block, frame) for name, block in BLOCKS.items()})
 
 
 def runs() -> pd.DataFrame:

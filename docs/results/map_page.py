@@ -7,11 +7,12 @@ compares the two.
 """
 
 import math
-import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import blocks
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -35,7 +36,6 @@ GRIDS = {
     "skew_epochs": "label skew by local epochs",
     "trigger": "trigger by share of poisoned samples",
     "alpha_clients": "alpha by clients per round",
-    "open": "settings that the paper leaves open",
 }
 CONDITION = [
     *("task", "share", "clients", "participation", "epochs", "skew", "momentum", "decay", "trigger", "poisoned", "per_batch"),
@@ -83,11 +83,7 @@ def column_label(run: dict[str, Any], grid: str) -> str:
         return f"m {run['momentum']:g}, share {run['share']:g}"
     if grid == "skew_epochs":
         return f"{run['skew']}, {run['epochs']:g} ep."
-    if grid == "trigger":
-        return f"{run['trigger']:g}, {run['poisoned']:g}"
-    if run["decay"]:
-        return "decay"
-    return "per batch" if run["per_batch"] else "random pool" if run["participation"] == "random_pool" else "as shipped"
+    return f"{run['trigger']:g}, {run['poisoned']:g}"
 
 
 def of_grid(frame: pd.DataFrame, task: str, grid: str) -> pd.DataFrame:
@@ -395,12 +391,11 @@ BLOCKS: dict[str, Callable[[pd.DataFrame], str]] = {
     "wins over FedAvg": lambda frame: markdown(extremes(frame, "FedAvg", "wins", 8)),
     "predictors": lambda frame: markdown(predictors(frame)),
 }
-BLOCK = re.compile(r"(<!-- from map\.csv: ([\w ]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
 def written(text: str, frame: pd.DataFrame) -> str:
     """A page with its blocks as the table has them."""
-    return BLOCK.sub(lambda found: f"{found[1]}\n{BLOCKS[found[2]](frame)}\n\n{found[4]}", text)
+    return blocks.written(text, "map.csv", {name: partial(block, frame) for name, block in BLOCKS.items()})
 
 
 def main() -> None:

@@ -51,8 +51,8 @@ class FoolsGold(Aggregator):
 
     Differs from the paper: it sums w_i g_i and leaves the length to the learning rate; dividing by N is what the code of "DBA:
     Distributed Backdoor Attacks against Federated Learning", ICLR 2020, does, which compares in the last layer's weights. The
-    confidence parameter is 1. The authors' code has .99 for an a_i of 1, which comes to the same, and NaN for all weights where
-    all clients are copies.
+    confidence parameter is 1. The authors' code has .99 for an a_i of 1, which comes to the same; where all clients are copies
+    it has NaN for all weights, or 1, as cosines round.
 
     Example:
         >>> import torch

@@ -16,7 +16,7 @@ from fl_lightning.aggregators import distances
 from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.aggregators.distances import cosine_distances, squared_distances
 from fl_lightning.aggregators.filtering import check_enough, lower_median, shares_of_kept
-from fl_lightning.aggregators.norm_clipping import clip_factors, median_norm
+from fl_lightning.aggregators.norm_clipping import clip_factors
 from fl_lightning.aggregators.votes import GUARD
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.updates.blocks import block_size
@@ -52,9 +52,9 @@ class SignGuard(Aggregator):
        nearest half of the clients; if that is 0 there is one cluster.
 
     `similarity` adds a fourth feature. With c_i = cos(g_i, A), A the rule's last result, and m = median(c), `cosine`
-    (SignGuard-Sim) has min(c_i, m) / (5 |m|); `distance` (SignGuard-Dist) has .2 where ||g_i - A|| > 1.1 median_j ||g_j - A||,
-    else 0. In the first `warmup_rounds` rounds, and while A is 0, the median cosine or distance to the other clients takes the
-    place of that to A.
+    (SignGuard-Sim) has min(max(c_i, 0), m) / (5 m); `distance` (SignGuard-Dist) has .2 where ||g_i - A|| > 1.1 median_j
+    ||g_j - A||, else 0. Of two middle ones the lower is the median here too. In the first `warmup_rounds` rounds, and while A
+    is 0, the median cosine or distance to the other clients takes the place of that to A.
 
     If no client passes both checks the update is zero, and a warning says so. With `similarity` a rank remembers A at its
     S coordinates. Buffers are combined by the coordinate median.
@@ -79,8 +79,8 @@ class SignGuard(Aggregator):
 
     Differs from the paper: what the authors' code does where it fails is made definite: it takes a mean of nothing if nobody
     passes, and MeanShift has no bandwidth where features are equal. That code takes entries that are not numbers for 0, which
-    hides who sends them; here such updates are excluded before. Denominators are |m|, so that a negative median does not turn
-    the feature round, and 1 where m is 0. The warm-up is that of the cosine in the authors' code, for both.
+    hides who sends them; here such updates are excluded before. Where m is 0 it is not divided by. The warm-up is that of the
+    cosine in the authors' code, for both, without the 0 that stands there for a client's cosine with itself.
 
     Example:
         >>> import torch
@@ -195,9 +195,9 @@ class SignGuard(Aggregator):
             pairs = squared_distances(gram)
             pairs = torch.where(pairs > EQUAL * (squares[:, None] + squares), pairs, 0.0).sqrt()
         to_last = medians_of_others(pairs[:-1, :-1]) if early else pairs[:-1, -1]
-        middle = median_norm(to_last)
+        middle = lower_median(to_last)
         if self.similarity == "cosine":
-            return to_last.clamp(max=middle) / (5 * (abs(middle) or 1.0))
+            return to_last.clamp(min=0).clamp(max=middle) / (5 * (middle or 1.0))
         return 0.2 * (to_last > 1.1 * middle).double()
 
     # ---- clusters ----------------------------------------------------------------------------------------------------

@@ -47,8 +47,9 @@ class Neurotoxin(Attack):
             data in every round.
         per_layer: whether the share is one of every parameter tensor, at least one coordinate of each, and not of all d.
 
-    `by: gradients` with `per_layer: true` is the authors' way for pictures, as remembered. Their code adds up batches' mean
-    gradients, in which a short last batch counts as much as others.
+    `by: gradients` is the authors' way, with `per_layer: true` unless they set `aggregate_all_layer`. Their code adds up
+    batches' mean gradients, in which a short last batch counts as much as others, and leaves int((1 - `fraction`) n) of n
+    coordinates free; here the number held is rounded to the nearest, which may be one less.
 
     Example:
         >>> module = nn.Linear(4, 1, bias=False)

@@ -26,6 +26,7 @@ LATER_OF_CLASS: dict[str, dict[str, Any]] = {
     "PGD": {"epochs": None},
     "DBA": {"target_mode": "all_to_one", "source_label": None},
     "CNN": {"kernel_size": 3},
+    "Twitter": {"by_user": True, "train_split": "train", "test": "held_out"},
 }
 """The same of single classes of the package."""
 
@@ -61,7 +62,7 @@ def experiment(
     """
     chosen = {key: value for key, value in config.items() if key in ("seed_everything", "model", "data")}
     if "data" in chosen:
-        chosen["data"] = without(chosen["data"], "path")
+        chosen["data"] = without_later(without(chosen["data"], "path"))
     if isinstance(chosen.get("model"), dict):  # neither what changes no bit, nor where attackers' data lie
         model = chosen["model"] = {k: v for k, v in chosen["model"].items() if k not in ("compile_rules", "bucket_bytes")}
         for name in LATER:

@@ -62,6 +62,7 @@ def names(shells: Sequence[str], file: Any, folder: Any) -> argparse.ArgumentPar
         "init": (None, folder),
         "sweep": (None, file),
         "report": (None, file),
+        "pack": (None, folder),
         "analyse": (ANALYSES, None),
         "completion": (shells, None),
     }

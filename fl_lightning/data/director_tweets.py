@@ -21,7 +21,8 @@ from fl_lightning.data.base import TensorSamples
 from fl_lightning.data.download import cached, fetch
 from fl_lightning.data.edge_pool import LoadedPool
 from fl_lightning.data.glove import GloVe
-from fl_lightning.data.twitter import POSITIVE, SENTIMENTS, check_max_words, read_columns, tweet_samples
+from fl_lightning.data.tweet_files import POSITIVE, SENTIMENTS, read_columns
+from fl_lightning.data.twitter import check_max_words, tweet_samples
 from fl_lightning.errors import ConfigurationError
 
 URL = (

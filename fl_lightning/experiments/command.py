@@ -1,4 +1,4 @@
-"""`fl-lightning sweep` and `fl-lightning report`."""
+"""`fl-lightning sweep`, `fl-lightning report` and `fl-lightning pack`."""
 
 import argparse
 import sys
@@ -68,6 +68,12 @@ def carry_out(
         check_name(options.name)
         planned = replace(planned, name=options.name)
     everything = planned.runs(options.runs / POOL, dict(options.settings), overrides)
+    if options.have:
+        from fl_lightning.experiments.pools import with_results_of  # with pandas, as below
+
+        everything, notes = with_results_of(everything, options.have)
+        for said in notes:
+            console.print(f"note: {said}", soft_wrap=True, markup=False, highlight=False)
     runs = in_order(chosen(everything, options.only), planned.priority)
     if options.dry_run or options.status:
         show(runs, console)
@@ -98,7 +104,8 @@ def carry_out(
         sys.exit(130)
     out_of_time = budget.spent and states[State.FINISHED] < len(runs)
     said = f"The time is spent: {tally(states)}. The same command goes on" if out_of_time else tally(states)
-    console.print(f"{said}. Tables and figures: fl-lightning report {folder}", soft_wrap=True, highlight=False)
+    also = "".join(f" --runs {place}" for place in options.have)
+    console.print(f"{said}. Tables and figures: fl-lightning report {folder}{also}", soft_wrap=True, highlight=False)
     if status := exit_status(states, out_of_time):
         sys.exit(status)
 
@@ -121,8 +128,8 @@ def report(args: Sequence[str]) -> None:
         type=Path,
         action="append",
         default=[],
-        help="folder of all runs (default: runs); several times for those of several machines: of a run that lies in more than "
-        "one, the finished or furthest counts",
+        help="folder of all runs (default: runs), or a file of `pack`; several times for those of several machines: of a run "
+        "that lies in more than one, the finished or furthest counts",
     )
     parser.add_argument("--output", type=Path, help="where to write (default: the sweep's folder)")
     parser.add_argument(
@@ -147,6 +154,38 @@ def report(args: Sequence[str]) -> None:
     pdfs = [path for path in written if path.suffix == ".pdf"]
     print(f"Report: {output / 'report.html'}")
     print(f"For a paper: {output / 'table.tex'}, {output / 'figures.tex'} and {len(pdfs)} figures in {output / 'figures'}")
+
+
+def pack(args: Sequence[str]) -> None:
+    """`fl-lightning pack RUNS ... FILE`: finished runs as one file of data."""
+    from fl_lightning.experiments.packs import ENDING, write_pack  # with pandas
+
+    parser = Parser(
+        prog="fl-lightning pack",
+        description="Write what is finished of runs as one file, without weights and without paths of this machine: "
+        "`report --runs FILE` makes tables of it, `sweep --have FILE` runs what it lacks.",
+    )
+    parser.add_argument(
+        "runs",
+        type=Path,
+        nargs="+",
+        metavar="RUNS",
+        help="folder of all runs, or a file of `pack`; several for those of several machines",
+    )
+    parser.add_argument("file", type=Path, metavar="FILE", help=f"to be written, or written anew: *{ENDING}")
+    parser.add_argument(
+        "--sweep",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="a sweep whose runs are meant, by the name of its folder; several times for several (default: all runs)",
+    )
+    options = parser.parse_args(args)
+    runs, left_out, notes = write_pack(options.file, options.runs, options.sweep)
+    for said in notes:
+        print(f"note: {said}")
+    unfinished = f"; {left_out} that are not finished are left out" if left_out else ""
+    print(f"{options.file}: {runs} runs, {options.file.stat().st_size / 1000:,.0f} kB{unfinished}")
 
 
 def parse_sweep_command(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -175,6 +214,15 @@ def parse_sweep_command(args: Sequence[str]) -> tuple[argparse.Namespace, list[s
         help="write a sweep's file to begin with, in which every key is explained, or print it; runs nothing",
     )
     add("--runs", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
+    add(
+        "--have",
+        type=Path,
+        metavar="PLACE",
+        action="append",
+        default=[],
+        help="a file of `pack`, or a folder of all runs, as of another machine: what is finished there is not run again, and "
+        "nothing is written there",
+    )
     add("--name", help="name of the sweep's folder (default: that of the file)")
     add(
         "--with",
@@ -303,22 +351,24 @@ def send(runs: Sequence[Run], folder: Path, options: argparse.Namespace, console
 def show(runs: Sequence[Run], console: Console) -> None:
     """List runs with their states, and apart from them the prefixes that they begin with."""
     if shared := prefixes(runs):
+        number = Counter(run.fork.run.id for run in runs if run.fork is not None)
+        states = [prefix.folder.state for prefix in shared]
         listed = Table("prefix", "seed", "runs", "state", "round", "")
-        for prefix in shared:
-            number = sum(run.fork is not None and run.fork.run.id == prefix.id for run in runs)
-            listed.add_row(*map(Text, (prefix.id, str(prefix.seed), str(number), *standing(prefix))))
+        for prefix, state in zip(shared, states, strict=True):
+            listed.add_row(*map(Text, (prefix.id, str(prefix.seed), str(number[prefix.id]), *standing(prefix, state))))
         console.print(listed)
-        console.print(f"prefixes: {tally(Counter(prefix.folder.state for prefix in shared))}", highlight=False)
+        console.print(f"prefixes: {tally(Counter(states))}", highlight=False)
+    states = [run.folder.state for run in runs]
     listed = Table("id", *runs[0].cell.labels, "seed", "state", "round", "")
-    for run in runs:
-        listed.add_row(*map(Text, (run.id, *run.cell.labels.values(), str(run.seed), *standing(run))))
+    for run, state in zip(runs, states, strict=True):
+        listed.add_row(*map(Text, (run.id, *run.cell.labels.values(), str(run.seed), *standing(run, state))))
     console.print(listed)
-    console.print(tally(Counter(run.folder.state for run in runs)), highlight=False)
+    console.print(tally(Counter(states)), highlight=False)
 
 
-def standing(run: Run) -> tuple[str, str, str]:
+def standing(run: Run, state: State) -> tuple[str, str, str]:
     """A run's state, the round that it has reached, and why it failed or stopped."""
-    evaluations, state = run.folder.metrics, run.folder.state
+    evaluations = run.folder.metrics
     reached = f"{evaluations[-1]['round'] if evaluations else 0}/{run.config['trainer'].get('max_epochs')}"
     return str(state), reached, run.folder.message if state in (State.FAILED, State.STOPPED) else ""
 

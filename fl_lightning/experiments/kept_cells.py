@@ -71,8 +71,9 @@ class KeptCells:
     """
 
     about: Any
-    _new: list[tuple[Any, Settled]] = field(default_factory=list)
+    _new: list[tuple[Sequence[Layer], Settled]] = field(default_factory=list)
     _files: dict[Path, Any] = field(default_factory=dict)
+    _parts: dict[int, tuple[Any, list[Any]]] = field(default_factory=dict)
     _sealed: bool = False
 
     def find(self, layers: Sequence[Layer]) -> Settled | None:
@@ -104,16 +105,20 @@ class KeptCells:
 
     def key(self, layers: Sequence[Layer]) -> Any:
         """All that the settings of a cell follow from, beside the package."""
-        cwd = Path.cwd()
-        found = dict(self.files([self.about, list(layers)], cwd))
         return {
-            "about": plain(self.about),
-            "layers": plain(list(layers)),
-            "files": {str(path): about for path, about in found.items()},
-            "folder": str(cwd),
+            "about": self.part(self.about),
+            "layers": [self.part(layer) for layer in layers],
+            "folder": str(Path.cwd()),
             "launchers": sorted(name for name in os.environ if name.startswith(LAUNCHERS)),
             "variables": {name: value for name, value in os.environ.items() if name.startswith(SETTING_VARIABLES)},
         }
+
+    def part(self, node: Any) -> list[Any]:
+        """Settings, and what is in the files that they name; found once for each object, as cells share their layers."""
+        if id(node) not in self._parts:
+            files = {str(path): about for path, about in self.files(node, Path.cwd())}
+            self._parts[id(node)] = node, [plain(node), files]  # with the object, so that no other one gets its id
+        return self._parts[id(node)][1]
 
     def files(self, node: Any, folder: Path) -> Iterator[tuple[Path, Any]]:
         """The files that a text in settings may name, those that settings in them name, and what is in each."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fl_lightning.experiments.prefix import FOLDER, rule_of, same_rounds
 from fl_lightning.experiments.run_folder import RunFolder
-from fl_lightning.experiments.settings import Layer, run_id
+from fl_lightning.experiments.settings import Layer, run_id, with_seed
 
 POOL = "pool"
 """In the folder of all runs, with one folder per run; shared by all sweeps."""
@@ -83,21 +83,39 @@ class Fork:
     exact: bool
     rule: str | None
 
-    @classmethod
-    def of(cls, config: Mapping[str, Any], clean: Mapping[str, Any], seed: int, root: Path) -> Fork:
-        """What a run begins with.
+
+class Forks:
+    """What the runs of a cell begin with, each prefix planned once for all cells that have it.
+
+    Args:
+        root: the folder that holds all runs.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.folder = root.absolute().parent / FOLDER
+        self._prefixes: dict[tuple[str, int], Run] = {}
+
+    def of(self, config: Mapping[str, Any], clean: Mapping[str, Any], seeds: Sequence[int]) -> list[Fork]:
+        """What a cell's runs begin with, by seed.
 
         Args:
-            config: the run's.
-            clean: the prefix's.
-            seed: of both.
-            root: the folder that holds all runs.
+            config: the cell's settings, with any seed.
+            clean: those of its prefix, with the same one.
+            seeds: of the runs.
         """
-        name = run_id(clean)
-        folder = root.absolute().parent / FOLDER / name
-        prefix = Run(Cell({"prefix": f"prefix {name}"}, []), seed, placed(clean, folder), RunFolder(folder))
-        other_rule = config["model"]["aggregator"] != clean["model"]["aggregator"]
-        return cls(prefix, clean["trainer"]["max_epochs"], same_rounds(config, clean), rule_of(clean) if other_rule else None)
+        rule = rule_of(clean) if config["model"]["aggregator"] != clean["model"]["aggregator"] else None
+        exact, text = same_rounds(config, clean), repr(clean)
+        return [Fork(self.prefix(clean, text, seed), clean["trainer"]["max_epochs"], exact, rule) for seed in seeds]
+
+    def prefix(self, clean: Mapping[str, Any], text: str, seed: int) -> Run:
+        """A prefix's run; `text` is what its settings are known by."""
+        if (text, seed) not in self._prefixes:
+            config = with_seed(clean, seed)
+            name = run_id(config)
+            folder = self.folder / name
+            cell = Cell({"prefix": f"prefix {name}"}, [])
+            self._prefixes[text, seed] = Run(cell, seed, placed(config, folder), RunFolder(folder))
+        return self._prefixes[text, seed]
 
 
 def placed(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fl_lightning.callbacks.digests import differing, experiment
 from fl_lightning.errors import SOME_LETTERS, ConfigurationError, enumerated
 from fl_lightning.experiments.settings import Layer
 
 if TYPE_CHECKING:
+    from fl_lightning.attacks import Attack
     from fl_lightning.cohort import CohortSampler
     from fl_lightning.federation import Federation
 
@@ -35,6 +36,13 @@ ALLOWED = (
     "a prefix may change model.aggregator, model.attacks and when attackers begin (model.cohort), and nothing by which benign "
     "training would go on otherwise than it began"
 )
+
+
+class Begun(NamedTuple):
+    """What is asked of a prefix, without the weights of its federation."""
+
+    cohort: CohortSampler
+    attacks: Sequence[Attack]
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,7 @@ class Prefix:
         late = with_window(overlaid, self.rounds) if begins >= self.rounds else overlaid
         return {**without_recipe(late), "trainer": {**without_lifespan(overlaid["trainer"]), "max_epochs": self.rounds}}
 
-    def check(self, federation: Federation, clean: Federation) -> None:
+    def check(self, federation: Federation, clean: Federation | Begun) -> None:
         """See that no attacker is active before the prefix ends.
 
         Args:

@@ -8,11 +8,12 @@ from fl_lightning.callbacks.quiet import quietly
 from fl_lightning.configuration import plainly, reader
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.experiments.kept_cells import Settled
-from fl_lightning.experiments.prefix import Prefix
+from fl_lightning.experiments.known_parts import KnownParts, Reading
+from fl_lightning.experiments.prefix import Begun, Prefix
 from fl_lightning.experiments.settings import Layer, arguments, check_ends, with_seed
 from fl_lightning.federation import Federation
 from fl_lightning.files.yaml_files import as_argument
-from fl_lightning.options.class_settings import named_classes, with_settings
+from fl_lightning.options.class_settings import taken_out, with_settings
 from fl_lightning.options.trainer_options import refusals
 
 ON_THIS_MACHINE = {"logger": False, "default_root_dir": None, "accelerator": "cpu", "devices": 1, "num_nodes": 1}
@@ -32,6 +33,10 @@ class CellReader:
     def __init__(self, seed: int, given: Mapping[str, Any], overrides: Sequence[str], prefix: Prefix | None) -> None:
         self.seed, self.given, self.overrides, self.prefix = seed, given, overrides, prefix
         self.reader = reader()
+        self.parts = KnownParts()
+        self.begun: dict[str, Begun] = {}
+        # A `--with` among these is refused by the settings of a cell as a whole, where no class of it is there.
+        self.whole = bool(taken_out(overrides)[1])
 
     def settle(self, layers: Sequence[Layer]) -> Settled:
         """The settings of a cell, once nothing in them would be refused; data are not read.
@@ -40,32 +45,44 @@ class CellReader:
             ConfigurationError: there is a mistake in them.
         """
         with quietly():
-            config, classes = self.read(layers)
-            check_ends(config)
+            reading = self.read(layers)
+            check_ends(reading.config)
             federation = self.make()
             if self.prefix is None:
-                return Settled(config, None, classes)
-            overlaid, further = config, []
-            if self.prefix.layers:
-                overlaid, further = self.read([*layers, *self.prefix.layers])
-            clean = self.prefix.clean(config, overlaid)
-            begun = federation
-            if self.prefix.layers:
-                self.parse(["--config", as_argument(with_seed(clean, self.seed))])
-                begun = self.make()
-            self.prefix.check(federation, begun)
-            return Settled(config, clean, sorted({*classes, *further}))
+                return Settled(reading.config, None, reading.classes)
+            if not self.prefix.layers:
+                clean = self.prefix.clean(reading.config, reading.config)
+                self.prefix.check(federation, federation)
+                return Settled(reading.config, clean, reading.classes)
+            overlaid = self.read([*layers, *self.prefix.layers])
+            clean = self.prefix.clean(reading.config, overlaid.config)
+            self.prefix.check(federation, self.begin(with_seed(clean, self.seed)))
+            return Settled(reading.config, clean, sorted({*reading.classes, *overlaid.classes}))
 
-    def read(self, layers: Sequence[Layer]) -> tuple[dict[str, Any], list[str]]:
-        """All settings of a cell, and the classes that are named without those of `given`."""
-        config = self.parse([*arguments(layers), *self.overrides])
-        classes = sorted(set(named_classes(config)))
+    def read(self, layers: Sequence[Layer]) -> Reading:
+        """All settings of a cell: put together of parts that are known, or parsed as a whole."""
+        known = None if self.whole else self.parts.find(layers)
+        if known is not None:
+            self.reader.take(known.parsed, known.config)
+            return known
+        config = unset = self.parse([*arguments(layers), *self.overrides])
         if self.given:
             config = self.parse(["--config", as_argument(with_settings(config, self.given))])
-        return config, classes
+        reading = Reading(config, unset, self.reader.config)
+        self.parts.add(layers, reading)
+        return reading
 
     def parse(self, args: Sequence[str]) -> dict[str, Any]:
         return plainly(lambda: self.reader.read(["fit", *args]))
+
+    def begin(self, clean: Mapping[str, Any]) -> Begun:
+        """What is asked of a prefix, each of which is made once for all cells that begin with it."""
+        known = repr(clean)
+        if known not in self.begun:
+            self.parse(["--config", as_argument(clean)])
+            federation = self.make()
+            self.begun[known] = Begun(federation.cohort, federation.attacks)
+        return self.begun[known]
 
     def make(self) -> Federation:
         """Trainer, model and data of what was read last, without what it would log, on a CPU of this machine."""

@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any
 
 from fl_lightning.errors import ConfigurationError, nearest
 from fl_lightning.experiments.kept_cells import KeptCells
-from fl_lightning.experiments.planned import Cell, Fork, Run, placed
+from fl_lightning.experiments.planned import Cell, Forks, Run, placed
 from fl_lightning.experiments.prefix import Prefix
 from fl_lightning.experiments.run_folder import RunFolder
 from fl_lightning.experiments.settings import Layer, run_id, with_seed
@@ -111,22 +111,23 @@ class Sweep:
         Raises:
             ConfigurationError: a cell's configuration has a mistake; the message names the cell.
         """
-        given, known = dict(given or {}), set()
+        given, known, root = dict(given or {}), set(), root.absolute()
         prefix = None if self.prefix is None else [self.prefix.rounds, self.prefix.layers]
-        cells = KeptCells([self.seeds[0], given, list(overrides), prefix])
+        cells, forks, reader = KeptCells([self.seeds[0], given, list(overrides), prefix]), Forks(root), None
         runs = []
         for cell in self.cells:
             try:
                 settled = cells.find(cell.layers)
                 if settled is None:
-                    settled = cell_reader(self.seeds[0], given, overrides, self.prefix).settle(cell.layers)
+                    reader = reader or cell_reader(self.seeds[0], given, overrides, self.prefix)
+                    settled = reader.settle(cell.layers)
                     cells.add(cell.layers, settled)
                 known.update(settled.classes)
-                for seed in self.seeds:
-                    seeded = with_seed(settled.config, seed)
-                    fork = None if settled.clean is None else Fork.of(seeded, with_seed(settled.clean, seed), seed, root)
-                    inexact = fork is not None and not fork.exact
-                    folder = root.absolute() / run_id(seeded, fork.run.id if fork is not None and inexact else None)
+                config, clean = settled.config, settled.clean
+                of_seeds = [None] * len(self.seeds) if clean is None else forks.of(config, clean, self.seeds)
+                for seed, fork in zip(self.seeds, of_seeds, strict=True):
+                    seeded = with_seed(config, seed)
+                    folder = root / run_id(seeded, fork.run.id if fork is not None and not fork.exact else None)
                     runs.append(Run(cell, seed, placed(seeded, folder), RunFolder(folder), fork))
             except ConfigurationError as error:
                 raise ConfigurationError(f"{cell.name}: {error}") from error

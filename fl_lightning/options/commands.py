@@ -18,6 +18,7 @@ OF_LIGHTNING = {
 FURTHER = {
     "sweep": "run what is not finished of a sweep, on this machine or by SLURM",
     "report": "write tables, figures and a page of a sweep, as far as it is",
+    "pack": "write what is finished of runs as one file of data, for a report or a sweep elsewhere",
     "analyse": "compute what the paper proves and draws",
     "list": "list what there is to choose from: rules, attacks, tasks, models, configurations, ...",
     "init": "copy configurations and launch scripts into a new folder, to begin with",

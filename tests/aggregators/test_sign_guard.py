@@ -119,9 +119,28 @@ def similar(kind: str, rows: np.ndarray, last: np.ndarray | None) -> list[float]
         values = [middle([compared(i, rows[j]) for j in range(n) if j != i]) for i in range(n)]
     else:
         values = [compared(i, last) for i in range(n)]
+    most = lower_middle(values)
     if kind == "cosine":
-        return [min(value, middle(values)) / (5 * abs(middle(values))) for value in values]
-    return [0.2 if value > 1.1 * middle(values) else 0.0 for value in values]
+        return [min(max(value, 0.0), most) / (5 * most) for value in values]
+    return [0.2 if value > 1.1 * most else 0.0 for value in values]
+
+
+def test_the_cosine_is_cut_at_zero_and_at_the_lower_median() -> None:
+    rule, shard = (
+        SignGuard(similarity="cosine", warmup_rounds=0),
+        UpdateShard.from_updates(torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.6, 0.8], [-1.0, 0.0]])),
+    )
+    rule.recall("last", shard).copy_(torch.tensor([2.0, 0.0]))
+    assert rule.similarity_feature(shard).tolist() == pytest.approx([0.2, 0.2, 0.2, 0.0], abs=1e-7)
+    rule.recall("last", shard).copy_(torch.tensor([-2.0, 0.0]))  # m = -.8: all are alike
+    assert rule.similarity_feature(shard).tolist() == pytest.approx([0.2] * 4, abs=1e-7)
+
+
+def test_a_distance_is_compared_with_the_lower_median() -> None:
+    rule = SignGuard(similarity="distance", warmup_rounds=0)
+    shard = UpdateShard.from_updates(torch.tensor([[1.0, 1.0], [1.0, 2.0], [1.0, 2.4], [1.0, 9.0]]))
+    rule.recall("last", shard).copy_(torch.tensor([1.0, 0.0]))
+    assert rule.similarity_feature(shard).tolist() == pytest.approx([0.0, 0.0, 0.2, 0.2])
 
 
 @pytest.mark.parametrize("kind", ["cosine", "distance"])

@@ -60,6 +60,16 @@ def test_kernels_of_earlier_versions_leave_the_digest_as_it_was():
     assert digest("mine.CNN") != digest("mine.CNN", kernel_size=3)
 
 
+def test_tweets_by_user_have_the_digest_of_before_there_were_others():
+    def digest(**settings: Any) -> str:
+        return config_sha256({"data": {"class_path": "Twitter", "init_args": {"num_test": 8, **settings}}})
+
+    before = {"by_user": True, "train_split": "train", "test": "held_out"}
+    assert digest() == digest(**before)
+    for name, other in (("by_user", False), ("train_split", "full_text"), ("test", "given")):
+        assert digest(**{**before, name: other}) != digest()
+
+
 @pytest.mark.parametrize(
     "inside", [lambda rule: rule, lambda rule: {"class_path": "Bucketing", "init_args": {"rule": rule, "s": 2}}]
 )

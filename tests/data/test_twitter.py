@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from fl_lightning.data.base import TensorSamples
 from fl_lightning.data.glove import GloVe
 from fl_lightning.data.partition import IID, ByKey, PackedKeys, Partition
-from fl_lightning.data.twitter import HUB_REVISION, Twitter, read_tweets, tokenize
+from fl_lightning.data.tweet_files import HUB_REVISION, read_tweets
+from fl_lightning.data.twitter import Twitter, tokenize
 from fl_lightning.errors import ConfigurationError
 
 Tweet = tuple[str, str, int]
@@ -249,7 +250,7 @@ def test_files_of_several_types_and_shards_are_one_table(folder: Path) -> None:
 
 def test_too_few_tweets_are_refused_with_a_remedy(folder: Path) -> None:
     with pytest.raises(
-        ConfigurationError, match=r"num_test is 6, half of them of class 0, but .* only 2 of that class .*; use at most 4"
+        ConfigurationError, match=r"num_test is 6, half of them of class 0, but .* only 2 of that class; use at most 4"
     ):
         twitter(folder, num_test=6).load()
     with pytest.raises(ConfigurationError, match=r"min_tweets is 4, but no user has more than 3 tweets; use a lower one"):

@@ -1,15 +1,13 @@
 """The league's page is what its table of runs says."""
 
-import runpy
-from pathlib import Path
+from results_pages import RESULTS, script
 
-RESULTS = Path(__file__).parents[2] / "docs" / "results"
-PAGE = runpy.run_path(str(RESULTS / "league_page.py"), run_name="league_page")
+PAGE = script("league_page")
 
 
 def test_the_page_is_what_the_table_says() -> None:
     text, frame = (RESULTS / "league.md").read_text(), PAGE["runs"]()
-    assert {found[1] for found in PAGE["BLOCK"].findall(text)} == set(PAGE["BLOCKS"])
+    assert set(PAGE["blocks"].names(text, "league.csv")) == set(PAGE["BLOCKS"])
     assert PAGE["written"](text, frame) == text, "write it anew: python docs/results/league_page.py"
     assert not frame.duplicated(PAGE["KEYS"]).any()
 

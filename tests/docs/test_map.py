@@ -1,15 +1,13 @@
 """The map's page is what its table of runs says, and the table is judged as the page says."""
 
-import runpy
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from results_pages import RESULTS, script
 
-RESULTS = Path(__file__).parents[2] / "docs" / "results"
-PAGE = runpy.run_path(str(RESULTS / "map_page.py"), run_name="map_page")
+PAGE = script("map_page")
 USUAL = {
     "task": "digits",
     "grids": "tau_share",
@@ -35,7 +33,7 @@ def made(**asr: Any) -> pd.DataFrame:
 def test_the_page_is_what_the_table_says() -> None:
     text = (RESULTS / "map.md").read_text()
     frame = PAGE["runs"]()
-    assert {found[1] for found in PAGE["BLOCK"].findall(text)} == set(PAGE["BLOCKS"])
+    assert set(PAGE["blocks"].names(text, "map.csv")) == set(PAGE["BLOCKS"])
     assert PAGE["written"](text, frame) == text, "write it anew: python docs/results/map_page.py"
 
 

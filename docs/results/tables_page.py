@@ -1,0 +1,209 @@
+"""Write the tables of measured results into their pages, from the CSV files beside this one.
+
+python docs/results/tables_page.py
+
+`paper.csv` has a row per cell of the paper's tables that was run: means, sample standard deviations and ASR by seed of the last
+round, means of the last evaluations, ten at most, and their least and largest ASR. The paper's own values are those of the
+files in configs/sweeps.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import blocks
+import pandas as pd
+
+from fl_lightning.experiments.sweep import read_sweep
+from fl_lightning.experiments.tables import markdown, number, pair
+
+HERE = Path(__file__).parent
+SWEEPS = HERE.parents[1] / "configs" / "sweeps"
+
+
+def cells() -> pd.DataFrame:
+    """The table, a row per cell."""
+    return pd.read_csv(HERE / "paper.csv", dtype={"table": str}, keep_default_na=False, na_values=[""])
+
+
+def published(task: str, table: str) -> dict[str, dict[str, float]]:
+    """Acc and ASR in the paper by a row's label."""
+    sweep = read_sweep(SWEEPS / task / f"table{table}.yaml")
+    return {next(iter(cell.labels.values())): cell.paper for cell in sweep.cells}
+
+
+def spread(row: dict[str, Any], measure: str) -> str:
+    """A mean and its deviation over the seeds, of one that has several."""
+    deviation = row[f"{measure}_sd"]
+    return number(row[measure]) + ("" if math.isnan(deviation) else f" ({number(deviation)})")
+
+
+def by_seed(row: dict[str, Any]) -> str:
+    return " / ".join(number(row[f"asr_{seed}"]) for seed in range(row["n"]))
+
+
+def rows_of(setting: str, table: str) -> list[dict[str, Any]]:
+    frame = cells()
+    frame = frame[(frame["setting"] == setting) & (frame["table"] == table)]
+    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
+
+
+# ---- phishing.md -----------------------------------------------------------------------------------------------------
+
+
+def phishing(table: str, axis: str) -> str:
+    """One of the paper's tables, with its values and the differences from them."""
+    paper, found = published("phishing", table), rows_of("phishing", table)
+    asr = {row["row"]: row["asr"] for row in found}
+    lines = []
+    for row in found:
+        theirs = paper[row["row"]]
+        line = {axis: row["row"], "Acc": spread(row, "acc"), "ASR": spread(row, "asr")}
+        line |= {"Acc, last 10": number(row["acc_last10"]), "ASR, last 10": number(row["asr_last10"])}
+        line |= {"ASR by seed": by_seed(row), "n": str(row["n"])}
+        line["paper Acc / ASR"] = pair(number(theirs["acc"]), number(theirs["asr"]))
+        differences = (number(row[name] - theirs[name], sign=True) for name in ("acc", "asr"))
+        line["difference"] = pair(*differences)
+        if table == "1":
+            reduction = asr["FedAvg"] - row["asr"]
+            line["ASR reduction"] = number(reduction, sign=True)
+            line["of the excess"] = f"{100 * reduction / (asr['FedAvg'] - asr['no attack']):.1f}%"
+        lines.append(line)
+    return markdown(pd.DataFrame(lines))
+
+
+def other_rules() -> str:
+    rows = rows_of("phishing", "other rules")
+    lines = [{"rule": r["row"], "Acc": spread(r, "acc"), "ASR": spread(r, "asr"), "ASR by seed": by_seed(r)} for r in rows]
+    return markdown(pd.DataFrame(lines))
+
+
+# ---- cifar10_cnn.md, cifar10_resnet18.md -----------------------------------------------------------------------------
+
+
+def cnn() -> str:
+    paper, lines = published("cifar10", "1"), []
+    for row in rows_of("cifar10, CNN", "1"):
+        theirs = paper[row["row"]]
+        line = {"rule": row["row"], "Acc / ASR, last round": pair(number(row["acc"]), number(row["asr"]))}
+        line["mean of the last ten evaluations, rounds 55 to 100"] = pair(number(row["acc_last10"]), number(row["asr_last10"]))
+        line["ASR in these"] = f"{number(row['asr_least'])} to {number(row['asr_most'])}"
+        line["paper, last round"] = pair(number(theirs["acc"]), number(theirs["asr"]))
+        lines.append(line | {"weights": row["weights"]})
+    return markdown(pd.DataFrame(lines))
+
+
+def resnet() -> str:
+    (row,) = rows_of("cifar10, ResNet-18", "1")
+    theirs = published("cifar10", "1")[row["row"]]
+    lines = [
+        ["last round", number(row["acc"]), number(row["asr"])],
+        ["mean of the last ten evaluations, rounds 255 to 300", number(row["acc_last10"]), number(row["asr_last10"])],
+        ["paper, last round", number(theirs["acc"]), number(theirs["asr"])],
+    ]
+    return markdown(pd.DataFrame(lines, columns=["", "Acc", "ASR"]))
+
+
+def resnet_by_round() -> str:
+    curve = pd.read_csv(HERE / "cifar10_resnet18.csv")
+    lines = [[title, *map(number, curve[name])] for title, name in (("Acc", "acc"), ("ASR", "asr"))]
+    return markdown(pd.DataFrame(lines, columns=["round", *map(str, curve["round"])]))
+
+
+# ---- twitter.md ------------------------------------------------------------------------------------------------------
+
+
+def twitter() -> str:
+    """The curve without attack, with the paper's values as its last row."""
+    curve, paper = pd.read_csv(HERE / "twitter_full_text.csv"), published("twitter", "1")["no attack"]
+    lines = [[f"{row['round']:.0f}", number(row["acc"]), number(row["asr"])] for row in curve.to_dict("records")]
+    lines.append(["paper, 300", number(paper["acc"]), number(paper["asr"])])
+    return markdown(pd.DataFrame(lines, columns=["round", "Acc", "ASR"]))
+
+
+# ---- analyses.md -----------------------------------------------------------------------------------------------------
+
+
+def figure4() -> str:
+    lines = []
+    for row in pd.read_csv(HERE / "figure4_digits.csv").to_dict("records"):
+        line = {
+            "p": f"{100 * row['p']:.0f}%",
+            "norm of u": f"{row['length']:.2f}",
+            "benign loss at 0": f"{row['benign_0']:.3f}",
+        }
+        for title, name in (("malicious", "malicious"), ("random", "random")):
+            line[f"along {title}: at 2 / 4 / 6"] = " / ".join(f"{row[f'{name}_{at}']:.3f}" for at in (2, 4, 6))
+        line["backdoor loss along malicious: at 0 / 2 / 4 / 6"] = " / ".join(
+            f"{row[f'backdoor_{at}']:.2f}" for at in (0, 2, 4, 6)
+        )
+        lines.append(line)
+    return markdown(pd.DataFrame(lines))
+
+
+def figure5() -> str:
+    lines = []
+    for row in pd.read_csv(HERE / "figure5.csv").to_dict("records"):
+        losses = [row[f"loss_{name}"] for name in ("before", "malicious", "mimicry")]
+        line = {"task": row["task"], "entries above .01": f"{row['large']:,} of {row['parameters']:,}"}
+        line |= {"cos(g, g')": number(row["cosine"]), "kept": f"{row['kept']:,}", "cos(g, g~)": number(row["cosine_mimicry"])}
+        line["slow-down"] = f"{100 * row['slowdown']:.3g}%"
+        shown = "" if math.isnan(losses[0]) else ", ".join(f"{loss:.3f}" for loss in losses)
+        lines.append(line | {"backdoor loss: before, after g', after g~": shown})
+    return markdown(pd.DataFrame(lines))
+
+
+def separability() -> str:
+    lines = []
+    for row in pd.read_csv(HERE / "separability.csv").to_dict("records"):
+        others = ", ".join(f"{row[f'benign_{i}']:.2f}" for i in range(1, 6))
+        line = {"task": row["task"], "malicious": f"{row['malicious']:.3g}", "benign ones": others}
+        line["distance of the malicious model, diameter"] = f"{row['distance']:.3f}, {row['diameter']:.3f}"
+        lines.append(line)
+    return markdown(pd.DataFrame(lines))
+
+
+def flatness() -> str:
+    frame = pd.read_csv(HERE / "flatness_digits.csv").rename(columns={"flip_rate": "mean flip rate"})
+    return markdown(frame.map(lambda value: value if isinstance(value, str) else f"{value:.3f}"))
+
+
+PAGES: dict[str, dict[str, dict[str, Callable[[], str]]]] = {
+    "phishing.md": {
+        "paper.csv": {
+            "Table 1": partial(phishing, "1", "rule"),
+            "Table 4": partial(phishing, "4", "rule"),
+            "Table 5": partial(phishing, "5", "attack"),
+            "other rules": other_rules,
+        }
+    },
+    "cifar10_cnn.md": {"paper.csv": {"CNN": cnn}},
+    "cifar10_resnet18.md": {"paper.csv": {"ResNet-18": resnet}, "cifar10_resnet18.csv": {"by round": resnet_by_round}},
+    "twitter.md": {"twitter_full_text.csv": {"curve": twitter}},
+    "analyses.md": {
+        "figure4_digits.csv": {"Figure 4": figure4},
+        "figure5.csv": {"Figure 5": figure5},
+        "separability.csv": {"separability": separability},
+        "flatness_digits.csv": {"flatness": flatness},
+    },
+}
+"""What writes each block, by page and table."""
+
+
+def written(page: str) -> str:
+    """A page with its blocks as the tables have them."""
+    text = (HERE / page).read_text()
+    for file, found in PAGES[page].items():
+        text = blocks.written(text, file, found)
+    return text
+
+
+def main() -> None:
+    for page in PAGES:
+        (HERE / page).write_text(written(page))
+
+
+if __name__ == "__main__":
+    main()
