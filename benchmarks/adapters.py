@@ -90,7 +90,7 @@ def measure(name: str, given: argparse.Namespace) -> dict[str, Any]:
         "beyond_mb": mebibytes(peak),
         "predicted_mb": mebibytes(footprint.total - footprint.model_bytes),
         "cpu_seconds": significant(min(seconds)),
-        "exchanged_mb": mebibytes(4 * trained * (given.clients + 1)),
+        "sent_between_two_ranks_mb": mebibytes(4 * trained * (given.clients + 2)),
     }
 
 
