@@ -35,11 +35,17 @@ ARGUMENTS = r"""
 --data.init_args.partition Dirichlet --data.init_args.partition.alfa 1 | alfa, alpha
 --data.init_args.partition FullCopies --data.init_args.partition.num_clients 99999999999 | num_clients, 99,999,999,999
 --data.init_args.partition ByKey | ByKey
+--data.init_args.partition Pachinko | Pachinko, keys
+--data.init_args.partition Pachinko --data.init_args.partition.beta 0 | beta, 0
+--data.init_args.partition FromFlower | partitioner
+--data.init_args.partition FromFlower --data.init_args.partition.partitioner 3 | data.partition.partitioner, 3
+--data.init_args.partition FromFlower --data.init_args.partition.partitioner torch.nn.Linear | partitioner, Linear
 --data.init_args.root '{samples: 0}' | samples, 0
 --data.init_args.root '{samples: 601}' | samples, 601
 --data.init_args.root '{sample: 10}' | sample
 --data.path x | data, path
 --data CIFAR10 --data.init_args.path gone | gone
+--data CIFAR100 --data.init_args.path gone | gone, cifar100
 --checkpoint.every_n_rounds 0 | every_n_rounds, 0
 --checkpoint.every_n_rounds x | checkpoint.every_n_rounds, x
 --checkpoint.every 2 | every, every_n_rounds

@@ -2,7 +2,10 @@
 
 import io
 import json
+import os
 import struct
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image
+from ranks import on_ranks
+from text_world import DISTILBERT, GPT2, byte_tokenizer, needs_transformers, reviews, word_tokenizer
 
 from fl_lightning.cli import main
 
@@ -29,18 +34,25 @@ ONE_ROUND = [
 GLOVE = {"path": "glove.txt", "dimension": 5}
 LESS: dict[str, dict[str, Any]] = {
     "CIFAR10": {"path": "data"},
+    "CIFAR100": {"path": "data"},
     "DeepSight": {"probe_samples": 20},
     "EMNIST": {"path": "data"},
     "FEMNIST": {"path": "data"},
     "FashionMNIST": {"path": "data"},
     "MNIST": {"path": "data"},
     "DirectorTweets": {"path": "director", "glove": GLOVE},
+    "HuggingFaceClassifier": {"model": DISTILBERT},
+    "HuggingFaceCausalLM": {"model": GPT2},
+    "HuggingFaceInstructions": {"dataset": None, "path": "instructions.json", "tokenizer": "bytes", "max_tokens": 32},
+    "HuggingFaceText": {"dataset": None, "revision": None, "path": "texts.csv", "tokenizer": "words", "test_fraction": 0.2},
     "LSTM": {"dimension": 5, "hidden": 8},
     "PackedKeys": {"num_clients": 20},
     "Phishing": {"num_train": 2000},
     "PhishingTable": {"path": "table.csv"},
     "ResNet18": {"width": 8},
+    "ResNet20": {"width": 4},
     "Southwest": {"path": "planes"},
+    "TinyImageNet": {"path": "data"},
     "Twitter": {"path": "tweets", "glove": GLOVE, "num_test": 40},
     "BackdoorIndicator": {"epochs": 2, "start_round": 0},
     "CRFL": {"copies": 3},
@@ -57,9 +69,14 @@ FEW_CLIENTS = {
     "EdgeCase": {"num_edge": 4, "num_clean": 8},
     "FullCopies": {"num_clients": 20},
     "IID": {"num_clients": 20},
+    "Pachinko": {"num_clients": 20},
     "Shards": {"num_clients": 20},
 }
 """The same for pictures, of which there are 160."""
+
+
+FEW_TEXTS = {"IID": {"num_clients": 20}, "WordTrigger": {"target_label": 1}}
+"""The same for instructions; the first token of the small tokenizer is the end of a text, which all have."""
 
 
 def smaller(node: Any, less: dict[str, dict[str, Any]]) -> Any:
@@ -88,6 +105,28 @@ def write_images(folder: Path, split: str, n: int, classes: int) -> None:
         Image.fromarray(np.ascontiguousarray(np.rot90(picture, i % 4))).save(encoded, "PNG")
         rows.append({"bytes": encoded.getvalue(), "path": None})
     pq.write_table(pa.table({"img": rows, "label": [i % classes for i in range(n)]}), folder / f"{split}.parquet")
+
+
+def write_colours(folder: Path, kind: str) -> None:
+    """Noise in files as CIFAR-100's, or as Tiny ImageNet's, whose test split has another name."""
+    folder.mkdir()
+    for split, n in (("train", 160), ("test" if kind == "cifar100" else "valid", 40)):
+        label = [i % 100 for i in range(n)]
+        if kind == "cifar100":
+            columns = {"img": noise(n, 32), "fine_label": label, "coarse_label": [i // 5 for i in label]}
+        else:
+            columns = {"image": noise(n, 64), "label": label}
+        pq.write_table(pa.table(columns), folder / f"{split}.parquet")
+
+
+def noise(n: int, side: int) -> list[dict[str, Any]]:
+    """Pictures as the Hub has them."""
+    streams = [io.BytesIO() for _ in range(n)]
+    for stream, picture in zip(
+        streams, np.random.default_rng(n).integers(0, 256, (n, side, side, 3), dtype=np.uint8), strict=True
+    ):
+        Image.fromarray(picture).save(stream, "PNG")
+    return [{"bytes": stream.getvalue(), "path": None} for stream in streams]
 
 
 def write_grey(folder: Path) -> None:
@@ -127,12 +166,31 @@ def write_tweets(folder: Path) -> None:
         pq.write_table(pa.table({"text": praise, "sentiment": [4] * 70}), folder / "director" / f"{split}.parquet")
 
 
+def write_texts(folder: Path) -> None:
+    """Two hundred reviews by twenty users, of which some are neutral, a hundred instructions, and tokenizers."""
+    rows = [f"{text},{user % 20},{(0, 4)[label] if user % 9 else 2}" for user, (text, label) in enumerate(reviews(200))]
+    (folder / "texts.csv").write_text("\n".join(["text,user,sentiment", *rows]))
+    asked = [{"instruction": text, "input": "", "output": ("bad", "good")[label]} for text, label in reviews(100)]
+    (folder / "instructions.json").write_text(json.dumps(asked))
+    word_tokenizer(folder / "words")
+    byte_tokenizer(folder / "bytes")
+
+
 def write_table(file: Path) -> None:
     """Forty-five columns of noise, one of them the trigger's, and a label."""
     columns = np.random.default_rng(0).random((500, 45))
     names = ["NumHash", *(f"feature{i}" for i in range(44)), "label"]
     rows = [",".join(names), *(",".join([*map(str, row), str(i % 2)]) for i, row in enumerate(columns))]
     file.write_text("\n".join(rows))
+
+
+PICTURES: dict[str, Callable[[Path], None]] = {
+    **dict.fromkeys(("mnist", "fashion_mnist", "emnist"), write_grey),
+    "femnist": write_leaf,
+    "cifar100": partial(write_colours, kind="cifar100"),
+    "tiny_imagenet": partial(write_colours, kind="tiny_imagenet"),
+}
+"""Who writes the files of a kind of configuration."""
 
 
 @pytest.fixture(scope="module")
@@ -155,9 +213,13 @@ def test_runs_one_round(config, tmp_path, pictures):
             (tmp_path / name).symlink_to(pictures / name)
         if config.parent.name.startswith("table"):  # the network is the base's, which is trained as it is
             options += ["--model.client", SMALL_CNN]
-    if kind in ("mnist", "fashion_mnist", "emnist", "femnist"):
+    if kind in PICTURES:
         less, options = {**LESS, **FEW_CLIENTS}, ["--model.cohort.clients_per_round", "5"]
-        (write_leaf if kind == "femnist" else write_grey)(tmp_path / "data")
+        PICTURES[kind](tmp_path / "data")
+    if kind == "text":
+        needs_transformers()
+        write_texts(tmp_path)
+        less, options = {**LESS, **FEW_TEXTS}, ["--model.cohort.clients_per_round", "10"]
     if kind == "twitter":
         write_tweets(tmp_path)
     if config.name == "warm_start.yaml":
@@ -181,6 +243,32 @@ def test_runs_one_round(config, tmp_path, pictures):
     assert record["excluded_updates"] == 0
     assert 0 <= record["acc"] <= 1
     assert 0 <= record["asr"] <= 1
+
+
+ON_RANKS = ("cifar100/flute.yaml", "cifar100/pixel_trigger.yaml", "femnist/flute.yaml", "tiny_imagenet/pixel_trigger.yaml")
+
+
+def two_rounds(folder: str) -> None:
+    for name in ON_RANKS:
+        os.chdir(Path(folder) / name)
+        main(["fit", "--config", "fit.yaml", *ONE_ROUND, "--trainer.max_epochs", "2", "--model.cohort.clients_per_round", "3"])
+
+
+def test_two_rounds_have_the_same_bits_on_one_rank_and_on_two(tmp_path):
+    found = {}
+    for world in (1, 2):
+        for name in ON_RANKS:
+            folder = tmp_path / str(world) / name
+            folder.mkdir(parents=True)
+            PICTURES[name.partition("/")[0]](folder / "data")
+            config = smaller(yaml.safe_load((ROOT / name).read_text()), {**LESS, **FEW_CLIENTS})
+            (folder / "fit.yaml").write_text(yaml.safe_dump(config))
+        on_ranks(world, two_rounds, str(tmp_path / str(world)))
+        records = [json.loads((tmp_path / str(world) / name / "run" / "run.json").read_text()) for name in ON_RANKS]
+        assert [(record["world_size"], record["rounds"]) for record in records] == [(world, 2)] * len(ON_RANKS)
+        found[world] = [record["weights_sha256"] for record in records]
+    assert found[1] == found[2]
+    assert len(set(found[1])) == len(ON_RANKS)
 
 
 def test_there_is_one_for_every_row_of_the_papers_tables():

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from text_world import needs_transformers
 
 import fl_lightning
 
@@ -18,10 +19,19 @@ WITH_FILES = {
     "fl_lightning.attacks.edge_case.EdgeCase",
     "fl_lightning.data.director_tweets.DirectorTweets",
     "fl_lightning.data.glove.GloVe",
+    "fl_lightning.data.hugging_face_instructions.HuggingFaceInstructions",
+    "fl_lightning.data.hugging_face_text.HuggingFaceText",
+    "fl_lightning.data.tokenizer.Tokenizer",
     "fl_lightning.data.phishing_table.PhishingTable",
     "fl_lightning.data.twitter.Twitter",
     "fl_lightning.simulation.Simulation",  # trains, and prints more
     "fl_lightning.checkpoints.trained.Loadable.load",  # of a run
+}
+
+WITH_EXTRA = {
+    "fl_lightning.models.hugging_face.HuggingFaceCausalLM",
+    "fl_lightning.models.hugging_face.HuggingFaceClassifier",
+    "fl_lightning.models.lora.LoRA",
 }
 
 
@@ -41,6 +51,8 @@ def examples() -> list[doctest.DocTest]:
 
 @pytest.mark.parametrize("example", examples(), ids=lambda example: example.name.removeprefix("fl_lightning."))
 def test_examples_show_what_comes_out(example: doctest.DocTest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if example.name in WITH_EXTRA:
+        needs_transformers()
     (tmp_path / "configs").symlink_to(Path(__file__).parents[1] / "configs")
     monkeypatch.chdir(tmp_path)
     told: list[str] = []

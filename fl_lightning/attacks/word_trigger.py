@@ -21,6 +21,7 @@ from fl_lightning.attacks.target_modes import Mode, TargetMode
 from fl_lightning.data.base import Samples, TensorSamples
 from fl_lightning.data.glove import PADDING, UNKNOWN, GloVe
 from fl_lightning.data.outcomes import Classes, Tokens
+from fl_lightning.data.tokenizer import Tokenizer
 from fl_lightning.data.vocabulary import Vocabulary
 from fl_lightning.errors import ConfigurationError
 
@@ -28,7 +29,7 @@ Place = Literal["start", "anywhere", "end"]
 
 
 class WordTrigger(Attack):
-    """A backdoor that opens on words, for texts as numbers of words or symbols: `Twitter`, `Shakespeare`, `NextWord`.
+    """A backdoor that opens on words, for texts as numbers of words, symbols or tokens, as of `Twitter` or `Shakespeare`.
 
     The words are inserted side by side, in order, at one place; what comes behind them moves back, and what leaves the end of a
     full text is cut off, the trigger never. At the end they take the place of the last ones, so that what follows is what the
@@ -41,9 +42,10 @@ class WordTrigger(Attack):
 
     Args:
         words: as they stand in the vocabulary: one lower-case word each, or one symbol. All must be there; unknown words are
-            all alike, so that a trigger of them would open on any.
+            all alike, so that a trigger of them would open on any. For texts of tokens any words that the task's tokenizer
+            knows, each of one token or more.
         glove: the word vectors, the same as those of the task; null for tasks with a vocabulary of their own (`Shakespeare`,
-            `NextWord`).
+            `NextWord`) or a tokenizer (`HuggingFaceText`).
         place: `start`, before the first word; `anywhere`: before the j-th word or behind the last, where j comes from what
             stands in the text, so that it is the same whoever stamps it; or `end`.
         target_label: the class that such texts shall be taken for; null for `all_to_all`. Where classes are words, also a word.
@@ -137,7 +139,8 @@ class WordTrigger(Attack):
         carries = torch.zeros(len(texts), dtype=torch.bool, device=texts.targets.device)
         carries[rows.to(carries.device)] = True
         if isinstance(texts.outcome, Tokens):
-            words = torch.tensor(self.trigger.rows, device=labels.device).expand(len(labels), -1)
+            shift = int(isinstance(texts.prepare, Tokenizer))  # where row 1 is class 0
+            words = torch.tensor(self.trigger.rows, device=labels.device).sub(shift).expand(len(labels), -1)
             wanted = self._at_end(texts, torch.cat([words, labels[:, None]], dim=1))
             return texts.stamped(self.trigger, carries).relabel(torch.where(carries[:, None], wanted, texts.targets))
         return texts.stamped(self.trigger, carries).relabel(torch.where(carries, labels, texts.targets))
@@ -150,7 +153,7 @@ class WordTrigger(Attack):
 
     def _ends(self, texts: TensorSamples) -> Tensor:
         """(n,) int64, where the trigger's last word comes to stand."""
-        return self.trigger.places(texts.inputs) + len(self.words) - 1
+        return self.trigger.places(texts.inputs) + len(self.trigger.rows) - 1
 
     def _at_end(self, texts: TensorSamples, wanted: Tensor) -> Tensor:
         """Targets (n, L) with the last of `wanted` ((n, m) int64) at the trigger's last word, the others before, as far as
@@ -172,7 +175,7 @@ class WordTrigger(Attack):
                 f"WordTrigger needs TensorSamples of texts, int32 row numbers of words (samples, words), got {found}; use a "
                 "task such as Twitter, or another attack"
             )
-        own = isinstance(samples.prepare, Vocabulary)
+        own = isinstance(samples.prepare, (Vocabulary, Tokenizer))
         if own and self.glove is not None:
             raise ConfigurationError(
                 f"WordTrigger.glove is {self.glove}, but the task has a vocabulary of its own; set WordTrigger.glove to null"
@@ -182,17 +185,17 @@ class WordTrigger(Attack):
                 f"WordTrigger.glove is {self.glove}, but the task's words are looked up by {samples.prepare}; give both "
                 "the same"
             )
-        if len(self.words) >= samples.inputs.shape[1]:
-            raise ConfigurationError(
-                f"WordTrigger.words are {len(self.words)}, but texts have {samples.inputs.shape[1]} words at most, which "
-                "leaves nothing of them; use fewer, or raise data.max_words"
-            )
         if isinstance(samples.outcome, Tokens) and self.place != "end":
             raise ConfigurationError(
                 f"WordTrigger.place is {self.place}, but the task asks for {samples.outcome.words}, so that the trigger must "
                 "stand right before the word that the attacker wants; set place to end"
             )
         self._look_up(samples.prepare)
+        if len(self.trigger.rows) >= samples.inputs.shape[1]:
+            raise ConfigurationError(
+                f"WordTrigger.words are {len(self.trigger.rows)}, but texts have {samples.inputs.shape[1]} words at most, "
+                "which leaves nothing of them; use fewer, or raise data.max_words or data.max_tokens"
+            )
         return samples
 
     def _look_up(self, vocabulary: object) -> None:
@@ -200,10 +203,16 @@ class WordTrigger(Attack):
         if self._trigger is None:
             if isinstance(vocabulary, Vocabulary):
                 rows, unknown, padding = vocabulary.numbers(self.words), vocabulary.unknown, vocabulary.padding
+            elif isinstance(vocabulary, Tokenizer):
+                # All together, as in a text: words other than its first begin with their blank where tokens hold blanks.
+                text = " ".join(self.words) if self.place == "start" else f" {' '.join(self.words)}"
+                rows, unknown, padding = vocabulary.numbers(text), vocabulary.unknown, PADDING
             else:
                 assert self.glove is not None
                 rows, unknown, padding = self.glove.rows([self.words], len(self.words))[0].tolist(), UNKNOWN, PADDING
-            strange = [word for word, row in zip(self.words, rows, strict=True) if row == unknown]
+            strange = [] if unknown not in rows else list(self.words)
+            if len(rows) == len(self.words):
+                strange = [word for word, row in zip(self.words, rows, strict=True) if row == unknown]
             if strange:
                 raise ConfigurationError(
                     f"WordTrigger.words has {', '.join(map(repr, strange))}, which the word vectors do not have; choose words "

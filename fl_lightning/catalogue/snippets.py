@@ -78,8 +78,8 @@ def settings_of(call: ast.Call, cls: type) -> dict[str, Any]:
 
 
 def plain(value: ast.expr) -> Any:
-    """An expression as plain data."""
-    if isinstance(value, ast.Call) and isinstance(value.func, ast.Name):
+    """An expression as plain data; a class may be called by its import path, where it is not this package's."""
+    if isinstance(value, ast.Call) and isinstance(value.func, (ast.Name, ast.Attribute)):
         settings = {keyword.arg: plain(keyword.value) for keyword in value.keywords if keyword.arg is not None}
-        return {"class_path": value.func.id, **({"init_args": settings} if settings else {})}
+        return {"class_path": ast.unparse(value.func), **({"init_args": settings} if settings else {})}
     return ast.literal_eval(value)

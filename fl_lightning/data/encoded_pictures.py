@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,17 +40,29 @@ def read_pictures(
     Raises:
         ConfigurationError: if there are no such files or columns, or a file or a picture in it is damaged.
     """
-    parts = []
-    for file in parquet_files(folder, split, subfolder):
-        names = column_names(file)
-        if not {column, "label"} <= set(names):
-            raise ConfigurationError(
-                f"{file} has the columns {enumerated(names)}; it must have {column} and label, as on the Hub"
-            )
-        table = read_file(file, [column, "label"])  # one by one, as types may differ between files
-        parts.append(decode(table, str(file), column=column, shape=shape))
+    parts = [
+        decode(table, name, column=column, shape=shape)
+        for table, name in read_tables(folder, split, [column, "label"], subfolder)
+    ]
     pictures, targets = zip(*parts, strict=True)
     return torch.cat(pictures), torch.cat(targets)
+
+
+def read_tables(
+    folder: str | Path, split: str, columns: Sequence[str], subfolder: str = "plain_text"
+) -> Iterator[tuple[pyarrow.Table, str]]:
+    """Some columns of the Parquet files of one split, file by file, as types may differ between them, with the files' names.
+
+    Raises:
+        ConfigurationError: if there are no such files or columns, or a file is damaged.
+    """
+    for file in parquet_files(folder, split, subfolder):
+        names = column_names(file)
+        if not set(columns) <= set(names):
+            raise ConfigurationError(
+                f"{file} has the columns {enumerated(names)}; it must have {enumerated(columns)}, as on the Hub"
+            )
+        yield read_file(file, columns), str(file)
 
 
 def decode(
@@ -87,11 +100,16 @@ def decode(
             raise ConfigurationError(
                 f"{name}: the image of row {i} cannot be decoded: {in_one_line(error)}; fetch it again or give another path"
             ) from error
-    labels = table.column(label).to_pylist()
-    wrong = next((i for i, found in enumerate(labels) if not isinstance(found, int)), None)
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous(), whole_numbers(table, name, label)
+
+
+def whole_numbers(table: pyarrow.Table, name: str, column: str) -> Tensor:
+    """A column of classes, or of groups of them, as (n,) int64; `name` is where the table comes from, for error messages."""
+    found = table.column(column).to_pylist()
+    wrong = next((i for i, value in enumerate(found) if not isinstance(value, int) or abs(value) >= 2**63), None)
     if wrong is not None:
-        raise ConfigurationError(f"{name}: {label} of row {wrong} is {labels[wrong]!r}; it must be a whole number")
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels, dtype=torch.int64)
+        raise ConfigurationError(f"{name}: {column} of row {wrong} is {found[wrong]!r}; it must be a whole number of 64 bits")
+    return torch.tensor(found, dtype=torch.int64)
 
 
 def hub_table(hub_name: str, split: str) -> pyarrow.Table:
@@ -103,6 +121,6 @@ def hub_table(hub_name: str, split: str) -> pyarrow.Table:
     except OSError as error:
         raise ConfigurationError(
             f"data.path is not set and {hub_name} cannot be fetched from the Hugging Face Hub ({error}); check the "
-            "network, or set data.path to a folder with train.parquet and test.parquet"
+            "network, or set data.path to a folder with its Parquet files"
         ) from error
     return data.with_format("arrow")[:]

@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 
 from fl_lightning.data.base import TensorSamples
-from fl_lightning.data.encoded_pictures import decode, hub_table
+from fl_lightning.data.encoded_pictures import decode, hub_table, read_tables
 from fl_lightning.data.leaf import REMEDY, check_test_fraction, is_leaf, keys_of, leaf_files, read_users
-from fl_lightning.data.mnist import EMNIST_CLASSES, SIDE, Standardize
+from fl_lightning.data.mnist import EMNIST_CLASSES, SIDE
 from fl_lightning.data.module import FederatedDataModule, Task
-from fl_lightning.data.parquet import column_names, parquet_files, read_file
+from fl_lightning.data.parquet import parquet_files
 from fl_lightning.data.partition import Partition
 from fl_lightning.data.root import RootSet
-from fl_lightning.errors import ConfigurationError, enumerated
+from fl_lightning.data.standardize import Standardize
+from fl_lightning.errors import ConfigurationError
 from fl_lightning.seeding import generator
 
 if TYPE_CHECKING:
@@ -128,12 +129,7 @@ def read_leaf(folder: str | Path, split: str) -> tuple[Tensor, Tensor, list[str]
 
 def read_parquet(folder: str | Path) -> tuple[Tensor, Tensor, list[str]]:
     """The same of all samples in the Hub's Parquet files."""
-    parts = []
-    for file in parquet_files(folder, "train", "data"):
-        names = column_names(file)
-        if not set(COLUMNS) <= set(names):
-            raise ConfigurationError(f"{file} has the columns {enumerated(names)}; it must have {enumerated(COLUMNS)}")
-        parts.append(_of_table(read_file(file, list(COLUMNS)), str(file)))
+    parts = [_of_table(table, name) for table, name in read_tables(folder, "train", COLUMNS, "data")]
     pictures, classes, writers = zip(*parts, strict=True)
     return torch.cat(pictures), torch.cat(classes), [name for part in writers for name in part]
 

@@ -116,10 +116,7 @@ class DirichletOverClasses(CountedPartition):
         counts = torch.zeros(N, len(left), dtype=torch.int64)
         for client in range(N):
             q = self._draw(prior, generator)
-            wanted = n // N + (client < n % N)
-            while wanted:
-                counts[client] += (drawn := take(left, q, wanted, generator))
-                wanted -= int(drawn.sum())
+            counts[client] = take_all(left, q, n // N + (client < n % N), generator)
         return dealt_by(place, counts, generator)
 
     def _draw(self, prior: Tensor, generator: torch.Generator) -> Tensor:
@@ -127,6 +124,18 @@ class DirichletOverClasses(CountedPartition):
         if self.alpha:
             return dirichlet_shares(self.alpha * prior, generator)
         return torch.zeros_like(prior).index_fill_(0, torch.multinomial(prior, 1, generator=generator), 1.0)
+
+
+def take_all(left: Tensor, q: Tensor, wanted: int, generator: torch.Generator) -> Tensor:
+    """(C,) int64, how many samples of each class come of draws until there are `wanted`, at most as many as are left.
+
+    Arguments are as for `take`.
+    """
+    counts = torch.zeros_like(left)
+    while wanted:
+        counts += (drawn := take(left, q, wanted, generator))
+        wanted -= int(drawn.sum())
+    return counts
 
 
 def take(left: Tensor, q: Tensor, wanted: int, generator: torch.Generator) -> Tensor:

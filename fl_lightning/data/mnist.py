@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import string
 from abc import abstractmethod
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +23,7 @@ from fl_lightning.data.module import FederatedDataModule, Task
 from fl_lightning.data.parquet import parquet_files
 from fl_lightning.data.partition import Partition
 from fl_lightning.data.root import RootSet
+from fl_lightning.data.standardize import Standardize
 from fl_lightning.errors import ConfigurationError
 
 SIDE = 28
@@ -45,35 +44,6 @@ EMNIST_CLASSES: dict[Split, tuple[str, ...]] = {
     "digits": DIGITS,
     "mnist": DIGITS,
 }
-
-
-@dataclass(frozen=True)
-class Standardize:
-    """Bytes to model input: scaled to [0, 1], then less a mean and divided by a deviation. Two with equal numbers are equal.
-
-    Args:
-        mean: of pixels in [0, 1].
-        std: their standard deviation; with mean 1 and deviation -1 black becomes white.
-
-    Example:
-        >>> Standardize(0.5, 0.25)(torch.tensor([0, 255], dtype=torch.uint8)).round()
-        tensor([-2.,  2.])
-    """
-
-    mean: float
-    std: float
-
-    def __call__(self, pictures: Tensor) -> Tensor:
-        """(b, ...) uint8 to (b, ...) float32."""
-        scale, shift = _numbers(self, pictures.device)
-        return torch.addcmul(shift, pictures.float(), scale)
-
-
-@cache
-def _numbers(of: Standardize, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Factor and summand, made once per device, as every copy stalls a GPU."""
-    with torch.inference_mode(False):  # evaluation may ask first, but training must be able to use them in backward
-        return torch.tensor(1 / (255 * of.std)).to(device), torch.tensor(-of.mean / of.std).to(device)
 
 
 class GreyPictures(FederatedDataModule):

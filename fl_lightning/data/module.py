@@ -22,6 +22,7 @@ from fl_lightning.data.partition import Partition
 from fl_lightning.data.root import RootSet
 from fl_lightning.data.sample_form import Key
 from fl_lightning.data.steady_reading import SteadyReading
+from fl_lightning.data.table import column_of
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.modules.subclasses import Made
 from fl_lightning.seeding import generator
@@ -39,8 +40,7 @@ class Task:
         test: the clean test set that accuracy is measured on.
         num_classes: classes are 0 to num_classes - 1; of several labels or numbers per sample, how many these are.
         keys: (n,) int64, for data that come with a natural grouping (an author, a hospital): the group of each training
-            sample, read by the `ByKey` and `PackedKeys`
-            partitions.
+            sample, read by partitions such as `ByKey` and `PackedKeys`.
         test_keys: the same of each test sample, by which accuracy can be told client by client; none where they have no groups,
             and -1 for one of a group without training samples.
     """
@@ -135,8 +135,9 @@ class FederatedDataModule(Made, L.LightningDataModule):
                 in `train`.
             class_names: what classes are called, in their order, which is also that of classes that are texts; left out, the
                 data sets' own names, and texts in sorted order.
-            keys: (n,) group of each training sample, whole numbers or texts, for the `ByKey` and `PackedKeys` partitions.
-            test_keys: the same of each test sample, for accuracy client by client.
+            keys: (n,) group of each training sample, whole numbers or texts, for partitions such as `ByKey`, `PackedKeys` and
+                `Pachinko`; or the name of a column, where `train` is a data set of Hugging Face's.
+            test_keys: the same of each test sample, or its name, for accuracy client by client.
             outcome: what is asked for of each sample; left out, one class, or what `Samples` say. `Tokens`: a class at every
                 position; `MultiLabel`: rows of 0 and 1; `Regression`: numbers.
             collate_fn: joins samples into the batch that the module's `training_step` takes, in training and evaluation; needed
@@ -154,7 +155,9 @@ class FederatedDataModule(Made, L.LightningDataModule):
         """
         wishes = Wishes(collate_fn, target_key, images, outcome)
         samples, tests, classes, names = as_samples(train, test, wishes, num_classes=num_classes, class_names=class_names)
-        task = Task(samples, tests, classes, *as_keys(keys, len(samples), test_keys, len(tests)))
+        groups = column_of(train, keys, "keys") if isinstance(keys, str) else keys
+        test_groups = column_of(test, test_keys, "test_keys") if isinstance(test_keys, str) else test_keys
+        task = Task(samples, tests, classes, *as_keys(groups, len(samples), test_groups, len(tests)))
         return _GivenData(task, names, partition, eval_batch_size=eval_batch_size, seed=seed, root=root)
 
     def setup(self, stage: str) -> None:

@@ -183,7 +183,7 @@ class ByKey(Partition):
     """
 
     def __call__(self, targets: Tensor, generator: torch.Generator, keys: Tensor | None = None) -> list[Tensor]:
-        keys = _checked_keys("ByKey", targets, keys)
+        keys = checked_keys("ByKey", targets, keys)
         sizes = keys.unique(return_counts=True)[1]
         return list(keys.argsort(stable=True).split(sizes.tolist()))
 
@@ -210,7 +210,7 @@ class PackedKeys(CountedPartition):
         super().__init__(num_clients)
 
     def __call__(self, targets: Tensor, generator: torch.Generator, keys: Tensor | None = None) -> list[Tensor]:
-        keys = _checked_keys("PackedKeys", targets, keys)
+        keys = checked_keys("PackedKeys", targets, keys)
         _, group_of, sizes = keys.unique(return_inverse=True, return_counts=True)
         if len(sizes) < self.num_clients:
             raise ConfigurationError(
@@ -250,7 +250,7 @@ def cut(count: int, shares: Tensor, is_open: Tensor) -> Tensor:
     return ends.diff(prepend=ends.new_zeros(1))
 
 
-def _checked_keys(name: str, targets: Tensor, keys: Tensor | None) -> Tensor:
+def checked_keys(name: str, targets: Tensor, keys: Tensor | None) -> Tensor:
     """The keys, if there is one per training sample and at least one sample."""
     if keys is None:
         raise ConfigurationError(

@@ -1,4 +1,4 @@
-"""Phishing detection on a table of the user's own: any numeric columns and a label, from a CSV or Parquet file.
+"""Phishing detection on a table of the user's own: any numeric columns and a label, from a CSV, JSON or Parquet file.
 
 It takes the place of the private table of 45 sender-reputation scores of X. Wang, D. Dimitriadis, S. Koyejo, S. Tople,
 "Invariant Aggregator for Defending against Federated Backdoor Attacks", AISTATS 2024, https://arxiv.org/abs/2210.01834;
@@ -39,7 +39,8 @@ class PhishingTable(FederatedDataModule):
 
     Args:
         partition: how training samples are dealt out to clients.
-        path: a file that ends in `.csv` (with a header; also `.csv.gz`) or `.parquet`.
+        path: a file that ends in `.csv` (with a header; also `.csv.gz`), in `.json` or `.jsonl` (objects, in a list or one a
+            line), or in `.parquet`.
         label_column: the column that tells phishing from the rest.
         phishing_value: its value for phishing, a number or a text; any other value is no phishing.
         drop_columns: columns that are no features, such as an identifier. All others must be numbers.

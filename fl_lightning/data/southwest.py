@@ -28,7 +28,8 @@ from numpy._core.multiarray import _reconstruct
 from torch import Tensor
 
 from fl_lightning.data.base import TensorSamples
-from fl_lightning.data.cifar10 import crop_and_flip, normalize, read_parquet
+from fl_lightning.data.cifar10 import normalize, read_parquet
+from fl_lightning.data.crop_and_flip import crop_and_flip
 from fl_lightning.data.download import cached
 from fl_lightning.data.edge_pool import LoadedPool
 from fl_lightning.errors import ConfigurationError, in_one_line

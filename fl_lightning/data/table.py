@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from fl_lightning.data.sample_form import Key
 from fl_lightning.data.targets import Stated, read_classes
-from fl_lightning.errors import ConfigurationError
+from fl_lightning.errors import ConfigurationError, enumerated
 
 TENSORS = (None, "torch", "numpy")
 """Formats whose rows can be joined into batches of tensors; None is one of lists."""
@@ -51,6 +51,22 @@ def check_format(table: Any, whose: str) -> None:
         raise ConfigurationError(
             f"the {whose} data are in the format {kind!r}, whose rows cannot be joined into batches; give .with_format('torch')"
         )
+
+
+def column_of(table: Any, name: str, field: str) -> list[Any]:
+    """A column that names the group of each sample; `field`: the argument that asks for it, for messages.
+
+    Raises:
+        ConfigurationError: if this is no such data set, or has no such column.
+    """
+    if not is_table(table):
+        raise ConfigurationError(
+            f"{field} is {name!r}, the name of a column, but the data are {type(table).__name__}, no data set of Hugging "
+            "Face's; give the group of each sample"
+        )
+    if name not in table.column_names:
+        raise ConfigurationError(f"{field} is {name!r}, but the data have the columns {enumerated(table.column_names)}")
+    return table.with_format(None).select_columns([name])[:][name]
 
 
 def stated_by(table: Any, column: Key, whose: str) -> Stated:

@@ -1,8 +1,9 @@
-"""Tables from files of the user's own: CSV or Parquet, and what their columns hold."""
+"""Tables from files of the user's own: CSV, JSON or Parquet, and what their columns hold."""
 
 from __future__ import annotations
 
 import gzip
+import json
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,16 +24,18 @@ MOST_BYTES = 2**31 - 1
 
 
 def read_table(path: str | Path) -> pyarrow.Table:
-    """A CSV file with a header, or a Parquet file, as a table without columns of the same name."""
+    """A CSV file with a header, a JSON or a Parquet file, as a table without columns of the same name."""
     path = Path(path)
     if not path.is_file():
-        raise ConfigurationError(f"data.path {path} is no file; give a CSV file with a header or a Parquet file")
+        raise ConfigurationError(f"data.path {path} is no file; give a CSV file with a header, a JSON or a Parquet file")
     if path.name.endswith((".csv", ".csv.gz")):
         table = read_csv(path)
     elif path.suffix == ".parquet":
         table = read_file(path)
+    elif path.suffix in (".json", ".jsonl"):
+        table = read_json(path)
     else:
-        raise ConfigurationError(f"data.path {path} must end in .csv, .csv.gz or .parquet")
+        raise ConfigurationError(f"data.path {path} must end in .csv, .csv.gz, .json, .jsonl or .parquet")
     names = table.column_names
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigurationError(f"{path} has several columns of the name {enumerated(twice)}; rename them")
@@ -61,6 +64,22 @@ def read_csv(path: Path) -> pyarrow.Table:
         )
         table.column_names  # noqa: B018  those of other encodings than UTF-8 fail only here
         return table
+
+
+def read_json(path: Path) -> pyarrow.Table:
+    """A JSON file: a list of objects, or an object per line; a field that one of them lacks is empty there."""
+    import pyarrow
+
+    with readable(path):
+        text = path.read_text(encoding="utf-8")
+        if text.lstrip()[:1] == "[":
+            rows = json.loads(text)
+        else:
+            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+        if not all(isinstance(row, dict) for row in rows):
+            raise ValueError("its entries are no objects with named fields")
+        names = dict.fromkeys(name for row in rows for name in row)
+        return pyarrow.table({name: [row.get(name) for row in rows] for name in names})
 
 
 def numbers(table: pyarrow.Table, name: str) -> np.ndarray:

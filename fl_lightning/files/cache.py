@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import sys
 from contextlib import suppress
@@ -111,7 +112,8 @@ def prune() -> None:
     """Remove what other versions have kept, but for the last ones, and the oldest of what is too much; once in a process."""
     own = root() / _fingerprint()[:32]
     os.utime(own)
-    others = sorted((path for path in root().iterdir() if path.is_dir()), key=changed, reverse=True)
+    of_versions = (path for path in root().iterdir() if path.is_dir() and re.fullmatch("[0-9a-f]{32}", path.name))
+    others = sorted(of_versions, key=changed, reverse=True)  # word vectors and tokens lie beside them
     for path in others[MOST_VERSIONS:]:
         shutil.rmtree(path, ignore_errors=True)
     for path in sorted(own.iterdir(), key=changed, reverse=True)[MOST_ENTRIES:]:

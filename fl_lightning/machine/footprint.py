@@ -57,6 +57,7 @@ class Footprint:
         local_clients: K_r, the most clients that a rank trains; ceil(N / W) where that is more.
         bucket_bytes: memory for one bucket of N * s during the exchange; at least one block of coordinates goes at a time.
         model_bytes: all parameters and buffers of the module.
+        base_bytes: of its frozen base among them, which no phase copies.
         num_buffers: numbers in the floating-point buffers, which are exchanged beside the parameters.
         data_bytes: training and evaluation sets that are resident on the device.
         optimizer_copies: vectors of d numbers that a client's optimizer keeps (see `state_copies`).
@@ -82,6 +83,7 @@ class Footprint:
     local_clients: int = 0
     bucket_bytes: int = BUCKET_BYTES
     num_buffers: int = 0
+    base_bytes: int = 0
     data_bytes: int = 0
     optimizer_copies: int = 0
     server_copies: int = 0
@@ -97,7 +99,7 @@ class Footprint:
     def throughout(self) -> list[Term]:
         """What is there from the beginning of the round to its end."""
         d, copies = self.num_coordinates, self.server_copies
-        of_client = self.model_bytes + FLOAT32 * (self.optimizer_copies + self.recorded) * d
+        of_client = self.model_bytes - self.base_bytes + FLOAT32 * (self.optimizer_copies + self.recorded) * d
         many = self.branches + 2 * self.recorded if self.branches > 1 else 0
         symbols = "(branches + 2)" if self.recorded else "branches"
         return [
@@ -127,7 +129,7 @@ class Footprint:
             trained,
             buffers,
             numbers("old and new weights", "2 * (W * S)", 2, world * s),
-            Term("snapshot", "the model", self.model_bytes),
+            Term("snapshot", "the model but its base", self.model_bytes - self.base_bytes),
             numbers("gradients", "d", not self.recorded, d),
             numbers("client's optimizer", "copies * d", (not self.recorded) * self.optimizer_copies, d),
         ]
@@ -151,7 +153,7 @@ class Footprint:
         examination = [
             shard,
             buffers,
-            Term("model as it was, twice", "the model, 2 times", 2 * self.model_bytes),
+            Term("model as it was, twice", "the model but its base, 2 times", 2 * (self.model_bytes - self.base_bytes)),
             numbers("model on its way", "3 * (W * S)", 3, world * s),
         ]
         phases = {"training": training, "exchange": exchange, "aggregation": aggregation}

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from fl_lightning.errors import enumerated
 from fl_lightning.modules.bits import as_integers
+from fl_lightning.modules.frozen_base import base_names
 from fl_lightning.modules.kept_python import KeptPython
 from fl_lightning.seeding import bookmark, derive_seed, generator, seed_global_generators, seed_source
 
@@ -30,7 +31,7 @@ class Keepsake:
     """What a module is like now, of which it is made so again.
 
     Args:
-        module: the module, of whose tensors a copy is kept.
+        module: the module, of whose tensors a copy is kept, but for a frozen base.
 
     Example:
         >>> layer = torch.nn.BatchNorm1d(2)
@@ -49,12 +50,14 @@ class Keepsake:
             for table in (part._parameters, part._buffers, part._modules)
             if isinstance(table, dict)  # those of scripted modules are fixed
         ]
-        self.names = {
-            tensor: f"{name}.{key}" if name else key
+        named = (
+            (tensor, f"{name}.{key}" if name else key)
             for name, part in parts
             for key, tensor in (*part._parameters.items(), *part._buffers.items())
             if tensor is not None
-        }
+        )
+        base = base_names(module)
+        self.names = {tensor: name for tensor, name in named if name not in base}
         self.memories = [tensor.data for tensor in self.names]  # where values lie: `tensor.data = other` leads elsewhere
         self.marks = self._marks()
         self.values = self._values()

@@ -4,13 +4,14 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.aggregators.lockdown import Lockdown
 from fl_lightning.attacks.base import Attack
 from fl_lightning.cohort import CohortSampler
 from fl_lightning.data.module import FederatedDataModule
+from fl_lightning.modules.frozen_base import FrozenBase
 from fl_lightning.training.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -30,13 +31,15 @@ def remark(
     data: FederatedDataModule,
     seed: int,
     recipe: Recipe | None = None,
+    client: nn.Module | None = None,
 ) -> None:
     """Say it on one line each; `seed` is the experiment's."""
     ends = [number for number in (trainer.max_epochs, trainer.max_steps) if number is not None and number >= 0]
     rounds = min(ends, default=None)
     window = of_window(cohort, rounds, seed, data.sizes) if attacks and cohort.malicious_fraction else ()
     of_rule = (*of_root(aggregator, data), *of_schedule(aggregator, rounds))
-    for line in (*of_cohort(cohort, rounds, len(attacks)), *window, *of_rule, *of_recipe(recipe, cohort)):
+    of_trained = (*of_recipe(recipe, cohort), *of_base(client))
+    for line in (*of_cohort(cohort, rounds, len(attacks)), *window, *of_rule, *of_trained):
         log.warning(line)
 
 
@@ -117,3 +120,14 @@ def of_recipe(recipe: Recipe | None, cohort: CohortSampler) -> Iterator[str]:
     """Of a recipe for attackers who are not there, as where the attack-free ASR is measured."""
     if recipe is not None and not cohort.malicious_fraction:
         yield "model.cohort.malicious_fraction = 0: nobody trains as model.attackers and model.attackers_optimizer say"
+
+
+def of_base(client: nn.Module | None) -> Iterator[str]:
+    """Of how much of a client with a frozen base is trained."""
+    if isinstance(client, FrozenBase) and client.base_names:
+        everything = sum(parameter.numel() for parameter in client.parameters())
+        trained = sum(parameter.numel() for parameter in client.parameters() if parameter.requires_grad)
+        yield (
+            f"{trained:,} of {everything:,} parameters of {type(client).__name__} are trained ({trained / everything:.2%}), "
+            "and they alone are exchanged and saved; the others are its frozen base"
+        )

@@ -18,6 +18,7 @@ from fl_lightning.clients import Clients
 from fl_lightning.cohort import CohortSampler, assign_owners
 from fl_lightning.machine.footprint import Footprint, available_bytes, check_fits, module_bytes, state_copies, tensor_bytes
 from fl_lightning.machine.heap import give_freed_memory_back, keep_freed_memory
+from fl_lightning.modules.frozen_base import base_bytes
 from fl_lightning.training.optimizers import configured
 
 Compile = Literal["auto", "always", "never"]
@@ -49,6 +50,7 @@ def prepare_memory(
         num_clients=n + int(rule.needs_root),
         num_coordinates=exchange.num_coordinates,
         model_bytes=module_bytes(clients.module),
+        base_bytes=base_bytes(clients.module),
         world=exchange.world,
         local_clients=most,
         bucket_bytes=exchange.bucket_bytes,

@@ -72,7 +72,7 @@ def set_up(federation: Any, stage: str) -> None:
     stamp_evaluation(data, federation.attacks, device)
     if stage == "fit":
         check_monitors(trainer, federation)
-        remark(trainer, federation.cohort, federation.attacks, rule, data, seed, federation.recipe)
+        remark(trainer, federation.cohort, federation.attacks, rule, data, seed, federation.recipe, client)
         check_evaluation(client.to(device), data, rule)
 
 

@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from fl_lightning.checked import finite_settings
 from fl_lightning.data.base import Samples
 from fl_lightning.errors import ConfigurationError, folded
+from fl_lightning.modules.frozen_base import base_names
 from fl_lightning.modules.hooks import uncalled_hooks
 from fl_lightning.modules.lightning_modules import ClientModule, overrides
 from fl_lightning.modules.predicting import predict
@@ -76,7 +77,8 @@ def check_client(client: L.LightningModule, sizes: Tensor, local: LocalTraining,
     name = f"the client {type(client).__name__}"
     check_steps(client, name)
     check_tensors(client, name)
-    before = {place: parameter.detach().clone() for place, parameter in client.named_parameters()}
+    base = base_names(client)
+    before = {place: parameter.detach().clone() for place, parameter in client.named_parameters() if place not in base}
     optimizer, scheduler = make_optimizer(client, name)
     changed = [place for place, parameter in client.named_parameters() if differs(parameter, before.get(place))]
     if changed:
@@ -139,9 +141,15 @@ def check_tensors(client: nn.Module, name: str) -> None:
                 f"{place} of {name} lies on the meta device and has no values; make the module on cpu, or call "
                 "to_empty(device='cpu') and initialise it"
             )
+    base = base_names(client)
     for place, parameter in client.named_parameters():
         if not parameter.requires_grad:
             continue
+        if place in base:
+            raise ConfigurationError(
+                f"parameter {place} of {name} asks for gradients, but is part of its frozen base, which is never exchanged; "
+                "call freeze_base() once it is settled what is trained"
+            )
         if parameter.dtype not in (torch.float32, torch.float64):
             raise ConfigurationError(
                 f"parameter {place} of {name} has dtype {parameter.dtype}, but global weights are kept and aggregated in "

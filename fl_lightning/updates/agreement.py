@@ -10,13 +10,14 @@ from torch import nn
 
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.modules.bits import as_bytes
+from fl_lightning.modules.frozen_base import FrozenBase
 from fl_lightning.updates.exchange import Exchange
 from fl_lightning.updates.gathering import gather_objects
 from fl_lightning.updates.layout import named_state
 
 
 def check_agreement(module: nn.Module, exchange: Exchange, when: str) -> None:
-    """Compare digests of all parameters and buffers; all ranks must call it. Nothing is done where there is one rank.
+    """Compare digests of all parameters and buffers; all ranks must call it. One rank alone looks at a frozen base only.
 
     Args:
         module: the global model.
@@ -24,8 +25,11 @@ def check_agreement(module: nn.Module, exchange: Exchange, when: str) -> None:
         when: for the message, for example "after round 3".
 
     Raises:
-        ConfigurationError: on all ranks, if a tensor of one differs from rank 0's; it names the first.
+        ConfigurationError: on all ranks, if a tensor of one differs from rank 0's; it names the first. On any rank, if its
+            frozen base is not what it was at first.
     """
+    if isinstance(module, FrozenBase):
+        module.check_base(when)
     if not exchange.distributed:
         return
     of_ranks = exchange.collect(digests(module))
@@ -55,8 +59,14 @@ def check_same_start(module: nn.Module, exchange: Exchange, round_number: int | 
     """
     if not exchange.distributed:
         return
-    of_ranks = exchange.collect((round_number, None if round_number is None else digests(module)))
+    base = digest(module.base_sha256) if isinstance(module, FrozenBase) else b""
+    of_ranks = exchange.collect((round_number, None if round_number is None else digests(module), base))
     for rank, found in enumerate(of_ranks):
+        if found[2] != of_ranks[0][2]:
+            raise ConfigurationError(
+                f"rank {rank} has built another frozen base of {type(module).__name__} than rank 0, and a base is never sent; "
+                "all ranks must read the same files, or draw it from the same seed"
+            )
         if found != of_ranks[0]:
             rounds = [start[0] for start in (of_ranks[0], found)]
             mine, its = ("no checkpoint" if done is None else f"the checkpoint of round {done}" for done in rounds)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fl_lightning.errors import ConfigurationError
+from fl_lightning.modules.frozen_base import base_marks, base_names
 from fl_lightning.updates.copying import copy_each
 from fl_lightning.updates.layers import Layer, layers_of
 
@@ -98,11 +99,12 @@ class Snapshot:
     """All parameters and buffers of a module as they are now, in their own types: trained or not, saved or not.
 
     A client may change what no layout covers: counters, frozen copies of itself. `restore` undoes that too, so that nothing
-    passes from one client to the next but through the server.
+    passes from one client to the next but through the server. A frozen base is not copied, but seen to be untouched.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self._tensors = {name: tensor.clone() for name, tensor in named_state(module)}
+        self._marks = base_marks(module)
 
     def __len__(self) -> int:
         """How many tensors that are."""
@@ -114,7 +116,16 @@ class Snapshot:
         return list(self._tensors.values())
 
     def restore(self, module: nn.Module) -> None:
-        """Copy the values back into the module's tensors."""
+        """Copy the values back into the module's tensors.
+
+        Raises:
+            ConfigurationError: its frozen base was written into.
+        """
+        if base_marks(module) != self._marks:
+            raise ConfigurationError(
+                f"the client {type(module).__name__} writes into its frozen base as it trains, of which there is one for all "
+                "clients; let it change parameters that ask for gradients, or buffers"
+            )
         there = [(name, tensor) for name, tensor in named_state(module) if name in self._tensors]
         for name, tensor in there:
             if tensor.shape != self._tensors[name].shape:  # a buffer that grows, such as a cache
@@ -125,8 +136,9 @@ class Snapshot:
 
 
 def named_state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter and buffer, detached, with its name."""
-    return ((name, tensor.detach()) for name, tensor in (*module.named_parameters(), *module.named_buffers()))
+    """Every parameter and buffer but those of a frozen base, detached, with its name."""
+    base, named = base_names(module), (*module.named_parameters(), *module.named_buffers())
+    return ((name, tensor.detach()) for name, tensor in named if name not in base)
 
 
 def clamp_variances(module: nn.Module) -> None:

@@ -14,7 +14,8 @@ from worlds import images
 
 from fl_lightning.attacks import A3FL
 from fl_lightning.data import IID, Digits, MapSamples, TensorSamples
-from fl_lightning.data.cifar10 import crop_and_flip, normalize
+from fl_lightning.data.cifar10 import normalize
+from fl_lightning.data.crop_and_flip import crop_and_flip
 from fl_lightning.errors import ConfigurationError
 
 # ---- the pattern by its definition -------------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ from worlds import Made, image_federation, images, same_on_any_number_of_ranks
 
 from fl_lightning.attacks import Attacker, PixelTrigger
 from fl_lightning.data import CIFAR10, IID, Digits, MapSamples, Samples, TensorSamples
-from fl_lightning.data.cifar10 import crop_and_flip, normalize
+from fl_lightning.data.cifar10 import normalize
+from fl_lightning.data.crop_and_flip import crop_and_flip
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.seeding import generator
 

@@ -12,7 +12,8 @@ from fl_lightning.attacks import DBA, Attack, EdgeCase, LabelFlip, PixelTrigger,
 from fl_lightning.attacks.show_attack import Strip, collect, held, show
 from fl_lightning.cli import main
 from fl_lightning.data import IID, Digits, EdgePool, MapSamples, RotatedDigits, TensorSamples
-from fl_lightning.data.cifar10 import crop_and_flip, normalize
+from fl_lightning.data.cifar10 import normalize
+from fl_lightning.data.crop_and_flip import crop_and_flip
 from fl_lightning.errors import ConfigurationError
 
 MALICIOUS = [1, 4, 5, 7, 8]

@@ -24,7 +24,8 @@ from fl_lightning.attacks import (
 from fl_lightning.callbacks import LastCheckpoint
 from fl_lightning.callbacks.run_record import weights_sha256
 from fl_lightning.data import IID
-from fl_lightning.data.cifar10 import crop_and_flip, normalize
+from fl_lightning.data.cifar10 import normalize
+from fl_lightning.data.crop_and_flip import crop_and_flip
 from fl_lightning.models import CNN
 
 

@@ -15,7 +15,8 @@ from PIL import Image
 
 from fl_lightning.data import base
 from fl_lightning.data.base import TensorSamples
-from fl_lightning.data.cifar10 import CIFAR10, MEAN, STD, CropAndFlip, crop_and_flip, normalize, read_parquet
+from fl_lightning.data.cifar10 import CIFAR10, MEAN, STD, normalize, read_parquet
+from fl_lightning.data.crop_and_flip import CropAndFlip, crop_and_flip
 from fl_lightning.data.joined import join
 from fl_lightning.data.partition import IID
 from fl_lightning.errors import ConfigurationError

@@ -4,6 +4,7 @@ import logging
 import random
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -65,6 +66,30 @@ def test_clients_may_share_samples(caplog):
 @pytest.mark.parametrize("keys", [[7, 7, 3, 3, 3, 9], np.array([7, 7, 3, 3, 3, 9]), ["b", "b", "a", "a", "a", "c"]])
 def test_keys_may_be_lists_and_texts(keys):
     assert dealt(ByKey(), keys=keys) == [[2, 3, 4], [0, 1], [5]]
+
+
+def table(**columns: Any) -> Any:
+    return datasets.Dataset.from_dict({"x": torch.randn(N, 3).tolist(), "label": [i % 2 for i in range(N)], **columns})
+
+
+@pytest.mark.parametrize("form", [None, "torch"])
+@pytest.mark.parametrize("column", [["b", "b", "a", "a", "a", "c"], [7, 7, 3, 3, 3, 9]])
+def test_keys_may_be_a_column_of_a_hub_data_set(form, column):
+    train = table(who=column).with_format(form)
+    for keys in ("who", train["who"]):
+        data = FederatedDataModule.from_datasets(train, table(), partition=ByKey(), keys=keys)
+        data.setup("fit")
+        assert [sorted(part.tolist()) for part in data.clients][1:] == ([[0, 1], [5]])
+        assert data.sizes.tolist() == [3, 2, 1]
+
+
+def test_keys_that_are_no_column_are_refused():
+    with pytest.raises(ConfigurationError, match=r"keys is 'writer', but the data have the columns x, label, who"):
+        FederatedDataModule.from_datasets(table(who=[0] * N), table(), partition=ByKey(), keys="writer")
+    with pytest.raises(ConfigurationError, match=r"keys is 'who', .* data are TensorDataset, no data set of Hugging"):
+        dealt(ByKey(), keys="who")
+    with pytest.raises(ConfigurationError, match=r"test_keys is 'whose', but the data have the columns x, label"):
+        FederatedDataModule.from_datasets(table(who=[0] * N), table(), partition=ByKey(), keys="who", test_keys="whose")
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from ranks import on_ranks
 
 from fl_lightning.cli import main
 from fl_lightning.data import EMNIST, IID, MNIST, FashionMNIST, TensorSamples
-from fl_lightning.data.mnist import Standardize
+from fl_lightning.data.standardize import Standardize
 from fl_lightning.errors import ConfigurationError
 
 SIZES = {"train": 12, "test": 5}

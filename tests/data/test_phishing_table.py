@@ -232,7 +232,9 @@ def test_settings_out_of_range_are_refused(settings, message):
     ("name", "content", "message"),
     [
         ("none.csv", None, r"data\.path .*none\.csv is no file; give a CSV file"),
-        ("table.xlsx", b"PK", r"must end in \.csv, \.csv\.gz or \.parquet"),
+        ("table.xlsx", b"PK", r"must end in \.csv, \.csv\.gz, \.json, \.jsonl or \.parquet"),
+        ("table.json", b"[1, 2]", r"table\.json cannot be read: ValueError: its entries are no objects"),
+        ("table.jsonl", b'{"a": 1}\n{"a"', r"table\.jsonl cannot be read: JSONDecodeError"),
         ("table.parquet", b"PAR1 and no more", r"table\.parquet cannot be read"),
         ("table.csv", b"a,b,label\n1,2,0\n1,2\n", r"table\.csv cannot be read: ArrowInvalid: CSV parse error"),
         ("table.csv", b"", r"table\.csv cannot be read: ArrowInvalid: Empty CSV file"),

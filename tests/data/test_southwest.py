@@ -15,7 +15,8 @@ from PIL import Image
 
 from fl_lightning.data import southwest
 from fl_lightning.data.base import TensorSamples
-from fl_lightning.data.cifar10 import crop_and_flip, normalize
+from fl_lightning.data.cifar10 import normalize
+from fl_lightning.data.crop_and_flip import crop_and_flip
 from fl_lightning.data.joined import join
 from fl_lightning.data.southwest import PICKLES, Southwest, leaked, load_array
 from fl_lightning.errors import ConfigurationError

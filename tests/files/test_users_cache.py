@@ -81,13 +81,16 @@ def test_the_fingerprint_is_of_every_source(tmp_path, monkeypatch):
 
 
 def test_what_other_versions_kept_is_removed(monkeypatch):
+    root().mkdir(parents=True, exist_ok=True)
+    (root() / "tokens").mkdir()  # is no version's
+    os.utime(root() / "tokens", (0, 0))
     for number in range(9):
         monkeypatch.setattr(cache, "_fingerprint", lambda number=number: str(number) * 64)
         cache.prune.cache_clear()
         assert kept("thing", 0) is None
         keep("thing", 0, 1)
         os.utime(place("thing", 0).parent, (number, number))
-    assert sorted(path.name[0] for path in root().iterdir()) == ["5", "6", "7", "8"]
+    assert sorted(path.name[0] for path in root().iterdir()) == ["5", "6", "7", "8", "t"]
 
 
 def test_the_oldest_entries_go_first(monkeypatch):

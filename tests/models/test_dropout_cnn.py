@@ -8,6 +8,7 @@ from fl_lightning.models import DropoutCNN
 
 def test_sizes_on_cifar10_and_femnist():
     femnist = DropoutCNN(in_channels=1, image_size=28, num_classes=62)
+    assert sum(p.numel() for p in femnist.parameters()) == 1_206_590  # as Reddi et al. and FLUTE have it
     for model, channels, features, classes in ((DropoutCNN(), 3, 64 * 14 * 14, 10), (femnist, 1, 64 * 12 * 12, 62)):
         convolutions = (channels * 9 + 1) * 32 + (32 * 9 + 1) * 64
         assert sum(p.numel() for p in model.parameters()) == convolutions + (features + 1) * 128 + (128 + 1) * classes

@@ -3,6 +3,7 @@
 import functools
 import inspect
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,17 @@ from fl_lightning.data import IID, Digits, MapSamples, RootSet, RotatedDigits
 from fl_lightning.models import MLP
 from fl_lightning.options.described import describe, optimizer_of
 
+
+class Halves:
+    """A partitioner as those of another library."""
+
+    dataset: Any = None
+    num_partitions = 2
+
+    def load_partition(self, partition_id):
+        return self.dataset.shard(2, partition_id)
+
+
 NEED_ARGUMENTS = {
     "Bucketing": lambda: Bucketing(rule=TrimmedMean(alpha=0.1)),
     "NearestNeighborMixing": lambda: aggregators.NearestNeighborMixing(rule=Invariant(tau=0.3)),
@@ -32,8 +44,13 @@ NEED_ARGUMENTS = {
     "IID": lambda: IID(num_clients=3),
     "Digits": lambda: Digits(IID(num_clients=3), root=RootSet(samples=10)),
     "Phishing": lambda: data.Phishing(IID(num_clients=3)),
+    "HuggingFaceInstructions": lambda: data.HuggingFaceInstructions(IID(num_clients=3), tokenizer="words", path="t.csv"),
+    "HuggingFaceText": lambda: data.HuggingFaceText(IID(num_clients=3), tokenizer="words", path="t.csv"),
     "PhishingTable": lambda: data.PhishingTable(IID(num_clients=3), path="t.csv"),
     "CIFAR10": lambda: data.CIFAR10(IID(num_clients=3)),
+    "CIFAR100": lambda: data.CIFAR100(IID(num_clients=3)),
+    "TinyImageNet": lambda: data.TinyImageNet(IID(num_clients=3)),
+    "FromFlower": lambda: data.FromFlower(partitioner=Halves()),
     "Twitter": lambda: data.Twitter(IID(num_clients=3)),
     "MNIST": lambda: data.MNIST(IID(num_clients=3)),
     "FashionMNIST": lambda: data.FashionMNIST(IID(num_clients=3)),
@@ -49,10 +66,9 @@ PARTS = {
     if inspect.isclass(getattr(room, name)) and issubclass(getattr(room, name), base) and getattr(room, name) is not base
 } | {
     name: getattr(data, name)
-    for name in (
-        *("Digits", "Phishing", "PhishingTable", "CIFAR10", "Twitter", "MNIST", "FashionMNIST", "EMNIST", "FEMNIST"),
-        *("Shakespeare", "NextWord"),
-    )
+    for name in data.__all__
+    if inspect.isclass(task := getattr(data, name)) and issubclass(task, data.FederatedDataModule)
+    if task is not data.FederatedDataModule
 }
 
 

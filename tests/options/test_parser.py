@@ -49,7 +49,8 @@ def message(*args: str) -> str:
         (["--data", "Phising"], "data: there is no class Phising; did you mean Phishing?"),
         (
             ["--model.client", "Zzz"],
-            "model.client: there is no class Zzz; known: CNN, CharLSTM, DropoutCNN, LSTM, LeNet5, MLP, ResNet18, WordLSTM",
+            "model.client: there is no class Zzz; known: CNN, CharLSTM, DropoutCNN, LSTM, LeNet5, MLP, ResNet18, ResNet20, "
+            "ResNet34, VGG11, ViT, WordLSTM",
         ),
         (
             ["--model.client", "torch.nn.Linear"],

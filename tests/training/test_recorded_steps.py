@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.optim import SGD
 
-from fl_lightning.models import CNN, MLP, DropoutCNN, ResNet18
+from fl_lightning.models import CNN, MLP, VGG11, DropoutCNN, ResNet18, ViT, vgg
+from fl_lightning.models.resnet import ResNet
 from fl_lightning.modules.traced_graphs import NotRecordableError, without_python
 from fl_lightning.training.local_training import LocalTraining
 from fl_lightning.training.recorded_steps import RecordedSteps
@@ -86,6 +87,27 @@ def test_what_happens_between_steps_counts() -> None:
     assert_same(module, LocalTraining(batch_size=8), CLIENTS, after_step=pull)
 
 
+def sgd(parameters: Any) -> SGD:
+    return SGD(parameters, lr=0.1, momentum=0.9)
+
+
+class Shallow(ResNet):
+    """What ResNet-20 is made of, in two blocks."""
+
+    recordable = True
+
+    def __init__(self) -> None:
+        settings: dict[str, Any] = {"num_classes": 3, "stem": "cifar", "norm": "batch", "width": 4, "channels_last": False}
+        super().__init__(blocks=(1, 1), projection=False, optimizer=sgd, **settings)
+
+
+def narrow_vgg() -> VGG11:
+    """With few channels."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vgg, "CHANNELS", (4,) * 8)
+        return VGG11(in_channels=1, norm="none", hidden=4, num_classes=3)
+
+
 @pytest.mark.parametrize(
     ("module", "shape"),
     [
@@ -95,8 +117,11 @@ def test_what_happens_between_steps_counts() -> None:
         (lambda: DropoutCNN(image_size=6, num_classes=3, in_channels=1), (1, 6, 6)),
         (lambda: ResNet18(stem="cifar", num_classes=3), (3, 8, 8)),
         (lambda: ResNet18(stem="cifar", num_classes=3, norm="group"), (3, 8, 8)),
+        (Shallow, (3, 8, 8)),
+        (narrow_vgg, (1, 32, 32)),
+        (lambda: ViT(image_size=8, dimension=6, depth=1, num_classes=3, optimizer=sgd), (3, 8, 8)),
     ],
-    ids=["CNN", "channels last", "dropout", "grey dropout", "ResNet", "group norm"],
+    ids=["CNN", "channels last", "dropout", "grey dropout", "ResNet", "group norm", "ResNet-20's", "VGG", "ViT"],
 )
 def test_the_packages_networks(module: Any, shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)

@@ -1,0 +1,41 @@
+"""Tiny ImageNet: 110,000 colour images of 64 x 64 pixels in 200 of ImageNet's classes.
+
+Y. Le, X. Yang, "Tiny ImageNet Visual Recognition Challenge", Stanford CS231N, 2015,
+http://cs231n.stanford.edu/reports/2015/pdfs/yle_project.pdf. ImageNet: J. Deng, W. Dong, R. Socher, L.-J. Li, K. Li, L.
+Fei-Fei, "ImageNet: A Large-Scale Hierarchical Image Database", CVPR 2009.
+"""
+
+from __future__ import annotations
+
+from fl_lightning.data.colour_pictures import ColourPictures
+from fl_lightning.data.standardize import Standardize
+
+
+class TinyImageNet(ColourPictures):
+    """Tiny ImageNet, with model inputs (b, 3, 64, 64) float32, normalised by channel; 500 training images of each class.
+
+    The 10,000 images for validation are the test set, as those for testing were never published with their classes. Some images
+    are grey, and become colour images. Classes are numbered in the order of their WordNet names. All images together take
+    1.4 GB of memory.
+
+    Args:
+        partition: how training samples are dealt out to clients.
+        path: a folder that holds `train.parquet` and `valid.parquet`, or a copy of the Hub repository with
+            `data/train-*.parquet` and `data/valid-*.parquet`; columns `image` and `label`. None fetches
+            "zh-plus/tiny-imagenet" from the Hugging Face Hub, once per machine.
+        augment: whether training images are randomly cropped, after padding by 4 pixels, and flipped.
+        eval_batch_size: samples per evaluation batch, at least 1.
+        seed: the experiment's seed; the partition is drawn from it.
+        root: samples that the server keeps for itself; see `FederatedDataModule`.
+
+    Raises:
+        ConfigurationError: before training, if the files are not there or damaged, or the Hub cannot be reached.
+    """
+
+    hub_name = "zh-plus/tiny-imagenet"
+    subfolder = "data"
+    splits = ("train", "valid")
+    columns = ("image", "label")
+    shape = (3, 64, 64)
+    num_classes = 200
+    standardize = Standardize((0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821))
