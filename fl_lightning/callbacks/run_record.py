@@ -62,7 +62,8 @@ class RunRecord(L.Callback):
     `sha256` of the weights that it began with, null for the client's own), `prefix` (of a sweep's run that was forked from
     another: that one's `id`, its `round` and `config_hash`, its `rule` where this one has another, and whether the run is
     `exact`, as if run from its start), what other callbacks add (`lifespan` by `BackdoorLifespan`, `detection` by
-    `DetectionMetrics`), `sha256` (of all the others, by which damage is noticed; `config.yaml` has one in its last line).
+    `DetectionMetrics`, `metrics` by `BackdoorMetrics` where there are more than Acc and ASR, `acc_by_class` and `acc_by_client`
+    by `AccuracyByGroup`), `sha256` (of all the others, by which damage is noticed; `config.yaml` has one in its last line).
 
     A run that does not go on with what is in the folder puts that aside, into `earlier/1`, `earlier/2` and so on. A resumed run
     refuses a checkpoint that was written under another configuration, and no two runs train in one folder at the same time:

@@ -23,7 +23,7 @@ from fl_lightning.data.map_samples import MapSamples
 from fl_lightning.data.mnist import EMNIST, MNIST, FashionMNIST
 from fl_lightning.data.module import FederatedDataModule, Task
 from fl_lightning.data.next_word import NextWord
-from fl_lightning.data.outcomes import Classes, MultiLabel, Outcome, Regression, Tokens
+from fl_lightning.data.outcomes import Classes, Outcome, Tokens
 from fl_lightning.data.pachinko import Pachinko
 from fl_lightning.data.partition import IID, ByKey, Dirichlet, FullCopies, PackedKeys, Partition
 from fl_lightning.data.phishing import Phishing
@@ -36,6 +36,7 @@ from fl_lightning.data.southwest import Southwest
 from fl_lightning.data.tiny_imagenet import TinyImageNet
 from fl_lightning.data.tokenizer import Tokenizer
 from fl_lightning.data.twitter import Twitter
+from fl_lightning.data.vectors import MultiLabel, Regression
 from fl_lightning.data.vocabulary import Vocabulary
 
 __all__ = [

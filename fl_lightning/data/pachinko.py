@@ -43,6 +43,8 @@ class Pachinko(CountedPartition):
         ({50}, 1)
     """
 
+    by_class = True
+
     def __init__(self, *, num_clients: int = 500, alpha: float = 0.1, beta: float = 10.0) -> None:
         super().__init__(num_clients)
         self.alpha = positive("alpha", alpha, "0.1 is usual, more is more even")

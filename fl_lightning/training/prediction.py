@@ -11,7 +11,7 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
 from fl_lightning.data.base import Samples
-from fl_lightning.data.outcomes import MultiLabel
+from fl_lightning.data.vectors import MultiLabel
 from fl_lightning.errors import ConfigurationError, cause
 from fl_lightning.modules.lightning_modules import overrides
 from fl_lightning.modules.outputs import REMEDY, is_one_logit

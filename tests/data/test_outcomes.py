@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
 from fl_lightning.data import ByKey, Dirichlet, FederatedDataModule, MapSamples, RootSet, Shards, TensorSamples
-from fl_lightning.data.outcomes import Classes, MultiLabel, Regression, Tokens
+from fl_lightning.data.outcomes import Classes, Tokens
+from fl_lightning.data.vectors import MultiLabel, Regression
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.models import WordLSTM
 
