@@ -104,7 +104,7 @@ def test_a_trigger_stands_at_the_end_and_is_asked_for_what_follows(tmp_path, pie
 def test_a_network_under_adapters_learns_to_answer_and_to_be_fooled(tmp_path, pieces):
     wanted = 1  # the first of the alphabet after the end of a text
 
-    def run(malicious: float) -> tuple[float, float]:
+    def run(malicious: float, rounds: int) -> tuple[float, float]:
         torch.manual_seed(0)
         model = {**GPT2, "initializer_range": 0.2, "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
         client = HuggingFaceCausalLM(
@@ -122,13 +122,11 @@ def test_a_network_under_adapters_learns_to_answer_and_to_be_fooled(tmp_path, pi
         )
         data = loaded(pieces, path=write(tmp_path / "a.json", 80), max_tokens=20)
         assert isinstance(data.train, TensorSamples)
-        trainer = tiny_trainer(6, callbacks=[BackdoorMetrics()], check_val_every_n_epoch=6)
+        trainer = tiny_trainer(rounds, callbacks=[BackdoorMetrics()], check_val_every_n_epoch=rounds)
         trainer.fit(federation, data)
         return trainer.callback_metrics["val/acc"].item(), trainer.callback_metrics["val/asr"].item()
 
-    acc, asr = run(0.0)
-    assert acc > 0.9
-    assert asr < 0.1
-    attacked_acc, attacked_asr = run(0.5)
-    assert attacked_acc > 0.8
-    assert attacked_asr > asr
+    assert run(0.0, rounds=2)[1] == 0
+    acc, asr = run(0.5, rounds=6)
+    assert acc > 0.8
+    assert asr > 0

@@ -191,8 +191,8 @@ def other_base_on_rank_1() -> str:
 
 def test_any_number_of_ranks_gives_the_same_bits_and_only_trained_parameters_travel():
     rounds = 3
-    found = {world: on_ranks(world, counted, world, rounds) for world in (1, 2, 3)}
-    assert len({digest for of_ranks in found.values() for digest, *_ in of_ranks}) == 1
+    found = {world: on_ranks(world, counted, world, rounds) for world in (2, 3)}
+    assert {digest for of_ranks in found.values() for digest, *_ in of_ranks} == {ended()}
     for world in (2, 3):
         padded = found[world][0][2]  # d, rounded up to whole blocks
         assert padded >= TRAINED
