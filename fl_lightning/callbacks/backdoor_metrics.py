@@ -57,7 +57,7 @@ class BackdoorMetrics(L.Callback):
 
     def __init__(self, metrics: dict[str, Metric] | None = None) -> None:
         for name in metrics or {}:
-            if not re.fullmatch(r"[A-Za-z]\w*", name) or re.match(r"acc|asr|round$|perplexity$", name):
+            if not re.fullmatch(r"[A-Za-z]\w*", str(name)) or re.match(r"acc|asr|round$|perplexity$", str(name)):
                 raise ConfigurationError(
                     f"BackdoorMetrics.metrics has the name {name!r}; it must begin with a letter, hold letters, digits and _ "
                     "alone, and not be taken, as those are that begin with acc or asr"

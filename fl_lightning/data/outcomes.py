@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from fl_lightning.checked import whole, with_checked_numbers
 from fl_lightning.data.targets import read_classes
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.models.base import IGNORED
@@ -165,6 +166,7 @@ class Classes(_OfLogits):
         return (output.reshape(-1) if is_one_logit(output) else output), targets
 
 
+@with_checked_numbers
 @dataclass(frozen=True)
 class Tokens(_OfLogits):
     """A class at every position: targets (n, L) int64, logits (b, L, V). Acc is the share of positions that is right.
@@ -186,6 +188,9 @@ class Tokens(_OfLogits):
     padding: int = IGNORED
     perplexity: bool = False
 
+    def __post_init__(self) -> None:
+        whole("Tokens.padding", self.padding)
+
     def read(self, targets: Any, where: str) -> Tensor:
         """Rows of different lengths are filled up with padding."""
         try:
@@ -199,10 +204,13 @@ class Tokens(_OfLogits):
                 f"the targets in {where} are {targets.dtype} of shape {tuple(targets.shape)}, but there must be a whole number "
                 "at every position, (n, L)"
             )
+        if not targets.numel():
+            raise ConfigurationError(f"the targets in {where} have shape {tuple(targets.shape)}, so that nothing is asked for")
         return targets.long()
 
     def count(self, targets: Tensor) -> int:
-        return int(targets.max()) + 1
+        counted = targets[self.counted(targets)]
+        return int(counted.max()) + 1 if len(counted) else 0  # which `check` refuses
 
     def counted(self, targets: Tensor) -> Tensor:
         """(n, L) bool, at which positions something is asked for."""

@@ -109,6 +109,11 @@ class Regression(Outcome):
                 f"the {name} data have {len(targets)} samples of {self.count(targets)} numbers, but R2 needs two samples at "
                 f"least, of the task's {num_classes} numbers each"
             )
+        if name == "test" and bool((targets == targets[0]).all(0).any()):
+            raise ConfigurationError(
+                f"all {len(targets)} samples of the test data have the same number as target, of whose variance (0) R2 would "
+                "be a share; hold out others, or leave that number out"
+            )
 
     def check_output(self, output: Tensor, targets: Tensor, num_classes: int, name: str) -> None:
         if output.shape not in (targets.shape, (*targets.shape, 1) if targets.ndim == 1 else targets.shape):
@@ -147,6 +152,8 @@ def _as_tensor(targets: Any, where: str) -> Tensor:
             targets = torch.from_numpy(np.asarray([np.asarray(value, dtype=np.float64) for value in targets]))
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigurationError(f"the targets in {where} are no numbers of one shape ({error}); state all alike") from error
+    if targets.ndim == 2 and not targets.shape[1]:
+        raise ConfigurationError(f"the targets in {where} have shape {tuple(targets.shape)}, so that nothing is asked for")
     return targets.detach()
 
 

@@ -14,7 +14,7 @@ INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 def as_integers(tensor: Tensor) -> Tensor:
     """(n,) the values one after the other as integers of their size, two of 64 bits for one of 128."""
-    return tensor.detach().resolve_conj().resolve_neg().reshape(-1).view(INTEGERS[min(8, tensor.dtype.itemsize)])
+    return _in_a_row(tensor.detach().resolve_conj().resolve_neg()).view(INTEGERS[min(8, tensor.dtype.itemsize)])
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:
@@ -33,7 +33,7 @@ def as_bytes(tensor: Tensor) -> bytes:
     >>> as_bytes(torch.tensor([1, 2], dtype=torch.uint8))
     b'\\x01\\x02'
     """
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return _in_a_row(tensor.detach().cpu()).view(torch.uint8).numpy().tobytes()
 
 
 def named_sha256(named: Iterable[tuple[str, Tensor]]) -> str:
@@ -48,3 +48,9 @@ def named_sha256(named: Iterable[tuple[str, Tensor]]) -> str:
 def tensors_sha256(named: Mapping[str, Tensor]) -> str:
     """The same in the order of the names: equal for equal tensors, in whatever order a file has them."""
     return named_sha256(sorted(named.items()))
+
+
+def _in_a_row(tensor: Tensor) -> Tensor:
+    """(n,) with stride 1, which a view of another type needs: of a single value PyTorch takes any stride for contiguous."""
+    flat = tensor.reshape(-1)
+    return flat if flat.stride() == (1,) else flat.clone(memory_format=torch.contiguous_format)

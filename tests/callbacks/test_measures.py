@@ -212,7 +212,7 @@ def test_metrics_that_ranks_could_not_share_are_refused(metric, message):
         check_metric("metrics.r", metric, parts)
 
 
-@pytest.mark.parametrize("name", ["acc", "asr_x", "a b", "", "round", "perplexity"])
+@pytest.mark.parametrize("name", ["acc", "asr_x", "a b", "", "round", "perplexity", 1])
 def test_names_that_are_taken_or_none_are_refused(name):
     with pytest.raises(ConfigurationError, match=r"BackdoorMetrics.metrics has the name"):
         BackdoorMetrics({name: MeanAbsoluteError()})

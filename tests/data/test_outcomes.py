@@ -1,7 +1,7 @@
 """What a task asks for: how targets are read and checked, and when a prediction is right."""
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -85,6 +85,9 @@ def test_numbers_are_hit_within_the_tolerance():
         (MultiLabel(), [[1], [1, 0]], "are no numbers of one shape"),
         (Regression(), [1.0, math.nan], "must be finite real numbers.*some that are not finite"),
         (Regression(), torch.zeros(2, 2, 2), r"got shape \(2, 2, 2\)"),
+        (Tokens(), torch.zeros(2, 0, dtype=torch.int64), r"have shape \(2, 0\), so that nothing is asked for"),
+        (Regression(), torch.zeros(2, 0), r"have shape \(2, 0\), so that nothing is asked for"),
+        (MultiLabel(), torch.zeros(2, 0), r"have shape \(2, 0\), so that nothing is asked for"),
     ],
 )
 def test_targets_of_another_kind_are_refused(outcome, targets, message):
@@ -99,6 +102,7 @@ def test_targets_of_another_kind_are_refused(outcome, targets, message):
         (Tokens(), [[1, 3]], 3, "labels from 1 to 3, but the task has 3 classes"),
         (MultiLabel(), [[1, 0]], 3, "state 2 labels per sample, but the task has 3"),
         (Regression(), [1.0], 1, "1 samples of 1 numbers, but R2 needs two samples"),
+        (Regression(), [[1.0, 2.0], [3.0, 2.0]], 2, "all 2 samples of the test data have the same number as target"),
     ],
 )
 def test_targets_that_do_not_fit_the_task_are_refused(outcome, targets, classes, message):
@@ -186,3 +190,22 @@ def test_an_outcome_is_one():
         FederatedDataModule.from_datasets(pairs, pairs, partition=ByKey(), outcome=name)
     with pytest.raises(ConfigurationError, match=r"Regression.tolerance must be more than 0 and finite, got 0"):
         Regression(tolerance=0)
+
+
+@pytest.mark.parametrize("padding", [True, 1.5, "0"])
+def test_padding_is_a_whole_number(padding):
+    with pytest.raises(ConfigurationError, match=r"Tokens\.padding must be a whole number"):
+        Tokens(padding=padding)
+    with pytest.raises(ConfigurationError, match=r"Tokens: perplexity must be True or False, got 'no'"):
+        Tokens(perplexity=cast("bool", "no"))
+
+
+def test_padding_is_no_class():
+    assert Tokens(padding=99).count(torch.tensor([[1, 4, 99], [2, 99, 99]])) == 5
+    with pytest.raises(ConfigurationError, match="sample 0 of the training data has nothing but padding"):
+        FederatedDataModule.from_datasets(
+            *[torch.utils.data.TensorDataset(torch.zeros(4, 2), torch.full((4, 2), -100))] * 2,
+            partition=ByKey(),
+            keys=[0, 0, 1, 1],
+            outcome=Tokens(),
+        ).setup("fit")

@@ -26,3 +26,10 @@ def test_tensors_of_any_type_and_layout(dtype):
     assert same_bits(one.conj(), one.conj().clone())
     assert same_bits(torch.tensor(1, dtype=dtype), one[0, 1])
     assert as_bytes(one.T) == as_bytes(one.T.contiguous())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex128])
+def test_a_single_value_out_of_a_table_has_bits_too(dtype):
+    one = torch.arange(6).to(dtype).view(3, 2)[1:2, 1]  # of stride 2, which PyTorch takes for contiguous
+    assert as_bytes(one) == as_bytes(torch.tensor([3], dtype=dtype))
+    assert same_bits(one, torch.tensor([3], dtype=dtype))
