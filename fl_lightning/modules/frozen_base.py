@@ -29,7 +29,7 @@ class FrozenBase(nn.Module):
     """A module whose frozen parameters are left out of `state_dict`, of copies, and of all that travels between ranks.
 
     The constructor calls `freeze_base` at its end; parameters that do not ask for gradients then are the base. Buffers are not
-    part of it. Weights that are loaded must have been saved on the same base.
+    part of it. Weights that are loaded must have been saved on the same base. It may be the client or a module inside it.
 
     Example:
         >>> class Net(FrozenBase):
@@ -99,20 +99,25 @@ class FrozenBase(nn.Module):
         return copied
 
 
+def frozen_bases(module: nn.Module) -> dict[str, FrozenBase]:
+    """The module itself and those inside it that have a frozen base, each with what its parameters' names begin with."""
+    return {f"{name}." if name else "": part for name, part in module.named_modules() if isinstance(part, FrozenBase)}
+
+
 def base_names(module: nn.Module) -> frozenset[str]:
-    """The names of a module's frozen base; none where it has declared none."""
-    return module.base_names if isinstance(module, FrozenBase) else frozenset()
+    """The names of a module's frozen base, or those inside it; none where none has been declared."""
+    return frozenset(prefix + name for prefix, part in frozen_bases(module).items() for name in part.base_names)
 
 
 def base_bytes(module: nn.Module) -> int:
     """Bytes of the frozen base, of which there is one on a rank."""
-    if not isinstance(module, FrozenBase):
-        return 0
-    return sum({tensor.data_ptr(): tensor.nbytes for tensor in module.base().values()}.values())
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in _tensors(module)}.values())
 
 
 def base_marks(module: nn.Module) -> list[tuple[int, int]]:
     """What writing into the base changes, and what costs next to nothing to look at."""
-    if not isinstance(module, FrozenBase):
-        return []
-    return [(tensor._version, tensor.data_ptr()) for tensor in module.base().values()]
+    return [(tensor._version, tensor.data_ptr()) for tensor in _tensors(module)]
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [tensor for part in frozen_bases(module).values() for tensor in part.base().values()]

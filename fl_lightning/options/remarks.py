@@ -11,7 +11,7 @@ from fl_lightning.aggregators.lockdown import Lockdown
 from fl_lightning.attacks.base import Attack
 from fl_lightning.cohort import CohortSampler
 from fl_lightning.data.module import FederatedDataModule
-from fl_lightning.modules.frozen_base import FrozenBase
+from fl_lightning.modules.frozen_base import base_names
 from fl_lightning.training.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ def of_recipe(recipe: Recipe | None, cohort: CohortSampler) -> Iterator[str]:
 
 def of_base(client: nn.Module | None) -> Iterator[str]:
     """Of how much of a client with a frozen base is trained."""
-    if isinstance(client, FrozenBase) and client.base_names:
+    if client is not None and base_names(client):
         everything = sum(parameter.numel() for parameter in client.parameters())
         trained = sum(parameter.numel() for parameter in client.parameters() if parameter.requires_grad)
         yield (

@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from fl_lightning.checked import finite_settings
 from fl_lightning.data.base import Samples
 from fl_lightning.errors import ConfigurationError, folded
-from fl_lightning.modules.frozen_base import base_names
+from fl_lightning.modules.frozen_base import base_names, frozen_bases
 from fl_lightning.modules.hooks import uncalled_hooks
 from fl_lightning.modules.lightning_modules import ClientModule, overrides
 from fl_lightning.modules.predicting import predict
@@ -141,6 +141,16 @@ def check_tensors(client: nn.Module, name: str) -> None:
                 f"{place} of {name} lies on the meta device and has no values; make the module on cpu, or call "
                 "to_empty(device='cpu') and initialise it"
             )
+    for part in frozen_bases(client).values():
+        if "base_sha256" not in part._buffers:
+            raise ConfigurationError(
+                f"{name} holds a {type(part).__name__}, which is a FrozenBase but has not said what its base is; call "
+                "self.freeze_base() at the end of its constructor"
+            )
+    if not any(parameter.requires_grad for parameter in client.parameters()):
+        raise ConfigurationError(
+            f"{name} has no trainable parameter; nothing can be learned: leave some of them unfrozen, such as its last layer"
+        )
     base = base_names(client)
     for place, parameter in client.named_parameters():
         if not parameter.requires_grad:

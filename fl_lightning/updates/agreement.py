@@ -10,7 +10,7 @@ from torch import nn
 
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.modules.bits import as_bytes
-from fl_lightning.modules.frozen_base import FrozenBase
+from fl_lightning.modules.frozen_base import frozen_bases
 from fl_lightning.updates.exchange import Exchange
 from fl_lightning.updates.gathering import gather_objects
 from fl_lightning.updates.layout import named_state
@@ -28,8 +28,8 @@ def check_agreement(module: nn.Module, exchange: Exchange, when: str) -> None:
         ConfigurationError: on all ranks, if a tensor of one differs from rank 0's; it names the first. On any rank, if its
             frozen base is not what it was at first.
     """
-    if isinstance(module, FrozenBase):
-        module.check_base(when)
+    for part in frozen_bases(module).values():
+        part.check_base(when)
     if not exchange.distributed:
         return
     of_ranks = exchange.collect(digests(module))
@@ -59,7 +59,7 @@ def check_same_start(module: nn.Module, exchange: Exchange, round_number: int | 
     """
     if not exchange.distributed:
         return
-    base = digest(module.base_sha256) if isinstance(module, FrozenBase) else b""
+    base = [digest(part.base_sha256) for part in frozen_bases(module).values()]
     of_ranks = exchange.collect((round_number, None if round_number is None else digests(module), base))
     for rank, found in enumerate(of_ranks):
         if found[2] != of_ranks[0][2]:

@@ -116,6 +116,64 @@ def test_what_is_thawed_later_is_refused():
         fit(run, tiny_data())
 
 
+class Around(Classifier):
+    """A client that is no `FrozenBase` itself and holds one."""
+
+    def __init__(self, seed: int = 0, *, harm: str = "", freeze: bool = True, thaw: bool = False) -> None:
+        super().__init__(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9))
+        self.inner = Headed(seed, harm=harm)
+        if not freeze:
+            del self.inner.base_sha256
+        self.inner.body.requires_grad_(thaw)
+
+    def forward(self, inputs):
+        return self.inner(inputs)
+
+    def training_step(self, batch, batch_idx):
+        self.inner.training_step(batch, batch_idx)  # which writes into the base, where there is to be harm
+        return super().training_step(batch, batch_idx)
+
+
+def around(**given: Any) -> Federation:
+    torch.manual_seed(0)
+    client = Around(**given)
+    return tiny_federation(client=client, aggregator=FedAvg(), attacks=[], cohort=COHORT, local=LocalTraining(batch_size=8))
+
+
+def test_one_inside_a_client_is_left_out_as_well(caplog):
+    run = around()
+    assert {name for name, _ in named_state(run.client)} == {f"inner.{SHA256}", "inner.head.weight", "inner.head.bias"}
+    assert base_bytes(run.client) == 4 * WIDTH * (FEATURES + 1)
+    assert len(Snapshot(run.client)) == 3
+    fit(run, tiny_data())
+    plain = federation()
+    fit(plain, tiny_data())
+    assert f"{TRAINED} of {TRAINED + WIDTH * (FEATURES + 1)} parameters of Around are trained" in caplog.text
+    trained = plain.client.head.weight  # pyrefly: ignore[missing-attribute]
+    assert torch.equal(run.client.inner.head.weight, trained)  # pyrefly: ignore[missing-attribute]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"harm": "in place"}, "the client Around writes into its frozen base as it trains"),
+        ({"harm": "behind the back"}, r"at the end, after 3 rounds, the frozen base of Headed is not what it was"),
+        ({"thaw": True}, r"parameter inner\.body\.weight .* asks for gradients, but is part of its frozen base"),  # unsaved
+        ({"freeze": False}, r"the client Around holds a Headed, which is a FrozenBase .*; call self\.freeze_base\(\) at the end"),
+    ],
+)
+def test_what_is_wrong_with_one_inside_is_refused(given, message):
+    with pytest.raises(ConfigurationError, match=message):
+        fit(around(**given), tiny_data())
+
+
+def test_a_client_of_which_all_is_frozen_is_refused():
+    run = federation()
+    run.client.requires_grad_(False)
+    with pytest.raises(ConfigurationError, match="the client Headed has no trainable parameter; nothing can be learned"):
+        fit(run, tiny_data())
+
+
 def test_the_user_is_told_how_much_is_trained(caplog):
     fit(federation(), tiny_data(), rounds=1)
     everything = TRAINED + WIDTH * (FEATURES + 1)
