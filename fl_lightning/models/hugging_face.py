@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
+from fl_lightning.checked import made_of, shown, whole
 from fl_lightning.errors import ConfigurationError, cause, enumerated, in_one_line
 from fl_lightning.models.base import Classifier
 from fl_lightning.models.lora import LoRA
@@ -62,7 +63,8 @@ class HuggingFaceClassifier(FrozenBase, Classifier):
         optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=5e-4, weight_decay=0.0),
     ) -> None:
         super().__init__(optimizer=optimizer)
-        if num_classes < 2:
+        check_given("HuggingFaceClassifier", model, lora)
+        if whole("HuggingFaceClassifier.num_classes", num_classes) < 2:
             raise ConfigurationError(f"HuggingFaceClassifier.num_classes must be at least 2, got {num_classes}")
         self.network = build(
             "HuggingFaceClassifier", "SequenceClassification", model, revision, base_seed, num_labels=num_classes
@@ -120,6 +122,7 @@ class HuggingFaceCausalLM(FrozenBase, Classifier):
         optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=5e-4, weight_decay=0.0),
     ) -> None:
         super().__init__(optimizer=optimizer)
+        check_given("HuggingFaceCausalLM", model, lora)
         self.network = build("HuggingFaceCausalLM", "CausalLM", model, revision, base_seed)
         if lora is not None:
             lora.adapt(self.network)
@@ -135,6 +138,14 @@ class HuggingFaceCausalLM(FrozenBase, Classifier):
             (b, L, V) logits, at each position those of the token after it.
         """
         return read(self.network, inputs)
+
+
+def check_given(who: str, model: Any, lora: Any) -> None:
+    """Raise `ConfigurationError` for a network or adapters in another form than their annotations say."""
+    if not isinstance(model, str | Mapping):
+        raise ConfigurationError(f"{who}.model must be a name, a folder or a dict of settings, got {shown(model)}")
+    if lora is not None:
+        made_of(f"{who}.lora", lora, LoRA, "LoRA(r=8)")
 
 
 def body(network: Any) -> nn.Module:
@@ -198,6 +209,9 @@ def from_settings(who: str, maker: Any, model: Mapping[str, Any], settings: Mapp
             f"{who}.model gives settings without model_type ({enumerated(given) or 'none at all'}); add model_type: "
             "distilbert, say"
         )
+    taken = [name for name in settings if name in given]
+    if taken:
+        raise ConfigurationError(f"{who}.model has the setting {taken[0]}; leave it out, as num_classes says it")
     try:
         config = transformers.AutoConfig.for_model(kind, **given, **settings)
     except Exception as error:  # configuration classes check in ways of their own

@@ -56,9 +56,11 @@ class LoRA:
             raise ConfigurationError(f"lora.alpha must be more than 0, got {self.alpha}; 2 r is usual")
         if not 0 <= self.dropout < 1:
             raise ConfigurationError(f"lora.dropout must be at least 0 and less than 1, got {self.dropout}; 0.05 is usual")
-        if self.targets is not None and (isinstance(self.targets, str) or not self.targets):
+        targets = self.targets
+        named = targets is None or (isinstance(targets, Sequence) and all(isinstance(name, str) for name in targets))
+        if not named or isinstance(targets, str) or (targets is not None and not targets):
             raise ConfigurationError(
-                f"lora.targets must be a list of one layer's name or more, got {self.targets!r}; give [q_lin, v_lin], say, or "
+                f"lora.targets must be a list of one layer's name or more, got {targets!r}; give [q_lin, v_lin], say, or "
                 "null for peft's own choice"
             )
 
@@ -70,7 +72,11 @@ class LoRA:
         peft = extra("peft", "lora")
         targets = None if self.targets is None else list(self.targets)
         settings = peft.LoraConfig(r=self.r, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=targets)
+        places = [name for name, _ in network.named_modules()]
+        strange = [name for name in targets or () if not any(f".{place}".endswith(f".{name}") for place in places)]
         try:
+            if strange:  # peft says so only where it finds none of them
+                raise ValueError(f"there is no layer of the name {enumerated(strange)}")
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")  # GPT-2 keeps its matrices transposed
                 peft.inject_adapter_in_model(settings, network)

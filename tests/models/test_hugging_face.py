@@ -159,6 +159,17 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"model": BERT, "lora": LoRA(targets=["foo"])},
         r"lora\.targets is \['foo'\] .* name linear layers of the network, of query",
     ),
+    (
+        {"model": BERT, "lora": LoRA(targets=["query", "foo"])},
+        r"lora\.targets is \['query', 'foo'\] \(.*no layer of the name foo\); name linear layers of the network, of query",
+    ),
+    (
+        {"model": BERT, "lora": {"r": 8}},
+        r"lora must be of type LoRA, such as LoRA\(r=8\), got \{'r': 8\}",
+    ),
+    ({"model": None}, "model must be a name, a folder or a dict of settings, got None"),
+    ({"model": BERT, "num_classes": 2.5}, "num_classes must be a whole number, got 2.5"),
+    ({"model": {**BERT, "num_labels": 3}}, "model has the setting num_labels; leave it out, as num_classes says it"),
     ({"model": DISTILBERT}, r"lora\.targets is null, and peft has no choice of its own for distilbert .* q_lin"),
 ]
 
@@ -203,3 +214,9 @@ def test_one_rank_and_two_and_a_resumed_run_end_with_the_same_bits(tmp_path):
     kept = sum(tensor.numel() for tensor in checkpoint["state_dict"].values())
     assert kept == sum(tensor.numel() for tensor in trained(federation(BERT).client)) + 32  # and the base's digest
     assert ended(folder=tmp_path, ckpt_path=tmp_path / "last.ckpt") == expected
+
+
+@pytest.mark.parametrize("targets", [[1], [], "query", 3, [None]])
+def test_targets_are_names(targets):
+    with pytest.raises(ConfigurationError, match=r"lora\.targets must be a list of one layer's name or more"):
+        LoRA(targets=targets)

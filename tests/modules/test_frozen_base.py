@@ -159,7 +159,10 @@ def test_one_inside_a_client_is_left_out_as_well(caplog):
         ({"harm": "in place"}, "the client Around writes into its frozen base as it trains"),
         ({"harm": "behind the back"}, r"at the end, after 3 rounds, the frozen base of Headed is not what it was"),
         ({"thaw": True}, r"parameter inner\.body\.weight .* asks for gradients, but is part of its frozen base"),  # unsaved
-        ({"freeze": False}, r"the client Around holds a Headed, which is a FrozenBase .*; call self\.freeze_base\(\) at the end"),
+        (
+            {"freeze": False},
+            r"client Around holds a Headed, which is a FrozenBase .*; call self\.freeze_base\(\) at the end",
+        ),
     ],
 )
 def test_what_is_wrong_with_one_inside_is_refused(given, message):
