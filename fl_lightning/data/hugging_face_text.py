@@ -100,6 +100,7 @@ class HuggingFaceText(FederatedDataModule):
     def load(self) -> Task:
         train = self._read(self.train_split)
         values = list(self.classes) if self.classes is not None else ascending(train.labels, self.label_column)
+        train.check_held(values, self.train_split)
         train = train.of_classes(values)
         if self.test_split is None:
             rows, held = hold_out_texts(len(train.texts), self.test_fraction)
@@ -158,6 +159,17 @@ class Split:
         """(n,) int64, where the labels stand among the values."""
         place = {value: i for i, value in enumerate(values)}
         return torch.tensor([place[label] for label in self.labels], dtype=torch.int64)
+
+    def check_held(self, values: list[Any], name: str) -> None:
+        """Raise `ConfigurationError` for a class of which there is no text."""
+        found = set(self.labels)
+        missing = [repr(value) for value in values if value not in found]
+        if missing:
+            there = sorted({repr(label) for label in found})
+            raise ConfigurationError(
+                f"data.classes has {enumerated(missing)}, of which split {name} has no text (it has {enumerated(there)}); give "
+                "values of data.label_column as they are written there"
+            )
 
     def check_known(self, values: list[Any], name: str, other: str) -> None:
         """Raise `ConfigurationError` for a label that the training split has not."""
