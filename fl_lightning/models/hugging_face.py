@@ -75,7 +75,7 @@ class HuggingFaceClassifier(FrozenBase, Classifier):
             lora.adapt(self.network)
             for parameter in head:
                 parameter.requires_grad_(True)
-        self.freeze_base()
+        self.freeze_base(scale_of(lora))
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Class scores of texts.
@@ -126,7 +126,7 @@ class HuggingFaceCausalLM(FrozenBase, Classifier):
         self.network = build("HuggingFaceCausalLM", "CausalLM", model, revision, base_seed)
         if lora is not None:
             lora.adapt(self.network)
-        self.freeze_base()
+        self.freeze_base(scale_of(lora))
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Scores of what comes next.
@@ -146,6 +146,11 @@ def check_given(who: str, model: Any, lora: Any) -> None:
         raise ConfigurationError(f"{who}.model must be a name, a folder or a dict of settings, got {shown(model)}")
     if lora is not None:
         made_of(f"{who}.lora", lora, LoRA, "LoRA(r=8)")
+
+
+def scale_of(lora: LoRA | None) -> str:
+    """By what adapters are multiplied, without which their weights are other ones."""
+    return "" if lora is None else f"lora {lora.alpha / lora.r!r}"
 
 
 def body(network: Any) -> nn.Module:

@@ -10,6 +10,7 @@ https://arxiv.org/abs/2106.09685, leave all of a pretrained network as it is.
 from __future__ import annotations
 
 import copy
+import hashlib
 from typing import Any
 
 import torch
@@ -44,10 +45,18 @@ class FrozenBase(nn.Module):
     base_names: frozenset[str] = frozenset()
     """Of the frozen parameters, all names that one goes by."""
 
+    base_settings: str = ""
+    """What else the digest stands for."""
+
     base_sha256: Tensor
 
-    def freeze_base(self) -> None:
-        """Make what does not ask for gradients now the base, and take its digest, a buffer (32,) uint8."""
+    def freeze_base(self, settings: str = "") -> None:
+        """Make what does not ask for gradients now the base, and take its digest, a buffer (32,) uint8.
+
+        Args:
+            settings: what no tensor shows and trained weights mean nothing without, such as the scale of adapters.
+        """
+        self.base_settings = settings
         named = self.named_parameters(remove_duplicate=False)
         self.base_names = frozenset(name for name, parameter in named if not parameter.requires_grad)
         self.register_buffer(SHA256, self.digest_of_base())
@@ -59,7 +68,8 @@ class FrozenBase(nn.Module):
 
     def digest_of_base(self) -> Tensor:
         """(32,) uint8 on the CPU, the SHA-256 of the base as it is now."""
-        return torch.tensor(list(bytes.fromhex(named_sha256(sorted(self.base().items())))), dtype=torch.uint8)
+        told = hashlib.sha256(f"{named_sha256(sorted(self.base().items()))} {self.base_settings}".encode())
+        return torch.tensor(list(told.digest()), dtype=torch.uint8)
 
     def check_base(self, when: str) -> None:
         """Raise `ConfigurationError` if the base has other values than at first; `when` is for the message."""
@@ -83,7 +93,8 @@ class FrozenBase(nn.Module):
             there, here = (bytes(of.cpu().tolist()).hex()[:SHOWN] for of in (found, self.base_sha256))
             raise ConfigurationError(
                 f"the weights were trained on another frozen base (SHA-256 {there}...) than that of {type(self).__name__} here "
-                f"({here}...); build it as it was then: the same model, revision, base_seed and versions of libraries"
+                f"({here}...); build it as it was then: the same model, revision, base_seed, lora.alpha and versions of "
+                "libraries"
             )
         for name, tensor in self.base().items():
             state_dict.setdefault(prefix + name, tensor)

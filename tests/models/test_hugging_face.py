@@ -129,6 +129,13 @@ def test_the_base_has_a_seed_of_its_own_and_adapters_that_of_the_run():
     assert not torch.equal(made(0).base_sha256, made(0, base_seed=1).base_sha256)
 
 
+def test_adapters_of_another_scale_are_other_weights():
+    trained = HuggingFaceClassifier(model=BERT, lora=LoRA(r=2, alpha=4)).state_dict()
+    HuggingFaceClassifier(model=BERT, lora=LoRA(r=2, alpha=4, dropout=0.5)).load_state_dict(trained)
+    with pytest.raises(ConfigurationError, match=r"the same model, revision, base_seed, lora\.alpha and versions"):
+        HuggingFaceClassifier(model=BERT, lora=LoRA(r=2, alpha=8)).load_state_dict(trained)
+
+
 @pytest.mark.parametrize("model", [BERT, GPT2, DISTILBERT], ids=["bert", "gpt2", "distilbert"])
 def test_what_stands_behind_the_end_does_not_matter(model):
     targets = ["q_lin"] if model == DISTILBERT else None
