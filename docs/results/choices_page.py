@@ -1,6 +1,6 @@
 """Collect the runs of settings that the paper leaves open, and write the tables of choices.md.
 
-python docs/results/choices_page.py RUNS [RUNS ...]   # folders of `fl-lightning sweep --runs`: choices.csv anew, then the page
+python docs/results/choices_page.py RUNS [RUNS ...]   # of `sweep --runs`, or files of `pack`: choices.csv anew, too
 python docs/results/choices_page.py                   # the page alone, from choices.csv
 
 Blocks of choices.md between `<!-- from choices.csv: NAME -->` and `<!-- end -->` are written by this script, the rest by hand.
@@ -16,6 +16,7 @@ import blocks
 import pandas as pd
 import tables_page
 
+from fl_lightning.experiments.packs import root_of
 from fl_lightning.experiments.results import read_results
 from fl_lightning.experiments.sweep import Sweep, read_sweep
 from fl_lightning.experiments.tables import markdown, number, pair
@@ -197,7 +198,7 @@ def written(text: str, frame: pd.DataFrame) -> str:
 
 def main(*roots: str) -> None:
     if roots:
-        collect([Path(root) for root in roots]).to_csv(HERE / "choices.csv", index=False, float_format="%.5g")
+        collect([root_of(Path(root)) for root in roots]).to_csv(HERE / "choices.csv", index=False, float_format="%.5g")
     page = HERE / "choices.md"
     page.write_text(written(page.read_text(), runs()))
 

@@ -1,6 +1,6 @@
 """Collect the league's runs and write the tables of league.md.
 
-python docs/results/league_page.py RUNS [RUNS ...]      # folders of `fl-lightning sweep --runs`: league.csv anew, then the page
+python docs/results/league_page.py RUNS [RUNS ...]      # of `sweep --runs`, or files of `pack`: league.csv anew, too
 python docs/results/league_page.py                      # the page alone, from league.csv
 
 Blocks of league.md between `<!-- from league.csv: NAME -->` and `<!-- end -->` are written by this script, the rest by hand.
@@ -17,6 +17,7 @@ import pandas as pd
 
 from fl_lightning.experiments.final import Final
 from fl_lightning.experiments.league import acc_lost, attacked
+from fl_lightning.experiments.packs import root_of
 from fl_lightning.experiments.results import read_results
 from fl_lightning.experiments.sweep import read_sweep
 from fl_lightning.experiments.tables import markdown, number
@@ -103,7 +104,7 @@ def runs() -> pd.DataFrame:
 
 def main(*roots: str) -> None:
     if roots:
-        collect([Path(root) for root in roots]).to_csv(HERE / "league.csv", index=False, float_format="%.5g")
+        collect([root_of(Path(root)) for root in roots]).to_csv(HERE / "league.csv", index=False, float_format="%.5g")
     page = HERE / "league.md"
     page.write_text(written(page.read_text(), runs()))
 

@@ -1,11 +1,13 @@
 """The page on settings that the paper leaves open is what its table of runs says."""
 
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 from results_pages import RESULTS, script
 
+from fl_lightning.experiments.packs import root_of
 from fl_lightning.experiments.sweep import read_sweep
 
 PAGE = script("choices_page")
@@ -29,6 +31,12 @@ def test_the_page_is_what_the_table_says() -> None:
     assert set(PAGE["blocks"].names(text, "choices.csv")) == set(PAGE["BLOCKS"])
     assert PAGE["written"](text, frame) == text, "write it anew: python docs/results/choices_page.py"
     assert not frame.duplicated(PAGE["KEYS"]).any()
+
+
+def test_the_table_is_what_the_packed_runs_say(tmp_path: Path) -> None:
+    found = PAGE["collect"]([root_of(RESULTS / "runs" / "choices.jsonl.gz")])
+    found.to_csv(tmp_path / "choices.csv", index=False, float_format="%.5g")
+    assert (tmp_path / "choices.csv").read_text() == (RESULTS / "choices.csv").read_text()
 
 
 def test_every_run_is_of_a_grid_as_its_file_has_it() -> None:
