@@ -159,6 +159,8 @@ def test_values_of_a_category_are_read_as_themselves(tmp_path):
     one = loaded(write(tmp_path / "a.parquet", table), ByKey(), key_column="state")
     other = loaded(write(tmp_path / "b.parquet", loans()), ByKey(), key_column="state")
     assert (one.class_names, one.feature_names) == (other.class_names, other.feature_names)
+    assert isinstance(one.train, TensorSamples)
+    assert isinstance(other.train, TensorSamples)
     assert torch.equal(one.train.inputs, other.train.inputs)
     assert torch.equal(one.train.targets, other.train.targets)
 
@@ -166,6 +168,7 @@ def test_values_of_a_category_are_read_as_themselves(tmp_path):
 def test_zero_is_one_class_whatever_its_sign(tmp_path):
     path = write(tmp_path / "t.parquet", loans(status=[0.0, -0.0, 1.0] * 40))
     data = loaded(path, drop_columns=["state"])
+    assert data.task is not None
     assert torch.cat([data.train.targets, data.task.test.targets]).bincount().tolist() == [80, 40]
 
 
