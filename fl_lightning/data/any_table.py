@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -102,7 +102,7 @@ class Table(FederatedDataModule):
             raise ConfigurationError(f"data.max_share must be more than 0 and at most 1, got {max_share}; 0.999 is usual")
         if not 0 < test_fraction < 1:
             raise ConfigurationError(f"data.test_fraction must lie between 0 and 1, got {test_fraction}; 0.2 is usual")
-        if classes is not None and (isinstance(classes, str) or len(set(classes)) < max(2, len(classes))):
+        if classes is not None and not are_classes(classes):
             raise ConfigurationError(f"data.classes must list two values or more of the label, none twice, got {classes!r}")
         self.path = path
         self.label_column = label_column
@@ -246,6 +246,14 @@ class Table(FederatedDataModule):
         return kept
 
 
+def are_classes(given: Any) -> bool:
+    """Whether these are two values or more, none twice."""
+    listed = (
+        isinstance(given, Sequence) and not isinstance(given, str) and all(isinstance(one, (int, float, str)) for one in given)
+    )
+    return listed and len(set(given)) == len(given) >= 2
+
+
 def encoded(
     column: pyarrow.ChunkedArray, setting: str, name: str, path: str, meant: Value | None = None
 ) -> tuple[Tensor, list[Value]]:
@@ -279,7 +287,7 @@ def encoded(
             f"data.{setting} {name!r} is empty in {int(gaps.sum()):,} of {len(place):,} rows of {path}, first in row {row}, "
             f"counted from 0, which says {found[place[row]]!r}; fill or remove them"
         )
-    ordered = sorted(found)
+    ordered = sorted(set(found))  # 0.0 and -0.0 are one value
     number = {value: i for i, value in enumerate(ordered)}
     return torch.tensor([number[value] for value in found])[place], ordered
 

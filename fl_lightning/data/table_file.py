@@ -7,18 +7,24 @@ import json
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fl_lightning.data.parquet import open_file, read_columns, readable
-from fl_lightning.errors import ConfigurationError, enumerated
+from fl_lightning.errors import ConfigurationError, enumerated, in_one_line
 
 if TYPE_CHECKING:
     import pyarrow
 
 GAPS = ("", "na", "n/a", "#n/a", "nan", "-nan", "null")
 """Texts that stand for a missing entry, in small letters."""
+
+HALF_A_STEP = 2.0**-24
+"""By which a number is changed at most as float32, as a share of itself."""
+
+FINEST = 0.01
+"""Of the range of a column's numbers: what is changed by less is no loss."""
 
 MOST_BYTES = 2**31 - 1
 """That pyarrow parses as one piece."""
@@ -60,7 +66,7 @@ class TableFile:
         if self._held is not None:
             return self._held.select(names)
         assert self._file is not None
-        return read_columns(self._file, self._path, names)
+        return written_out(read_columns(self._file, self._path, names))
 
     def column(self, name: str) -> pyarrow.ChunkedArray:
         """One of them."""
@@ -89,20 +95,53 @@ def read_csv(path: Path) -> pyarrow.Table:
         return table
 
 
+def written_out(table: pyarrow.Table) -> pyarrow.Table:
+    """A table whose columns hold values themselves, where pandas writes those of a category as numbers in a list of values."""
+    import pyarrow
+
+    of = pyarrow.types
+    values = [field.type.value_type if of.is_dictionary(field.type) else field.type for field in table.schema]
+    return table.cast(pyarrow.schema(list(zip(table.column_names, values, strict=True))))
+
+
 def read_json(path: Path) -> pyarrow.Table:
     """A JSON file: a list of objects, or an object per line; a field that one of them lacks is empty there."""
     import pyarrow
 
     with readable(path):
-        text = path.read_text(encoding="utf-8")
-        if text.lstrip()[:1] == "[":
-            rows = json.loads(text)
-        else:
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+        text = path.read_text(encoding="utf-8-sig")
+        try:
+            if text.lstrip()[:1] == "[":
+                rows = json.loads(text, object_pairs_hook=without_twins)
+            else:  # texts within a line may hold what else Python takes for its end
+                rows = [json.loads(line, object_pairs_hook=without_twins) for line in text.split("\n") if line.strip()]
+        except RecursionError as error:
+            raise ValueError("it is nested too deep") from error
         if not all(isinstance(row, dict) for row in rows):
             raise ValueError("its entries are no objects with named fields")
         names = dict.fromkeys(name for row in rows for name in row)
-        return pyarrow.table({name: [row.get(name) for row in rows] for name in names})
+        return pyarrow.table({name: of_one_type(name, [row.get(name) for row in rows]) for name in names})
+
+
+def without_twins(fields: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """An object's fields; of a name that stands twice the first would be lost."""
+    found = dict(fields)
+    if len(found) < len(fields):
+        names = [name for name, _ in fields]
+        raise ValueError(f"an entry has several fields of the name {enumerated(n for n in found if names.count(n) > 1)}")
+    return found
+
+
+def of_one_type(name: str, values: Sequence[Any]) -> pyarrow.Array:
+    """A field of all objects as a column; `ValueError` if its values are not all of one type, or no 64 bits hold one."""
+    import pyarrow
+
+    try:
+        return pyarrow.array(values)
+    except (pyarrow.ArrowException, OverflowError, UnicodeError) as error:
+        raise ValueError(
+            f"the values of {name!r} are not of one type, or too large for 64 bits: {in_one_line(error)}"
+        ) from error
 
 
 def numbers(column: pyarrow.ChunkedArray, name: str) -> np.ndarray:
@@ -130,6 +169,14 @@ def numbers(column: pyarrow.ChunkedArray, name: str) -> np.ndarray:
             f"the column {name!r} holds no finite number in {len(wrong):,} of {len(column):,} rows (empty, NaN, infinite, or "
             f"too large for float32), first in row {wrong[0]}, counted from 0; {remedy}"
         )
+    if np.abs(values).max() * HALF_A_STEP > FINEST * np.ptp(values):
+        exact = column.cast(pyarrow.float64(), safe=False).to_numpy()
+        before, after = (len(np.unique(each)) for each in (exact, values))
+        if after < before:
+            raise ConfigurationError(
+                f"the column {name!r} holds {before:,} different numbers, of which float32, in which tables are held, leaves "
+                f"{after:,}, as all are so near {values[0]:.6g}; subtract that from the column, or name it in data.drop_columns"
+            )
     return values
 
 

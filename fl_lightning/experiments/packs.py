@@ -72,7 +72,10 @@ def write_pack(file: Path, roots: Sequence[Path], names: Sequence[str] = ()) -> 
     folders = [root_of(root) for root in roots]
     for folder in folders:
         check_root(folder, "RUNS")
-    indices = sweeps_of(folders, names)
+    try:
+        indices = sweeps_of(folders, names)
+    except ConfigurationError as error:
+        raise ConfigurationError(named(str(error), roots)) from error
     wanted = {
         **{f"{POOL}/{run}": None for index in indices.values() for cell in index["cells"] for run in cell["runs"].values()},
         **{f"{FOLDER}/{prefix['id']}": None for index in indices.values() for prefix in index.get("prefixes", [])},
@@ -223,7 +226,7 @@ def entries_of(file: Path) -> Iterator[dict[str, Any]]:
 
 def is_entry(entry: Mapping[str, Any]) -> bool:
     """Whether it can be unpacked."""
-    place, lines = entry.get("place"), entry.get("lines", {})
+    place, lines = entry.get("place"), entry.get("lines")
     if not isinstance(place, str) or PLACE.fullmatch(place) is None:
         return False
     if place.startswith(f"{SWEEPS}/"):

@@ -139,6 +139,44 @@ def test_rows_of_one_digest_are_told_apart(monkeypatch):
     assert without_repeats(features, torch.zeros(3, dtype=torch.int64)).tolist() == [0, 1]
 
 
+def lines_of(file: Path, n: int = 60, **fields: Any) -> str:
+    """An object per line: a number, a class of two, and these fields, each a function of the row or a value."""
+    made = [{"x": i * i % 71, "y": "uv"[i % 2], **{k: v(i) if callable(v) else v for k, v in fields.items()}} for i in range(n)]
+    file.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in made), encoding="utf-8")
+    return str(file)
+
+
+def test_a_line_of_json_ends_where_the_file_says_so(tmp_path):
+    path = lines_of(tmp_path / "t.jsonl", who=lambda i: "pq"[i % 2] + "\u2028\x85")
+    data = loaded(path, ByKey(), label_column="y", key_column="who", drop_repeats=False)
+    assert len(data.clients) == 2
+    (tmp_path / "t.jsonl").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "t.jsonl").read_bytes())  # as other programs begin a file
+    assert loaded(path, label_column="y", drop_columns=["who"]).feature_names == ["x"]
+
+
+def test_values_of_a_category_are_read_as_themselves(tmp_path):
+    table = {k: pa.array(v).dictionary_encode() if k in ("status", "state", "liens") else v for k, v in loans().items()}
+    one = loaded(write(tmp_path / "a.parquet", table), ByKey(), key_column="state")
+    other = loaded(write(tmp_path / "b.parquet", loans()), ByKey(), key_column="state")
+    assert (one.class_names, one.feature_names) == (other.class_names, other.feature_names)
+    assert isinstance(one.train, TensorSamples)
+    assert isinstance(other.train, TensorSamples)
+    assert torch.equal(one.train.inputs, other.train.inputs)
+    assert torch.equal(one.train.targets, other.train.targets)
+
+
+def test_zero_is_one_class_whatever_its_sign(tmp_path):
+    path = write(tmp_path / "t.parquet", loans(status=[0.0, -0.0, 1.0] * 40))
+    data = loaded(path, drop_columns=["state"])
+    assert data.task is not None
+    assert torch.cat([data.train.targets, data.task.test.targets]).bincount().tolist() == [80, 40]
+
+
+def test_large_numbers_that_float32_tells_apart_are_features(tmp_path):
+    path = write(tmp_path / "t.parquet", loans(records=[10**9 + 10**6 * i for i in range(120)], liens=[2**40 + 1] * 120))
+    assert loaded(path, drop_columns=["state"]).feature_names == ["amount", "records"]
+
+
 # ---- hostile input -----------------------------------------------------------------------------------------------------
 
 
@@ -167,7 +205,34 @@ def test_what_is_no_such_table_is_refused(tmp_path, others, settings, message):
         loaded(write(tmp_path / "t.parquet", loans(**others)), **{"drop_columns": drop, **settings})
 
 
-@pytest.mark.parametrize("classes", ["ab", ["a"], ["a", "b", "a"], []])
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"z": lambda i: 1 if i else "a"}, "the values of 'z' are not of one type, or too large for 64 bits"),
+        ({"z": lambda i: 10**30 + i}, "the values of 'z' are not of one type, or too large for 64 bits"),
+        ({"y": lambda i: i % 2 == 0 or 7}, "the values of 'y' are not of one type"),
+        ({"z": lambda i: 1_700_000_000 + i}, r"'z' holds 60 different numbers, of which float32.* leaves 1, .*; subtract that"),
+    ],
+)
+def test_fields_that_are_no_columns_are_refused_by_name(tmp_path, fields, message):
+    with pytest.raises(ConfigurationError, match=message):
+        loaded(lines_of(tmp_path / "t.jsonl", **fields), label_column="y")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000, "it is nested too deep"),
+        ('{"x": 1, "x": 2, "y": 3}', "an entry has several fields of the name x;"),
+    ],
+)
+def test_json_that_nobody_means_is_refused(tmp_path, text, message):
+    (tmp_path / "t.json").write_text(text)
+    with pytest.raises(ConfigurationError, match=rf"t\.json cannot be read: .*{message}"):
+        TableFile(tmp_path / "t.json")
+
+
+@pytest.mark.parametrize("classes", ["ab", ["a"], ["a", "b", "a"], [], [["a"], ["b"]], 3])
 def test_classes_that_are_no_list_are_refused(classes):
     with pytest.raises(ConfigurationError, match=r"data\.classes must list two values or more of the label, none twice"):
         Table(IID(num_clients=2), path="t.csv", classes=classes)

@@ -1,6 +1,7 @@
 """Parts of settings that several cells have in common: parsed once, and read as if each cell had been parsed as a whole."""
 
 import json
+import random
 from dataclasses import asdict
 from pathlib import Path
 
@@ -96,6 +97,42 @@ def test_what_classes_are_made_from_is_the_same_too():
     assert (
         found == 3
     )  # the second attack under each rule but the first; another seed is a part of everything, `one word` of anything
+
+
+SAYINGS = [
+    "{model: {aggregator: Krum}}",
+    "{model.aggregator.class_path: fl_lightning.aggregators.Median}",
+    "{model: {aggregator: {class_path: TrimmedMean, init_args: {alpha: 0.1}}}}",
+    "{model.aggregator.init_args.alpha: 0.2}",
+    "{model: {attacks: []}}",
+    "{model: {attacks+: [Collude]}}",
+    "{model.attacks+: [{class_path: SignFlip, init_args: {scale: 2.0}}], trainer: {callbacks+: [{class_path: FlipRates}]}}",
+    "{trainer.callbacks: [{class_path: DetectionMetrics}]}",
+    "{trainer: {callbacks: null}, model.local.batch_size: 8}",
+    "{seed_everything: 5}",
+    "{seed_everything: 5, data: {init_args: {seed: 5}}}",
+    "{model: {seed: 0}}",
+    "{data: Digits}",
+    "{data: {init_args: {partition: {class_path: Dirichlet, init_args: {num_clients: 30, alpha: 0.5}}}}}",
+    "{data.init_args.partition.init_args.num_clients: 25}",
+    "deep/further.yaml",
+    "whole.yaml",
+]
+
+
+@pytest.mark.parametrize("draw", [1, 2])
+def test_whatever_layers_say_and_in_whatever_order(draw):
+    Path("deep").mkdir()
+    Path("deep/local.yaml").write_text("epochs: 3")  # a path is meant from where it is written
+    Path("deep/further.yaml").write_text("{model: {local: local.yaml, attacks+: [Collude]}}")
+    draws = random.Random(draw)
+    labels = [f"[{', '.join(draws.sample(SAYINGS, draws.randint(1, 2)))}]" for _ in range(4)]
+    base = f"base: [{BASE}, {{trainer: {{max_epochs: 3}}}}]"
+    text = f"{base}\naxes:\n  one: {{a: {labels[0]}, b: {labels[1]}}}\n  two: {{a: null, b: {labels[2]}, c: {labels[3]}}}\n"
+    given, overrides = draws.choice([({}, []), ({}, ["--model.attacks+=Collude"]), ({"TrimmedMean.alpha": 0.15}, [])])
+    (expected, most), (found, parses) = (outcomes(text, whole=w, given=given, overrides=overrides) for w in (True, False))
+    assert found == expected
+    assert parses <= most
 
 
 PAIRS = f"base: {BASE}\naxes:\n  one: {{a: null, b: FIRST}}\n  two: {{a: null, b: SECOND}}\n"

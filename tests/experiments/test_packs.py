@@ -11,7 +11,7 @@ from made_sweeps import finished
 
 from fl_lightning import ConfigurationError
 from fl_lightning.cli import main
-from fl_lightning.experiments.packs import entries_of, portable, root_of, write_pack
+from fl_lightning.experiments.packs import KIND, entries_of, portable, root_of, write_pack
 from fl_lightning.experiments.planned import Cell, Run
 from fl_lightning.experiments.pools import read_pools, with_results_of
 from fl_lightning.experiments.results import write_index
@@ -188,8 +188,35 @@ def outside(content: bytes) -> bytes:
     return gzip.compress(b"".join([head, *lines[:-1], json.dumps(sealed(entry)).encode() + b"\n"]))
 
 
+def without_lines(content: bytes) -> bytes:
+    *lines, last = gzip.decompress(content).splitlines(keepends=True)
+    entry = {name: part for name, part in json.loads(last).items() if name in ("place", "record")}
+    return gzip.compress(b"".join([*lines, json.dumps(sealed(entry)).encode() + b"\n"]))
+
+
+def test_a_sweep_that_is_damaged_within_a_file_goes_by_the_files_name(tmp_path):
+    pack = tmp_path / "some.jsonl.gz"
+    head, index = ({"kind": KIND, "version": 1, "entries": 1}, {"place": "sweeps/some", "index": {"cells": [3]}})
+    pack.write_bytes(gzip.compress("".join(f"{json.dumps(sealed(line))}\n" for line in (head, index)).encode()))
+    with pytest.raises(ConfigurationError, match="is damaged") as raised:
+        write_pack(tmp_path / "all.jsonl.gz", [pack])
+    assert str(raised.value).startswith(f"{pack}/sweeps/some")
+
+
 @pytest.mark.parametrize(
-    "damage", [cut, flipped, edited, shorter, twice, outside, gzip.decompress, lambda _: b"", lambda _: gzip.compress(b"[1]\n")]
+    "damage",
+    [
+        without_lines,
+        cut,
+        flipped,
+        edited,
+        shorter,
+        twice,
+        outside,
+        gzip.decompress,
+        lambda _: b"",
+        lambda _: gzip.compress(b"[1]\n"),
+    ],
 )
 def test_a_damaged_file_is_refused_in_one_line(tmp_path, capsys, damage):
     pack = tmp_path / "some.jsonl.gz"
