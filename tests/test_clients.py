@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -10,12 +11,12 @@ import torch
 from ranks import on_ranks
 from tiny import CLIENTS, FEATURES, fit, tiny_federation, tiny_tensors
 
-from fl_lightning import CohortSampler, FederatedDataModule
+from fl_lightning import CohortSampler, FederatedDataModule, Federation
 from fl_lightning.aggregators import Aggregator, Bucketing, FedAvg, FoolsGold, NearestNeighborMixing, SparseFed
 from fl_lightning.attacks import Attack
 from fl_lightning.callbacks import LastCheckpoint
 from fl_lightning.callbacks.run_record import weights_sha256
-from fl_lightning.data import IID, RootSet
+from fl_lightning.data import IID, Classes, RootSet
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.updates.exchange import Exchange
 
@@ -242,7 +243,7 @@ def test_a_root_update_that_is_not_finite_counts_as_zero(caplog):
     assert all(parameter.isfinite().all() for parameter in federation.client.parameters())
 
 
-def test_rejected_predictions_count_as_errors():
+def test_rejected_predictions_count_as_errors(monkeypatch):
     """Of two samples of the same class, one is predicted with little confidence."""
 
     class Fixed(L.LightningModule):
@@ -259,6 +260,7 @@ def test_rejected_predictions_count_as_errors():
         def configure_optimizers(self):
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
+    monkeypatch.setattr(Federation, "data", SimpleNamespace(outcome=Classes()))
     federation = tiny_federation(client=Fixed(), aggregator=Remembering())
     logits = torch.tensor([[3.0, 0.0, 0.0], [0.1, 0.0, 0.0], [0.0, 3.0, 0.0]])
     output = federation.validation_step((((logits, torch.zeros(3)), torch.zeros(3, dtype=torch.int64))), 0)

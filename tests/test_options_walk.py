@@ -27,8 +27,14 @@ REQUIRED: dict[str, Any] = {
     "client": TinyClient,
     "aggregator": FedAvg,
     "num_clients": lambda: 3,
+    "tokenizer": lambda: "words",
+    "model": lambda: {"model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 2, "vocab_size": 9, "pad_token_id": 0},
 }
 """What arguments without a default are given, by name."""
+
+OF_A_FILE = {"path": "texts.csv"}
+ALWAYS: dict[str, dict[str, Any]] = {"HuggingFaceText": OF_A_FILE, "HuggingFaceInstructions": OF_A_FILE}
+"""What else is always given, by class."""
 
 TAKES_ANY_NUMBER = {("PhishingTable", "phishing_value")}
 """Arguments that are compared with what stands in a file."""
@@ -62,7 +68,8 @@ def make(cls: type, **given: Any) -> Any:
     needed = [
         p.name for p in inspect.signature(cls).parameters.values() if p.default is p.empty and p.kind is not p.VAR_KEYWORD
     ]
-    return cls(**{**{name: REQUIRED[name]() for name in needed if name not in given}, **given})
+    required = {name: REQUIRED[name]() for name in needed if name not in given}
+    return cls(**{**ALWAYS.get(cls.__name__, {}), **required, **given})
 
 
 def wrong(cls: type, name: str, kind: type) -> list[Any]:

@@ -19,6 +19,7 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
+from fl_lightning.checked import whole
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.models.base import IGNORED, Classifier
 
@@ -134,8 +135,7 @@ class CharLSTM(TokenLSTM):
         every_position: bool = False,
         optimizer: OptimizerCallable = lambda parameters: torch.optim.SGD(parameters, lr=0.8),
     ) -> None:
-        if num_symbols < 1:
-            raise ConfigurationError(f"CharLSTM.num_symbols must be at least 1, got {num_symbols}")
+        num_symbols = whole("CharLSTM.num_symbols", num_symbols, 1)
         super().__init__(num_symbols, dimension, hidden, num_layers, dropout, False, every_position, IGNORED, optimizer)
 
 
@@ -173,6 +173,5 @@ class WordLSTM(TokenLSTM):
         tied: bool = True,
         optimizer: OptimizerCallable = lambda parameters: torch.optim.SGD(parameters, lr=20.0),
     ) -> None:
-        if num_words < 1:
-            raise ConfigurationError(f"WordLSTM.num_words must be at least 1, got {num_words}")
+        num_words = whole("WordLSTM.num_words", num_words, 1)
         super().__init__(num_words, dimension, hidden, num_layers, dropout, tied, True, 0, optimizer)

@@ -1,6 +1,7 @@
 """FLIP: the server's part, what is refused, ranks and resuming."""
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,12 @@ from ranks import on_ranks
 from tiny import CLASSES, FEATURES, TinyClient, fit, tiny_federation, tiny_tensors
 from torch import Tensor
 
-from fl_lightning import ConfigurationError
+from fl_lightning import ConfigurationError, Federation
 from fl_lightning.aggregators import FLIP
 from fl_lightning.aggregators.trigger_inversion import TriggerInversion
 from fl_lightning.callbacks import BackdoorMetrics, LastCheckpoint
 from fl_lightning.callbacks.run_record import weights_sha256
-from fl_lightning.data import MapSamples, Samples, TensorSamples
+from fl_lightning.data import Classes, MapSamples, Samples, TensorSamples
 from fl_lightning.models import MLP
 from fl_lightning.modules import replayed_steps
 from fl_lightning.updates import UpdateShard
@@ -49,7 +50,8 @@ class Echo(TinyClient):
         return inputs
 
 
-def test_rejected_predictions_are_errors_and_failures() -> None:
+def test_rejected_predictions_are_errors_and_failures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Federation, "data", SimpleNamespace(outcome=Classes()))
     probabilities = torch.tensor([[0.5, 0.3, 0.2], [0.39, 0.38, 0.23], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8]])
     targets = torch.tensor([0, 0, 1, 0])  # the second is right, but not sure; the last is wrong
     batch = (probabilities.log(), targets), targets
