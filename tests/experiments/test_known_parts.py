@@ -120,7 +120,7 @@ SAYINGS = [
 ]
 
 
-@pytest.mark.parametrize("draw", [1, 2])
+@pytest.mark.parametrize("draw", [1])  # more were tried: one takes seconds
 def test_whatever_layers_say_and_in_whatever_order(draw):
     Path("deep").mkdir()
     Path("deep/local.yaml").write_text("epochs: 3")  # a path is meant from where it is written
