@@ -1,8 +1,8 @@
 """What a task asks of its model for each sample, and when a prediction is what the target says.
 
 A class (`Classes`), a class at every position of a sequence (`Tokens`), several labels at once (`MultiLabel`), or numbers
-(`Regression`), the last two in `vectors.py`. Acc, ASR and what is told by class go through this one interface, so that nothing
-else asks which kind it is.
+(`Regression`), the last two in `vectors.py`. Acc, ASR and what is told by class go through this one interface; which kind it is
+is asked by attacks alone, which write targets, and by pictures of them.
 """
 
 from __future__ import annotations
@@ -56,11 +56,13 @@ class Outcome(ABC):
     Attributes:
         words: what is asked for, for messages.
         one_class: whether each sample has one class, by which samples can be dealt out.
+        split_at_zero: whether each entry of an output is a logit by itself, which a sigmoid would move to one side of 0.
         loses: what becomes of predictions that are none, for messages.
     """
 
     words: ClassVar[str]
     one_class: ClassVar[bool] = False
+    split_at_zero: ClassVar[bool] = False
     loses: ClassVar[str] = "they count as wrong in Acc and as no success in ASR"
 
     @abstractmethod

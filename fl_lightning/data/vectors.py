@@ -31,6 +31,7 @@ class MultiLabel(Outcome):
     """
 
     words: ClassVar[str] = "several labels per sample"
+    split_at_zero: ClassVar[bool] = True
 
     def read(self, targets: Any, where: str) -> Tensor:
         values = _as_tensor(targets, where)

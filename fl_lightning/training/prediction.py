@@ -11,7 +11,6 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
 from fl_lightning.data.base import Samples
-from fl_lightning.data.vectors import MultiLabel
 from fl_lightning.errors import ConfigurationError, cause
 from fl_lightning.modules.lightning_modules import overrides
 from fl_lightning.modules.outputs import REMEDY, is_one_logit
@@ -76,7 +75,7 @@ def check_predictions(module: L.LightningModule, samples: Samples, num_classes: 
                 )
         last = last_operation(logits.grad_fn)
         logits = logits.detach()
-        if isinstance(outcome, MultiLabel) and last == "sigmoid":
+        if outcome.split_at_zero and last == "sigmoid":
             raise ConfigurationError(
                 f"{name} gives labels after a sigmoid, but predictions are split at logits of 0: return the logits (with "
                 "binary_cross_entropy_with_logits as loss)"
