@@ -13,7 +13,7 @@ STEPS, LR = 30, 0.1
 """Of gradient descent on the noise."""
 
 ENERGY, LENGTH, SUM = 0.1, 0.03, 0.01
-"""Weights of the three terms. Two revisions of the authors' code have .1, .01 and .01: masks of theirs may be longer."""
+"""Weights of the three terms. Two revisions of the authors' code have .1, .01, .01: masks of theirs may be longer."""
 
 GROWTH = 0.1
 """By how much of the sum's norm the multiplier grows in a step."""
@@ -27,9 +27,9 @@ def noise_masks(update: Tensor, members: int, alpha: float, neurons: Tensor, dra
 
         [alpha sum_ij .1 / UP_ij + (1 - alpha) sum_i .03 ||n_i|| + m .01 ||sum_i n_i||] / (1 + m)
 
-    where m begins at 0 and grows by .1 ||sum_i n_i|| with every step. Then the group's mean is taken off. In the authors' code, as
-    of a0814d7 and 7f2bed7, m begins at 1, noise is normal with a deviation that is fixed by task, and SGD has the task's momentum
-    and decay.
+    where m begins at 0 and grows by .1 ||sum_i n_i|| with every step. Then the group's mean is taken off. In the authors' code,
+    as of a0814d7 and 7f2bed7, m begins at 1, noise is normal with a deviation that is fixed by task, and SGD has the task's
+    momentum and decay.
 
     Args:
         update: (C, h + 1), the back door's update of the output layer, weights and bias, a row per neuron.
