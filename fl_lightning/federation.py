@@ -43,7 +43,7 @@ from fl_lightning.server.edits import Edits
 from fl_lightning.server.examination import Examination
 from fl_lightning.server.exclusion import exclude_nonfinite
 from fl_lightning.server.last_round import Evaluations
-from fl_lightning.server.outcome import RoundObserver, RoundOutcome
+from fl_lightning.server.outcome import RoundOutcome, observers
 from fl_lightning.server.phases import EXTRA_WORK, Phases
 from fl_lightning.server.quiet_ends import watch
 from fl_lightning.server.resources import Compile
@@ -188,12 +188,12 @@ class Federation(Made, Loadable, WatchedNames):
             rows.broadcast = broadcast.weights[self.exchange.start : self.exchange.stop]
             shard, others = rows.split(len(cohort))  # (N, S)
             buffer_shard, _ = buffer_rows.split(len(cohort))
-
-        with self.phase("attack"):
             if self.aggregator.needs_root:
                 root, others = others.split(1)
                 shard.root = root.values[0]
-            if cohort.malicious.any():
+
+        if cohort.malicious.any():
+            with self.phase("attack"):
                 self.attack(shard, buffer_shard, others, trained.rehearsed)
                 shard.look_again(shard.malicious)
                 buffer_shard.look_again(shard.malicious)
@@ -208,9 +208,8 @@ class Federation(Made, Loadable, WatchedNames):
         with self.phase("exchange"):
             gradient = self.exchange.to_all(aggregate)  # (d,)
 
-        for callback in self.trainer.callbacks:  # pyrefly: ignore[missing-attribute]
-            if isinstance(callback, RoundObserver):
-                callback.on_aggregate(self, shard, aggregate)
+        for callback in observers(self.trainer.callbacks):  # pyrefly: ignore[missing-attribute]
+            callback.on_aggregate(self, shard, aggregate)
 
         with self.phase("aggregation"):
             unchanged = self.server_step(gradient if shard.num_clients else None, broadcast)
@@ -230,7 +229,7 @@ class Federation(Made, Loadable, WatchedNames):
         self.seconds[ATTACKERS_TRAINING] += sum(seconds for _, seconds in of_ranks)
         self.outcome.logs = sort_logs([logs for logs, _ in of_ranks])
         logged |= average_logs(self.outcome.logs)
-        self.log_dict(logged, batch_size=1)
+        self.log_numbers(logged)
         check_logged(self.trainer, logged)
         if self.trainer._detect_anomaly:
             check_agreement(self.client, self.exchange, f"after round {t}")

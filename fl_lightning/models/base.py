@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fl_lightning.checked import Checked
-from fl_lightning.models.trainable import trainable
+from fl_lightning.models.trainable import parts_of, trainable
 
 IGNORED = -100
 """A target that is none, as PyTorch's losses have it."""
@@ -84,4 +84,4 @@ class Classifier(Checked, L.LightningModule):
 
     def configure_optimizers(self) -> Optimizer:
         """A fresh optimizer over the trainable parameters."""
-        return self._make_optimizer(trainable(self.modules()))
+        return self._make_optimizer(trainable(parts_of(self)))

@@ -44,12 +44,52 @@ def plain_attributes(parts: Iterable[tuple[str, nn.Module]]) -> dict[str, Any]:
         prefix = f"{place}." if place else ""
         for name in attributes.keys() - UNCHANGED:
             value = attributes[name]
-            if isinstance(value, (int, float, str)):
+            if isinstance(value, PLAIN):
                 found[prefix + name] = value
-            elif name[0] != "_" and isinstance(value, (list, dict, set)):
+            elif name[0] != "_" and isinstance(value, CONTAINERS):
                 found[prefix + name] = len(value)
     return found
 
+
+class PythonState:
+    """What `python_state` gives, and whether it is so still.
+
+    Args:
+        parts: of a module, by name.
+
+    Example:
+        >>> layer = nn.Dropout()
+        >>> state = PythonState([("", layer)])
+        >>> layer.p = 0.1
+        >>> state.same()
+        False
+    """
+
+    def __init__(self, parts: list[tuple[str, nn.Module]]) -> None:
+        self.parts, self.state = parts, plain_attributes(parts)
+        held = [vars(part) for _, part in parts]
+        self.objects = [(own, len(own), [(name, own[name]) for name in own.keys() - UNCHANGED]) for own in held]
+        containers = [value for _, _, values in self.objects for _, value in values if isinstance(value, CONTAINERS)]
+        self.containers = [(container, len(container)) for container in containers]
+
+    def same(self) -> bool:
+        """Whether it is. Most attributes are the very same objects, which is seen in a fifth of the time."""
+        for own, size, values in self.objects:
+            if len(own) != size:
+                return self._equal()
+            for name, value in values:
+                now = own.get(name)
+                if now is not value and (name not in own or isinstance(now, KINDS) or isinstance(value, KINDS)):
+                    return self._equal()
+        return all(len(container) == size for container, size in self.containers) or self._equal()
+
+    def _equal(self) -> bool:
+        return plain_attributes(self.parts) == self.state
+
+
+PLAIN, CONTAINERS = (int, float, str), (list, dict, set)
+KINDS = (*PLAIN, *CONTAINERS)
+"""Of attributes that are looked at."""
 
 UNCHANGED = EVERY_MODULES - {"training"}
 """Most attributes of a small module, which steps do not change."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -22,6 +23,11 @@ class RoundObserver(Protocol):
         `federation.outcome` has the whole cohort and the rule's verdict on it. A callback that calls a collective must do so
         on all ranks.
         """
+
+
+def observers(callbacks: Iterable[object]) -> list[RoundObserver]:
+    """Those that are shown every round. To ask whether one is a `RoundObserver` takes twenty times as long."""
+    return [cast("RoundObserver", callback) for callback in callbacks if hasattr(callback, "on_aggregate")]
 
 
 @dataclass

@@ -174,7 +174,7 @@ class BranchedTraining:
                 yield resident(batch, device)
                 trainer.global_step += 1
                 if scheduler.scheduler is not None:
-                    with trainer.seen_by(part for _, part in self.steps.parts):
+                    with trainer.seen_by(part for _, part in self.steps.python.parts):
                         scheduler.after_step(batch_idx + 1)
                         if batch_idx + 1 == len(sizes):
                             scheduler.after_epoch(epoch + 1)

@@ -46,14 +46,14 @@ class LogCollector:
         self.counts[name] = self.counts.get(name, 0) + 1
 
     def log_steps(self, name: str, values: list[Tensor]) -> None:
-        """Values of one step after the other, as `log` adds them up."""
-        if not all(value.is_cpu for value in values):
+        """Values of one step after the other, on one device, as `log` adds them up."""
+        if not values[0].is_cpu:
             for value in values:
                 self.log(name, value)
             return
         total = self.sums.get(name, 0.0)
         for value in values:
-            total = total + value.item()
+            total += value.item()
         self.sums[name], self.counts[name] = total, self.counts.get(name, 0) + len(values)
 
     def averages(self) -> dict[str, float]:

@@ -24,7 +24,7 @@ from torchmetrics import Metric
 from fl_lightning.checked import real, whole, with_checked_numbers
 from fl_lightning.data.base import Samples
 from fl_lightning.errors import ConfigurationError
-from fl_lightning.models.trainable import trainable
+from fl_lightning.models.trainable import parts_of, trainable
 from fl_lightning.modules.hooks import transferred
 from fl_lightning.modules.structure import Structure
 from fl_lightning.training.batches import LEAST_EPOCHS, epoch_batches, epoch_parts, resident
@@ -159,7 +159,7 @@ class LocalTraining:
         Returns:
             What the module logged, averaged over the steps.
         """
-        parts = list(module.modules())
+        parts = parts_of(module)
         reset_metrics(parts)
         if not all(part.training for part in parts):  # to see that takes a third of `train`'s time
             module.train()

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from torchmetrics import Metric
 
 from fl_lightning.modules.hooks import hooks_in_steps
-from fl_lightning.modules.recordable import aliases, named_tensors, plain_attributes
+from fl_lightning.modules.recordable import PythonState, aliases, named_tensors
 from fl_lightning.modules.traced_graphs import NotRecordableError
 from fl_lightning.training.client_logs import LogCollector, logs_to
 from fl_lightning.training.client_steps import read_loss
@@ -76,6 +76,7 @@ class RecordedSteps:
         self.step_of = TrainingStep(module)
         self.recordings = Recordings()
         self.known = self.lazy = self.plain = False
+        self.settings: Settings | None = None
         self.waiting: list[list[Tensor]] = []
         self.waiting_for: Recording
         self.flat: FlatState | None = None
@@ -89,7 +90,7 @@ class RecordedSteps:
         self.waiting = []  # of a client whose training failed
         self.plain = plain
         # Of what may change from client to client: what the user's own Python may do while optimizers are made.
-        still = self.known and all(p.requires_grad for p in self.parameters) and plain_attributes(self.parts) == self.python
+        still = self.known and self.python.same() and all(p.requires_grad for p in self.parameters)
         if not still:
             self.inspect()
         optimized = self.read(optimizer)
@@ -100,6 +101,7 @@ class RecordedSteps:
             self.flat, self.optimized = FlatState(self.parameters, remembers=optimized[-1]), optimized
             self.recordings.clear()
         self.flat.momenta.zero_()  # which is what SGD's momentum is before the first step
+        self.settings = settings_in(optimizer) if plain else None  # which nobody changes until it ends
         self.load()
 
     def inspect(self) -> None:
@@ -112,9 +114,8 @@ class RecordedSteps:
         if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in self.parameters):
             raise NotRecordableError("its parameters have hooks")
         self.looks = list(map(look, self.parameters))
-        self.parts = list(self.module.named_modules())
-        self.python = plain_attributes(self.parts)
-        made_for = (list(trained), list(self.tensors), self.python)
+        self.python = PythonState(list(self.module.named_modules()))
+        made_for = (list(trained), list(self.tensors), self.python.state)
         if made_for != self.made_for:
             self.made_for = made_for
             self.trained, self.others = list(trained), [name for name in self.tensors if name not in trained]
@@ -136,7 +137,8 @@ class RecordedSteps:
         self.state = state
 
     def look_again(self) -> None:
-        """The module may be another now, though not in what it trains."""
+        """The module may be another now, though not in what it trains; so may the optimizer's settings."""
+        self.settings = None
         trained, looks = self.trained, self.looks
         self.inspect()
         if (self.trained, self.looks) != (trained, looks):
@@ -175,7 +177,7 @@ class RecordedSteps:
             optimizer: the one that `begin` was given, whose settings a scheduler may have changed.
             logs: of this client, is told what the module logs.
         """
-        leaves, key = described(batch, optimizer)
+        leaves, key = described(batch, optimizer, self.settings)
         recording = self.recordings.recall(key)
         if recording is None:
             self.replay(logs)
@@ -324,16 +326,24 @@ def cut(vector: Tensor, run: slice | None) -> Tensor:
     return vector if run is None else vector[run]
 
 
-def described(batch: Any, optimizer: Optimizer) -> tuple[list[Tensor], tuple[Any, ...]]:
+Settings = tuple[tuple[Any, ...], ...]
+"""Of an optimizer's groups."""
+
+
+def settings_in(optimizer: Optimizer) -> Settings:
+    return tuple(map(settings_of, optimizer.param_groups))
+
+
+def described(batch: Any, optimizer: Optimizer, settings: Settings | None = None) -> tuple[list[Tensor], tuple[Any, ...]]:
     """A batch's tensors, and what kind of step it takes: first what the batch makes of them, then shapes and settings."""
     optimizer._opt_called = True  # pyrefly: ignore[missing-attribute]  a scheduler warns if nobody steps its optimizer
     leaves, structure = leaves_of(batch)
-    return leaves, (structure, tuple(map(look, leaves)), tuple(map(settings_of, optimizer.param_groups)))
+    return leaves, (structure, tuple(map(look, leaves)), settings or settings_in(optimizer))
 
 
 def leaves_of(batch: Any) -> tuple[list[Tensor], Any]:
     """The tensors in a batch, and what it makes of them; None for a plain tuple, which most batches are."""
-    if type(batch) is tuple and {*map(type, batch)} == {Tensor}:
+    if type(batch) is tuple and all(type(part) is Tensor for part in batch):
         return list(batch), None
     leaves, structure = tree_flatten(batch)
     if not all(isinstance(leaf, Tensor) for leaf in leaves):

@@ -3,7 +3,9 @@
 from typing import Any
 
 import lightning as L
+import pandas as pd
 import pytest
+from lightning.pytorch.loggers import CSVLogger
 from tiny import fit, tiny_data, tiny_federation, tiny_trainer
 
 from fl_lightning import BackdoorMetrics, RunRecord
@@ -91,3 +93,35 @@ def test_a_federation_of_the_users_is_named():
     made.__class__ = Mine
     with pytest.raises(ConfigurationError, match="Mine logs val/acc, which is taken"):
         fit(made, rounds=1, callbacks=[BackdoorMetrics()])
+
+
+def test_a_rounds_numbers_are_logged_as_log_dict_does(tmp_path):
+    values = [{"a": 1.0, "b": 0.1}, {"a": 2.0}, {"a": -3.0, "b": 1 / 3}]
+
+    class Both(Federation):
+        def log_numbers(self, given):
+            super().log_numbers(given | {f"fast/{name}": value for name, value in values[self.global_step - 1].items()})
+            self.log_dict({f"slow/{name}": value for name, value in values[self.global_step - 1].items()}, batch_size=1)
+
+    seen = []
+
+    class Reader(L.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            seen.append(
+                {name: value.item() for name, value in trainer.callback_metrics.items() if name[:4] in ("fast", "slow")}
+            )
+
+    logger = CSVLogger(tmp_path, name="", version="")
+    trainer = tiny_trainer(rounds=3, callbacks=[Reader()], logger=logger, log_every_n_steps=1)
+    federation = tiny_federation()
+    federation.__class__ = Both
+    trainer.fit(federation, datamodule=tiny_data())
+    for numbers in seen:
+        assert {n[5:]: v for n, v in numbers.items() if n[0] == "f"} == {n[5:]: v for n, v in numbers.items() if n[0] == "s"}
+    assert [numbers["fast/a"] for numbers in seen] == [1.0, 2.0, -3.0]
+    rows = pd.read_csv(tmp_path / "metrics.csv")
+    rows = rows[rows["fast/a"].notna()]
+    assert rows["step"].tolist() == [1, 2, 3]
+    for name in "ab":
+        assert rows[f"fast/{name}"].equals(rows[f"slow/{name}"].rename(f"fast/{name}"))
+    assert rows["fast/b"].isna().tolist() == [False, True, False]
