@@ -82,7 +82,7 @@ class _OldNames:
     """Asked last, about modules that nobody else has found: files of the package go by their names of version 0.1 too."""
 
     @staticmethod
-    def find_spec(name: str, path: Any = None, target: Any = None) -> Any:
+    def find_spec(name: str, *_: Any) -> Any:
         if not name.startswith(f"{__name__}."):
             return None
         return importlib.import_module(f"{__name__}.options.old_imports").old_spec(name)

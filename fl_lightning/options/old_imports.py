@@ -3,13 +3,14 @@
 import importlib
 import sys
 import warnings
+from importlib.abc import Loader
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 from fl_lightning.options.old_names import PUBLIC, new_name
 
 
-class OldName:
+class OldName(Loader):
     """Loads a file of the package under the name that it had before.
 
     The module of now itself stands under both names, so that a class is the same by either.
