@@ -156,6 +156,13 @@ class Tokenizer:
                 np.save(written, rows.numpy())
         return rows
 
+    def extremes(self, rows: Tensor) -> Tensor:
+        """Which of texts (n, L), n at least 1, is the longest, and which has the highest token: (2,) int64, on the CPU."""
+        parts = rows.split(AT_ONCE)  # so that what is worked out of many texts stays small
+        lengths = torch.cat([(part != PADDING).sum(1) for part in parts])
+        highest = torch.cat([part.amax(1) for part in parts])
+        return torch.stack([lengths.argmax(), highest.argmax()]).cpu()
+
     def __call__(self, rows: Tensor) -> Tensor:
         """Token numbers of a batch of texts.
 
