@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fl_lightning.checked import with_checked_numbers
+from fl_lightning.checked import with_checked_arguments
 from fl_lightning.data.download import cached
 from fl_lightning.data.glove import PADDING
 from fl_lightning.errors import ConfigurationError, in_one_line
@@ -35,7 +35,7 @@ VERSION = 1
 """Of what is kept in the cache; to be raised where `Tokenizer.rows` comes to give something else."""
 
 
-@with_checked_numbers
+@with_checked_arguments
 @dataclass(frozen=True)
 class Tokenizer:
     """A tokenizer of transformers, and how many tokens of a text count.

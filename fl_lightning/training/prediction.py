@@ -73,8 +73,8 @@ def check_predictions(module: L.LightningModule, samples: Samples, num_classes: 
                     f"{name} gives {tuple(logits.shape[1:])} outputs for training inputs of shape {input_shape(samples)}, but "
                     f"{tuple(of_test.shape[1:])} for test inputs of shape {input_shape(test)}; give both one shape"
                 )
-        for part in (samples, test):
-            for row in [] if part is None else part.extremes().unique().tolist():
+        for part in [samples] if test is None else [samples, test]:
+            for row in part.extremes().unique().tolist():
                 look(1, part, "of the task, of those that ask most of it,", row)
         last = last_operation(logits.grad_fn)
         logits = logits.detach()
