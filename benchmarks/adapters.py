@@ -3,9 +3,10 @@
     pip install -e '.[text]'
     OMP_NUM_THREADS=1 python -m benchmarks.adapters
 
-Weights are random, and texts as well: what a round takes depends on neither. Every case has a process of its own. Memory is
-what the process holds at most in training beyond what it held before, the network among the latter; beside it stands what
-`Footprint` says, which leaves activations out.
+Weights are random, and texts as well: what a round takes depends on neither. Every case has a process of its own, in which a
+network of one narrow layer is trained before, so that what is imported on the way does not count. Memory is what the process
+holds at most in training beyond what it held before, the network among the latter. Beside it stand what `Footprint` says, which
+leaves activations out, and these: the tensors that one step keeps until gradients have come back through them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from torch.nn.functional import cross_entropy
 
 import fl_lightning.machine.strategy  # noqa: F401  registers strategy="federated"
 from benchmarks.common import emit, significant
@@ -29,6 +31,7 @@ from fl_lightning.models import HuggingFaceClassifier, LoRA
 from fl_lightning.modules.frozen_base import base_bytes
 
 CASES: dict[str, LoRA | None] = {"adapters": LoRA(r=32), "whole": None}
+SMALL = {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
 CPU = torch.device("cpu")
 
 
@@ -50,17 +53,26 @@ class Clock(L.Callback):
         self.ends.append(time.process_time())
 
 
-def measure(name: str, given: argparse.Namespace) -> dict[str, Any]:
-    """The row of a case."""
-    client = HuggingFaceClassifier(model={"model_type": "bert"}, lora=CASES[name])
-    trained = sum(parameter.numel() for parameter in client.parameters() if parameter.requires_grad)
-    footprint = Footprint(
-        num_clients=given.clients,
-        num_coordinates=trained,
-        model_bytes=module_bytes(client),
-        base_bytes=base_bytes(client),
-        optimizer_copies=2,  # AdamW
-    )
+def activations(client: L.LightningModule, batch: Any) -> int:
+    """Bytes of what a step keeps for its gradients beside the network itself."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*client.parameters(), *client.buffers())}
+    kept: dict[int, int] = {}
+
+    def see(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(see, lambda tensor: tensor):
+        loss = cross_entropy(client(batch[0]), batch[1])  # kept while what was seen is counted, as memory is given out again
+    found = sum(kept.values())
+    del loss
+    return found
+
+
+def train(client: L.LightningModule, given: argparse.Namespace) -> Clock:
+    """Some rounds, on texts of its own."""
     share = texts(given.clients * given.batches * given.batch_size, given.tokens, 0)
     data = FederatedDataModule.from_datasets(share, texts(4, given.tokens, 1), partition=IID(num_clients=given.clients))
     cohort = CohortSampler(clients_per_round=given.clients, malicious_fraction=0.0)
@@ -78,8 +90,24 @@ def measure(name: str, given: argparse.Namespace) -> dict[str, Any]:
         callbacks=[clock],
         **quiet,
     )
-    before = start_of_peak(CPU)
     trainer.fit(federation, data)
+    return clock
+
+
+def measure(name: str, given: argparse.Namespace) -> dict[str, Any]:
+    """The row of a case."""
+    train(HuggingFaceClassifier(model={"model_type": "bert", **SMALL}, lora=CASES[name]), given)
+    client = HuggingFaceClassifier(model={"model_type": "bert"}, lora=CASES[name])
+    trained = sum(parameter.numel() for parameter in client.parameters() if parameter.requires_grad)
+    footprint = Footprint(
+        num_clients=given.clients,
+        num_coordinates=trained,
+        model_bytes=module_bytes(client),
+        base_bytes=base_bytes(client),
+        optimizer_copies=2,  # AdamW
+    )
+    before = start_of_peak(CPU)
+    clock = train(client, given)
     peak = peak_since(before, CPU)
     seconds = [after - earlier for earlier, after in zip(clock.ends, clock.ends[1:], strict=False)]
     return {
@@ -89,6 +117,9 @@ def measure(name: str, given: argparse.Namespace) -> dict[str, Any]:
         "model_mb": mebibytes(footprint.model_bytes),
         "beyond_mb": mebibytes(peak),
         "predicted_mb": mebibytes(footprint.total - footprint.model_bytes),
+        "activations_mb": mebibytes(
+            activations(client, texts(given.batch_size, given.tokens, 0).batch(torch.arange(given.batch_size)))
+        ),
         "cpu_seconds": significant(min(seconds)),
         "sent_between_two_ranks_mb": mebibytes(4 * trained * (given.clients + 2)),
     }

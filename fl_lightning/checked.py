@@ -1,13 +1,14 @@
-"""Numbers and objects that were handed over in Python, where no parser has looked at their types, checked in one line each."""
+"""Numbers, texts and objects that were given in Python, where no parser has looked at their types, checked in one line each."""
 
 from __future__ import annotations
 
 import functools
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Real
 from operator import index
+from os import PathLike
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
 
@@ -125,27 +126,30 @@ def finite_settings(optimizer: Optimizer, name: str) -> None:
 
 
 class Checked:
-    """Classes of this package whose constructors' numbers are looked at, as their annotations say what they are.
+    """Classes of this package whose constructors' numbers and texts are looked at, as their annotations say what they are.
 
-    From Python anything can be given, such as True for a number or 2.5 for a number of clients. What a constructor refuses
-    itself, it says in words of its own.
+    From Python anything can be given, such as True for a number, 2.5 for a number of clients, or one text for a list of them.
+    What a constructor refuses itself, it says in words of its own.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if cls.__module__.startswith("fl_lightning."):
-            with_checked_numbers(cls)
+            with_checked_arguments(cls)
 
 
-def with_checked_numbers(cls: type[Kind]) -> type[Kind]:
-    """The class, whose constructor refuses what is not the kind of number that an argument's annotation names.
+def with_checked_arguments(cls: type[Kind]) -> type[Kind]:
+    """The class, whose constructor refuses what is not the kind of number or text that an argument's annotation names.
 
-    >>> @with_checked_numbers
+    >>> @with_checked_arguments
     ... class Rule:
-    ...     def __init__(self, trim: int, share: float = 0.2) -> None: ...
+    ...     def __init__(self, trim: int, share: float = 0.2, layer: str = "") -> None: ...
     >>> Rule(2, share=math.nan)
     Traceback (most recent call last):
     fl_lightning.errors.ConfigurationError: Rule: share must be a finite number, got nan
+    >>> Rule(2, layer=7)
+    Traceback (most recent call last):
+    fl_lightning.errors.ConfigurationError: Rule: layer must be a text, got 7 of type int
     """
     if "__init__" not in vars(cls):
         return cls
@@ -158,44 +162,63 @@ def with_checked_numbers(cls: type[Kind]) -> type[Kind]:
         except ConfigurationError:
             raise
         except Exception:
-            check_numbers(type(self).__name__, constructor, args, kwargs)  # of which the exception may have come
+            check_arguments(type(self).__name__, constructor, args, kwargs)  # of which the exception may have come
             raise
-        check_numbers(type(self).__name__, constructor, args, kwargs)
+        check_arguments(type(self).__name__, constructor, args, kwargs)
 
     setattr(cls, "__init__", made)  # noqa: B010  type checkers go on to see the one that was written
     return cls
 
 
-def check_numbers(kind: str, constructor: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Raise `ConfigurationError` for an argument that is no number of the kind that its annotation names."""
-    signature, kinds = numbers_of(constructor)
+def check_arguments(kind: str, constructor: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Raise `ConfigurationError` for an argument that is no number or text of the kind that its annotation names."""
+    signature, kinds = kinds_of(constructor)
     try:
         given = signature.bind(None, *args, **kwargs).arguments
     except TypeError:  # Python says what is wrong
         return
-    for name, (wanted, optional) in kinds.items():
-        if name not in given or (given[name] is None and optional):
+    for name, wanted in kinds.items():
+        if name not in given or (given[name] is None and NoneType in wanted):
             continue
-        value = given[name]
-        if wanted is bool and not isinstance(value, bool):
-            raise ConfigurationError(f"{kind}: {name} must be True or False, got {shown(value)}")
-        if wanted is int:
-            whole(f"{kind}: {name}", value)
-        if wanted is float and not math.isfinite(real(f"{kind}: {name}", value)):
-            raise ConfigurationError(f"{kind}: {name} must be a finite number, got {value}")
+        value, place, hints = given[name], f"{kind}: {name}", wanted - {NoneType}
+        if hints == {bool} and not isinstance(value, bool):
+            raise ConfigurationError(f"{place} must be True or False, got {shown(value)}")
+        if hints == {int}:
+            whole(place, value)
+        if hints == {float} and not math.isfinite(real(place, value)):
+            raise ConfigurationError(f"{place} must be a finite number, got {value}")
+        if hints == {str} and not isinstance(value, str | PathLike):
+            raise ConfigurationError(f"{place} must be a text, got {shown(value)}")
+        if hints == {int, str} and not isinstance(value, str):
+            whole(place, value)
+        if TEXTS in hints and not (str in hints and isinstance(value, str)) and not are_texts(value):
+            alone = "a text or " if str in hints else ""
+            raise ConfigurationError(f"{place} must be {alone}a list of texts, got {shown(value)}")
+
+
+def are_texts(value: Any) -> bool:
+    """Whether this is a list of texts, or an array of them, and not one text."""
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        return False
+    return all(isinstance(part, str) for part in value)
+
+
+TEXTS = Sequence[str]
+
+ALONE: tuple[set[Any], ...] = ({bool}, {int}, {float}, {str}, {int, str}, {TEXTS}, {str, TEXTS})
+"""What the annotations of arguments that are looked at say, None aside."""
 
 
 @functools.cache
-def numbers_of(constructor: Any) -> tuple[inspect.Signature, dict[str, tuple[type, bool]]]:
-    """A constructor's signature; for each argument that is a number alone, or that or None, its type and whether it may be."""
+def kinds_of(constructor: Any) -> tuple[inspect.Signature, dict[str, set[Any]]]:
+    """A constructor's signature; for each argument that is to be a number or text, what its annotation allows."""
     signature = inspect.signature(constructor, eval_str=True)
     found = {}
     for name, parameter in signature.parameters.items():
         hint = parameter.annotation
-        hints = set(get_args(hint)) if get_origin(hint) in (Union, UnionType) else {hint} if isinstance(hint, type) else set()
-        for wanted in (bool, int, float):
-            if hints - {NoneType} == {wanted}:
-                found[name] = wanted, NoneType in hints
+        hints = set(get_args(hint)) if get_origin(hint) in (Union, UnionType) else {hint}
+        if hints - {NoneType} in ALONE:
+            found[name] = hints
     return signature, found
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from fl_lightning.checked import one_of, real, whole, with_checked_numbers
+from fl_lightning.checked import one_of, real, whole, with_checked_arguments
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.seeding import generator
 
@@ -44,7 +44,7 @@ class Cohort:
         return len(self.clients)
 
 
-@with_checked_numbers
+@with_checked_arguments
 @dataclass(frozen=True)
 class CohortSampler:
     """How clients are sampled in each round.

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from fl_lightning.aggregators.inversion_step import Problem, Progress, adam_table, cost_factors, inversion_step
-from fl_lightning.checked import with_checked_numbers
+from fl_lightning.checked import with_checked_arguments
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.modules.outputs import class_logits
 from fl_lightning.modules.replayed_steps import take_steps
@@ -112,7 +112,7 @@ class Inverted:
     sizes: Tensor
 
 
-@with_checked_numbers
+@with_checked_arguments
 @dataclass(frozen=True)
 class TriggerInversion:
     """Minimise CE(f(x'), t) + c ||M||_1 over mask and pattern, and keep the smallest mask that succeeded.

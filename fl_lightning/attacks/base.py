@@ -105,6 +105,7 @@ class Attack(Made):
             as `val/acc_source`.
         watches_steps: whether the attack needs to know how the global model moved in the round before.
         replaces_loss: whether `loss` leaves out what it is given; such an attack must come before all others with a `loss`.
+        keeps_loss: whether `loss` gives back what it is given all the same, with these settings, so that it may be left out.
         own_recipe: whether `stages` bring epochs and optimizers of their own, so that a recipe of the attackers' (epochs or
             optimizer) would have no effect, and is refused.
         outcomes: what tasks may ask for (`Classes`, `Tokens` and so on; `Outcome` for any) that the attack is for; None: one
@@ -115,6 +116,7 @@ class Attack(Made):
     source_label: int | None = None
     watches_steps: bool = False
     replaces_loss: bool = False
+    keeps_loss: bool = False
     own_recipe: bool = False
     outcomes: tuple[type[Outcome], ...] | None = None
 

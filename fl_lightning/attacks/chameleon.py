@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from numbers import Integral
 from typing import Any
 
+import lightning as L
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,6 +25,8 @@ from fl_lightning.attacks.base import Attack, Attacker, Broadcast, Stage, check_
 from fl_lightning.data.base import Samples
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.modules.output_module import output_module
+from fl_lightning.modules.predicting import predict
+from fl_lightning.modules.undisturbed import undisturbed
 
 
 class Chameleon(Attack):
@@ -68,8 +71,8 @@ class Chameleon(Attack):
             parameters are the model's last.
 
     Raises:
-        ConfigurationError: before training, if the client has no such layer, or nothing before it is trained; in the first
-            attacked round, if batches are not (inputs, targets).
+        ConfigurationError: before training, if the client has no such layer, or nothing that is trained has a say in what it
+            is given; in the first attacked round, if batches are not (inputs, targets).
 
     Differs from the authors' code: its scheduler steps before a pass, so that its milestones 3, 5, 7, 9 are 2, 4, 6, 8 here,
     and its 3 and 5 are 2 and 4; features are normalised, as BackFed's are; a factor between poisoned samples and their
@@ -130,6 +133,7 @@ class Chameleon(Attack):
         self.weight_decay = weight_decay
         self.output_layer = output_layer
         self._seen: list[Tensor] | None = None  # in stage 1: the features of this step
+        self._reached = False  # whether the encoder is known to have a say in the features
 
     def validate(self, num_classes: int) -> None:
         check_label("Chameleon.target_label", self._target, num_classes)
@@ -146,6 +150,9 @@ class Chameleon(Attack):
                 f"{type(module).__name__} has {len(encoder)} trainable tensors before it and {len(classifier)} in it; use a "
                 "client with a hidden layer, or name another layer (Chameleon.output_layer)"
             )
+        if not self._reached:
+            self._check_reached(module, layer, clean)
+            self._reached = True
         try:
             with inputs_of(layer) as self._seen:
                 schedule = self.encoder_milestones, self.encoder_decay
@@ -155,6 +162,24 @@ class Chameleon(Attack):
             yield self._stage(classifier, self.classifier_epochs, self.classifier_lr, *schedule)
         finally:
             self._seen = None
+
+    def _check_reached(self, module: nn.Module, layer: nn.Module, clean: Samples) -> None:
+        """Raise `ConfigurationError` if nothing that is trained has a say in what the layer is given."""
+        assert isinstance(module, L.LightningModule)
+        with undisturbed(module), torch.enable_grad(), inputs_of(layer) as seen:
+            module.eval()
+            try:
+                predict(module, clean.batch(torch.arange(min(1, len(clean)))))
+            except Exception:  # of the user's own, which predicting before training shows
+                return
+            if seen and isinstance(seen[0], Tensor) and seen[0].requires_grad:
+                return
+            found = "is given what no trained tensor has a say in" if seen else "is not called in predicting"
+        path = next(path for path, part in module.named_modules() if part is layer)
+        raise ConfigurationError(
+            f"Chameleon.output_layer is {path}, but that layer of the client {type(module).__name__} {found}, so that there "
+            "are no features to train; name the last linear layer, which gives the logits, or leave output_layer out"
+        )
 
     def _stage(self, trained: list[nn.Parameter], epochs: float, lr: float, milestones: list[int], decay: float) -> Stage:
         optimizer = SGD(trained, lr, self.momentum, weight_decay=self.weight_decay)

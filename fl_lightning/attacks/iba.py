@@ -73,7 +73,7 @@ class IBA(Attack):
     Every rank trains G for itself, to the same bits; checkpoints carry it. Put IBA where an attack that poisons data stands,
     and attack a model that has learned its task (`model.cohort.start_round`): one that takes everything for the target has the
     attackers poison at once, with a G that has learned nothing.
-    With `alpha` other than 0.5 it goes down a loss of its own, and must come before others with one.
+    With `alpha` other than 0.5 and 1 it goes down a loss of its own, and must come before others with one.
 
     Args:
         target_label: the class that pictures with the trigger shall be taken for; 1 is the authors'.
@@ -161,7 +161,8 @@ class IBA(Attack):
         self.generator_epochs = generator_epochs
         self.batch_size = batch_size
         self.value_range = two_values("IBA.value_range", value_range)
-        self.replaces_loss = alpha != HALF
+        self.keeps_loss = alpha in (HALF, 1)  # the mean over both halves, or over clean samples alone, is the client's own
+        self.replaces_loss = not self.keeps_loss
         self.generator: TriggerGenerator | None = None  # G, from the first attacked round on
         self.began: int | None = None  # t_0
         self.attacked = 0  # rounds
@@ -239,7 +240,7 @@ class IBA(Attack):
     # ---- the attackers' loss -----------------------------------------------------------------------------------------
 
     def loss(self, module: nn.Module, batch: Any, loss: Tensor, broadcast: Broadcast) -> Tensor:
-        if not self.poisons or self.alpha in (HALF, 1):  # of one mean over both halves
+        if not self.poisons or self.keeps_loss:
             return loss
         inputs, targets = pair_of(batch, "IBA")
         each = F.cross_entropy(logits_with(module, {}, inputs, "IBA"), targets, reduction="none")

@@ -18,6 +18,7 @@ from torch import Tensor
 from fl_lightning.attacks.base import Attack, Attacker, check_fraction
 from fl_lightning.attacks.poisoning import poison_share
 from fl_lightning.attacks.target_modes import Mode, TargetMode
+from fl_lightning.checked import are_texts
 from fl_lightning.data.base import Samples, TensorSamples
 from fl_lightning.data.glove import PADDING, UNKNOWN, GloVe
 from fl_lightning.data.outcomes import Classes, Tokens
@@ -84,7 +85,7 @@ class WordTrigger(Attack):
         per_batch: bool = False,
     ) -> None:
         check_fraction("WordTrigger.poison_fraction", poison_fraction, usual=0.2)
-        if isinstance(words, str) or not words or not all(word and not word.isspace() for word in words):
+        if not are_texts(words) or not words or not all(word and not word.isspace() for word in words):
             raise ConfigurationError(f"WordTrigger.words must be a list of one word or more, got {words!r}")
         if place not in get_args(Place):
             raise ConfigurationError(f"WordTrigger.place must be start, anywhere or end, got {place!r}")

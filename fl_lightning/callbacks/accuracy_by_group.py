@@ -12,7 +12,7 @@ from fl_lightning.callbacks.backdoor_metrics import stage
 from fl_lightning.callbacks.history import History
 from fl_lightning.callbacks.lines_of_rounds import open_lines
 from fl_lightning.callbacks.trial import is_trial
-from fl_lightning.checked import with_checked_numbers
+from fl_lightning.checked import with_checked_arguments
 from fl_lightning.data.batch_classes import keeps_order
 from fl_lightning.data.module import FederatedDataModule
 from fl_lightning.data.outcomes import Outcome
@@ -23,7 +23,7 @@ from fl_lightning.files.run_files import RoundLines
 FILE = "accuracy_by_group.jsonl"
 
 
-@with_checked_numbers
+@with_checked_arguments
 class AccuracyByGroup(L.Callback):
     """Measures Acc on the clean test set by class, by client, or both, after each evaluation.
 

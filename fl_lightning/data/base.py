@@ -104,6 +104,13 @@ class Samples(Dataset[Any], ABC):
         """What triggers are written into, (m, ...) of the samples at `indices`, without them; None if there is none."""
         return None
 
+    def extremes(self) -> Tensor:
+        """Positions (m,) int64 of a few samples that ask most of a model, such as the longest text: none by default.
+
+        A model that can read these can read all; each is predicted before training.
+        """
+        return torch.empty(0, dtype=torch.int64)
+
     def stamped(self, stamp: Stamp, rows: Tensor) -> Samples:
         """The same samples, of which those in `rows` carry a trigger from now on, on top of any that they carry already.
 
@@ -185,6 +192,10 @@ class TensorSamples(Samples):
         if self._rows is not None:
             self._inputs, self._rows = self._inputs.index_select(0, self._rows), None
         return self._inputs
+
+    def extremes(self) -> Tensor:
+        found = getattr(self.prepare, "extremes", None)
+        return super().extremes() if found is None or not len(self) else found(self.inputs)
 
     def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         augment = self.augment

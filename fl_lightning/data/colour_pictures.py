@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fl_lightning.data.base import TensorSamples
 from fl_lightning.data.crop_and_flip import crop_and_flip
-from fl_lightning.data.encoded_pictures import decode, hub_table, read_tables, whole_numbers
+from fl_lightning.data.encoded_pictures import decode, hub_table, label_names, read_tables, whole_numbers
 from fl_lightning.data.module import FederatedDataModule, Task
 from fl_lightning.data.parquet import parquet_files
 from fl_lightning.data.partition import Partition
@@ -64,6 +64,7 @@ class ColourPictures(FederatedDataModule):
         super().__init__(partition, eval_batch_size=eval_batch_size, seed=seed, root=root)
         self.path = path
         self.augment = augment
+        self.written_names: tuple[str, ...] = ()  # of classes, as the tables have them
 
     def prepare_data(self) -> None:
         for split in self.splits:
@@ -74,6 +75,8 @@ class ColourPictures(FederatedDataModule):
 
     def load(self) -> Task:
         (pictures, classes, *keys), (tests, of_tests, *_) = (self.read(split) for split in self.splits)
+        if not self.class_names and len(self.written_names) == self.num_classes:
+            self.class_names = self.called(self.written_names)
         train = TensorSamples(pictures, classes, augment=crop_and_flip if self.augment else None, prepare=self.standardize)
         test = TensorSamples(tests, of_tests, prepare=self.standardize)
         return Task(train, test, num_classes=self.num_classes, keys=keys[0] if keys else None)
@@ -84,8 +87,13 @@ class ColourPictures(FederatedDataModule):
         parts = []
         for table, name in self._tables(split):
             pictures, classes = decode(table, name, column=column, label=label, shape=self.shape)
+            self.written_names = self.written_names or label_names(table, label)
             parts.append((pictures, classes, *(whole_numbers(table, name, key) for key in keys)))
         return [torch.cat(part) for part in zip(*parts, strict=True)]
+
+    def called(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """What classes are called that have these names in the tables."""
+        return names
 
     def _tables(self, split: str) -> Iterator[tuple[pyarrow.Table, str]]:
         if self.path is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -110,6 +111,16 @@ def whole_numbers(table: pyarrow.Table, name: str, column: str) -> Tensor:
     if wrong is not None:
         raise ConfigurationError(f"{name}: {column} of row {wrong} is {found[wrong]!r}; it must be a whole number of 64 bits")
     return torch.tensor(found, dtype=torch.int64)
+
+
+def label_names(table: pyarrow.Table, column: str) -> tuple[str, ...]:
+    """What the classes of a column are called, in order, where a data set of Hugging Face's says so in its table."""
+    try:
+        written = json.loads((table.schema.metadata or {})[b"huggingface"])
+        names = written["info"]["features"][column]["names"]
+    except (KeyError, TypeError, ValueError):  # tables of others
+        return ()
+    return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else ()
 
 
 def hub_table(hub_name: str, split: str) -> pyarrow.Table:

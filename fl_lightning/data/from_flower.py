@@ -47,9 +47,9 @@ class FlowerPartitioner(Protocol):
 class FromFlower(Partition):
     """Deals samples out by a partitioner of flwr-datasets, or by any object with the same attributes.
 
-    It is given a data set of Hugging Face's with a row per training sample and the columns `position`, `label` (the class) and,
-    where the data have keys, `key`. So its argument `partition_by` must be `label` or `key`. What it draws, it draws from
-    the seed that it was made with, not from the experiment's.
+    It is given a data set of Hugging Face's with a row per training sample and the columns `position`, `label` (the class, if
+    a sample has one) and, where the data have keys, `key`. So its argument `partition_by` must be `label` or `key`. What it
+    draws, it draws from the seed that it was made with, not from the experiment's.
 
     Args:
         partitioner: has an attribute `dataset`, which is not set yet, `num_partitions`, and `load_partition(partition_id)`. It
@@ -79,12 +79,15 @@ class FromFlower(Partition):
                 f"got {found}{' without ' + ' and '.join(lacks) if lacks else ''}"
             )
         self.partitioner = partitioner
+        by = getattr(partitioner, "_partition_by", getattr(partitioner, "partition_by", None))  # a name, or several
+        self.by_class = LABEL in ([by] if isinstance(by, str) else by or ())
 
     def __call__(self, targets: Tensor, generator: torch.Generator, keys: Tensor | None = None) -> list[Tensor]:
         import datasets  # takes seconds to import
 
         enough(len(targets), 1, 1, 1)
-        columns = {POSITION: torch.arange(len(targets)), LABEL: targets} | ({} if keys is None else {KEY: keys})
+        classes = {LABEL: targets} if targets.ndim == 1 and not targets.is_floating_point() else {}
+        columns = {POSITION: torch.arange(len(targets)), **classes, **({} if keys is None else {KEY: keys})}
         rows = datasets.Dataset.from_dict({name: column.numpy() for name, column in columns.items()})
         try:
             partitioner = copy.deepcopy(self.partitioner)

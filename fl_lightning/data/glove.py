@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fl_lightning.checked import with_checked_numbers
+from fl_lightning.checked import with_checked_arguments
 from fl_lightning.data.download import cached, check_sha256, fetch
 from fl_lightning.errors import ConfigurationError, in_one_line
 
@@ -39,7 +39,7 @@ PADDING = 0
 UNKNOWN = 1
 
 
-@with_checked_numbers
+@with_checked_arguments
 @dataclass(frozen=True)
 class GloVe:
     """Word vectors from a text file of Stanford's format, which also is the vocabulary: words in the order of the file.

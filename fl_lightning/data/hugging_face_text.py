@@ -84,7 +84,12 @@ class HuggingFaceText(FederatedDataModule):
         super().__init__(partition, eval_batch_size=eval_batch_size, seed=seed, root=root)
         self.source = TextSource(path, dataset, subset, revision, test_split)
         check_share(test_split, test_fraction)
-        if classes is not None and (isinstance(classes, str) or len(set(classes)) != len(classes) or len(classes) < 2):
+        if classes is not None and (
+            isinstance(classes, str)
+            or not isinstance(classes, Sequence)
+            or len(set(classes)) != len(classes)
+            or len(classes) < 2
+        ):
             raise ConfigurationError(f"data.classes must be a list of two different values or more, got {classes!r}")
         self.tokenizer, self.max_tokens = tokenizer, max_tokens
         self.tokens = Tokenizer(tokenizer, max_tokens)

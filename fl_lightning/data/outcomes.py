@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from fl_lightning.checked import whole, with_checked_numbers
+from fl_lightning.checked import whole, with_checked_arguments
 from fl_lightning.data.targets import read_classes
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.models.base import IGNORED
@@ -168,7 +168,7 @@ class Classes(_OfLogits):
         return (output.reshape(-1) if is_one_logit(output) else output), targets
 
 
-@with_checked_numbers
+@with_checked_arguments
 @dataclass(frozen=True)
 class Tokens(_OfLogits):
     """A class at every position: targets (n, L) int64, logits (b, L, V). Acc is the share of positions that is right.

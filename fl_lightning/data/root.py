@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fl_lightning.checked import real, whole, with_checked_numbers
+from fl_lightning.checked import real, whole, with_checked_arguments
 from fl_lightning.errors import ConfigurationError
 
 
-@with_checked_numbers
+@with_checked_arguments
 @dataclass(frozen=True)
 class RootSet:
     """How many training samples the server keeps to itself; clients and attackers never see them.

@@ -7,16 +7,20 @@ Fei-Fei, "ImageNet: A Large-Scale Hierarchical Image Database", CVPR 2009.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from fl_lightning.data.colour_pictures import ColourPictures
 from fl_lightning.data.standardize import Standardize
+from fl_lightning.errors import ConfigurationError, in_one_line
 
 
 class TinyImageNet(ColourPictures):
     """Tiny ImageNet, with model inputs (b, 3, 64, 64) float32, normalised by channel; 500 training images of each class.
 
     The 10,000 images for validation are the test set, as those for testing were never published with their classes. Some images
-    are grey, and become colour images. Classes are numbered in the order of their WordNet names. All images together take
-    1.4 GB of memory.
+    are grey, and become colour images. Classes are numbered in the order of their WordNet names, such as n01443537, and called
+    so where the files have these; where `path` also holds the original's `words.txt`, by its first word for each, such as
+    goldfish, unless that stands for two. All images together take 1.4 GB of memory.
 
     Args:
         partition: how training samples are dealt out to clients.
@@ -29,7 +33,8 @@ class TinyImageNet(ColourPictures):
         root: samples that the server keeps for itself; see `FederatedDataModule`.
 
     Raises:
-        ConfigurationError: before training, if the files are not there or damaged, or the Hub cannot be reached.
+        ConfigurationError: before training, if the files are not there or damaged, or the Hub cannot be reached, or `words.txt`
+            is no text.
     """
 
     hub_name = "zh-plus/tiny-imagenet"
@@ -39,3 +44,24 @@ class TinyImageNet(ColourPictures):
     shape = (3, 64, 64)
     num_classes = 200
     standardize = Standardize((0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821))
+
+    def called(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        words = {} if self.path is None else read_words(Path(self.path) / "words.txt")
+        first = [words.get(name, name) for name in names]
+        return tuple(name if first.count(word) > 1 else word for name, word in zip(names, first, strict=True))
+
+
+def read_words(file: Path) -> dict[str, str]:
+    """The first word for each WordNet name in lines `n01443537<tab>goldfish, Carassius auratus`; nothing without a file.
+
+    Raises:
+        ConfigurationError: it cannot be read as text.
+    """
+    if not file.exists():
+        return {}
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{file} cannot be read as text: {in_one_line(error)}; mend it, or move it away") from error
+    pairs = (line.partition("\t") for line in lines)
+    return {name.strip(): word for name, _, words in pairs if (word := words.partition(",")[0].strip())}

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fl_lightning.checked import with_checked_numbers
+from fl_lightning.checked import with_checked_arguments
 from fl_lightning.data.download import cached
 from fl_lightning.data.glove import PADDING
 from fl_lightning.errors import ConfigurationError, in_one_line
@@ -35,7 +35,7 @@ VERSION = 1
 """Of what is kept in the cache; to be raised where `Tokenizer.rows` comes to give something else."""
 
 
-@with_checked_numbers
+@with_checked_arguments
 @dataclass(frozen=True)
 class Tokenizer:
     """A tokenizer of transformers, and how many tokens of a text count.
@@ -155,6 +155,13 @@ class Tokenizer:
             with replacing(file, rows.nbytes) as written:
                 np.save(written, rows.numpy())
         return rows
+
+    def extremes(self, rows: Tensor) -> Tensor:
+        """Which of texts (n, L), n at least 1, is the longest, and which has the highest token: (2,) int64, on the CPU."""
+        parts = rows.split(AT_ONCE)  # so that what is worked out of many texts stays small
+        lengths = torch.cat([(part != PADDING).sum(1) for part in parts])
+        highest = torch.cat([part.amax(1) for part in parts])
+        return torch.stack([lengths.argmax(), highest.argmax()]).cpu()
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Token numbers of a batch of texts.

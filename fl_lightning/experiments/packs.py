@@ -21,6 +21,7 @@ from typing import Any
 from fl_lightning.callbacks.detections import DETECTION_FILE
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.experiments.merging import merged
+from fl_lightning.experiments.pack_records import wrong_in
 from fl_lightning.experiments.planned import POOL, SWEEPS
 from fl_lightning.experiments.prefix import FOLDER
 from fl_lightning.experiments.results import INDEX, read_index
@@ -195,11 +196,11 @@ def entries_of(file: Path) -> Iterator[dict[str, Any]]:
         f"{file} is damaged, or no file of `fl-lightning pack`; put a copy of it back, or pack the runs again"
     )
     places: set[str] = set()
-    number, size = None, 0
+    number, size, count = None, 0, 0
     try:
         with gzip.open(file) as lines:
             while line := lines.readline(MOST_OF_A_LINE):
-                size += len(line)
+                size, count = size + len(line), count + 1
                 entry = json.loads(line)
                 if size > MOST_BYTES or not isinstance(entry, dict) or entry.pop(KEY, None) != digest(entry):
                     raise damaged
@@ -214,6 +215,11 @@ def entries_of(file: Path) -> Iterator[dict[str, Any]]:
                     continue
                 if not is_entry(entry) or entry["place"] in places:
                     raise damaged
+                if found := wrong_in(entry):
+                    raise ConfigurationError(
+                        f"{file}, line {count} ({entry['place']}): {found}; no run wrote this: pack the runs again, or mend "
+                        "what made the file"
+                    )
                 places.add(entry["place"])
                 yield entry
     except ConfigurationError:

@@ -5,7 +5,8 @@ rank owns, padded to whole blocks.
 
 A rank holds model + data + K_r * d + N * bucket, and a few vectors of d or S. Not counted, as they cannot be known without
 training: the activations of a step and copies of a client's data, what an optimizer takes for a moment beside its state, what a
-rule computes with beyond its vectors, what the allocator keeps. So a round takes somewhat more than the sum.
+rule computes with beyond its vectors, what the allocator keeps. So a round takes more than the sum: somewhat more where all of
+a network is trained, several times as much beyond the network where most of it is frozen, whose activations are the same.
 """
 
 from __future__ import annotations

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from fl_lightning.checked import with_checked_numbers
+from fl_lightning.checked import with_checked_arguments
 from fl_lightning.errors import ConfigurationError, cause, enumerated
 from fl_lightning.modules.extras import extra
 
 
-@with_checked_numbers
+@with_checked_arguments
 @dataclass(frozen=True)
 class LoRA:
     """Adapters of peft's for some linear layers of a network.

@@ -21,6 +21,7 @@ MOVED = {
     "recorded_sgd": "training.recorded_sgd",
     "recorded_steps": "training.recorded_steps",
     "recordings": "training.recordings",
+    "resources": "server.resources",
     "sharded_state": "checkpoints.sharded_state",
     "show_attack": "attacks.show_attack",
     "srun": "machine.srun",

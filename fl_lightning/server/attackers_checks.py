@@ -63,11 +63,12 @@ def check_attackers(
 def check_company(attacks: Sequence[Attack], local: LocalTraining, recipe: Recipe | None) -> None:
     """Attacks with a say in the attackers' training do not take it from each other, nor from the attackers' recipe."""
     losing, staging = followers(attacks, "loss"), followers(attacks, "stages")
-    for attack in losing[1:]:
+    changing = [attack for attack in losing if not attack.keeps_loss]
+    for attack in changing[1:]:
         if attack.replaces_loss:
             raise ConfigurationError(
                 f"{type(attack).__name__} goes down a loss of its own, which would leave out that of "
-                f"{type(losing[0]).__name__} before it in model.attacks; put it first, and have only one attack of this kind"
+                f"{type(changing[0]).__name__} before it in model.attacks; put it first, and have only one attack of this kind"
             )
     if len(staging) > 1:
         raise ConfigurationError(

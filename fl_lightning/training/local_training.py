@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import Metric
 
-from fl_lightning.checked import real, whole, with_checked_numbers
+from fl_lightning.checked import real, whole, with_checked_arguments
 from fl_lightning.data.base import Samples
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.models.trainable import parts_of, trainable
@@ -77,7 +77,7 @@ class Follower(Protocol):
         """Whether the client has trained enough, after a pass over its data."""
 
 
-@with_checked_numbers
+@with_checked_arguments
 @dataclass(frozen=True)
 class LocalTraining:
     """How long and how a client trains in a round.

@@ -40,8 +40,8 @@ def check_predictions(module: L.LightningModule, samples: Samples, num_classes: 
     """
     name, device = f"the client {type(module).__name__}", next(module.parameters()).device
 
-    def look(count: int, samples: Samples = samples, of: str = "of the task") -> Tensor:
-        batch = move_data_to_device(samples.batch(torch.arange(count)), device)
+    def look(count: int, samples: Samples = samples, of: str = "of the task", first: int = 0) -> Tensor:
+        batch = move_data_to_device(samples.batch(torch.arange(first, first + count)), device)
         try:
             return predict(module, batch)
         except ConfigurationError:
@@ -73,6 +73,9 @@ def check_predictions(module: L.LightningModule, samples: Samples, num_classes: 
                     f"{name} gives {tuple(logits.shape[1:])} outputs for training inputs of shape {input_shape(samples)}, but "
                     f"{tuple(of_test.shape[1:])} for test inputs of shape {input_shape(test)}; give both one shape"
                 )
+        for part in [samples] if test is None else [samples, test]:
+            for row in part.extremes().unique().tolist():
+                look(1, part, "of the task, of those that ask most of it,", row)
         last = last_operation(logits.grad_fn)
         logits = logits.detach()
         if outcome.split_at_zero and last == "sigmoid":

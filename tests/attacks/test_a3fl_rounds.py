@@ -16,7 +16,7 @@ from tuned_patterns import attacker, everything, network, pattern, planned, smal
 from worlds import Made, images, same_on_any_number_of_ranks
 
 from fl_lightning import CohortSampler, FederatedDataModule
-from fl_lightning.attacks import A3FL, IBA, Attack, PixelTrigger
+from fl_lightning.attacks import A3FL, IBA, Attack, Chameleon, PixelTrigger
 from fl_lightning.callbacks import BackdoorMetrics, LastCheckpoint
 from fl_lightning.callbacks.run_record import weights_sha256
 from fl_lightning.data import IID
@@ -80,6 +80,15 @@ def learning(name: str) -> Made:
 @pytest.mark.parametrize("name", ATTACKS)
 def test_same_bits_on_any_number_of_ranks(name):
     assert 0 <= same_on_any_number_of_ranks(partial(learning, name))["val/asr"] <= 1
+
+
+def test_features_of_pictures_with_a_generators_trigger_are_trained():
+    federation, data = learning("IBA")
+    short: dict[str, Any] = {"encoder_epochs": 1, "classifier_epochs": 1}
+    federation.attacks = [IBA(width=2, generator_epochs=1, start_asr=0.0), Chameleon(target_label=1, **short)]
+    trainer = fit(federation, data, rounds=1, callbacks=[BackdoorMetrics()])
+    assert 0 <= trainer.callback_metrics["val/asr"] <= 1
+    assert all(parameter.isfinite().all() for parameter in federation.client.parameters())
 
 
 def run(name: str, folder: str, rounds: int, world: int, resume: bool) -> tuple[str, float, str]:

@@ -211,6 +211,12 @@ def trigger() -> ValueTrigger:
             {},
             r"Chameleon looks at the output layer .* but net\.9 is none; .*net\.4",
         ),
+        (
+            [trigger(), Chameleon(output_layer="net.0")],
+            {},
+            r"Chameleon\.output_layer is net\.0, but that layer of the client TinyClient is given what no trained tensor has a "
+            r"say in, .* name the last linear layer",
+        ),
         ([trigger(), Chameleon()], {"client": MLP(sizes=[6, 3])}, r"has 0 trainable tensors before it and 2 in it"),
     ],
 )
@@ -218,3 +224,12 @@ def test_what_cannot_be_trained_is_refused_before_training(attacks, settings, me
     federation = federation_of(attacks, **settings)
     with pytest.raises(ConfigurationError, match=message):
         fit(federation, equal_data(), rounds=1)
+
+
+def test_a_layer_in_the_middle_has_features_before_it():
+    client = plain_client()
+    clean = TensorSamples(torch.zeros(2, 6), torch.tensor([0, 1]))
+    before = vector(client).clone()
+    assert len([*Chameleon(output_layer="net.4").stages(client, clean, Attacker(0, 0, clean))]) == 2
+    assert torch.equal(vector(client), before)
+    assert client.training

@@ -176,7 +176,7 @@ def test_the_two_terms_are_weighed(alpha):
     expected = own if alpha == 1 else alpha * each[:3].mean() + (1 - alpha) * each[3:].mean()
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
     assert found.requires_grad
-    assert attack.replaces_loss == (alpha != 0.5)
+    assert attack.replaces_loss is not attack.keeps_loss is (alpha != 0.25)
 
 
 def test_state_goes_on_where_it_was():

@@ -1,6 +1,7 @@
 """CIFAR-100 and Tiny ImageNet: the Hub's columns and splits, which classes are whose, grey pictures, and what is refused."""
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 
 from fl_lightning.data import CIFAR100, IID, ByKey, Pachinko, TensorSamples, TinyImageNet
+from fl_lightning.data.show_data import show
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.seeding import generator
 
@@ -154,3 +156,41 @@ def test_missing_splits_are_named_before_anything_is_decoded(tmp_path):
         TinyImageNet(IID(num_clients=2), path=str(tmp_path)).prepare_data()
     with pytest.raises(ConfigurationError, match=r"holds no train\.parquet.*no such folder"):
         CIFAR100(IID(num_clients=2), path=str(tmp_path / "nowhere")).prepare_data()
+
+
+def named(folder: Path, column: Any = "label") -> str:
+    """Tiny ImageNet's files with WordNet names of the classes, as the Hub's have them."""
+    names = [f"n{i:08}" for i in range(200)]
+    written = json.dumps({"info": {"features": {column: {"names": names, "_type": "ClassLabel"}}}})
+    write(folder, lambda n: tiny(n).replace_schema_metadata({"huggingface": written}), ("train", "valid"))
+    return str(folder)
+
+
+def test_tiny_imagenets_classes_are_called_as_its_files_and_words_say(tmp_path, capsys):
+    data = TinyImageNet(IID(num_clients=2), path=named(tmp_path / "a"))
+    parts(data)
+    assert (len(data.class_names), data.class_names[199]) == (200, "n00000199")
+    words = (
+        b"\xef\xbb\xbfn00000199\tgoldfish, Carassius auratus\r\nn00000000\tcrane\r\nn00000001\tcrane, bird\r\nn00000002\r\n\r\n"
+    )
+    (tmp_path / "a" / "words.txt").write_bytes(words)
+    data = TinyImageNet(IID(num_clients=2), path=str(tmp_path / "a"))
+    parts(data)
+    assert [data.class_names[i] for i in (0, 1, 2, 199)] == ["n00000000", "n00000001", "n00000002", "goldfish"]
+    show(data, str(tmp_path / "dealt.svg"))
+    assert "n00000002" in capsys.readouterr().out
+
+
+def test_files_without_names_leave_numbers(tmp_path):
+    write(tmp_path / "a", tiny, ("train", "valid"))
+    for folder in (str(tmp_path / "a"), named(tmp_path / "b", "another")):
+        data = TinyImageNet(IID(num_clients=2), path=folder)
+        parts(data)
+        assert data.class_names == ()
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, lambda file: file.write_bytes(b"\xff\xfe\x00n")], ids=["folder", "bytes"])
+def test_words_that_are_no_text_are_refused(tmp_path, make):
+    make(Path(named(tmp_path / "a")) / "words.txt")
+    with pytest.raises(ConfigurationError, match=r"words\.txt cannot be read as text: .*; mend it, or move it away"):
+        parts(TinyImageNet(IID(num_clients=2), path=str(tmp_path / "a")))

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from fl_lightning import FederatedDataModule
-from fl_lightning.data import Digits, FromFlower
+from fl_lightning.data import Digits, FromFlower, MultiLabel, Regression, TensorSamples
+from fl_lightning.data.show_data import show
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.options.described import describe
 from fl_lightning.seeding import generator
@@ -108,6 +109,43 @@ def test_what_cannot_be_dealt_out_is_refused():
     ):
         with pytest.raises(ConfigurationError, match=message):
             FromFlower(partitioner=wrong)  # pyrefly: ignore[bad-argument-type]
+
+
+class Halves:
+    """Looks at no column."""
+
+    dataset: Any = None
+    num_partitions = 2
+
+    def load_partition(self, partition_id: int) -> Any:
+        assert partition_id == 0 or "label" not in self.dataset.column_names
+        return self.dataset.select(range(partition_id, len(self.dataset), 2))
+
+
+@pytest.mark.parametrize(
+    ("targets", "outcome"), [(torch.rand(30), Regression()), ((torch.rand(30, 4) > 0.5).float(), MultiLabel())]
+)
+def test_numbers_and_several_labels_are_no_classes_to_deal_by(targets, outcome):
+    def given(partitioner: Any) -> FederatedDataModule:
+        samples = TensorSamples(torch.zeros(30, 2), targets, outcome=outcome)
+        data = FederatedDataModule.from_datasets(samples, samples, partition=FromFlower(partitioner=partitioner))
+        data.setup("fit")
+        return data
+
+    assert given(Halves()).sizes.tolist() == [15, 15]
+    by_both: Any = OfColumn("label")
+    by_both._partition_by = ["key", "label"]
+    for partitioner in (OfColumn("label"), by_both):
+        with pytest.raises(ConfigurationError, match=r"data\.partition is FromFlower, which deals by class, but the task asks"):
+            given(partitioner)
+
+
+def test_classes_of_its_clients_are_shown(tmp_path, capsys):
+    data = Digits(FromFlower(partitioner=OfColumn("label")))
+    data.setup("fit")
+    show(data, str(tmp_path / "dealt.svg"))
+    assert "classes that a client lacks" in capsys.readouterr().out
+    assert "share of the client's samples" in (tmp_path / "dealt.svg").read_text()
 
 
 @real

@@ -10,11 +10,13 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 import torch
-from text_world import byte_tokenizer, library, needs_transformers, reviews, word_tokenizer
+from text_world import BERT, byte_tokenizer, library, needs_transformers, reviews, word_tokenizer
 
 from fl_lightning.data import IID, ByKey, Dirichlet, HuggingFaceText, Tokenizer
 from fl_lightning.data.base import TensorSamples
 from fl_lightning.errors import ConfigurationError
+from fl_lightning.models import HuggingFaceClassifier
+from fl_lightning.training.prediction import check_predictions
 
 needs_transformers()
 
@@ -203,3 +205,33 @@ def test_data_and_settings_that_cannot_work_are_refused(words, given, message):
     write(Path("a.csv"), **columns)
     with pytest.raises(ConfigurationError, match=message):
         loaded(**{"tokenizer": words, **given})
+
+
+# ---- networks that cannot read all of it -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            {"max_position_embeddings": 8},
+            r"a text has 10 tokens, but BertForSequenceClassification reads 8 at most; lower data",
+        ),
+        ({"vocab_size": 16}, r"a text has the token 16, but .* has a vocabulary of 16; give data\.tokenizer the name"),
+    ],
+    ids=["too long", "unknown token"],
+)
+def test_one_text_that_a_network_cannot_read_is_refused_before_training(tmp_path, words, split, model, message):
+    for name in ("train", "test"):
+        texts = ["a bad film"] * 9
+        if name == split:
+            texts[7] = "bad this was the bad bad film bad"  # "the" is token 16
+        table = pa.table({"text": texts, "label": [0, 1, 1] * 3})
+        pyarrow.csv.write_csv(table, tmp_path / f"{name}.csv")
+    data = loaded(words, path=str(tmp_path), test_split="test")
+    assert data.task is not None
+    fitting = HuggingFaceClassifier(model=BERT)
+    check_predictions(fitting, data.train, 2, data.task.test)
+    with pytest.raises(ConfigurationError, match=message):
+        check_predictions(HuggingFaceClassifier(model={**BERT, **model}), data.train, 2, data.task.test)

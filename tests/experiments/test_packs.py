@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -196,7 +197,7 @@ def without_lines(content: bytes) -> bytes:
 
 def test_a_sweep_that_is_damaged_within_a_file_goes_by_the_files_name(tmp_path):
     pack = tmp_path / "some.jsonl.gz"
-    head, index = ({"kind": KIND, "version": 1, "entries": 1}, {"place": "sweeps/some", "index": {"cells": [3]}})
+    head, index = ({"kind": KIND, "version": 1, "entries": 1}, {"place": "sweeps/some", "index": {"cells": []}})
     pack.write_bytes(gzip.compress("".join(f"{json.dumps(sealed(line))}\n" for line in (head, index)).encode()))
     with pytest.raises(ConfigurationError, match="is damaged") as raised:
         write_pack(tmp_path / "all.jsonl.gz", [pack])
@@ -228,6 +229,46 @@ def test_a_damaged_file_is_refused_in_one_line(tmp_path, capsys, damage):
     assert left.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "some.jsonl.gz is damaged, or no file of `fl-lightning pack`; put a copy of it back" in line
+
+
+WRONG: list[tuple[tuple[Any, ...], Any, str]] = [
+    (("record", "acc"), "high", r"line 3 \(pool/x0\): record\.acc must be a number or null, got 'high'"),
+    (("record", "acc_last10_rounds"), 3, r"record\.acc_last10_rounds must be a list or null, got 3"),
+    (("record", "rounds"), [6], r"record\.rounds must be a whole number or null, got \[6\]"),
+    (("record", "seconds"), 3.5, r"record\.seconds must be a mapping, got 3\.5"),
+    (("record", "hardware"), "EPYC", r"record\.hardware must be a mapping, got 'EPYC'"),
+    (("record", "config"), [1], r"record\.config must be a mapping, got \[1\]"),
+    (("record", "config_hash"), 7, r"record\.config_hash must be a text or null, got 7"),
+    (("record", "lifespan"), {"state": "alive"}, r"record\.lifespan has no asr_end"),
+    (("record", "world_size"), None, r"record\.world_size must be a whole number, got None"),
+    (("lines", "metrics.jsonl", 1), 4, r"lines\.metrics\.jsonl\[1\] must be a mapping, got 4"),
+    (("lines", "metrics.jsonl", 1), {"acc": 0.5}, r"lines\.metrics\.jsonl\[1\] has no round"),
+    (("lines", "metrics.jsonl", 0, "asr"), "low", r"lines\.metrics\.jsonl\[0\]\.asr must be a number or null, got 'low'"),
+    (("index", "seeds", 1), "1", r"line 2 \(sweeps/some\): index\.seeds\[1\] must be a whole number, got '1'"),
+    (("index", "cells", 0, "labels", "rule"), 5, r"index\.cells\[0\]\.labels\.rule must be a text, got 5"),
+    (("index", "worst_case"), {"rule": "rule"}, r"index\.worst_case has no attack"),
+]
+
+
+@pytest.mark.parametrize(("keys", "value", "message"), WRONG, ids=[".".join(map(str, keys)) for keys, _, _ in WRONG])
+def test_what_no_run_wrote_is_refused_by_line_and_key(tmp_path, capsys, keys, value, message):
+    write_pack(tmp_path / "some.jsonl.gz", [made(tmp_path / "A", "x0")])
+    entries = [json.loads(line) for line in gzip.decompress((tmp_path / "some.jsonl.gz").read_bytes()).splitlines()]
+    part = next(entry for entry in entries if keys[0] in entry)
+    for key in keys[:-1]:
+        part = part[key]
+    part[keys[-1]] = value
+    lines = [json.dumps(sealed({key: of for key, of in entry.items() if key != "sha256"})) for entry in entries]
+    (tmp_path / "some.jsonl.gz").write_bytes(gzip.compress("".join(f"{line}\n" for line in lines).encode()))
+    Path("some.yaml").write_text("axes: {rule: {x: null, y: null}, seed: [0, 1]}\n")
+    with pytest.raises(SystemExit) as left:
+        main(["report", "some.yaml", "--runs", "some.jsonl.gz"])
+    assert left.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    refused = rf"some\.jsonl\.gz, .*{message}; no run wrote this: pack the runs again"
+    assert re.search(refused, line)
+    with pytest.raises(ConfigurationError, match=refused):
+        with_results_of(planned(tmp_path / "B")[1], [tmp_path / "some.jsonl.gz"])
 
 
 def test_another_version_is_named(tmp_path):

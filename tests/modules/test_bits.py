@@ -1,7 +1,10 @@
+import hashlib
+import tracemalloc
+
 import pytest
 import torch
 
-from fl_lightning.modules.bits import as_bytes, same_bits
+from fl_lightning.modules.bits import as_bytes, named_sha256, same_bits
 
 
 @pytest.mark.parametrize(
@@ -33,3 +36,18 @@ def test_a_single_value_out_of_a_table_has_bits_too(dtype):
     one = torch.arange(6).to(dtype).view(3, 2)[1:2, 1]  # of stride 2, which PyTorch takes for contiguous
     assert as_bytes(one) == as_bytes(torch.tensor([3], dtype=dtype))
     assert same_bits(one, torch.tensor([3], dtype=dtype))
+
+
+def test_a_digest_reads_a_matrix_where_it_lies() -> None:
+    matrix = torch.arange(2_000_000, dtype=torch.float32).view(1000, 2000)
+    named = [("w", matrix), ("b", matrix[:, 0]), ("t", matrix.T)]
+    tracemalloc.start()
+    found = named_sha256(named[:2])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 100_000, "a copy of the matrix has 8,000,000 bytes"
+    expected = hashlib.sha256()
+    for name, tensor in named[:2]:
+        expected.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode() + as_bytes(tensor))
+    assert found == expected.hexdigest()
+    assert named_sha256(named[2:]) == named_sha256([("t", matrix.T.contiguous())])

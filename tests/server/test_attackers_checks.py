@@ -6,13 +6,14 @@ import pytest
 import torch
 from tiny import Relabel, TinyClient, fit, tiny_data, tiny_federation
 
-from fl_lightning import AttackersTraining, CohortSampler
-from fl_lightning.attacks import LabelFlip
+from fl_lightning import AttackersTraining, CohortSampler, LocalTraining
+from fl_lightning.attacks import IBA, Attack, Chameleon, ConstrainAndScale, LabelFlip
 from fl_lightning.callbacks.digests import config_sha256, experiment
 from fl_lightning.configuration import build
 from fl_lightning.data import FullCopies
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.options.remarks import of_recipe
+from fl_lightning.server.attackers_checks import check_company
 
 
 def refused(message: str, data: Any = None, **settings: Any) -> None:
@@ -86,6 +87,15 @@ def test_a_share_of_a_batch_that_is_no_sample(settings, name):
     attack = LabelFlip(mode="reverse", poison_fraction=0.1, per_batch=True)
     message = rf"LabelFlip\.poison_fraction = 0\.1 of every batch .* model\.{name}\.batch_size = "
     refused(message, attacks=[Relabel(), attack], **settings)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0])
+@pytest.mark.parametrize("other", [Chameleon(target_label=1), ConstrainAndScale()], ids=["Chameleon", "ConstrainAndScale"])
+def test_an_attack_that_gives_back_the_loss_it_is_given_stands_in_nobodys_way(alpha: float, other: Attack):
+    for attacks in ([IBA(alpha=alpha), other], [other, IBA(alpha=alpha)]):
+        check_company(attacks, LocalTraining(), None)
+    with pytest.raises(ConfigurationError, match=r"goes down a loss of its own, which would leave out that of"):
+        check_company([other, IBA(alpha=0.25)], LocalTraining(), None)
 
 
 def test_defaults_leave_the_experiment_what_it_was():
