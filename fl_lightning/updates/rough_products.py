@@ -23,6 +23,9 @@ from fl_lightning.updates.shard import UpdateShard
 IN_A_ROW = 128
 """Coordinates whose squares are added up in float32; those sums in float64."""
 
+FEW_COLUMNS, ROWS = 128, 200
+"""Of the products that are known best: coordinates and rows that are multiplied at a time."""
+
 SPARSE = 1 / 4
 """Share of all pairs of some rows from which on it is faster to take all of them."""
 
@@ -71,21 +74,23 @@ class RoughGram(NamedTuple):
         self.squares_errors.zero_()
 
 
-def rough_gram(shard: UpdateShard, height: int = 0) -> RoughGram:
+def rough_gram(shard: UpdateShard, *, fine: bool) -> RoughGram:
     """What is known of `shard.gram()` after a product in float32.
 
     Args:
         shard: finite updates on a CPU.
-        height: 2 to its power blocks are multiplied at a time: that is faster, and errors are larger.
+        fine: whether few coordinates are multiplied at a time: errors are a tenth as large, and it takes a tenth longer.
     """
     d, size = shard.num_coordinates, block_size(shard.num_coordinates)
-    columns = BLOCK_UNIT << height
+    height = 1 if not fine else 2 if size <= BLOCK_UNIT else 0  # as larger blocks are many pieces already, added one by one
+    columns, multiply = (FEW_COLUMNS, _fine_products) if fine else (BLOCK_UNIT << height, _products)
     squares = shard.reduce(_squares, dtype=torch.float32)
     squares_errors = 1.01 * FLOAT32 * (IN_A_ROW + 1) * squares + TINY * d
     if not squares.isfinite().all():
         squares = exact_squares(shard)
         squares_errors = torch.zeros_like(squares)
-    products = shard.reduce(lambda values: _products(values, columns), dtype=torch.float32, height=height).double()
+    products = shard.reduce(lambda values: multiply(values, columns), dtype=torch.float32, height=height).double().triu_(1)
+    products += products.T.clone()
     norms = (squares + squares_errors).sqrt()
     lengths = norms[:, None] * norms
     roundings = columns + -(-(size << height) // columns) + ADDED_BLOCKS
@@ -117,7 +122,7 @@ def exact_products(shard: UpdateShard, pairs: Tensor) -> tuple[Tensor, Tensor]:
             found = torch.from_numpy(array[rows.numpy()] @ array.T).flatten()
         else:
             found = torch.sparse.sampled_addmm(wanted, values, values.T, beta=0.0).values()
-        return torch.cat([found, values.square_().sum(1)])
+        return torch.cat([found, torch.linalg.vecdot(values, values)])
 
     found, squares = shard.reduce(products).tensor_split([-len(pairs)])
     return (found.view(len(rows), -1)[pairs[rows]] if dense else found), squares
@@ -142,3 +147,15 @@ def _products(values: Tensor, columns: int) -> Tensor:
             total = of_piece if total is None else np.add(total, of_piece, out=total)
     assert total is not None, "a block has columns"
     return torch.from_numpy(total)
+
+
+def _fine_products(values: Tensor, columns: int) -> Tensor:
+    """The same above the diagonal, as fast where columns are few: products are added as they arise, and half of them is taken."""
+    total = values.new_zeros(len(values), len(values))
+    # Without oneDNN, which would round factors to bfloat16 where a user has asked for fast float32 products.
+    with torch.backends.mkldnn.flags(enabled=False, deterministic=None, allow_tf32=None, fp32_precision=None):
+        for piece in values.split(columns, dim=1):
+            for first in range(0, len(values), ROWS):
+                part = total[first : first + ROWS, first:]
+                torch.addmm(part, piece[first : first + ROWS], piece[first:].T, out=part)
+    return total
