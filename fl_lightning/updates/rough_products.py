@@ -23,8 +23,14 @@ from fl_lightning.updates.shard import UpdateShard
 IN_A_ROW = 128
 """Coordinates whose squares are added up in float32; those sums in float64."""
 
-FEW_COLUMNS, ROWS = 128, 200
-"""Of the products that are known best: coordinates and rows that are multiplied at a time."""
+COLUMNS, FEW_COLUMNS = 2 * BLOCK_UNIT, 128
+"""Coordinates that are multiplied at a time, and where products are to be known better."""
+
+ROWS = 200
+"""Rows that are then multiplied at a time."""
+
+ADDED_AT_ONCE = 8 * BLOCK_UNIT
+"""Coordinates whose products are added up in place, if blocks are no larger."""
 
 SPARSE = 1 / 4
 """Share of all pairs of some rows from which on it is faster to take all of them."""
@@ -82,8 +88,8 @@ def rough_gram(shard: UpdateShard, *, fine: bool) -> RoughGram:
         fine: whether few coordinates are multiplied at a time: errors are a tenth as large, and it takes a tenth longer.
     """
     d, size = shard.num_coordinates, block_size(shard.num_coordinates)
-    height = 1 if not fine else 2 if size <= BLOCK_UNIT else 0  # as larger blocks are many pieces already, added one by one
-    columns, multiply = (FEW_COLUMNS, _fine_products) if fine else (BLOCK_UNIT << height, _products)
+    height = max(1, ADDED_AT_ONCE // size).bit_length() - 1  # 2 to its power blocks at a time
+    columns, multiply = (FEW_COLUMNS, _fine_products) if fine else (COLUMNS, _products)
     squares = shard.reduce(_squares, dtype=torch.float32)
     squares_errors = 1.01 * FLOAT32 * (IN_A_ROW + 1) * squares + TINY * d
     if not squares.isfinite().all():
