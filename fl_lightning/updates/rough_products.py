@@ -11,6 +11,8 @@ N. J. Higham, "Accuracy and Stability of Numerical Algorithms", 2nd edition, SIA
 """
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -111,7 +113,7 @@ def rough_gram(shard: UpdateShard, *, fine: bool) -> RoughGram:
 
 def exact_squares(shard: UpdateShard) -> Tensor:
     """(N,) float64, ||g_i||^2."""
-    return shard.reduce(lambda values: values.square_().sum(1))
+    return shard.reduce(lambda values: torch.from_numpy(np.vecdot(values.numpy(), values.numpy())))
 
 
 def exact_products(shard: UpdateShard, pairs: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,12 +125,12 @@ def exact_products(shard: UpdateShard, pairs: Tensor) -> tuple[Tensor, Tensor]:
         wanted = pairs.double().to_sparse_csr()
 
     def products(values: Tensor) -> Tensor:
+        array = values.numpy()
         if dense:
-            array = values.numpy()
             found = torch.from_numpy(array[rows.numpy()] @ array.T).flatten()
         else:
             found = torch.sparse.sampled_addmm(wanted, values, values.T, beta=0.0).values()
-        return torch.cat([found, torch.linalg.vecdot(values, values)])
+        return torch.cat([found, torch.from_numpy(np.vecdot(array, array))])
 
     found, squares = shard.reduce(products).tensor_split([-len(pairs)])
     return (found.view(len(rows), -1)[pairs[rows]] if dense else found), squares
@@ -156,12 +158,23 @@ def _products(values: Tensor, columns: int) -> Tensor:
 
 
 def _fine_products(values: Tensor, columns: int) -> Tensor:
-    """The same above the diagonal, as fast where columns are few: products are added as they arise, and half of them is taken."""
+    """The same above the diagonal: half of the products is taken, and added in place, so that columns may be few."""
     total = values.new_zeros(len(values), len(values))
-    # Without oneDNN, which would round factors to bfloat16 where a user has asked for fast float32 products.
-    with torch.backends.mkldnn.flags(enabled=False, deterministic=None, allow_tf32=None, fp32_precision=None):
+    with whole_float32():
         for piece in values.split(columns, dim=1):
             for first in range(0, len(values), ROWS):
                 part = total[first : first + ROWS, first:]
                 torch.addmm(part, piece[first : first + ROWS], piece[first:].T, out=part)
     return total
+
+
+@contextmanager
+def whole_float32() -> Iterator[None]:
+    """Products on a CPU are float32 in here, also if a user has asked for faster ones: some CPUs round factors then."""
+    products = torch.backends.mkldnn.matmul  # pyrefly: ignore[missing-attribute]
+    asked = products.fp32_precision
+    products.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        products.fp32_precision = asked

@@ -20,7 +20,9 @@ def test_errors_are_bounded(size: float, d: int, fine: bool) -> None:
     off = (rough.products - gram).abs() - rough.rounding * lengths
     assert (off.fill_diagonal_(0) <= rough.errors).all()
     assert ((rough.squares - gram.diagonal()).abs() <= rough.squares_errors + 2 * rough.rounding * gram.diagonal()).all()
-    if size == 1.0:  # and not by much more than there may be: of 2,048 or 128 coordinates, and up to 64 times one after the other
+    if (
+        size == 1.0
+    ):  # and not by much more than there may be: of 2,048 or 128 coordinates, and up to 64 times one after the other
         assert (rough.errors <= 1.02 * ((128 + 64 if fine else 2048) + 20) * 2.0**-24 * lengths + 1e-12).all()
 
 
@@ -44,26 +46,24 @@ def test_wherever_buckets_are_cut_errors_are_bounded(widths: tuple[int, ...]) ->
         assert ((rough.products - shard.gram()).abs().fill_diagonal_(0) <= rough.errors).all()
 
 
-def test_fine_products_are_float32_whatever_products_a_user_has_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Powers of two and a little more: to bfloat16 or TF32, which some CPUs multiply in then, the little is nothing.
-    updates = torch.full((400, 1024), 1.0)
-    updates[1::2] += 2.0**-12
-    enabled = []
-    real = torch.addmm
-    monkeypatch.setattr(torch, "addmm", lambda *args, **kw: enabled.append(torch._C._get_mkldnn_enabled()) or real(*args, **kw))
-    before = torch.get_float32_matmul_precision()
+def test_products_are_float32_whatever_a_user_has_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    updates = torch.ones(400, 1024)
+    updates[1::2] += 2.0**-12  # which is nothing in bfloat16 and in TF32, where a CPU has instructions for them
+    asked, real = torch.get_float32_matmul_precision(), torch.addmm
+    products, seen = torch.backends.mkldnn.matmul, []  # pyrefly: ignore[missing-attribute]
+    monkeypatch.setattr(torch, "addmm", lambda *args, **named: seen.append(products.fp32_precision) or real(*args, **named))
     try:
-        torch.set_float32_matmul_precision("medium")
-        asked = torch.backends.mkldnn.matmul.fp32_precision
-        rough = rough_gram(UpdateShard.from_updates(updates), fine=True)
-        assert torch.get_float32_matmul_precision() == "medium"
-        assert torch.backends.mkldnn.matmul.fp32_precision == asked
+        for precision in ("medium", "high"):
+            torch.set_float32_matmul_precision(precision)
+            before = products.fp32_precision
+            rough = rough_gram(UpdateShard.from_updates(updates), fine=True)
+            assert float(rough.products[0, 1]) == 1024 * (1 + 2.0**-12)
+            assert before != "ieee"
+            assert products.fp32_precision == before
+            assert torch.get_float32_matmul_precision() == precision
     finally:
-        torch.set_float32_matmul_precision(before)
-    assert float(rough.products[0, 1]) == 1024 * (1 + 2.0**-12)
-    assert len(enabled) > 0
-    assert not any(enabled)
-    assert torch.backends.mkldnn.enabled
+        torch.set_float32_matmul_precision(asked)
+    assert set(seen) == {"ieee"}
 
 
 @pytest.mark.parametrize("fine", [False, True])
