@@ -8,6 +8,7 @@ import logging
 
 import numpy as np
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
 from fl_lightning.aggregators.base import Aggregator
@@ -131,7 +132,9 @@ def _mean_around_median_of_many(values: Tensor, count: int) -> Tensor:
         middle = np.minimum((first + last) // 2, n - count - 1)
         up = (low - ordered[columns, middle] > ordered[columns, middle + count] - high) & (first < last)
         first, last = np.where(up, middle + 1, first), np.where(up, last, np.minimum(middle, last))
-    window = ordered[columns[:, None], first[:, None] + np.arange(count)]
+    window = sliding_window_view(ordered, count, axis=1)[columns, first]
+    total = np.zeros_like(ordered[:, 0])
     with np.errstate(over="ignore", invalid="ignore"):
-        total = np.add.accumulate(window, axis=1)[:, -1] + window.dtype.type(0)  # +0, so that a sum of zeros is +0
+        for row in np.ascontiguousarray(window.T):
+            total += row
     return divide_(torch.from_numpy(total), count)

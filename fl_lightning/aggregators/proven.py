@@ -56,12 +56,13 @@ def nearest(shard: UpdateShard, count: int) -> Tensor | None:
         low, high = distance_bounds(rough)
         return smallest(Bounds(low.fill_diagonal_(-1), high.fill_diagonal_(-1)), count)
 
-    rough = rough_gram(shard)
+    rough = rough_gram(shard, fine=True)
     settled = settle(rough)
     pairs = (settled.unclear | settled.unclear.T).triu(1)
-    if not _looked_up(shard, rough, pairs, SOME_PAIRS):
-        return None
-    settled = settle(rough)
+    if pairs.any():
+        if not _looked_up(shard, rough, pairs, SOME_PAIRS):
+            return None
+        settled = settle(rough)
     return None if settled.unclear.any() else settled.inside
 
 
@@ -74,22 +75,22 @@ def lowest_scores(shard: UpdateShard, neighbours: int, count: int) -> Tensor | N
     def settle(rough: RoughGram) -> Settled:
         return smallest(score_bounds(distance_bounds(rough), neighbours), count)
 
-    rough = rough_gram(shard, height=1)
+    rough = rough_gram(shard, fine=False)
     settled = settle(rough)
     pairs = settled.unclear.T.expand(-1, shard.num_clients)  # all of a row: a score is made of it
-    if not _looked_up(shard, rough, pairs, SOME_ROWS):
-        return None
-    settled = settle(rough)
+    if pairs.any():
+        if not _looked_up(shard, rough, pairs, SOME_ROWS):
+            return None
+        settled = settle(rough)
     return None if settled.unclear.any() else settled.inside[0].nonzero().flatten()
 
 
 def _looked_up(shard: UpdateShard, rough: RoughGram, pairs: Tensor, most: float) -> bool:
     """Put what float64 knows of these pairs into `rough`, unless they are more than that share of all."""
-    if pairs.sum() > most * pairs.numel():
-        return False
-    if pairs.any():
+    few = bool(pairs.sum() <= most * pairs.numel())
+    if few:
         rough.correct(pairs, *exact_products(shard, pairs))
-    return True
+    return few
 
 
 def distance_bounds(rough: RoughGram) -> Bounds:

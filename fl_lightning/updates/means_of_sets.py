@@ -21,6 +21,9 @@ MANY_ROWS = 256
 TABLE_ELEMENTS = 2**17
 """Elements (N x columns) of which sums are taken at a time: half of a MiB, so that they stay in a core's cache."""
 
+WHOLE_COLUMNS = 64
+"""Columns are taken in multiples of this many, so that no row shares a line of the cache with its neighbours."""
+
 
 class Sets(NamedTuple):
     """M sets of N updates.
@@ -62,13 +65,12 @@ class Sets(NamedTuple):
         Args:
             values: (N, c) float32, finite.
         """
-        for piece, of_piece in zip(
-            *(part.split(TABLE_ELEMENTS // len(values) or 1, dim=1) for part in (values, out)), strict=True
-        ):
+        columns = max(1, TABLE_ELEMENTS // len(values) // WHOLE_COLUMNS) * WHOLE_COLUMNS
+        common = self.common.double()
+        for piece, of_piece in zip(values.split(columns, dim=1), out.split(columns, dim=1), strict=True):
             table = piece.contiguous()
             sums = embedding_bag(self.members, table, self.starts, mode="sum", per_sample_weights=self.signs)
-            sums += table[self.common].double().sum(dim=0).float()
-            of_piece.copy_(sums.div_(self.sizes))
-            if not all_finite(sums):
+            sums += (common @ table.double()).float()
+            if not all_finite(torch.div(sums, self.sizes, out=of_piece)):
                 return False
         return True
