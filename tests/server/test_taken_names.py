@@ -96,12 +96,12 @@ def test_a_federation_of_the_users_is_named():
 
 
 def test_a_rounds_numbers_are_logged_as_log_dict_does(tmp_path):
-    values = [{"a": 1.0, "b": 0.1}, {"a": 2.0}, {"a": -3.0, "b": 1 / 3}]
+    logged = [{"a": 1.0, "b": 0.1}, {"a": 2.0}, {"a": -3.0, "b": 1 / 3}]
 
     class Both(Federation):
-        def log_numbers(self, given):
-            super().log_numbers(given | {f"fast/{name}": value for name, value in values[self.global_step - 1].items()})
-            self.log_dict({f"slow/{name}": value for name, value in values[self.global_step - 1].items()}, batch_size=1)
+        def log_numbers(self, values):
+            super().log_numbers(values | {f"fast/{name}": value for name, value in logged[self.global_step - 1].items()})
+            self.log_dict({f"slow/{name}": value for name, value in logged[self.global_step - 1].items()}, batch_size=1)
 
     seen = []
 
