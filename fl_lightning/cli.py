@@ -106,7 +106,7 @@ def find_own_modules() -> None:
 
 
 def imported(module: str) -> ModuleType:
-    """A module, with no search for garbage while it is imported: nearly all of it stays, and to look takes a sixth of the time."""
+    """A module, with no search for garbage while it is imported: all of it stays, and to look takes a sixth of the time."""
     enabled = gc.isenabled()
     gc.disable()
     try:
