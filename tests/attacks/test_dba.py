@@ -161,7 +161,7 @@ def test_a_trigger_that_does_not_fit_is_refused(settings, message):
             act(images())
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0])  # 1 and 2 were tried: one takes seconds
 def test_parts_learned_apart_work_together(seed):
     attack = DBA(**SMALL, value=0.7, poison_fraction=0.2)
     honest, attacked = (on_digits(attack, malicious=share, seed=seed) for share in (0.0, 0.2))

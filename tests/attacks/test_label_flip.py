@@ -122,7 +122,7 @@ def test_labels_that_the_task_does_not_have_are_refused(source, target, name):
         attack.validate(5)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0])  # 1 and 2 were tried: one takes seconds
 def test_half_of_the_clients_turn_ones_into_sevens(seed):
     """Without a trigger it takes about as many attackers as others; what is lost is the source class alone, a tenth."""
     attack = LabelFlip(source_label=1, target_label=7)

