@@ -77,10 +77,10 @@ class DrawsGlobally(Relabel):
         return dataset.relabel(torch.randint(0, 3, (len(dataset),)))
 
 
-def run_everything(world: int) -> dict[str, Any]:
-    """Weights and metrics of short runs with every rule and attack here, keyed by name."""
+def run_everything(world: int, every: int = 1) -> dict[str, Any]:
+    """Weights and metrics of short runs with every rule and attack here, or of every so many, keyed by name."""
     results: dict[str, tuple[Any, ...]] = {}
-    for name, rule in RULES.items():
+    for name, rule in list(RULES.items())[::every]:
         federation = tiny_federation(aggregator=rule(), bucket_bytes=1)
         trainer = fit(federation, devices=world, callbacks=[BackdoorMetrics(), AggregationDiagnostics()])
         metrics = {key: value.item() for key, value in trainer.callback_metrics.items()}
@@ -99,7 +99,7 @@ def run_everything(world: int) -> dict[str, Any]:
         "double": {"client": DoubleClient(norm=False).double(), "cohort": CohortSampler(clients_per_round=3)},
         "global draws": {"attacks": [DrawsGlobally()]},
     }
-    for name, kwargs in variants.items():
+    for name, kwargs in list(variants.items())[::every]:
         federation = tiny_federation(**kwargs)
         trainer = fit(federation, devices=world)
         metrics = {key: value.item() for key, value in trainer.callback_metrics.items()}
@@ -119,11 +119,11 @@ def on_one_rank():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("world", [2, 3, 4])
-def test_same_bits_on_any_number_of_ranks(world, on_one_rank):
-    results = on_ranks(world, run_everything, world)
+@pytest.mark.parametrize(("world", "every"), [(2, 1), (3, 1), (4, 4)])
+def test_same_bits_on_any_number_of_ranks(world, every, on_one_rank):
+    results = on_ranks(world, run_everything, world, every)
     for rank in range(world):
-        assert results[rank] == on_one_rank, f"rank {rank} of {world}"
+        assert results[rank] == {name: on_one_rank[name] for name in results[rank]}, f"rank {rank} of {world}"
 
 
 def test_the_runs_compared_across_ranks_differ_from_each_other(on_one_rank):
