@@ -61,9 +61,10 @@ class FLIP(Aggregator):
 
     Cost: with n samples a client takes min(C + `max_steps`, `epochs` * ceil(n / `batch_size`)) steps a round, and for each some
     125 inversion steps, 600 in the warm-up: 2,950 in the first round and 2,000 from then on for 200 samples of the phishing
-    table, 8,750 and 4,000 for 500 images of CIFAR-10. An inversion step is a forward and a backward pass over the batch, and
-    little else where the module is `recordable` and on a CPU, as it is recorded then: .4 ms for 128 samples of the phishing
-    table, of which .24 ms are matrix products, and about 1 s of one CPU core for such a client's round.
+    table, 8,750 and 4,000 for 500 images of CIFAR-10. An inversion step is a forward and a backward pass over the batch. On a
+    CPU it is little else: for two classes and a perceptron (`MLP`) everything is written down, .19 ms for 128 samples of the
+    phishing table, of which .15 ms are matrix products, and about .4 s of one core for such a client's round; for any other
+    module that is `recordable` it is recorded.
 
     Args:
         confidence: predictions whose largest probability is less are rejected, in [0, 1]; 0 rejects none. The largest of C

@@ -21,9 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from fl_lightning.aggregators.inversion_step import Problem, Progress, adam_table, cost_factors, inversion_step
+from fl_lightning.aggregators.perceptron_inversion import can_invert, invert_from_perceptron
 from fl_lightning.checked import with_checked_arguments
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.modules.outputs import class_logits
+from fl_lightning.modules.perceptron import perceptron_layers
 from fl_lightning.modules.replayed_steps import take_steps
 
 EDGE = 1e-4
@@ -218,6 +220,10 @@ class TriggerInversion:
             factors=cost_factors(device),
         )
         progress = Progress.begin(to_parameters(start), start, cost)
+        layers = perceptron_layers(module)
+        if can_invert(layers, problem.inputs):
+            invert_from_perceptron(layers, progress, problem, steps, self.learning_rate, self.patience)
+            return Inverted(progress.best, progress.best_sizes)
         step, kind = partial(inversion_step, patience=self.patience), ("inversion", self.patience)
         training = module.training
         module.eval()

@@ -35,6 +35,7 @@ class MLP(Classifier):
     """
 
     recordable = True
+    perceptron = True
 
     def __init__(
         self,
