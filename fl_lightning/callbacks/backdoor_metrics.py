@@ -12,7 +12,7 @@ from torchmetrics import Metric
 
 from fl_lightning.callbacks.evaluation_table import show_evaluation
 from fl_lightning.callbacks.history import History
-from fl_lightning.callbacks.measures import Measure, as_taken, check_metric, share, values_of
+from fl_lightning.callbacks.measures import Measure, Share, as_taken, check_metric, values_of
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.federation import Federation
 from fl_lightning.modules.predicting import predict
@@ -63,7 +63,7 @@ class BackdoorMetrics(L.Callback):
                     "alone, and not be taken, as those are that begin with acc or asr"
                 )
         self.metrics = dict(metrics or {})
-        self.measures: dict[str, Measure] = {}
+        self.measures: dict[str, Measure | Share] = {}
         self._of_predictions: list[str] = []  # those of the clean test set that are more than a share of hits
         self.undefined = torch.zeros(2, dtype=torch.int64)  # of this rank's predictions: how many there are not; all
         self._tried = False
@@ -114,8 +114,8 @@ class BackdoorMetrics(L.Callback):
         of_predictions = self._further(pl_module)
         if (accuracy := pl_module.data.outcome.accuracy()) is not None:
             of_predictions["acc"] = accuracy.set_dtype(torch.float64)
-        made = {name: share() for name in self._names(pl_module)} | of_predictions
-        self.measures = {name: Measure(metric, pl_module.device) for name, metric in made.items()}
+        self.measures = {name: Share(pl_module.device) for name in self._names(pl_module)}
+        self.measures |= {name: Measure(metric, pl_module.device) for name, metric in of_predictions.items()}
         self._of_predictions = list(of_predictions)
         self.undefined = torch.zeros(2, dtype=torch.int64, device=pl_module.device)
 
@@ -137,16 +137,16 @@ class BackdoorMetrics(L.Callback):
         self.undefined[1] += counted.sum()
         name = metric_name(list(pl_module.data.evaluation)[dataloader_idx])
         if name not in self._of_predictions:
-            self.measures[name].update(number, hits.double(), counted.double())
+            self.measures[name].update(number, hits, counted)
         if name != "acc":
             return
         if "acc_source" in self.measures:
-            of_source = counted & (targets == self._source(pl_module))
-            self.measures["acc_source"].update(number, hits.double(), of_source.double())
+            self.measures["acc_source"].update(number, hits, counted & (targets == self._source(pl_module)))
         if self._of_predictions:
             predictions, wanted = outcome.for_metrics(output, targets)
             for name in self._of_predictions:
                 measure = self.measures[name]
+                assert isinstance(measure, Measure)
                 exact = predictions if name in self.metrics else predictions.double()
                 measure.update(number, *as_taken(measure.metric, exact, wanted))
 

@@ -1,4 +1,4 @@
-"""Torchmetrics objects whose value has the same bits on any number of ranks.
+"""Metrics whose value has the same bits on any number of ranks: shares, and torchmetrics objects.
 
 Evaluation batches are the same whatever the number of ranks, but sums of floats depend on their order. So the state that each
 batch leaves in a metric is kept by itself, and in the end every rank merges all of them in the order of batches.
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import MeanMetric, Metric
+from torchmetrics import Metric
 from torchmetrics.text import Perplexity
 
 from fl_lightning.errors import ConfigurationError, cause
@@ -40,21 +40,46 @@ class Measure:
         self.metric.update(*values)
         self.states.append((number, state_of(self.metric)))
 
+    @property
+    def found(self) -> list[tuple[int, State]]:
+        """What other ranks need of it."""
+        return [(number, _on_cpu(state)) for number, state in self.states]
 
-def share() -> Metric:
-    """The weighted mean of zeros and ones, exact for any number of them, as sums are in float64."""
-    return MeanMetric().set_dtype(torch.float64)
+    def value(self, ranks: Sequence[list[tuple[int, State]]]) -> Tensor:
+        """Its value, on the CPU, given what was found on every rank."""
+        states = sorted((entry for found in ranks for entry in found), key=lambda entry: entry[0])
+        return merged(copy.deepcopy(self.metric).cpu(), [state for _, state in states])
 
 
-def values_of(measures: Mapping[str, Measure], device: torch.device) -> dict[str, Tensor]:
+class Share:
+    """The share of hits among what counts. Whole numbers are added up, whose sum is exact in any order.
+
+    Args:
+        device: where batches are.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.counts = torch.zeros(2, dtype=torch.int64, device=device)
+
+    def update(self, number: int, hits: Tensor, counted: Tensor) -> None:
+        """Another batch: of each prediction, (b,) or (b, L) bool, whether it hits and whether it counts."""
+        self.counts += torch.stack([(hits & counted).sum(), counted.sum()])
+
+    @property
+    def found(self) -> list[int]:
+        """What other ranks need of it: hits, and what counts."""
+        return self.counts.tolist()
+
+    def value(self, ranks: Sequence[list[int]]) -> Tensor:
+        """() float64, NaN where nothing counts, given what was found on every rank."""
+        hits, counted = torch.tensor(ranks, dtype=torch.float64).sum(0)
+        return hits / counted
+
+
+def values_of(measures: Mapping[str, Measure | Share], device: torch.device) -> dict[str, Tensor]:
     """The value () of each over the batches of all ranks, the same on every one; all ranks must ask alike."""
-    own = {name: [(number, _on_cpu(state)) for number, state in measure.states] for name, measure in measures.items()}
-    ranks = gather_objects(own, device)
-    values = {}
-    for name, measure in measures.items():
-        states = sorted((entry for rank in ranks for entry in rank[name]), key=lambda entry: entry[0])
-        values[name] = merged(copy.deepcopy(measure.metric).cpu(), [state for _, state in states]).to(device)
-    return values
+    ranks = gather_objects({name: measure.found for name, measure in measures.items()}, device)
+    return {name: measure.value([rank[name] for rank in ranks]).to(device) for name, measure in measures.items()}
 
 
 def merged(metric: Metric, states: Sequence[State]) -> Tensor:

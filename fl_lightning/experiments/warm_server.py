@@ -13,6 +13,7 @@ FD is a socket where requests come in; where it closes, whoever asked is gone, a
 | run | its socket | `{"pid": number}`, before anything of it runs |
 | server | its socket | `{"status": number}` as `subprocess` has it, or `{"refused": why}` |
 | run | one that runs share | `[kind, seconds, seconds]`: what a trial has found, for the runs after it (`trials`) |
+| run | the same | `{"kind": ..., "script": {...}, "draws": ...}`: steps that it has recorded, likewise (`scripts`) |
 """
 
 from __future__ import annotations
@@ -30,10 +31,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fl_lightning.experiments.packets import MOST_BYTES, pair, send
 from fl_lightning.experiments.warm_client import START
 from fl_lightning.training.trials import TRIALS
+
+if TYPE_CHECKING:
+    from fl_lightning.training.scripts import Scripts
 
 LOOK_SECONDS = 0.02
 """Time between two looks for runs that have ended."""
@@ -124,7 +129,11 @@ class Server:
     def learn(self) -> None:
         """Take in what trials have found, for the runs to come."""
         while select.select([self.found[0]], [], [], 0)[0]:
-            TRIALS.note(*json.loads(self.found[0].recv(MOST_BYTES)))
+            message = json.loads(self.found[0].recv(MOST_BYTES))
+            if isinstance(message, dict):
+                scripts().note(**message)
+            else:
+                TRIALS.note(*message)
 
     def report(self) -> None:
         """Say of runs that have ended how they did."""
@@ -133,6 +142,13 @@ class Server:
             if ended:
                 send(reports, {"status": os.waitstatus_to_exitcode(status)})
                 self.running.pop(pid).close()
+
+
+def scripts() -> Scripts:
+    """The memory of recorded steps, with torch, which is imported when it is wanted alone."""
+    from fl_lightning.training.scripts import SCRIPTS
+
+    return SCRIPTS
 
 
 def why_not() -> str | None:
@@ -189,6 +205,7 @@ def become(request: Request, server: Server) -> list[str]:
         mine.close()
     found = server.found[1]
     TRIALS.tell = lambda *measured: send(found, measured, socket.MSG_DONTWAIT)
+    scripts().tell = lambda recorded: send(found, recorded, socket.MSG_DONTWAIT)
     os.dup2(request.log, 1)
     os.dup2(request.log, 2)
     os.close(request.log)

@@ -6,9 +6,10 @@ import re
 import warnings
 from collections.abc import Callable
 from copy import deepcopy
+from functools import cache
 from itertools import chain
 from operator import is_
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -57,6 +58,20 @@ Steps = Callable[[list[Tensor], list[list[Tensor]]], list[list[Tensor]]]
 """The state, which is written into, and the leaves of several batches -> what the step of each batch gives."""
 
 
+class Script(NamedTuple):
+    """What TorchScript repeats, in plain types, for processes that have not traced it.
+
+    Attributes:
+        code: of the steps.
+        constants: type and value of the numbers that they take as tensors.
+        transposed: which of the state they take transposed.
+    """
+
+    code: str
+    constants: list[tuple[str, float]]
+    transposed: list[int]
+
+
 class Replay:
     """The steps of a traced graph, which is rewritten, in the fastest way that gives the same.
 
@@ -78,6 +93,28 @@ class Replay:
         self.given: list[Tensor] = []
         self.made: list[Tensor] = []
         self.steps = without_python(graph, self.inputs(state), leaves)
+        self.code = code_of(graph, len(self.inputs(state)), len(leaves))
+
+    @classmethod
+    def of(cls, script: Script) -> Replay:
+        """The same steps again, without a graph.
+
+        Raises:
+            RuntimeError: where TorchScript does not take them.
+        """
+        replay = cls.__new__(cls)
+        replay.constants = [torch.tensor(value, dtype=getattr(torch, dtype)) for dtype, value in script.constants]
+        replay.transposed, replay.code, replay.steps = script.transposed, script.code, compiled(script.code)
+        replay.given, replay.made = [], []
+        return replay
+
+    @property
+    def script(self) -> Script | None:
+        """For other processes; None where the steps are taken in Python."""
+        if not isinstance(self.steps, torch.jit.ScriptFunction):
+            return None
+        constants = [(str(constant.dtype).removeprefix("torch."), constant.item()) for constant in self.constants]
+        return Script(self.code, constants, self.transposed)
 
     def inputs(self, state: list[Tensor]) -> list[Tensor]:
         """What the rewritten graph takes beside a batch; most clients have the tensors of the one before."""
@@ -96,20 +133,7 @@ def without_python(graph: GraphModule, state: list[Tensor], leaves: list[Tensor]
     def steps(state: list[Tensor], batches: list[list[Tensor]]) -> list[list[Tensor]]:
         return [graph(*state, *batch) for batch in batches]
 
-    code = re.sub(r"torch\.ops\.(\w+)\.(\w+)\.\w+\(", r"torch.ops.\1.\2(", graph.code)  # overloads are found by their types
-    code = re.sub(r";.*$", "", code, flags=re.MULTILINE)  # variables that are not needed any more
-    code = re.sub(r"device\(type='(\w+)'(, index=\d+)?\)", r"torch.device('\1')", code)
-    names = [f"state_{i}" for i in range(len(state))]
-    arguments = [*names, *(f"batch[{i}]" for i in range(len(leaves)))]
-    taken = "".join(f"    {name} = state[{i}]\n" for i, name in enumerate(names))
-    code = f"""{code.replace("def forward(self, ", "def step(").strip()}
-
-def steps(state: List[Tensor], batches: List[List[Tensor]]):
-    outputs: List[List[Tensor]] = []
-{taken}    for batch in batches:
-        outputs.append(step({", ".join(arguments)}))
-    return outputs
-"""
+    code = code_of(graph, len(state), len(leaves))
     # Two steps, as what the second finds has to be the same as well.
     # Tensors of the state may be views of each other, and are so in the copies.
     expected, found = ([deepcopy(state), *([leaf.clone() for leaf in leaves] for _ in range(2))] for _ in range(2))
@@ -118,10 +142,56 @@ def steps(state: List[Tensor], batches: List[List[Tensor]]):
         with isolate_rng():
             outputs = steps(expected[0], expected[1:])
         try:
-            script = torch.jit.CompilationUnit(code).steps
+            script = compiled(code)
             with isolate_rng():
                 outputs_of_script = script(found[0], found[1:])
         except RuntimeError:
             return steps
     pairs = zip(chain(*expected, *outputs), chain(*found, *outputs_of_script), strict=True)
     return script if all(torch.equal(a, b) for a, b in pairs) else steps
+
+
+def code_of(graph: GraphModule, num_state: int, num_leaves: int) -> str:
+    """The steps of a traced graph as TorchScript reads them."""
+    code = re.sub(r"torch\.ops\.(\w+)\.(\w+)\.\w+\(", r"torch.ops.\1.\2(", graph.code)  # overloads are found by their types
+    code = re.sub(r";.*$", "", code, flags=re.MULTILINE)  # variables that are not needed any more
+    code = re.sub(r"device\(type='(\w+)'(, index=\d+)?\)", r"torch.device('\1')", code)
+    names = [f"state_{i}" for i in range(num_state)]
+    arguments = [*names, *(f"batch[{i}]" for i in range(num_leaves))]
+    taken = "".join(f"    {name} = state[{i}]\n" for i, name in enumerate(names))
+    return f"""{code.replace("def forward(self, ", "def step(").strip()}
+
+def steps(state: List[Tensor], batches: List[List[Tensor]]):
+    outputs: List[List[Tensor]] = []
+{taken}    for batch in batches:
+        outputs.append(step({", ".join(arguments)}))
+    return outputs
+"""
+
+
+@cache
+def compiled(code: str) -> Any:
+    """`steps` of what `code_of` gives, once in a process and in those that are forked from it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated, but nothing else replays without Python
+        return torch.jit.CompilationUnit(code).steps
+
+
+def takes_the_same(run: Replay, function: Callable[..., Any], state: list[Tensor], leaves: list[Tensor]) -> list[str] | None:
+    """What a step logs if two steps, replayed, are `function`'s to the bit; else None. Tried on copies."""
+    expected, found = ([deepcopy(state), *([leaf.clone() for leaf in leaves] for _ in range(2))] for _ in range(2))
+    with torch.no_grad(), torch.jit.optimized_execution(False):
+        with isolate_rng():
+            logged = [function(*expected[0], *batch) for batch in expected[1:]]
+        try:
+            with isolate_rng():
+                outputs = run(found[0], found[1:])
+        except RuntimeError:  # it is about other tensors
+            return None
+    (values, names), (more_values, _) = logged
+    pairs = [*zip(chain(*expected), chain(*found), strict=True)]
+    for of_function, of_script in zip((values, more_values), outputs, strict=True):
+        if of_function and len(of_function) != len(of_script):
+            return None
+        pairs += zip(of_function, of_script, strict=False)  # a graph has an output in any case
+    return names if all(torch.equal(a, b) for a, b in pairs) else None

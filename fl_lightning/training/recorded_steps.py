@@ -33,6 +33,7 @@ from fl_lightning.training.local_training import LocalTraining
 from fl_lightning.training.recorded_sgd import ARGUMENTS, clip, hyperparameters, settings_of, sgd_step
 from fl_lightning.training.recordings import Recording, Recordings, kind_for, tell
 from fl_lightning.training.training_step import TrainingStep
+from fl_lightning.training.trials import kind_of
 from fl_lightning.training.withheld import Unknown, without_trainer
 from fl_lightning.updates.copying import copy_each
 
@@ -256,7 +257,8 @@ class RecordedSteps:
         for group, current in zip(self.groups, optimizer.param_groups, strict=True):
             group.update({name: current[name] for name in ARGUMENTS})
         function = self.function(key[0], self.groups)
-        recording = self.recordings.find(key, function, states, leaves)
+        own = type(self.module).__module__.startswith("fl_lightning.")  # a user's own may be another class in another run
+        recording = self.recordings.find(key, function, states, leaves, self.about if own else None)
         if recording is not None:
             recording.replay(states, [[of_client] for of_client in leaves], logs)
             return
@@ -264,6 +266,11 @@ class RecordedSteps:
             with torch.no_grad(), self.recordings.without(key):
                 outputs, names = function(*state, *of_client)
             tell(log, names, [outputs])
+
+    def about(self) -> tuple[Any, ...]:
+        """What the steps depend on beside a batch and the optimizer's settings, in words."""
+        python = sorted(self.python.items())
+        return kind_of(self.module, self.local), self.trained, self.others, sorted(self.names.items()), python, self.optimized
 
     def function(self, structure: Any, groups: list[dict[str, Any]]) -> Callable[..., Any]:
         """A step as a function of nothing but tensors, which it writes into, to what the module logs."""

@@ -15,8 +15,10 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from fl_lightning.errors import first_line
-from fl_lightning.modules.traced_graphs import NotRecordableError, Replay, traced
+from fl_lightning.modules.traced_graphs import NotRecordableError, Replay, takes_the_same, traced
 from fl_lightning.training.client_logs import LogCollector, log_together
+from fl_lightning.training.flat_state import look
+from fl_lightning.training.scripts import SCRIPTS, step_kind
 from fl_lightning.updates.copying import copy_each
 
 RECORD_AFTER = 3
@@ -72,6 +74,7 @@ class ScriptRecording:
         function: the step, as `RecordedSteps.function` gives it.
         states: of each client that takes its steps together with the others.
         leaves: of a batch of each.
+        kind: under which other runs may know such steps; empty where they do not.
 
     Attributes:
         after, patient, draws, fixed: as of every `Recording`.
@@ -81,14 +84,32 @@ class ScriptRecording:
     patient = True
     fixed = False
 
-    def __init__(self, function: Callable[..., Any], states: list[list[Tensor]], leaves: list[list[Tensor]]) -> None:
-        self.graph, self.names, self.draws = traced(function, states[0], leaves[0])
+    def __init__(
+        self, function: Callable[..., Any], states: list[list[Tensor]], leaves: list[list[Tensor]], kind: str = ""
+    ) -> None:
+        if not self.know(kind, function, states[0], leaves[0]):
+            self.graph, self.names, self.draws = traced(function, states[0], leaves[0])
+            try:
+                self.run = Replay(self.graph, states[0], leaves[0])
+            except RuntimeError as error:
+                raise NotRecordableError(f"its step cannot be replayed: {first_line(error)}") from error
+            if kind:
+                SCRIPTS.made(kind, self.run.script, self.draws)
         if len(states) > 1 and self.draws:
             raise NotRecordableError(DRAWS)
+
+    def know(self, kind: str, function: Callable[..., Any], state: list[Tensor], leaves: list[Tensor]) -> bool:
+        """Take over what another run has recorded of such steps, if it is right for these."""
+        kept = SCRIPTS.kept.get(kind)
+        if kept is None:
+            return False
         try:
-            self.run = Replay(self.graph, states[0], leaves[0])
-        except RuntimeError as error:
-            raise NotRecordableError(f"its step cannot be replayed: {first_line(error)}") from error
+            self.run = Replay.of(kept.script)
+        except RuntimeError:
+            return False
+        names = takes_the_same(self.run, function, state, leaves)
+        self.names, self.draws = names or [], kept.draws
+        return names is not None
 
     def replay(self, states: list[list[Tensor]], batches: list[list[list[Tensor]]], logs: Sequence[Logs]) -> None:
         with torch.no_grad(), torch.jit.optimized_execution(False):  # the operations as they were recorded
@@ -266,13 +287,19 @@ class Recordings(dict[Any, Recording]):
         self.spent[key] += time.perf_counter() - began
 
     def find(
-        self, key: Any, function: Callable[..., Any], states: list[list[Tensor]], leaves: list[list[Tensor]]
+        self,
+        key: Any,
+        function: Callable[..., Any],
+        states: list[list[Tensor]],
+        leaves: list[list[Tensor]],
+        about: Callable[[], Any] | None = None,
     ) -> Recording | None:
         """A new recording of a kind of step that has none; None if it has not been seen often enough, or is one too many.
 
         Args:
             key: the kind.
             function, states, leaves: as recordings take them.
+            about: tells what steps depend on beside the kind, where other runs may have recorded the same.
 
         Raises:
             NotRecordableError: where the step cannot be recorded.
@@ -288,18 +315,26 @@ class Recordings(dict[Any, Recording]):
             del self[oldest], self.used[oldest]
         began = time.perf_counter()
         with isolate_rng():  # recording runs the step, and draws what only the replay may draw
-            self[key] = self._record(kind, function, states, leaves)
+            self[key] = self._record(kind, function, states, leaves, key, about)
         took = time.perf_counter() - began
         self.price = min(self.price or took, took)
         self.used[key] = self.steps
         return self[key]
 
     def _record(
-        self, kind: type[Any], function: Callable[..., Any], states: list[list[Tensor]], leaves: list[list[Tensor]]
+        self,
+        kind: type[Any],
+        function: Callable[..., Any],
+        states: list[list[Tensor]],
+        leaves: list[list[Tensor]],
+        key: Any,
+        about: Callable[[], Any] | None,
     ) -> Recording:
         if kind is CudaRecording:
             if self.draws is None:  # a graph is captured in no time, but takes what a step reads back to Python for granted
                 _, _, self.draws = traced(function, states[0], leaves[0])
             if len(states) > 1 and self.draws:
                 raise NotRecordableError(DRAWS)
+        elif about is not None:
+            return kind(function, states, leaves, step_kind(about(), key, [look(tensor) for tensor in states[0]]))
         return kind(function, states, leaves)

@@ -23,7 +23,7 @@ from torchmetrics.text import Perplexity
 from fl_lightning import BackdoorMetrics, CohortSampler, ConfigurationError, FederatedDataModule, Federation, RunRecord
 from fl_lightning.aggregators import FedAvg
 from fl_lightning.attacks import Attack, LabelFlip
-from fl_lightning.callbacks.measures import Measure, check_metric, merged
+from fl_lightning.callbacks.measures import Measure, Share, check_metric, merged
 from fl_lightning.data import IID, MultiLabel, Regression, TensorSamples, Tokens
 from fl_lightning.models import MLP, WordLSTM
 
@@ -174,6 +174,18 @@ def test_states_are_merged_in_the_order_of_batches():
     for batch in BATCHES:
         metric.update(*batch)
     assert value == metric.compute()
+
+
+def test_a_share_is_of_what_counts_on_all_ranks_and_undefined_without_any():
+    ranks = [Share(torch.device("cpu")) for _ in range(2)]
+    hits = [torch.tensor([[True, False], [True, True]]), torch.tensor([True]), torch.tensor([False, True, True])]
+    counted = [torch.tensor([[True, True], [True, False]]), torch.tensor([True]), torch.tensor([True, False, True])]
+    for number in range(3):
+        ranks[number % 2].update(number, hits[number], counted[number])
+    value = ranks[0].value([rank.found for rank in ranks])
+    assert value.dtype == torch.float64
+    assert float(value) == 4 / 6
+    assert Share(torch.device("cpu")).value([[0, 0], [0, 0]]).isnan()
 
 
 @pytest.mark.parametrize(
