@@ -30,11 +30,10 @@ from fl_lightning.aggregators.inversion_step import BETAS, COST_DOWN, COST_UP, E
 from fl_lightning.modules.perceptron import Dense
 
 
-def can_invert(layers: list[Dense] | None, inputs: Tensor) -> bool:
+def can_invert(layers: list[Dense], inputs: Tensor) -> bool:
     """Whether triggers of such inputs are inverted from these layers in this way."""
     return (
-        layers is not None
-        and len(layers) > 1
+        len(layers) > 1
         and len(layers[-1].bias) == 2
         and inputs.ndim == 2
         and inputs.dtype == torch.float32

@@ -221,7 +221,7 @@ class TriggerInversion:
         )
         progress = Progress.begin(to_parameters(start), start, cost)
         layers = perceptron_layers(module)
-        if can_invert(layers, problem.inputs):
+        if layers is not None and can_invert(layers, problem.inputs):
             invert_from_perceptron(layers, progress, problem, steps, self.learning_rate, self.patience)
             return Inverted(progress.best, progress.best_sizes)
         step, kind = partial(inversion_step, patience=self.patience), ("inversion", self.patience)

@@ -126,12 +126,11 @@ def test_numbers_of_adam_are_its_tables() -> None:
 
 def test_which_are_inverted_in_this_way() -> None:
     rows = torch.zeros(4, 6)
-    assert can_invert(perceptron_layers(MLP(sizes=(6, 5, 2))), rows)
+    assert can_invert(layers_of(MLP(sizes=(6, 5, 2))), rows)
     for sizes in ((6, 5, 3), (6, 2), (5, 5, 2)):
-        assert not can_invert(perceptron_layers(MLP(sizes=sizes)), rows)
-    assert not can_invert(perceptron_layers(MLP(sizes=(6, 5, 2))), rows.double())
-    assert not can_invert(perceptron_layers(MLP(sizes=(6, 5, 2))), torch.zeros(4, 1, 2, 3))
-    assert not can_invert(None, rows)
+        assert not can_invert(layers_of(MLP(sizes=sizes)), rows)
+    assert not can_invert(layers_of(MLP(sizes=(6, 5, 2))), rows.double())
+    assert not can_invert(layers_of(MLP(sizes=(6, 5, 2))), torch.zeros(4, 1, 2, 3))
 
 
 class Plain(MLP):

@@ -19,9 +19,10 @@ def test_layers_make_the_module() -> None:
         outputs = (outputs @ weight.t() + bias).relu()
     torch.testing.assert_close(outputs @ layers[-1].weight.t() + layers[-1].bias, model(inputs))
     assert not any(tensor.requires_grad for layer in layers for tensor in layer)
+    first = next(model.parameters())
     with torch.no_grad():
-        model.layers[0].weight.add_(1)
-    assert torch.equal(layers[0].weight, model.layers[0].weight)
+        first.add_(1)
+    assert torch.equal(layers[0].weight, first)
 
 
 class Scaled(MLP):
