@@ -269,7 +269,7 @@ class RecordedSteps:
 
     def about(self) -> tuple[Any, ...]:
         """What the steps depend on beside a batch and the optimizer's settings, in words."""
-        python = sorted(self.python.items())
+        python = sorted(self.python.state.items())
         return kind_of(self.module, self.local), self.trained, self.others, sorted(self.names.items()), python, self.optimized
 
     def function(self, structure: Any, groups: list[dict[str, Any]]) -> Callable[..., Any]:
