@@ -10,8 +10,8 @@ make simple is done simply:
 - Masks and patterns are spread over samples, and slopes added up over them, by products with the (K, b) matrix of who belongs
   to which group.
 
-What remains are the layers' products, and as much again of small operations where a batch is small. Several clients' steps in
-one go would share these; but each client has weights of its own, which then leave the cache, and nothing is gained.
+What remains are the layers' products, and small operations, which count where a batch is small. Several clients' steps in one
+go would share the latter, but each client has weights of its own, and those of a few leave the cache: it would gain a tenth.
 
 Letters as in `trigger_inversion`; inputs are rows of a table, so m = p = F.
 """
