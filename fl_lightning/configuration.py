@@ -40,7 +40,7 @@ from fl_lightning.options.command_checks import (
     without_old_settings,
 )
 from fl_lightning.options.commands import DESCRIPTION, EPILOG
-from fl_lightning.options.given_classes import check_read, refused_by_its_class
+from fl_lightning.options.given_classes import check_read, refused_by_its_class, refused_of_several
 from fl_lightning.options.layers import check_layer
 from fl_lightning.options.parser import Parser
 from fl_lightning.options.this_machine import check_folder
@@ -217,7 +217,7 @@ class FederatedCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except (MisconfigurationException, ValueError, TypeError) as error:
-            refused = None if configuration_error(error) else refused_by_its_class(error)
+            refused = None if configuration_error(error) else refused_of_several(error) or refused_by_its_class(error)
             if refused is None:
                 raise
             raise refused from error

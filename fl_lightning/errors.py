@@ -133,8 +133,10 @@ def enumerated(names: Iterable[object], letters: int = FEW_LETTERS, between: str
 
     >>> enumerated(["tau", "alpha"]), enumerated(range(1000), letters=9)
     ('tau, alpha', '0, 1, 2 and 997 more')
+    >>> enumerated(["a b", " label"])  # blanks that would not be seen
+    "a b, ' label'"
     """
-    texts, shown, length = [folded(name) for name in names], [], 0
+    texts, shown, length = [text if folded(text) == text else repr(text) for text in map(said, names)], [], 0
     for text in texts:
         if shown and length + len(between) + len(text) > letters:
             break

@@ -93,6 +93,13 @@ class HuggingFaceInstructions(FederatedDataModule):
         self.path, self.dataset, self.subset, self.revision = path, dataset, subset, revision
         self.prompt_column, self.answer_column, self.key_column = prompt_column, answer_column, key_column
         self.prompt_columns = [prompt_column] if isinstance(prompt_column, str) else list(prompt_column)
+        if not self.prompt_columns:
+            raise ConfigurationError("data.prompt_column must name a column, or several, got []; instruction is usual")
+        if answer_column in self.prompt_columns:
+            raise ConfigurationError(
+                f"data.answer_column {answer_column!r} is among data.prompt_column, so that answers stand in what is read; name "
+                "another column for one"
+            )
         self.on_prompt = on_prompt
         self.train_split, self.test_split, self.test_fraction = train_split, test_split, test_fraction
 
@@ -116,7 +123,10 @@ class HuggingFaceInstructions(FederatedDataModule):
         table, where = self.source.table(split, [*self.prompt_columns, self.answer_column, *keyed])
         parts = zip(*(texts_of(table, column, where) for column in self.prompt_columns), strict=True)
         prompts = self.tokens.pieces(["\n".join(part for part in row if part) + "\n" for row in parts])
-        answers = self.tokens.pieces(texts_of(table, self.answer_column, where))
+        texts = texts_of(table, self.answer_column, where)
+        if not any(texts):
+            raise ConfigurationError(f"{where}: no row has a text in data.answer_column {self.answer_column!r}; name another")
+        answers = self.tokens.pieces(texts)
         kept = [i for i, prompt in enumerate(prompts) if len(prompt) <= self.max_tokens]
         if not kept:
             raise ConfigurationError(

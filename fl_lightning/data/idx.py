@@ -45,11 +45,13 @@ def read_idx(file: Path, axes: int) -> np.ndarray:
     except (OSError, EOFError, MemoryError, zlib.error) as error:
         raise ConfigurationError(f"{file} cannot be read: {in_one_line(error)}; {remedy}") from error
     header = 4 + 4 * axes
-    if len(data) < header or data[:4] != bytes((0, 0, UNSIGNED_BYTES, axes)):
+    if data[:4] != (begin := bytes((0, 0, UNSIGNED_BYTES, axes)))[: len(data)]:
         raise ConfigurationError(
             f"{file} begins with the bytes {data[:4].hex(' ')}; an IDX file of unsigned bytes with {axes} axes begins with "
-            f"00 00 08 {axes:02x}; {remedy}"
+            f"{begin.hex(' ')}; {remedy}"
         )
+    if len(data) < header:
+        raise ConfigurationError(f"{file} ends after {len(data)} bytes of its header, which takes {header}; {remedy}")
     shape = struct.unpack(f">{axes}I", data[4:header])
     if math.prod(shape) != len(data) - header:
         raise ConfigurationError(

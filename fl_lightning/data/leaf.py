@@ -7,10 +7,13 @@ of names, `num_samples`, a list of as many numbers, and `user_data`, by name `{"
 
 from __future__ import annotations
 
+import filecmp
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ import torch
 from torch import Tensor
 
 from fl_lightning.data.dealt import numbered
-from fl_lightning.errors import ConfigurationError, in_one_line
+from fl_lightning.errors import ConfigurationError, enumerated, in_one_line
 
 KINDS: dict[type, str] = {int: "whole numbers", str: "texts", dict: "objects"}
 """What targets may be."""
@@ -53,9 +56,13 @@ def is_leaf(folder: str | Path, test_fraction: float | None) -> bool:
     """Whether the folder holds LEAF's files.
 
     Raises:
-        ConfigurationError: it holds those of one split alone, or a share is to be held out that they have held out already.
+        ConfigurationError: it holds those of one split alone, or one of them twice, or a share is to be held out that they have
+            held out already.
     """
-    there = [bool(leaf_files(folder, split)) for split in ("train", "test")]
+    files = [leaf_files(folder, split) for split in ("train", "test")]
+    for of_split in files:
+        check_copies(of_split)
+    there = [bool(of_split) for of_split in files]
     if any(there) and not all(there):
         missing = "test" if there[0] else "train"
         raise ConfigurationError(f"path {folder} holds no {missing}/*.json; make both by LEAF's preprocess.sh, or give another")
@@ -64,6 +71,16 @@ def is_leaf(folder: str | Path, test_fraction: float | None) -> bool:
             f"data.test_fraction = {test_fraction}, but LEAF's files in {folder} are split already; leave it out"
         )
     return all(there)
+
+
+def check_copies(files: Sequence[Path]) -> None:
+    """Raise `ConfigurationError` if two files are the same, byte for byte: every sample in them would count twice."""
+    try:
+        for one, other in combinations(files, 2):
+            if one.stat().st_size == other.stat().st_size > 0 and filecmp.cmp(one, other, shallow=False):
+                raise ConfigurationError(f"{other} is a copy of {one.name}, so that its samples would count twice; remove one")
+    except OSError as error:
+        raise ConfigurationError(f"the files in {files[0].parent} cannot be read: {in_one_line(error)}; {REMEDY}") from error
 
 
 def check_test_fraction(fraction: float | None) -> None:
@@ -95,6 +112,12 @@ def read_users(file: Path, kind: type = int) -> Iterator[User]:
     users, data = (content.get("users"), content.get("user_data")) if isinstance(content, dict) else (None, None)
     if not isinstance(users, list) or not isinstance(data, dict):
         raise ConfigurationError(f"{file} has no users and user_data, as LEAF's files have; {REMEDY}")
+    counts = Counter(name for name in users if isinstance(name, str))
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise ConfigurationError(f"{file}: users names {enumerated(map(repr, twice))} more than once; {REMEDY}")
+    unnamed = [name for name in data if name not in counts]
+    if unnamed and counts.total() == len(users):  # whoever has no text for a name comes first
+        raise ConfigurationError(f"{file}: user_data has {enumerated(map(repr, unnamed))}, whom users does not name; {REMEDY}")
     for name in users:
         place = f"{file}, user {name!r}"
         samples = data.get(name) if isinstance(name, str) else None

@@ -20,7 +20,7 @@ from fl_lightning.data.base import TensorSamples
 from fl_lightning.data.encoded_pictures import decode, hub_table, read_pictures
 from fl_lightning.data.idx import idx_file, read_idx
 from fl_lightning.data.module import FederatedDataModule, Task
-from fl_lightning.data.parquet import parquet_files
+from fl_lightning.data.parquet import found_files, parquet_files
 from fl_lightning.data.partition import Partition
 from fl_lightning.data.root import RootSet
 from fl_lightning.data.standardize import Standardize
@@ -83,7 +83,7 @@ class GreyPictures(FederatedDataModule):
             if self.path is None:
                 hub_table(self._hub()[0], split)
             elif (folder := Path(self.path)) and not self._idx(folder, split):
-                parquet_files(folder, split, self.hub[1] if self.hub else "data")
+                parquet_files(folder, split, self._subfolder())
 
     def load(self) -> Task:
         train, test = (TensorSamples(*self.read(split), prepare=self.standardize) for split in SPLITS)
@@ -97,7 +97,7 @@ class GreyPictures(FederatedDataModule):
             return decode(hub_table(name, split), f"{name}, split {split}", column="image", shape=shape)
         folder = Path(self.path)
         if (files := self._idx(folder, split)) is None:
-            return read_pictures(folder, split, column="image", shape=shape, subfolder=self.hub[1] if self.hub else "data")
+            return read_pictures(folder, split, column="image", shape=shape, subfolder=self._subfolder())
         pictures, classes = read_idx(files[0], 3), read_idx(files[1], 1)
         if pictures.shape[1:] != (SIDE, SIDE):
             raise ConfigurationError(f"{files[0]} holds pictures of {pictures.shape[1]} x {pictures.shape[2]}, not 28 x 28")
@@ -112,15 +112,22 @@ class GreyPictures(FederatedDataModule):
             raise ConfigurationError(f"data.path must name the folder of the files of {type(self).__name__}, got None")
         return self.hub
 
+    def _subfolder(self) -> str:
+        """Where Parquet files may lie in the folder."""
+        return self.hub[1] if self.hub else "data"
+
     def _idx(self, folder: Path, split: str) -> tuple[Path, Path] | None:
         """Pictures and classes in IDX files; None where there is neither.
 
         Raises:
-            ConfigurationError: one of both is missing.
+            ConfigurationError: one of both is missing, or both, where the other split has them and Parquet has not this one.
         """
         names = self.idx_names(split)
         pictures, classes = (idx_file(folder, name) for name in names)
         if pictures is None and classes is None:
+            others = [name for other in SPLITS if other != split for name in self.idx_names(other)]
+            if any(idx_file(folder, name) for name in others) and not found_files(folder, split, self._subfolder()):
+                raise ConfigurationError(f"{folder} holds {others[0]}, but no {names[0]} and {names[1]}; fetch these as well")
             return None
         if pictures is None or classes is None:
             raise ConfigurationError(f"{folder} holds one of {names[0]} and {names[1]}; give a folder with both, or compressed")
@@ -242,4 +249,11 @@ class EMNIST(GreyPictures):
         pictures, classes = super().read(split)
         if self.transposed:
             pictures = pictures.transpose(2, 3).contiguous()
-        return pictures, classes - 1 if self.split == "letters" else classes  # whose files count from 1
+        if self.split != "letters":
+            return pictures, classes
+        if len(classes) and not (classes.min() >= 1 and classes.max() <= len(LOWER)):
+            raise ConfigurationError(
+                f"the {split} files of letters in {self.path} hold classes from {int(classes.min())} to {int(classes.max())}, "
+                f"but they count from 1 to {len(LOWER)}; fetch them again, or set data.split to what they are of"
+            )
+        return pictures, classes - 1

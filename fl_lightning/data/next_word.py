@@ -207,7 +207,7 @@ def read_lines(file: Path) -> list[tuple[str, str]]:
     """Authors and texts of a file of JSON lines."""
     found = []
     try:
-        with file.open(encoding="utf-8") as lines:
+        with file.open(encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
                     entry = json.loads(line)

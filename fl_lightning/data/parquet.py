@@ -16,14 +16,21 @@ if TYPE_CHECKING:
 
 def parquet_files(folder: str | Path, split: str, subfolder: str = "plain_text") -> list[Path]:
     """The Parquet files of one split, in order of their names; raises `ConfigurationError` if there are none."""
-    for pattern in (f"{split}.parquet", f"{split}-*.parquet", f"{subfolder}/{split}-*.parquet"):
-        if files := sorted(Path(folder).glob(pattern)):
-            return files
+    if files := found_files(folder, split, subfolder):
+        return files
     raise ConfigurationError(
         f"path {folder} holds no {split}.parquet, {split}-*.parquet or {subfolder}/{split}-*.parquet"
         f"{'' if Path(folder).is_dir() else ' (there is no such folder)'}; give the folder of the Parquet files, or "
         "leave path out to download them"
     )
+
+
+def found_files(folder: str | Path, split: str, subfolder: str) -> list[Path]:
+    """The same, where there may be none."""
+    for pattern in (f"{split}.parquet", f"{split}-*.parquet", f"{subfolder}/{split}-*.parquet"):
+        if files := sorted(Path(folder).glob(pattern)):
+            return files
+    return []
 
 
 def column_names(file: Path) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from fl_lightning.errors import ConfigurationError, by_likeness, folded
+from fl_lightning.errors import ConfigurationError, by_likeness, configuration_error, folded
 from fl_lightning.options.layers import inside
 from fl_lightning.options.parser import PARTS, enumerated, offered
 
@@ -109,6 +109,21 @@ def refused_by_its_class(error: BaseException) -> ConfigurationError | None:
         cls = type(frame.f_locals.get("self"))
         if frame.f_code.co_name == "__init__" and cls.__module__.startswith(LIBRARIES) and made_by_parsers(cls):
             return ConfigurationError(f"{cls.__name__}: {folded(error)}")
+    return None
+
+
+def refused_of_several(error: BaseException | None) -> ConfigurationError | None:
+    """What a class of the package says of its arguments where a setting takes one of several kinds; None if none does.
+
+    The parser tries each kind, and of what they say keeps the first alone, which may be that a class is of another one.
+    """
+    while error is not None:
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            if frame.f_code.co_name == "raise_union_unexpected_value":
+                for tried in frame.f_locals.get("exceptions", []):
+                    if refused := configuration_error(tried):
+                        return refused
+        error = error.__cause__
     return None
 
 

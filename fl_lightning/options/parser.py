@@ -13,16 +13,18 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn, get_args, get_origin
 
 import lightning as L
-from jsonargparse import Namespace
+from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 from torch.optim import Optimizer
 
 from fl_lightning.aggregators import Aggregator
 from fl_lightning.attacks import Attack
-from fl_lightning.data import EdgePool, FederatedDataModule, Partition
+from fl_lightning.data import EdgePool, FederatedDataModule, Noise, Partition
 from fl_lightning.errors import ConfigurationError, by_likeness, enumerated, folded, likeness, nearest
 from fl_lightning.models import Classifier
+
+set_parsing_settings(subclasses_enabled=[Noise])  # beside a dataclass in a union, class_path of another class would be dropped
 
 PARTS = (
     Aggregator,

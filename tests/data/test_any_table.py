@@ -205,6 +205,12 @@ def test_what_is_no_such_table_is_refused(tmp_path, others, settings, message):
         loaded(write(tmp_path / "t.parquet", loans(**others)), **{"drop_columns": drop, **settings})
 
 
+def test_blanks_in_the_name_of_a_column_are_seen(tmp_path):
+    (tmp_path / "t.csv").write_text("a, status\n1,paid\n2,late\n")
+    with pytest.raises(ConfigurationError, match=r"is 'status', which is none of the 2 columns .*; did you mean ' status'\?"):
+        loaded(str(tmp_path / "t.csv"))
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

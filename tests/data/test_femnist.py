@@ -132,6 +132,20 @@ def test_reads_from_the_hub(monkeypatch):
 GOOD = {"x": [[0.5] * 784], "y": [3]}
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_copy_of_a_file_would_count_twice_and_is_refused(tmp_path, split):
+    (original,) = (whole(tmp_path) / split).glob("*.json")
+    (copy := original.with_name("copy of it.json")).write_bytes(original.read_bytes())
+    data = FEMNIST(ByKey(), path=str(tmp_path))
+    for read in (data.prepare_data, data.load):
+        with pytest.raises(
+            ConfigurationError, match=r"all_data.*json is a copy of .*; remove one|copy of it\.json is a copy of"
+        ):
+            read()
+    copy.write_text(json.dumps({"users": [], "num_samples": [], "user_data": {}}).ljust(original.stat().st_size))
+    assert len(parts(data)[0]) == sum(WRITERS.values()) or split == "test"  # as long, and another
+
+
 def of_one(**changed: Any) -> dict[str, Any]:
     return {"users": ["u"], "user_data": {"u": {**GOOD, **changed}}}
 
@@ -152,6 +166,8 @@ def of_one(**changed: Any) -> dict[str, Any]:
         (of_one(x=[[float("nan")] * 784]), r"784 numbers in \[0, 1\]"),
         (of_one(x=[["a"] * 784]), r"784 numbers in \[0, 1\]"),
         ({"users": [], "user_data": {}}, r"train hold no samples"),
+        ({"users": ["u", "v", "u"], "user_data": {"u": GOOD, "v": GOOD}}, r"a\.json: users names 'u' more than once; fetch it"),
+        ({"users": ["u"], "user_data": {"u": GOOD, "v": GOOD}}, r"a\.json: user_data has 'v', whom users does not name; fetch"),
         (of_one(y=[62]), r"labels from 62 to 62, but the task has 62 classes"),
     ],
 )

@@ -70,6 +70,10 @@ def test_what_is_read_and_asked_for(tmp_path, pieces):
     [
         ({"prompt_column": "question"}, "has no column 'question'"),
         ({"answer_column": "by"}, "'by' has type int64, and no texts"),
+        ({"answer_column": "input"}, r"a\.json: no row has a text in data\.answer_column 'input'; name another"),
+        ({"prompt_column": ["instruction", "output"]}, r"data\.answer_column 'output' is among data\.prompt_column"),
+        ({"prompt_column": "output"}, r"data\.answer_column 'output' is among data\.prompt_column"),
+        ({"prompt_column": []}, r"data\.prompt_column must name a column, or several, got \[\]"),
         ({"max_tokens": 4, "prompt_column": ["instruction"] * 3}, r"no prompt has less than data\.max_tokens = 4 tokens"),
         ({"test_fraction": 0.0}, r"data\.test_fraction must lie between 0 and 1"),
         ({"dataset": "a/b"}, "give one of them"),
@@ -77,7 +81,7 @@ def test_what_is_read_and_asked_for(tmp_path, pieces):
 )
 def test_data_and_settings_that_cannot_work_are_refused(tmp_path, pieces, given, message):
     with pytest.raises(ConfigurationError, match=message):
-        loaded(pieces, path=write(tmp_path / "a.json"), **given)
+        loaded(pieces, path=write(tmp_path / "a.json", input=""), **given)
 
 
 def test_a_trigger_stands_at_the_end_and_is_asked_for_what_follows(tmp_path, pieces):

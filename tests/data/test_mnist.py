@@ -137,7 +137,9 @@ def test_reads_from_the_hub(monkeypatch):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", r"train-images-idx3-ubyte begins with the bytes ; an IDX file .* begins with 00 00 08 03"),
+        (b"", r"train-images-idx3-ubyte ends after 0 bytes of its header, which takes 16; fetch it again"),
+        (idx(pixels(12))[:6], r"train-images-idx3-ubyte ends after 6 bytes of its header, which takes 16"),
+        (b"<html>", r"begins with the bytes 3c 68 74 6d; an IDX file .* begins with 00 00 08 03"),
         (idx(pixels(12)[0]), r"begins with the bytes 00 00 08 02"),
         (b"\0\0\x0d\3" + idx(pixels(12))[4:], r"begins with the bytes 00 00 0d 03"),  # float numbers
         (idx(pixels(12))[:-1], r"holds 9407 numbers, but by its header 12 x 28 x 28"),
@@ -169,10 +171,32 @@ def test_damaged_compression_and_missing_files_are_named(tmp_path):
         EMNIST(IID(num_clients=2), path=str(tmp_path)).prepare_data()
 
 
+@pytest.mark.parametrize("there", ["train", "test"])
+def test_a_split_that_is_missing_is_named_as_the_other_is(tmp_path, there):
+    write(tmp_path, {there: MNISTS[there]})
+    missing = next(name for split, name in MNISTS.items() if split != there)
+    data = MNIST(IID(num_clients=2), path=str(tmp_path))
+    for read in (data.prepare_data, data.load):
+        with pytest.raises(ConfigurationError, match=rf"but no {missing}-images-idx3-ubyte and {missing}-labels-idx1-ubyte"):
+            read()
+    split = "test" if there == "train" else "train"
+    pyarrow.parquet.write_table(table(SIZES[split]), tmp_path / f"{split}.parquet")  # of the other kind, and there
+    assert [len(part) for part in loaded(data)] == [12, 5]
+
+
+@pytest.mark.parametrize(("first", "found"), [(0, "from 0 to 9"), (20, "from 20 to 29")])
+def test_letters_that_do_not_count_from_1_to_26_are_refused(tmp_path, first, found):
+    write(tmp_path, emnist("letters"), first=first)
+    with pytest.raises(
+        ConfigurationError, match=rf"train files of letters in .* hold classes {found}, but they count from 1 to"
+    ):
+        EMNIST(IID(num_clients=2), path=str(tmp_path), split="letters").load()
+
+
 def test_settings_that_cannot_be_are_refused():
     with pytest.raises(ConfigurationError, match=r"data\.split must be one of byclass, .*, got 'all'"):
         EMNIST(IID(num_clients=2), path="x", split="all")  # pyrefly: ignore[bad-argument-type]
-    with pytest.raises(ConfigurationError, match=r"data\.path must name the folder of the files of EMNIST, got None"):
+    with pytest.raises(ConfigurationError, match=r"EMNIST: path must be a text, got None of type NoneType"):
         EMNIST(IID(num_clients=2), path=None).prepare_data()  # pyrefly: ignore[bad-argument-type]
 
 

@@ -50,6 +50,14 @@ def test_texts_become_sequences_and_each_word_but_the_first_is_a_target_once(tmp
     assert (inputs.dtype, targets.dtype) == (torch.int64, torch.int64)
 
 
+def test_lines_may_begin_with_a_byte_order_mark(tmp_path):
+    for name, encoding in (("plain", "utf-8"), ("marked", "utf-8-sig")):
+        write_lines(file := tmp_path / name / "train.jsonl", texts(authors=3, n=8))
+        file.write_text(file.read_text(), encoding=encoding)
+    plain, marked = (parts(NextWord(ByKey(), path=str(tmp_path / name), num_words=50)) for name in ("plain", "marked"))
+    assert torch.equal(plain[0].inputs, marked[0].inputs)
+
+
 def test_pieces_are_cut_behind_every_lth_word():
     made = list(sequences("a", list("abcdefg"), 3))
     assert [(x, y) for _, x, y in made] == [(["a", "b", "c"], ["b", "c", "d"]), (["d", "e", "f"], ["e", "f", "g"])]

@@ -1,14 +1,19 @@
 """Classes that a configuration names, once it is read."""
 
 import math
+from pathlib import Path
 
 import pytest
 from lightning.pytorch.callbacks import EarlyStopping
 
+from fl_lightning.aggregators import BackdoorIndicator
+from fl_lightning.configuration import build
+from fl_lightning.data import Noise, RotatedDigits
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.options.given_classes import check_read, refused_by_its_class
 
 HERE = __name__
+DIGITS = Path(__file__).parents[2] / "configs" / "digits"
 
 
 class Own:
@@ -78,3 +83,53 @@ def test_a_librarys_class_says_itself_what_is_wrong_with_an_argument():
 
 def test_an_exception_of_ones_own_class_is_a_fault():
     assert refused_by_its_class(made(Own, size=-1.0)) is None
+
+
+@pytest.mark.parametrize("base", ["backdoor_indicator", "detection"])  # with noise in the file, and with another rule
+@pytest.mark.parametrize(
+    ("ood", "said"),
+    [
+        ("{samples: 30, low: 5, high: 2}", r"^Noise needs numbers with low < high, got 5\.0 and 2\.0"),
+        ("{class_path: Noise, init_args: {samples: 0}}", r"^Noise\.samples must be at least 1, got 0"),
+        ("{class_path: RotatedDigits, init_args: {digit: 11}}", r"digit must be from 0 to 9, got 11"),
+        ("{class_path: RotatedDigits, init_args: {digits: 1}}", r"RotatedDigits has no setting digits; did you mean digit"),
+        ("{samples: 30, lo: 5}", r"Noise has no setting lo; did you mean low"),
+    ],
+)
+def test_what_is_wrong_with_one_of_several_kinds_is_said_by_itself(base, ood, said):
+    with pytest.raises(ConfigurationError, match=said) as caught:
+        indicator(base, ood)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("base", ["backdoor_indicator", "detection"])
+@pytest.mark.parametrize(
+    ("ood", "kind"),
+    [
+        ("{class_path: RotatedDigits, init_args: {digit: 1}}", RotatedDigits),
+        ("{samples: 30, low: 0.1}", Noise),
+        ("{class_path: Noise, init_args: {samples: 30}}", Noise),
+    ],
+)
+def test_each_of_several_kinds_can_be_given(base, ood, kind):
+    assert isinstance(indicator(base, ood).ood, kind)
+
+
+def test_a_class_of_another_kind_is_taken_by_its_name_and_its_settings_after_it():
+    arguments = ["--model.aggregator.ood", "RotatedDigits", "--model.aggregator.ood.digit", "4"]
+    made = prepared(["--config", str(DIGITS / "backdoor_indicator.yaml"), *arguments]).ood
+    assert isinstance(made, RotatedDigits)
+    assert made.label == 4
+
+
+def prepared(arguments: list[str]) -> BackdoorIndicator:
+    """The rule of a run by the command line."""
+    rule = build(["fit", *arguments]).model.aggregator
+    assert isinstance(rule, BackdoorIndicator)
+    return rule
+
+
+def indicator(base: str, ood: str) -> BackdoorIndicator:
+    """One that takes these inputs, on top of a configuration of the digits."""
+    given = ["--model.aggregator", "BackdoorIndicator", "--model.aggregator.init_args.ood", ood]
+    return prepared(["--config", str(DIGITS / f"{base}.yaml"), *given])
