@@ -19,6 +19,9 @@ from fl_lightning.errors import ConfigurationError, folded
 Kind = TypeVar("Kind")
 Make = TypeVar("Make", bound=Callable[..., Any])
 
+MOST_EPOCHS = 100_000
+"""More passes over a client's data in one round would not end while anybody waits."""
+
 
 def whole(name: str, value: Any, least: int | None = None) -> int:
     """A whole number of Python's or NumPy's, as one of Python's, which is written to files like any other.
@@ -187,6 +190,8 @@ def check_arguments(kind: str, constructor: Any, args: tuple[Any, ...], kwargs: 
             whole(place, value)
         if hints == {float} and not math.isfinite(real(place, value)):
             raise ConfigurationError(f"{place} must be a finite number, got {value}")
+        if name.endswith(("epochs", "passes")) and hints <= {int, float} and real(place, value) > MOST_EPOCHS:
+            raise ConfigurationError(f"{place} must be at most {MOST_EPOCHS:,}, got {value}")
         if hints == {str} and not isinstance(value, str | PathLike):
             raise ConfigurationError(f"{place} must be a text, got {shown(value)}")
         if hints == {int, str} and not isinstance(value, str):

@@ -92,6 +92,22 @@ def test_what_is_no_such_number_is_refused_by_name(cls, name, kind):
         assert "\n" not in said, value
 
 
+PASSES = [(cls, name, kind) for cls, name, kind in numbers() if name.endswith(("epochs", "passes")) and kind is not bool]
+
+
+def test_there_are_classes_that_take_passes_over_data():
+    assert {"BackdoorIndicator", "Lockdown", "IBA", "A3FL", "F3BA", "Chameleon"} <= {cls.__name__ for cls, _, _ in PASSES}
+
+
+@pytest.mark.parametrize(("cls", "name", "kind"), [pytest.param(*case, id=f"{case[0].__name__}-{case[1]}") for case in PASSES])
+def test_more_passes_than_anybody_waits_for_are_refused(cls, name, kind):
+    beside = BESIDE.get((cls.__name__, name), {})
+    make(cls, **{**beside, name: kind(100_000)})
+    for value in (100_001, 10**30):
+        with pytest.raises(ConfigurationError, match=rf"{name} must be at most 100,000, got 1"):
+            make(cls, **{**beside, name: kind(value)})
+
+
 @pytest.mark.parametrize("cls", sorted({cls for cls, _, _ in numbers()}, key=lambda cls: cls.__name__))
 def test_what_stands_there_by_default_is_taken(cls):
     make(cls, **next((beside for (name, _), beside in BESIDE.items() if name == cls.__name__), {}))

@@ -97,8 +97,8 @@ class HuggingFaceInstructions(FederatedDataModule):
             raise ConfigurationError("data.prompt_column must name a column, or several, got []; instruction is usual")
         if answer_column in self.prompt_columns:
             raise ConfigurationError(
-                f"data.answer_column {answer_column!r} is among data.prompt_column, so that answers stand in what is read; name "
-                "another column for one"
+                f"data.answer_column {answer_column!r} is among data.prompt_column, so that each stands in its own prompt; "
+                "name another column for one"
             )
         self.on_prompt = on_prompt
         self.train_split, self.test_split, self.test_fraction = train_split, test_split, test_fraction

@@ -35,7 +35,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fl_lightning.errors import ConfigurationError, nearest
+from fl_lightning.errors import ConfigurationError, enumerated, nearest
 from fl_lightning.experiments.kept_cells import KeptCells
 from fl_lightning.experiments.planned import Cell, Forks, Run, placed
 from fl_lightning.experiments.prefix import Prefix
@@ -254,11 +254,19 @@ def combinations(values: Mapping[str, Mapping[str, Any]], center: Mapping[str, s
 def parse_axis(name: str, axis: Any, path: Path) -> dict[str, list[Layer]]:
     """Label -> layers, of an axis given by labels, or by a setting and its values."""
     if isinstance(axis, dict) and set(axis) == set(SETTING_KEYS):
+        if not isinstance(axis["setting"], str):
+            raise ConfigurationError(f"axes.{name}.setting must be a setting's dotted name, got {axis['setting']}")
         if not isinstance(axis["values"], list) or not axis["values"]:
             raise ConfigurationError(f"axes.{name}.values must be a list with at least one value, got {axis['values']}")
         return unique(name, [(value, [nested(str(axis["setting"]), value)]) for value in axis["values"]])
     if not isinstance(axis, dict) or not axis:
         raise ConfigurationError(f"axes.{name} must map labels to settings, or have `setting` and `values`; got {axis}")
+    setting = axis.get("setting")
+    if isinstance(setting, str) and not setting.endswith((".yaml", ".yml")):  # no label's file
+        others = [key for key in axis if key != "setting"]
+        raise ConfigurationError(
+            f"axes.{name} has `setting`, beside which `values` must stand, and only that; got {enumerated(others) or 'nothing'}"
+        )
     for label in axis:
         if label is None or isinstance(label, bool):
             raise ConfigurationError(f"axes.{name}: the label {label!r} is no text to YAML; put it in quotes")

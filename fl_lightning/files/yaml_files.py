@@ -30,6 +30,9 @@ FAST = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 MERGE = "tag:yaml.org,2002:merge"
 
+NUMBERS = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "bool"))
+"""Tags of keys that Python takes for equal where their values are."""
+
 
 class Refused(yaml.YAMLError):
     """YAML that nobody can mean.
@@ -122,10 +125,15 @@ def check_keys(node: yaml.MappingNode, place: str) -> None:
     for key, _ in node.value:
         if not isinstance(key, yaml.ScalarNode):
             raise Refused(f"{place or 'it'} has a list or a mapping for a key; a key is a name", key)
-        name = (key.tag, key.value) if key.tag != MERGE else id(key)
+        name = id(key) if key.tag == MERGE else as_number(key) if key.tag in NUMBERS else (key.tag, key.value)
         if name in seen:
             raise Refused(f"the key {key.value} stands twice; the first would be lost, so leave one of them out", key)
         seen.add(name)
+
+
+def as_number(key: yaml.ScalarNode) -> Any:
+    """What a number is to a mapping, in which 1, 1.0 and true are one key."""
+    return get_loader("yaml")(key.value)
 
 
 def as_argument(config: Any) -> str:

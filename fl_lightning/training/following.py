@@ -11,14 +11,13 @@ import torch
 from torch import Tensor
 
 from fl_lightning.attacks.base import Attack, Attacker, Broadcast, Stage, has_own
-from fl_lightning.checked import shown
+from fl_lightning.checked import MOST_EPOCHS, shown
 from fl_lightning.data.base import Samples
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.modules.undisturbed import undisturbed
 from fl_lightning.training.batches import LEAST_EPOCHS
 from fl_lightning.training.client_logs import LogCollector
 from fl_lightning.training.client_steps import check_loss
-from fl_lightning.training.local_training import MOST_EPOCHS
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import Metric
 
-from fl_lightning.checked import real, whole, with_checked_arguments
+from fl_lightning.checked import MOST_EPOCHS, real, whole, with_checked_arguments
 from fl_lightning.data.base import Samples
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.models.trainable import parts_of, trainable
@@ -39,9 +39,6 @@ log = logging.getLogger(__name__)
 
 REALS, WHOLES = ("epochs", "gradient_clip_norm"), ("batch_size", "branches")
 """What kind of number settings are."""
-
-MOST_EPOCHS = 100_000
-"""More in one round would not end while anybody waits."""
 
 
 class NotTogetherError(Exception):

@@ -34,6 +34,8 @@ BOMB = "k0: &k0 [x, x, x]\n" + "\n".join(f"k{i}: &k{i} [*k{i - 1}, *k{i - 1}, *k
     [
         ("a: 1\na: 2", "the key a stands twice"),
         ('a: 1\n"a": 2', "the key a stands twice"),
+        ("a: {1: x, 1.0: y}", r"the key 1\.0 stands twice"),
+        ("a: {1: x, true: y}", "the key true stands twice"),
         ("a: {b: [{c: 1, c: 2}]}", "the key c stands twice"),
         ("base: &b {x: 1}\nown: {<<: *b, x: 2, x: 3}", "the key x stands twice"),
         ("&a [*a]", "contains itself"),
