@@ -71,7 +71,7 @@ def experiment(
         if "start_from" in model and start is not None:
             model["start_from"] = start
         if "aggregator" in model:  # verdicts change no bit
-            model["aggregator"] = without_verdicts(model["aggregator"])
+            model["aggregator"] = plain_noise(without_verdicts(model["aggregator"]))
         if "attacks" in model:
             model["attacks"] = [without_later(attack, LATER_OF_ATTACKS) for attack in without(model["attacks"], "path")]
         if "client" in model:
@@ -130,6 +130,19 @@ def without_verdicts(value: Any) -> Any:
         return value
     kept = {key: without_verdicts(entry) for key, entry in value.items() if key != "verdicts"}
     return {key: entry for key, entry in kept.items() if entry != {} or value[key] == {}}
+
+
+def plain_noise(value: Any) -> Any:
+    """A rule's settings in which `Noise` has no `class_path`, as records of before other inputs could be named.
+
+    >>> plain_noise({"ood": {"class_path": "fl_lightning.data.Noise", "init_args": {"samples": 8}}})
+    {'ood': {'samples': 8}}
+    """
+    if not isinstance(value, Mapping):
+        return value
+    if value.get("class_path") in ("fl_lightning.data.Noise", "fl_lightning.data.probe.Noise"):
+        return value.get("init_args", {})
+    return {key: plain_noise(entry) for key, entry in value.items()}
 
 
 def without_later(part: Any, later: Mapping[str, Any] = {}) -> Any:

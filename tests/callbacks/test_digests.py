@@ -51,6 +51,17 @@ def test_digest_is_of_names_types_shapes_and_bytes():
     assert weights_sha256(module) != digest.hexdigest()
 
 
+def test_noise_has_the_digest_of_before_other_inputs_could_be_named():
+    def digest(ood: Any) -> str:
+        rule = {"class_path": "fl_lightning.aggregators.BackdoorIndicator", "init_args": {"ood": ood, "epochs": 3}}
+        return config_sha256({"model": {"aggregator": {"class_path": "Bucketing", "init_args": {"rule": rule}}}})
+
+    noise = {"samples": 8, "low": 0.0, "high": 1.0}
+    assert digest(noise) == digest({"class_path": "fl_lightning.data.Noise", "init_args": noise})
+    assert digest(noise) != digest({"class_path": "mine.Noise", "init_args": noise})
+    assert digest(noise) != digest({"class_path": "fl_lightning.data.Noise", "init_args": {**noise, "samples": 9}})
+
+
 def test_kernels_of_earlier_versions_leave_the_digest_as_it_was():
     def digest(name: str, **settings: Any) -> str:
         return config_sha256({"model": {"client": {"class_path": name, "init_args": {"hidden": 8, **settings}}}})
