@@ -13,7 +13,6 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +74,16 @@ def is_leaf(folder: str | Path, test_fraction: float | None) -> bool:
 
 def check_copies(files: Sequence[Path]) -> None:
     """Raise `ConfigurationError` if two files are the same, byte for byte: every sample in them would count twice."""
+    of_size: dict[int, list[Path]] = {}
     try:
-        for one, other in combinations(files, 2):
-            if one.stat().st_size == other.stat().st_size > 0 and filecmp.cmp(one, other, shallow=False):
-                raise ConfigurationError(f"{other} is a copy of {one.name}, so that its samples would count twice; remove one")
+        for file in files:
+            alike = of_size.setdefault(file.stat().st_size, [])
+            for other in alike:
+                if filecmp.cmp(other, file, shallow=False):
+                    raise ConfigurationError(
+                        f"{file} is a copy of {other.name}, so that its samples would count twice; remove one"
+                    )
+            alike.append(file)
     except OSError as error:
         raise ConfigurationError(f"the files in {files[0].parent} cannot be read: {in_one_line(error)}; {REMEDY}") from error
 
