@@ -29,16 +29,15 @@ class LogCollector:
         self.metrics: dict[str, Metric] = {}
 
     def log(self, name: str, value: Any, *_: Any, **__: Any) -> None:
-        if isinstance(value, Metric):
+        if isinstance(value, Tensor):  # which is asked first, as it is soon seen and most are
+            # Nobody waits for a CPU's, and numbers are added in no time.
+            value = value.item() if value.is_cpu and not self.traced else value.detach()
+        elif isinstance(value, Metric):
             self.metrics[name] = value
             return
-        if not isinstance(value, Tensor):
+        else:
             self.plain_numbers = True
             value = float(value)
-        elif value.is_cpu and not self.traced:  # nobody waits for it, and numbers are added in no time
-            value = value.item()
-        else:
-            value = value.detach()
         if name in self.sums:
             self.sums[name] = self.sums[name] + value
         else:  # a copy, as a tensor that the module goes on to change may be logged
