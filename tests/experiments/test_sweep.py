@@ -261,7 +261,7 @@ def test_a_mistake_in_a_cell_is_found_before_anything_runs(tmp_path, axis, given
 def test_the_shipped_sweeps_can_be_read(path):
     sweep = read_sweep(path)
     assert f"fl-lightning sweep configs/{path.relative_to(CONFIGS)}" in path.read_text()
-    several = {"quickstart.yaml": 1, "worst_case.yaml": 5}  # by some of which settings are chosen
+    several = {"quickstart.yaml": 1, "choose_cpu.yaml": 1, "worst_case.yaml": 5}  # by some of which settings are chosen
     assert sweep.seeds == list(range(several.get(path.name, 3)))
     for labels in (sweep.baseline, sweep.attack_free):
         found = sum(matches(labels, cell.labels) for cell in sweep.cells)
@@ -283,9 +283,38 @@ def test_every_cell_of_a_tasks_tables_has_valid_settings(task):
 def test_there_is_a_sweep_for_every_table_and_figure():
     names = {folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in (CONFIGS / "sweeps").glob("*/")}
     tables = ["figure6", "table1", "table10", "table4", "table5", "table6", "table7", "table8"]
-    assert names["cifar10"] == [*tables, "table9"]
+    assert names["cifar10"] == sorted([*tables, "table9", "choose_cpu", "table1_cpu"])
     assert names["phishing"] == tables
     assert names["twitter"] == [name for name in tables if name != "table10"]
+
+
+def test_every_cell_that_a_cpu_can_run_has_valid_settings():
+    for name in ("choose_cpu", "table1_cpu"):
+        for cell in read_sweep(CONFIGS / "sweeps" / "cifar10" / f"{name}.yaml").cells:
+            assert resolve(["fit", *arguments(cell.layers)])["trainer"]["accelerator"] == "cpu"
+
+
+def test_nothing_is_chosen_for_a_cpu_by_a_run_under_attack():
+    for cell in read_sweep(CONFIGS / "sweeps" / "cifar10" / "choose_cpu.yaml").cells:
+        model = resolve(["fit", *arguments(cell.layers)])["model"]
+        assert (model["attacks"], model["cohort"]["malicious_fraction"]) == ([], 0)
+        assert model["aggregator"]["class_path"].endswith(".FedAvg")
+
+
+def test_a_table_for_a_cpu_is_the_papers_but_for_how_clients_train():
+    """Rows, seeds, and every setting but the network, the epochs and what a machine decides."""
+    shipped, cheap = (read_sweep(CONFIGS / "sweeps" / "cifar10" / f"{name}.yaml") for name in ("table1", "table1_cpu"))
+    assert cheap.seeds == shipped.seeds == [0, 1, 2]
+    theirs = {cell.labels["rule"]: cell for cell in shipped.cells}
+    theirs |= {cell.labels["rule"]: cell for cell in read_sweep(CONFIGS / "sweeps" / "cifar10" / "table4.yaml").cells}
+    for cell in cheap.cells:
+        row = theirs[cell.labels["rule"]]
+        assert cell.paper == row.paper
+        ours, paper = (resolve(["fit", *arguments(layers)]) for layers in (cell.layers, row.layers))
+        for config in (ours, paper):
+            del config["model"]["client"], config["model"]["local"]["epochs"]
+            del config["trainer"]["accelerator"], config["trainer"]["default_root_dir"]
+        assert ours == paper
 
 
 def test_figure_6_varies_one_setting_at_a_time(tmp_path):
