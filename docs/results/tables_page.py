@@ -1,4 +1,4 @@
-"""Write the tables of measured results into their pages, from the CSV files beside this one.
+"""Write the tables of measured results into their pages, from the CSV files beside this one and packed runs.
 
 python docs/results/tables_page.py
 
@@ -16,6 +16,8 @@ from typing import Any
 import blocks
 import pandas as pd
 
+from fl_lightning.experiments.packs import root_of
+from fl_lightning.experiments.results import read_results
 from fl_lightning.experiments.sweep import read_sweep
 from fl_lightning.experiments.tables import markdown, number, pair
 
@@ -112,6 +114,40 @@ def resnet_by_round() -> str:
     return markdown(pd.DataFrame(lines, columns=["round", *map(str, curve["round"])]))
 
 
+SAMPLES = 300 * 20 * 500
+"""What clients of configs/cifar10/cpu.yaml train on in all rounds, at one local epoch."""
+
+
+def cpu_networks() -> str:
+    """What a core does with each network, by the time of its fastest step."""
+    lines = []
+    for row in pd.read_csv(HERE / "cifar10_cpu_networks.csv").to_dict("records"):
+        a_second = 1000 * row["batch"] / row["milliseconds"]
+        line = {"network": row["network"], "parameters": f"{row['parameters']:,}", "samples a second": f"{a_second:,.0f}"}
+        lines.append(line | {"hours for 300 rounds of one epoch": f"{SAMPLES / a_second / 3600:.1f}"})
+    return markdown(pd.DataFrame(lines))
+
+
+def cpu_choice() -> str:
+    """The cells of choose_cpu.yaml that were run."""
+    root = root_of(HERE / "runs" / "cifar10_cpu.jsonl.gz")
+    runs = read_results(root / "sweeps" / "cifar10-choose-cpu", root / "pool").runs
+    found = runs[runs["state"] == "finished"]
+    lines = [
+        {"network": row["network"], "rate": row["rate"], "epochs": row["epochs"], "Acc, round 10": number(row["acc"])}
+        for row in found.to_dict("records")
+    ]
+    return markdown(pd.DataFrame(lines))
+
+
+def cpu_by_round() -> str:
+    """Acc without attack, a row per rate."""
+    curves = pd.read_csv(HERE / "cifar10_cpu.csv", dtype={"rate": str})
+    table = curves.pivot(index="rate", columns="round", values="acc")
+    lines = [[rate, *("-" if math.isnan(acc) else number(acc) for acc in row)] for rate, row in zip(table.index, table.values)]
+    return markdown(pd.DataFrame(lines, columns=["rate, round", *map(str, table.columns)]))
+
+
 # ---- twitter.md ------------------------------------------------------------------------------------------------------
 
 
@@ -179,7 +215,12 @@ PAGES: dict[str, dict[str, dict[str, Callable[[], str]]]] = {
             "other rules": other_rules,
         }
     },
-    "cifar10_cnn.md": {"paper.csv": {"CNN": cnn}},
+    "cifar10_cnn.md": {
+        "paper.csv": {"CNN": cnn},
+        "cifar10_cpu_networks.csv": {"networks": cpu_networks},
+        "runs/cifar10_cpu.jsonl.gz": {"choice": cpu_choice},
+        "cifar10_cpu.csv": {"by round": cpu_by_round},
+    },
     "cifar10_resnet18.md": {"paper.csv": {"ResNet-18": resnet}, "cifar10_resnet18.csv": {"by round": resnet_by_round}},
     "twitter.md": {"twitter_full_text.csv": {"curve": twitter}},
     "analyses.md": {
