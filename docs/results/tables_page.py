@@ -141,11 +141,11 @@ def cpu_choice() -> str:
 
 
 def cpu_by_round() -> str:
-    """Acc without attack, a row per rate."""
-    curves = pd.read_csv(HERE / "cifar10_cpu.csv", dtype={"rate": str})
-    table = curves.pivot(index="rate", columns="round", values="acc")
-    lines = [[rate, *("-" if math.isnan(acc) else number(acc) for acc in row)] for rate, row in zip(table.index, table.values)]
-    return markdown(pd.DataFrame(lines, columns=["rate, round", *map(str, table.columns)]))
+    """Acc without attack, a column per rate and number of epochs."""
+    curves = pd.read_csv(HERE / "cifar10_cpu.csv", dtype={"rate": str, "epochs": str})
+    table = curves.pivot(index="round", columns=["rate", "epochs"], values="acc").map(number)
+    names = [f"rate {rate}, {epochs} epoch{'s' if epochs != '1' else ''}" for rate, epochs in table.columns]
+    return markdown(table.set_axis(names, axis=1).reset_index().astype({"round": str}))
 
 
 # ---- twitter.md ------------------------------------------------------------------------------------------------------
