@@ -140,12 +140,26 @@ def cpu_choice() -> str:
     return markdown(pd.DataFrame(lines))
 
 
+def cpu_curves() -> pd.DataFrame:
+    """Acc and ASR of runs without attack by `rate`, `epochs` and `round`; the last ones are what was chosen."""
+    return pd.read_csv(HERE / "cifar10_cpu.csv", dtype={"rate": str, "epochs": str})
+
+
+def cpu_forty() -> str:
+    """What rates and epochs were chosen by."""
+    curves = cpu_curves()
+    told = curves[curves["round"].between(25, 40)].groupby(["rate", "epochs"], sort=False)["acc"].mean().map(number)
+    return markdown(told.rename("Acc, mean of rounds 25 to 40").reset_index())
+
+
 def cpu_by_round() -> str:
-    """Acc without attack, a column per rate and number of epochs."""
-    curves = pd.read_csv(HERE / "cifar10_cpu.csv", dtype={"rate": str, "epochs": str})
-    table = curves.pivot(index="round", columns=["rate", "epochs"], values="acc").map(number)
-    names = [f"rate {rate}, {epochs} epoch{'s' if epochs != '1' else ''}" for rate, epochs in table.columns]
-    return markdown(table.set_axis(names, axis=1).reset_index().astype({"round": str}))
+    """The chosen configuration, every twentieth round and the last one."""
+    curves = cpu_curves()
+    rate, epochs, last = curves.iloc[-1][["rate", "epochs", "round"]]
+    found = curves[(curves["rate"] == rate) & (curves["epochs"] == epochs)]
+    found = found[(found["round"] % 20 == 0) | (found["round"] == last)]
+    lines = [[title, *map(number, found[name])] for title, name in (("Acc", "acc"), ("ASR", "asr"))]
+    return markdown(pd.DataFrame(lines, columns=["round", *map(str, found["round"])]))
 
 
 # ---- twitter.md ------------------------------------------------------------------------------------------------------
@@ -219,7 +233,7 @@ PAGES: dict[str, dict[str, dict[str, Callable[[], str]]]] = {
         "paper.csv": {"CNN": cnn},
         "cifar10_cpu_networks.csv": {"networks": cpu_networks},
         "runs/cifar10_cpu.jsonl.gz": {"choice": cpu_choice},
-        "cifar10_cpu.csv": {"by round": cpu_by_round},
+        "cifar10_cpu.csv": {"forty rounds": cpu_forty, "by round": cpu_by_round},
     },
     "cifar10_resnet18.md": {"paper.csv": {"ResNet-18": resnet}, "cifar10_resnet18.csv": {"by round": resnet_by_round}},
     "twitter.md": {"twitter_full_text.csv": {"curve": twitter}},
