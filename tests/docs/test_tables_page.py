@@ -1,7 +1,12 @@
 """The tables of measured results are what their CSV files say."""
 
 import pytest
+import yaml
 from results_pages import RESULTS, script
+
+from fl_lightning.experiments.packs import root_of
+from fl_lightning.experiments.results import read_results
+from fl_lightning.experiments.sweep import read_sweep
 
 PAGE = script("tables_page")
 
@@ -25,3 +30,26 @@ def test_a_file_without_a_block_of_a_page_changes_nothing() -> None:
     text = "<!-- from a.csv: one -->\nold\n<!-- end --> <!-- from b.csv: one -->\nkept\n<!-- end -->"
     told = PAGE["blocks"].written(text, "a.csv", {"one": lambda: "new"})
     assert told == "<!-- from a.csv: one -->\n\nnew\n\n<!-- end --> <!-- from b.csv: one -->\nkept\n<!-- end -->"
+
+
+def test_what_is_shipped_for_a_cpu_is_what_was_best_without_an_attack() -> None:
+    config = yaml.safe_load((RESULTS.parents[1] / "configs" / "cifar10" / "cpu.yaml").read_text())["model"]
+    rate = str(config["client"]["init_args"]["optimizer"]["init_args"]["lr"])
+    curves = PAGE["cpu_curves"]()
+    means = curves[curves["round"].between(25, 40)].groupby(["rate", "epochs"])["acc"].mean()
+    assert means.idxmax() == (rate, str(config["local"]["epochs"]))
+    assert tuple(curves.iloc[-1][["rate", "epochs"]]) == means.idxmax()
+
+
+def test_packed_runs_for_a_cpu_are_cells_of_their_grid_and_attacked_by_nobody() -> None:
+    root = root_of(RESULTS / "runs" / "cifar10_cpu.jsonl.gz")
+    found = read_results(root / "sweeps" / "cifar10-choose-cpu", root / "pool")
+    grid = [cell.labels for cell in read_sweep(PAGE["SWEEPS"] / "cifar10" / "choose_cpu.yaml").cells]
+    assert [{axis: row[axis] for axis in found.axes} for row in found.runs.to_dict("records")] == grid
+    records = [run.record for run in found.folders if run.finished]
+    assert len(records) == 5
+    assert all(record["config"]["model"]["attacks"] == [] for record in records)
+    networks = {row["network"] for row in found.runs[found.runs["state"] == "finished"].to_dict("records")}
+    best = found.runs.loc[found.runs["acc"].idxmax(), "network"]
+    assert len(networks) == 3
+    assert best == "CNN 16-32-64"
