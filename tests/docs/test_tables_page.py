@@ -1,5 +1,7 @@
 """The tables of measured results are what their CSV files say."""
 
+import json
+
 import pytest
 import yaml
 from results_pages import RESULTS, script
@@ -53,3 +55,17 @@ def test_packed_runs_for_a_cpu_are_cells_of_their_grid_and_attacked_by_nobody() 
     best = found.runs.loc[found.runs["acc"].idxmax(), "network"]
     assert len(networks) == 3
     assert best == "CNN 16-32-64"
+
+
+def test_the_curve_of_what_is_shipped_for_a_cpu_is_that_of_its_packed_run() -> None:
+    root = root_of(RESULTS / "runs" / "cifar10_cpu.jsonl.gz")
+    found = read_results(root / "sweeps" / "cifar10-table1-cpu", root / "pool")
+    (run,) = (run for run in found.folders if run.finished)
+    assert (run.record["rounds"], run.record["config"]["model"]["cohort"]["malicious_fraction"]) == (300, 0)
+    lines = [json.loads(line) for line in (root / "pool" / run.path.name / "metrics.jsonl").read_text().splitlines()]
+    curves = PAGE["cpu_curves"]()
+    rate, epochs = curves.iloc[-1][["rate", "epochs"]]
+    shown = curves[(curves["rate"] == rate) & (curves["epochs"] == epochs)]
+    assert [line["round"] for line in lines] == shown["round"].tolist()
+    assert [line["acc"] for line in lines] == pytest.approx(shown["acc"].tolist(), abs=1e-4)
+    assert [line["asr"] for line in lines] == pytest.approx(shown["asr"].tolist(), abs=1e-4)
