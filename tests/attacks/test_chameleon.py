@@ -188,6 +188,13 @@ def trigger() -> ValueTrigger:
     return ValueTrigger(column=5, value=4.0, source_label=1, target_label=0, poison_fraction=0.5)
 
 
+def endless() -> Chameleon:
+    """With a stage as one's own attack may give it."""
+    attack = Chameleon()
+    attack.classifier_epochs = 1e6
+    return attack
+
+
 @pytest.mark.parametrize(
     ("attacks", "settings", "message"),
     [
@@ -204,7 +211,7 @@ def trigger() -> ValueTrigger:
             {},
             r"stage 1 of Chameleon\.stages .* has 1e-09 epochs; they must be from",
         ),
-        ([trigger(), Chameleon(classifier_epochs=1e6)], {}, r"stage 2 of Chameleon\.stages .* has 1000000\.0 epochs"),
+        ([trigger(), endless()], {}, r"stage 2 of Chameleon\.stages .* has 1000000\.0 epochs"),
         ([trigger(), Chameleon(target_label=7)], {}, r"Chameleon\.target_label must be from 0 to 2"),
         (
             [trigger(), Chameleon(output_layer="net.9")],
