@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -88,17 +89,22 @@ class Progress(NamedTuple):
         )
 
 
-def adam_table(steps: int, learning_rate: float, device: torch.device) -> list[list[Tensor]]:
-    """For each step t = 1, 2, ... of Adam, the numbers () that it moves by, and that it adds to the root of the square.
+@cache
+def adam_numbers(steps: int, learning_rate: float) -> tuple[list[float], list[float]]:
+    """For each step t = 1, 2, ... of Adam, what it moves by, and what it adds to the root of the square.
 
     theta - lr (average / (1 - beta1^t)) / (root(square / (1 - beta2^t)) + eps), with both parts of the fraction multiplied by
     root(1 - beta2^t).
     """
-    table = []
-    for t in range(1, steps + 1):
-        root = math.sqrt(1 - BETAS[1] ** t)
-        table.append([-learning_rate * root / (1 - BETAS[0] ** t), EPSILON * root])
-    return [list(row.unbind()) for row in torch.tensor(table, device=device).unbind()]
+    roots = [math.sqrt(1 - BETAS[1] ** t) for t in range(1, steps + 1)]
+    rates = [-learning_rate * root / (1 - BETAS[0] ** t) for t, root in enumerate(roots, 1)]
+    return rates, [EPSILON * root for root in roots]
+
+
+def adam_table(steps: int, learning_rate: float, device: torch.device) -> list[list[Tensor]]:
+    """The same numbers as tensors (), two for each step."""
+    table = torch.tensor(list(zip(*adam_numbers(steps, learning_rate), strict=True)), device=device)
+    return [list(row.unbind()) for row in table.unbind()]
 
 
 def inversion_step(model: Callable[[Tensor], Tensor], *tensors: Tensor, patience: int) -> None:

@@ -18,7 +18,6 @@ Letters as in `trigger_inversion`; inputs are rows of a table, so m = p = F.
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -26,7 +25,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from fl_lightning.aggregators.inversion_step import BETAS, COST_DOWN, COST_UP, EPSILON, Problem, Progress
+from fl_lightning.aggregators.inversion_step import BETAS, COST_DOWN, COST_UP, Problem, Progress, adam_numbers
 from fl_lightning.modules.perceptron import Dense
 
 
@@ -90,14 +89,6 @@ def invert_from_perceptron(
             1 / COST_DOWN,
             *BETAS,
         )
-
-
-@cache
-def adam_numbers(steps: int, learning_rate: float) -> tuple[list[float], list[float]]:
-    """What `adam_table` holds, as numbers: what each step moves by, and adds to the root of the square."""
-    roots = [math.sqrt(1 - BETAS[1] ** t) for t in range(1, steps + 1)]
-    rates = [-learning_rate * root / (1 - BETAS[0] ** t) for t, root in enumerate(roots, 1)]
-    return rates, [EPSILON * root for root in roots]
 
 
 @cache

@@ -12,11 +12,12 @@ from fl_lightning.aggregators.inversion_step import (
     COST_UP,
     Problem,
     Progress,
+    adam_numbers,
     adam_table,
     cost_factors,
     inversion_step,
 )
-from fl_lightning.aggregators.perceptron_inversion import adam_numbers, can_invert, invert_from_perceptron
+from fl_lightning.aggregators.perceptron_inversion import can_invert, invert_from_perceptron
 from fl_lightning.aggregators.trigger_inversion import Inverted, TriggerInversion, TriggerSpace, to_parameters
 from fl_lightning.models import MLP
 from fl_lightning.modules.perceptron import Dense, perceptron_layers
