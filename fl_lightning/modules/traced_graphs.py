@@ -6,7 +6,7 @@ import re
 import warnings
 from collections.abc import Callable
 from copy import deepcopy
-from functools import cache
+from functools import lru_cache
 from itertools import chain
 from operator import is_
 from typing import Any, NamedTuple
@@ -25,6 +25,9 @@ from fl_lightning.modules.graph_passes import (
     results_to_places,
     transposes_to_inputs,
 )
+
+MOST_COMPILED = 256
+"""Texts whose compiled steps a process keeps: learning rates are in them, of which a long session may see many."""
 
 
 class NotRecordableError(Exception):
@@ -92,8 +95,8 @@ class Replay:
         self.transposed = transposes_to_inputs(graph, len(state), len(state) + len(self.constants))
         self.given: list[Tensor] = []
         self.made: list[Tensor] = []
-        self.steps = without_python(graph, self.inputs(state), leaves)
         self.code = code_of(graph, len(self.inputs(state)), len(leaves))
+        self.steps = without_python(graph, self.code, self.inputs(state), leaves)
 
     @classmethod
     def of(cls, script: Script) -> Replay:
@@ -127,16 +130,20 @@ class Replay:
         return self.steps(self.inputs(state), batches)
 
 
-def without_python(graph: GraphModule, state: list[Tensor], leaves: list[Tensor]) -> Steps:
-    """The steps of a traced graph, by TorchScript's interpreter if that does the same to the example, else in Python."""
+def without_python(graph: GraphModule, code: str, state: list[Tensor], leaves: list[Tensor]) -> Steps:
+    """The steps of a traced graph, by TorchScript's interpreter if that does the same to the example, else in Python.
+
+    Args:
+        graph: of a step.
+        code: as `code_of` gives it.
+        state: what its steps take beside a batch.
+        leaves: of a batch.
+    """
 
     def steps(state: list[Tensor], batches: list[list[Tensor]]) -> list[list[Tensor]]:
         return [graph(*state, *batch) for batch in batches]
 
-    code = code_of(graph, len(state), len(leaves))
-    # Two steps, as what the second finds has to be the same as well.
-    # Tensors of the state may be views of each other, and are so in the copies.
-    expected, found = ([deepcopy(state), *([leaf.clone() for leaf in leaves] for _ in range(2))] for _ in range(2))
+    expected, found = for_two_steps(state, leaves), for_two_steps(state, leaves)
     with warnings.catch_warnings(), torch.no_grad(), torch.jit.optimized_execution(False):
         warnings.simplefilter("ignore")  # TorchScript is deprecated, but nothing else replays without Python
         with isolate_rng():
@@ -169,7 +176,15 @@ def steps(state: List[Tensor], batches: List[List[Tensor]]):
 """
 
 
-@cache
+def for_two_steps(state: list[Tensor], leaves: list[Tensor]) -> list[list[Tensor]]:
+    """Copies to try steps on: of the state, and of a batch twice, as what a second step finds has to be the same as well.
+
+    Tensors of the state may be views of each other, and are so in the copy.
+    """
+    return [deepcopy(state), *([leaf.clone() for leaf in leaves] for _ in range(2))]
+
+
+@lru_cache(MOST_COMPILED)
 def compiled(code: str) -> Any:
     """`steps` of what `code_of` gives, once in a process and in those that are forked from it."""
     with warnings.catch_warnings():
@@ -179,7 +194,7 @@ def compiled(code: str) -> Any:
 
 def takes_the_same(run: Replay, function: Callable[..., Any], state: list[Tensor], leaves: list[Tensor]) -> list[str] | None:
     """What a step logs if two steps, replayed, are `function`'s to the bit; else None. Tried on copies."""
-    expected, found = ([deepcopy(state), *([leaf.clone() for leaf in leaves] for _ in range(2))] for _ in range(2))
+    expected, found = for_two_steps(state, leaves), for_two_steps(state, leaves)
     with torch.no_grad(), torch.jit.optimized_execution(False):
         with isolate_rng():
             logged = [function(*expected[0], *batch) for batch in expected[1:]]

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from fl_lightning.modules.traced_graphs import Script, compiled
+from fl_lightning.modules.traced_graphs import MOST_COMPILED, Script, compiled
 
 MOST_CHARACTERS = 2**16
 """Of a text that is handed on."""
@@ -34,7 +34,7 @@ class Scripts:
     """The process's memory, which is handed on by whoever starts runs.
 
     Attributes:
-        kept: by kind of step.
+        kept: by kind of step, no more than a process keeps compiled; steps of further kinds are traced.
         tell: is told of every recording, as `note` takes it.
     """
 
@@ -49,7 +49,7 @@ class Scripts:
 
     def note(self, kind: str, script: dict[str, Any], draws: bool) -> None:
         """Keep what a run has told, and compile it for the runs to come."""
-        if kind not in self.kept:
+        if kind not in self.kept and len(self.kept) < MOST_COMPILED:
             self.kept[kind] = Kept(Script(**script), draws)
             with suppress(RuntimeError):  # which the run meets again, and traces the step
                 compiled(script["code"])

@@ -1,6 +1,5 @@
 """Recorded steps: the same bits as plain ones, for whatever can be recorded."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +11,8 @@ from torch.optim import SGD
 
 from fl_lightning.models import CNN, MLP, VGG11, DropoutCNN, ResNet18, ViT, vgg
 from fl_lightning.models.resnet import ResNet
-from fl_lightning.modules.traced_graphs import NotRecordableError, without_python
+from fl_lightning.modules import traced_graphs
+from fl_lightning.modules.traced_graphs import NotRecordableError, code_of, without_python
 from fl_lightning.training.local_training import LocalTraining
 from fl_lightning.training.recorded_steps import RecordedSteps
 from fl_lightning.training.recordings import RECORD_AFTER
@@ -243,7 +243,7 @@ def test_a_graph_that_torchscript_does_not_know_is_replayed_as_it_is() -> None:
 
     x = torch.ones(2)
     graph = make_fx(Unknown())(x.clone())
-    steps = without_python(graph, [], [x])
+    steps = without_python(graph, code_of(graph, 0, 1), [], [x])
     assert torch.equal(x, torch.ones(2)), "the example is not written into"
     assert not isinstance(steps, torch.jit.ScriptFunction)
     steps([], [[x], [x]])
@@ -266,9 +266,9 @@ def test_two_steps_are_tried_on_tensors_that_share_memory_as_the_state_does(monk
     vector, x = torch.zeros(4), torch.ones(2)
     state = [vector, vector[:2]]
     graph = make_fx(function)(*state, x)
-    monkeypatch.setattr(torch.jit, "CompilationUnit", lambda _: SimpleNamespace(steps=unlike))
+    monkeypatch.setattr(traced_graphs, "compiled", lambda _: unlike)  # which would be kept
     vector.zero_()
-    assert without_python(graph, state, [x]) is not unlike
+    assert without_python(graph, code_of(graph, len(state), 1), state, [x]) is not unlike
 
 
 def test_an_attribute_that_changes_as_a_client_begins() -> None:

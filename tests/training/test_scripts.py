@@ -10,7 +10,7 @@ from test_executor import made, weights_after
 from fl_lightning.experiments.packets import pair, send
 from fl_lightning.experiments.warm_server import Server
 from fl_lightning.models import MLP
-from fl_lightning.modules.traced_graphs import NotRecordableError
+from fl_lightning.modules.traced_graphs import MOST_COMPILED, NotRecordableError, compiled
 from fl_lightning.training import recordings, scripts
 from fl_lightning.training.scripts import MOST_CHARACTERS, Scripts, step_kind
 from fl_lightning.training.trials import TRIALS
@@ -115,3 +115,9 @@ def test_a_server_keeps_what_runs_tell(told, monkeypatch):
     assert kept.kept.keys() == {message["kind"] for message in told}
     for end in (requests, *server.found):
         end.close()
+
+
+def test_no_more_kinds_are_kept_than_a_process_keeps_compiled(memory, told):
+    for i in range(MOST_COMPILED + 5):
+        memory.note(**{**told[0], "kind": str(i)})
+    assert len(memory.kept) == MOST_COMPILED == compiled.cache_info().maxsize
