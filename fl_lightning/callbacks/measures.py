@@ -62,7 +62,7 @@ class Share:
         self.counts = torch.zeros(2, dtype=torch.int64, device=device)
 
     def update(self, number: int, hits: Tensor, counted: Tensor) -> None:
-        """Another batch: of each prediction, (b,) or (b, L) bool, whether it hits and whether it counts."""
+        """Another batch, of any number: of each prediction, (b,) or (b, L) bool, whether it hits and whether it counts."""
         self.counts += torch.stack([(hits & counted).sum(), counted.sum()])
 
     @property

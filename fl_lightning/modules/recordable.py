@@ -73,7 +73,7 @@ class PythonState:
         self.containers = [(container, len(container)) for container in containers]
 
     def same(self) -> bool:
-        """Whether it is. Most attributes are the very same objects, which is seen in a fifth of the time."""
+        """Whether it is. Most attributes are the very same objects, which is seen in a seventh of the time."""
         for own, size, values in self.objects:
             if len(own) != size:
                 return self._equal()

@@ -87,7 +87,7 @@ def rough_gram(shard: UpdateShard, *, fine: bool) -> RoughGram:
 
     Args:
         shard: finite updates on a CPU.
-        fine: whether few coordinates are multiplied at a time: errors are a tenth as large, and it takes a tenth longer.
+        fine: whether few coordinates are multiplied at a time: errors are a tenth as large, and it may take a tenth longer.
     """
     d, size = shard.num_coordinates, block_size(shard.num_coordinates)
     height = max(1, ADDED_AT_ONCE // size).bit_length() - 1  # 2 to its power blocks at a time
