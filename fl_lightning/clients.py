@@ -120,7 +120,7 @@ class Clients:
         self.num_classes = data.task.num_classes
         self.memory = ClientMemory(rule.client_memory_size(data.train, self.num_classes), self.exchange)
         self.benign = benign
-        self.structure = Structure(list(module.modules()))
+        self.structure = Structure(module)
         self.executor = LocalExecutor(module, local)
         self.recipe = recipe
         self.peak_memory = peak_memory or PeakMemory(self.exchange.device)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fl_lightning.checked import Checked
-from fl_lightning.models.trainable import parts_of, trainable
+from fl_lightning.modules.trainable import parts_of, trainable
 
 IGNORED = -100
 """A target that is none, as PyTorch's losses have it."""

@@ -5,7 +5,9 @@ The list is read off LightningModule itself, so that a hook of a later version i
 
 from __future__ import annotations
 
-from functools import cache
+import inspect
+from collections.abc import Callable
+from functools import cache, lru_cache
 from typing import Any
 
 import lightning as L
@@ -114,3 +116,22 @@ def transferred(module: Any, batch: Any, device: Any, hooks: frozenset[str] | No
     if "on_after_batch_transfer" in hooks:
         batch = module.on_after_batch_transfer(batch, 0)
     return batch
+
+
+def num_arguments(method: Callable[..., Any]) -> int:
+    """How many of (batch, batch_idx, ...) a `training_step` or `predict_step` takes by their place; with `*args`, two at least.
+
+    Example:
+        >>> num_arguments(lambda batch, **options: None)
+        1
+    """
+    function = getattr(method, "__func__", None)  # asked for every client: a method is bound anew each time, this stays
+    return _num_arguments(method, bound=False) if function is None else _num_arguments(function, bound=True)
+
+
+@lru_cache(maxsize=256)
+def _num_arguments(function: Callable[..., Any], *, bound: bool) -> int:
+    kinds = [parameter.kind for parameter in inspect.signature(function).parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL in kinds:
+        return max(2, kinds.index(inspect.Parameter.VAR_POSITIONAL) - bound)
+    return sum(kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for kind in kinds) - bound

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-from functools import cache
 from typing import Any
 
 import lightning as L
@@ -11,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fl_lightning.errors import ConfigurationError
-from fl_lightning.modules.hooks import transferred
+from fl_lightning.modules.hooks import num_arguments, transferred
 from fl_lightning.modules.lightning_modules import overrides
 from fl_lightning.modules.outputs import is_one_logit, read_logits
 
@@ -25,7 +23,7 @@ def predict(module: L.LightningModule, batch: Any) -> Tensor:
     transfer come first."""
     batch = transferred(module, batch, next(module.parameters()).device)
     if overrides(module, "predict_step"):
-        output = module.predict_step(*(batch, 0, 0)[: num_arguments(type(module))])
+        output = module.predict_step(*(batch, 0, 0)[: num_arguments(module.predict_step)])
         logits = read_logits(output, f"predict_step of the client {type(module).__name__}")
     elif isinstance(batch, (tuple, list)):
         logits = read_logits(module(batch[0]), f"forward of the client {type(module).__name__}")
@@ -44,14 +42,6 @@ def with_batch_axis(logits: Tensor, batch: Any) -> Tensor:
     targets = batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
     alone = isinstance(targets, Tensor) and targets.shape[:1] == (1,)
     return logits[None] if alone and len(logits) != 1 else logits
-
-
-@cache
-def num_arguments(kind: type) -> int:
-    """How many of (batch, batch_idx, dataloader_idx) a class's `predict_step` takes."""
-    parameters = list(inspect.signature(kind.predict_step).parameters.values())[1:]  # pyrefly: ignore[missing-attribute]
-    named = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return 2 if any(p.kind is p.VAR_POSITIONAL for p in parameters) else len(named)
 
 
 def predicted_classes(logits: Tensor) -> Tensor:

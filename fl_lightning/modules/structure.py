@@ -6,31 +6,37 @@ or replaces some of them while it trains would have its update read wrongly, or 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import chain
 from operator import is_
 
 from torch import nn
 
 from fl_lightning.errors import ConfigurationError
+from fl_lightning.modules.trainable import parts_of, trainable
 
 
 class Structure:
     """What a module is made of now. To see whether that is still so costs a pass over its parts, without their names.
 
-    Args:
+    Attributes:
         parts: all parts of the module, as `modules()` gives them.
+        trained: its parameters that ask for gradients, as `parameters()` gives them.
 
     Example:
         >>> net = nn.Linear(2, 2)
-        >>> before = Structure([net])
+        >>> before = Structure(net)
         >>> net.bias = None
         >>> before.same()
         False
     """
 
-    def __init__(self, parts: Sequence[nn.Module]) -> None:
-        self.parts = parts
+    def __init__(self, module: nn.Module) -> None:
+        self.read(module)
+
+    def read(self, module: nn.Module) -> None:
+        """Remember what the module is made of now."""
+        parts = self.parts = parts_of(module)
+        self.trained = trainable(parts)
         self.all = [own for part in parts for own in (part._parameters, part._buffers, part._modules)]
         self.number = sum(map(len, self.all))
         self.within = [part._modules for part in parts if part._modules]
@@ -38,7 +44,7 @@ class Structure:
         self.own = [part._parameters for part in parts if part._parameters]
         self.parameters = [p for own in self.own for p in own.values()]
         self.keys = [list(own.keys()) for own in self.own]  # scripted parts have only that
-        self.trained = [p is not None and p.requires_grad for p in self.parameters]
+        self.asking = [p is not None and p.requires_grad for p in self.parameters]
         self.buffers = [part._buffers for part in parts if part._buffers]
         self.shapes = [[(name, None if b is None else b.shape) for name, b in own.items()] for own in self.buffers]
 
@@ -48,14 +54,14 @@ class Structure:
             self.number == sum(map(len, self.all))
             and all(map(is_, self.parameters, chain.from_iterable([own.values() for own in self.own])))
             and all(map(is_, self.children, chain.from_iterable([within.values() for within in self.within])))
-            and self.trained == [p is not None and p.requires_grad for p in self.parameters]
+            and self.asking == [p is not None and p.requires_grad for p in self.parameters]
             and self.shapes == [[(name, None if b is None else b.shape) for name, b in own.items()] for own in self.buffers]
         )
 
     def check(self, module: nn.Module, by: str = "training", *, objects: bool = False) -> None:
         """Raise `ConfigurationError` if the module has other parameters than before, or buffers that checkpoints would miss.
 
-        Parts without parameters and buffers that are not persistent may come and go.
+        Parts without parameters and buffers that are not persistent may come and go, and are known from then on.
 
         Args:
             module: whose parts these are.
@@ -70,9 +76,10 @@ class Structure:
                 f"{by} changes what the client {type(module).__name__} is made of: {change}, but all clients' updates must "
                 "mean the same tensors; freeze, unfreeze and make layers and buffers in the constructor"
             )
+        self.read(module)
 
     def _change_of_parameters(self, module: nn.Module, *, objects: bool) -> str | None:
-        flat = iter(zip(self.parameters, self.trained, strict=True))
+        flat = iter(zip(self.parameters, self.asking, strict=True))
         before = {id(own): {key: next(flat) for key in keys} for own, keys in zip(self.own, self.keys, strict=True)}
         for place, part in module.named_modules():
             prefix = f"{place}." if place else ""

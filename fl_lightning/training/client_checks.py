@@ -115,10 +115,12 @@ def check_steps(client: L.LightningModule, name: str) -> None:
     parameters = inspect.signature(client.training_step).parameters.values()
     needed = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL)]
-    if len(needed) > 2 or not positional or "dataloader_iter" in needed:
+    by_name = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name in needed]
+    if len(needed) > 2 or not positional or by_name or "dataloader_iter" in needed:
+        asked = [*(name for name in needed if name not in by_name), *(["*", *by_name] if by_name else [])]
         raise ConfigurationError(
-            f"training_step of {name} takes ({', '.join(needed)}); local training gives it (batch, batch_idx), so it may ask "
-            "for no more"
+            f"training_step of {name} takes ({', '.join(asked)}); local training gives it (batch, batch_idx) by their place, "
+            "so it may ask for no more"
         )
 
 

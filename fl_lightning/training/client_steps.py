@@ -6,7 +6,6 @@ the clipping of gradients, then on_train_batch_end. A hook is called where the m
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import cached_property
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fl_lightning.errors import ConfigurationError
-from fl_lightning.modules.hooks import called_hooks
+from fl_lightning.modules.hooks import called_hooks, num_arguments
 from fl_lightning.modules.recordable import is_recordable
 from fl_lightning.training.client_trainer import ClientTrainer
 from fl_lightning.training.closures import Use, closure_use, step
@@ -62,7 +61,7 @@ class ClientSteps:
     @cached_property
     def num_arguments(self) -> int:
         """Of `training_step`, which may take the batch alone."""
-        return len(inspect.signature(self.module.training_step).parameters)
+        return num_arguments(self.module.training_step)
 
     def begin(self) -> None:
         """Training starts."""

@@ -29,6 +29,7 @@ from fl_lightning.data.base import Samples
 from fl_lightning.errors import cause, enumerated
 from fl_lightning.modules.kept_python import KeptPython
 from fl_lightning.modules.recordable import is_recordable, python_state
+from fl_lightning.modules.structure import Structure
 from fl_lightning.modules.traced_graphs import NotRecordableError
 from fl_lightning.training.idle_clients import Taken
 from fl_lightning.training.local_training import Follower, LocalTraining
@@ -77,6 +78,7 @@ class LocalExecutor:
         self.ahead = False
         self.recorded: RecordedSteps | None = None
         self.kept: KeptPython | None = None
+        self.structure: Structure | None = None  # as long as nobody but clients' steps has had the module in hands
         self.told: set[str] = set()
         self.chosen: Literal["sequential", "graph"] | None = None
         self.reason = "asked for"
@@ -90,7 +92,13 @@ class LocalExecutor:
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies: recordings belong to the module that they were made for."""
-        undone = {"recorded": None, "kept": None, "ahead": False, "chosen": None if self.recorded is not None else self.chosen}
+        undone = {
+            "recorded": None,
+            "kept": None,
+            "structure": None,
+            "ahead": False,
+            "chosen": None if self.recorded is not None else self.chosen,
+        }
         return {**vars(self), **undone}
 
     @property
@@ -107,6 +115,7 @@ class LocalExecutor:
     def look_anew(self) -> None:
         """Others than clients' steps have had the module in hands, and may have changed more than its values."""
         self.ahead = False
+        self.structure = None
         if self.recorded is not None:
             self.recorded.known = False
 
@@ -128,6 +137,8 @@ class LocalExecutor:
     def put_back(self) -> None:
         """Undo what the last client has changed in Python beside its tensors, and say so once."""
         changed = [] if self.kept is None else self.kept.restore()
+        if changed:
+            self.structure = None
         if new := sorted({*changed} - self.told):
             self.told.update(new)
             log.warning(
@@ -153,7 +164,9 @@ class LocalExecutor:
         self.ahead = False
         if follower is not None:
             self.look_anew()
-            return self._train(samples, draws(), after_step, steps, stage=stage, follower=follower)
+            logs = self._train(samples, draws(), after_step, steps, stage=stage, follower=follower)
+            self.structure = None  # attacks have more to do with the module
+            return logs
         if self.chosen == "graph":
             return self._replay(samples, draws, after_step, steps)
         patient = self.local.executor == "auto" and self.seconds < SECONDS_BEFORE_TRIAL and not self.known_to_pay
@@ -172,7 +185,9 @@ class LocalExecutor:
         if stage is not None and stage.optimizer is not None:
             made = stage.optimizer, LocalScheduler(stage.scheduler)
             configure = lambda _: made  # noqa: E731
-        return local.train(self.module, *arguments, configure=configure, **named)
+        if self.structure is None:
+            self.structure = Structure(self.module)
+        return local.train(self.module, *arguments, configure=configure, structure=self.structure, **named)
 
     def _replay(
         self, samples: Samples, draws: Draws, after_step: Callable[[int, int], None] | None, steps: int | None

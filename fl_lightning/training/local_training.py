@@ -24,7 +24,6 @@ from torchmetrics import Metric
 from fl_lightning.checked import MOST_EPOCHS, real, whole, with_checked_arguments
 from fl_lightning.data.base import Samples
 from fl_lightning.errors import ConfigurationError
-from fl_lightning.models.trainable import parts_of, trainable
 from fl_lightning.modules.hooks import transferred
 from fl_lightning.modules.structure import Structure
 from fl_lightning.training.batches import LEAST_EPOCHS, epoch_batches, epoch_parts, resident
@@ -139,6 +138,7 @@ class LocalTraining:
         configure: Configure = configured,
         follower: Follower | None = None,
         taken: Taken | None = None,
+        structure: Structure | None = None,
     ) -> dict[str, float]:
         """Train the module, in place unless `stepper` keeps weights of its own.
 
@@ -152,16 +152,17 @@ class LocalTraining:
             configure: makes the optimizer and its scheduler.
             follower: of a client without a stepper, has a say in its loss and in its end.
             taken: counts batches, and those that are skipped.
+            structure: what the module is made of, where somebody knows; it must still be so.
 
         Returns:
             What the module logged, averaged over the steps.
         """
-        parts = parts_of(module)
+        if structure is None:
+            structure = Structure(module)
+        parts, parameters = structure.parts, structure.trained
         reset_metrics(parts)
         if not all(part.training for part in parts):  # to see that takes a third of `train`'s time
             module.train()
-        structure = Structure(parts) if stepper is None else None
-        parameters = trainable(parts)
         device = parameters[0].device
         plan = self.plan(len(samples), steps)
         epochs, steps = self.epochs if steps is None else math.inf, plan.steps
@@ -220,7 +221,7 @@ class LocalTraining:
             if stepper is not None:
                 stepper.catch_up(logs)
             client.end()
-        if structure is not None:
+        if stepper is None:
             structure.check(module)
         for parameter in parameters:
             parameter.grad = None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import lightning as L
 from torch import nn
+
+from fl_lightning.modules.hooks import num_arguments
 
 
 class TrainingStep(nn.Module):
@@ -18,7 +19,7 @@ class TrainingStep(nn.Module):
     def __init__(self, client: L.LightningModule) -> None:
         super().__init__()
         self.client = client
-        self.num_arguments = len(inspect.signature(client.training_step).parameters)
+        self.num_arguments = num_arguments(client.training_step)
 
     def forward(self, *arguments: Any) -> Any:  # batch, batch_idx
         return self.client.training_step(*arguments[: self.num_arguments])

@@ -13,7 +13,10 @@ def samples(n: int) -> TensorSamples:
     return TensorSamples(torch.randn(n, 4, generator=torch.Generator().manual_seed(1)), torch.arange(n) % 3)
 
 
-@pytest.mark.parametrize("arguments", ["batch", "batch, batch_idx", "batch, batch_idx, dataloader_idx", "batch, *rest"])
+@pytest.mark.parametrize(
+    "arguments",
+    ["batch", "batch, batch_idx", "batch, batch_idx, dataloader_idx", "batch, *rest", "batch, **rest", "batch, a, b, *c"],
+)
 def test_predict_step_is_given_what_it_takes(arguments):
     methods: dict[str, Any] = {}
     exec(f"def predict_step(self, {arguments}): return self.layer(batch[0])", methods)

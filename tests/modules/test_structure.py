@@ -40,7 +40,7 @@ def grow_buffer(net: nn.Sequential) -> None:
 )
 def test_changes_are_named(change, message):
     net = network()
-    before = Structure(list(net.modules()))
+    before = Structure(net)
     before.check(net)
     change(net)
     with pytest.raises(ConfigurationError, match=message):
@@ -68,7 +68,7 @@ def replace_buffer(net: nn.Sequential) -> None:
 )
 def test_what_no_update_and_no_checkpoint_holds_may_change(change):
     net = network()
-    before = Structure(list(net.modules()))
+    before = Structure(net)
     change(net)
     before.check(net)
 
@@ -76,7 +76,7 @@ def test_what_no_update_and_no_checkpoint_holds_may_change(change):
 def test_frozen_from_the_start_is_no_change():
     net = network()
     net[0].requires_grad_(False)
-    before = Structure(list(net.modules()))
+    before = Structure(net)
     before.check(net)
     net[0].requires_grad_(True)
     with pytest.raises(ConfigurationError, match=r"requires_grad of 0\.weight becomes True"):

@@ -74,6 +74,11 @@ class Several(Client):
         return super().training_step(batch, batch_idx)
 
 
+class ByName(Client):
+    def training_step(self, batch: Any, *, batch_idx: int) -> Tensor:  # pyrefly: ignore[bad-override]
+        return super().training_step(batch, batch_idx)
+
+
 class Iterates(Client):
     def training_step(self, dataloader_iter: Any) -> Tensor:  # pyrefly: ignore[bad-override]
         return super().training_step(*next(dataloader_iter))
@@ -115,6 +120,7 @@ def sgd_of_a_copy(client: Client) -> torch.optim.Optimizer:
         (NoStep(), "NoStep has no training_step; a client trains by its own"),
         (NoOptimizer(), "NoOptimizer has no configure_optimizers; a client trains by its own"),
         (Several(), r"takes \(batch, batch_idx, optimizer_idx\); local training gives it \(batch, batch_idx\)"),
+        (ByName(), r"takes \(batch, \*, batch_idx\); local training gives it \(batch, batch_idx\) by their place"),
         (Iterates(), r"takes \(dataloader_iter\)"),
         (Manual(), "asks for manual optimization"),
         (Client(nn.LazyLinear(CLASSES)), "the parameter net.weight of the client Client gets its shape with the first batch"),

@@ -137,6 +137,35 @@ def test_what_ends_an_epoch_or_skips_a_batch_does_it_as_in_lightning(kind):
     assert_equal_weights(ours, theirs)
 
 
+@pytest.mark.parametrize(
+    "taken", ["batch", "batch, batch_idx=None", "*given", "batch, *rest", "batch, **rest", "batch, *, scale=1.0"]
+)
+def test_a_training_step_is_given_what_it_takes_as_by_lightning(taken):
+    got: list[Any] = []
+    written = f"lambda self, {taken}: got.append({{k: v for k, v in locals().items() if k != 'self'}}) or step(self)"
+
+    def step(module: Plain) -> Any:
+        batch = got[-1]["given"][0] if "given" in got[-1] else got[-1].pop("batch")
+        got[-1] = {name: value[1:] if name == "given" else value for name, value in got[-1].items()}
+        return Plain.training_step(module, batch, 0)
+
+    kind = type("Own", (Plain,), {"training_step": eval(written, {"got": got, "step": step})})
+    theirs, ours = kind(), kind()
+    by_lightning(theirs)
+    of_lightning, got[:] = [*got], []
+    by_us(ours)
+    assert got == of_lightning
+    assert_equal_weights(ours, theirs)
+
+
+def test_a_training_step_set_on_the_module_itself_is_given_what_it_takes():
+    ours, other = Plain(), Plain()
+    vars(ours)["training_step"] = lambda batch: Plain.training_step(ours, batch, 0)
+    by_us(ours)
+    by_us(other)
+    assert_equal_weights(ours, other)
+
+
 def schedule(interval: str, frequency: int) -> type[Plain]:
     class Scheduled(Plain):
         def configure_optimizers(self):

@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from fl_lightning.models.trainable import trainable
+from fl_lightning.modules.trainable import trainable
 
 
 def test_trainable_parameters_are_those_of_parameters_in_their_order():
