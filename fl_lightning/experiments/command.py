@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fl_lightning.errors import ConfigurationError, nearest
+from fl_lightning.errors import ConfigurationError
 from fl_lightning.experiments.arguments import Parser
 from fl_lightning.experiments.budget import SPENT, Budget, read_span
+from fl_lightning.experiments.labels import having, label
 from fl_lightning.experiments.planned import POOL, SWEEPS, Run, missing_prefixes, prefixes
 from fl_lightning.experiments.priority import in_order
 from fl_lightning.experiments.run_folder import State
@@ -115,7 +116,7 @@ def report(args: Sequence[str]) -> None:
     # With pandas and matplotlib, which a sweep has no need of.
     from fl_lightning.experiments.final import Final
     from fl_lightning.experiments.pools import read_pools
-    from fl_lightning.experiments.report import write_report
+    from fl_lightning.experiments.report import MOST_CELLS, write_report
     from fl_lightning.experiments.tables import table
 
     parser = Parser(
@@ -139,8 +140,20 @@ def report(args: Sequence[str]) -> None:
         help="Acc and ASR in table.tex, bars and heat maps: of the last round, or their means over a run's last evaluations, "
         "ten at most (default: last)",
     )
+    parser.add_argument(
+        "--only",
+        metavar="AXIS=LABEL",
+        type=label,
+        action="append",
+        default=[],
+        help="show the cells with these labels alone, for example --only rule=FedAvg --only rule=Krum; needs an --output of "
+        "its own. They are compared with the same cells as in the whole sweep",
+    )
     options = parser.parse_args(args)
+    if options.only and options.output is None:
+        parser.error("--only needs --output, as the sweep's folder has the report of the whole sweep")
     results, folder = read_pools(options.sweep, options.runs)
+    results = results.only(options.only)
     output = options.output or folder
     written = write_report(results, output, Final(options.measure))
     shown = table(results)
@@ -152,6 +165,8 @@ def report(args: Sequence[str]) -> None:
     for note in results.notes:
         print(f"note: {note}")
     pdfs = [path for path in written if path.suffix == ".pdf"]
+    if len(results.cells) > MOST_CELLS:
+        print(f"Curves and bars are drawn of {MOST_CELLS} cells at most; these are {len(results.cells)}: choose with --only")
     print(f"Report: {output / 'report.html'}")
     print(f"For a paper: {output / 'table.tex'}, {output / 'figures.tex'} and {len(pdfs)} figures in {output / 'figures'}")
 
@@ -272,33 +287,9 @@ def parse_sweep_command(args: Sequence[str]) -> tuple[argparse.Namespace, list[s
     return options, overrides
 
 
-def label(text: str) -> tuple[str, str]:
-    """
-    >>> label("rule=no attack")
-    ('rule', 'no attack')
-    """
-    axis, separator, value = text.partition("=")
-    if not separator:
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form AXIS=LABEL")
-    return axis, value
-
-
 def chosen(runs: Sequence[Run], only: Sequence[tuple[str, str]]) -> list[Run]:
     """The runs that have one of the labels given for each axis that labels are given for."""
-    wanted: dict[str, set[str]] = {}
-    for axis, value in only:
-        wanted.setdefault(axis, set()).add(value)
-    labels = [{**run.cell.labels, "seed": str(run.seed)} for run in runs]
-    for axis, values in wanted.items():
-        known = {of_run[axis] for of_run in labels if axis in of_run}
-        if not known:
-            raise ConfigurationError(f"--only {axis}: there is no such axis; {nearest(axis, labels[0])}")
-        for value in sorted(values - known):
-            raise ConfigurationError(f"--only {axis}={value}: there is no such run; {nearest(value, known)}")
-    found = [run for run, own in zip(runs, labels, strict=True) if all(own[axis] in values for axis, values in wanted.items())]
-    if not found:
-        raise ConfigurationError(f"--only {' --only '.join(f'{a}={v}' for a, v in only)}: no run has all of these labels")
-    return found
+    return [runs[i] for i in having([{**run.cell.labels, "seed": str(run.seed)} for run in runs], only)]
 
 
 def say_rules(runs: Sequence[Run], console: Console) -> None:

@@ -22,6 +22,7 @@ from fl_lightning.experiments.final import Final
 from fl_lightning.experiments.groups import ATTACKS, RULES, Group, groups
 from fl_lightning.experiments.paper_figures import EQUAL_CONTRAST, SHADES, luminance, value_map
 from fl_lightning.experiments.results import Results, records
+from fl_lightning.experiments.run_folder import RunFolder
 from fl_lightning.experiments.tables import number
 
 NO_ATTACK = "no attack"
@@ -146,7 +147,8 @@ def boards(results: Results, final: Final) -> Iterator[Board]:
     if "detection_auroc" in runs:
         found[AUROC] = lambda cell: shares(runs["detection_auroc"].iloc[cell * seeds : (cell + 1) * seeds])
     if "lifespan" in runs:
-        found[LIFESPAN] = lambda cell: [lived(run) for run in records(runs.iloc[cell * seeds : (cell + 1) * seeds])]
+        lives = [lived(run) for run in records(runs)]
+        found[LIFESPAN] = lambda cell: lives[cell * seeds : (cell + 1) * seeds]
     if not found:
         return
     found = {ASR: lambda cell: shares(last.iloc[cell * seeds : (cell + 1) * seeds]), **found}
@@ -218,16 +220,15 @@ def acc_lost(results: Results, final: Final) -> list[float]:
         free = at.get((tuple(labels[axis] for axis in results.axes), row["seed"]))
         kept = results.folders[place].record.get("lifespan")
         over = kept.get("attack_over") if isinstance(kept, dict) and kept.get("asr_end") is not None else None
-        pair = [math.nan if one is None else acc(results, one, over, final) for one in (free, place)]
+        pair = [math.nan if one is None else acc(rows[one], results.folders[one], over, final) for one in (free, place)]
         found.append(pair[0] - pair[1])
     return found
 
 
-def acc(results: Results, place: int, over: int | None, final: Final) -> float:
+def acc(run: dict[str, Any], folder: RunFolder, over: int | None, final: Final) -> float:
     """Acc of a finished run after that many rounds, or as `final` says where None is given."""
-    run = results.runs.iloc[place]
     if over is None or math.isnan(run["acc"]):
         return float(run[final.column("acc")])
-    by_round = {entry["round"]: entry.get("acc") for entry in results.folders[place].metrics}
+    by_round = {entry["round"]: entry.get("acc") for entry in folder.metrics}
     value = by_round.get(over)
     return math.nan if value is None else float(value)

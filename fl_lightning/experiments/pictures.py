@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from fl_lightning.experiments.figures import NAMES, svg
 from fl_lightning.experiments.final import Final, measured
 from fl_lightning.experiments.groups import Group, groups
-from fl_lightning.experiments.league import boards
+from fl_lightning.experiments.league import Board
 from fl_lightning.experiments.paper_figures import bars, heat_map, overlay
 from fl_lightning.experiments.plain_text import latex_cell
 from fl_lightning.experiments.results import Results
@@ -43,11 +43,18 @@ class Picture:
     pdf: bytes
 
 
-def pictures(results: Results, final: Final) -> list[Picture]:
-    """All figures of a sweep: rules by round, bars, one axis against another where there are two, leagues and worst cases."""
+def pictures(results: Results, final: Final, of_leagues: Iterable[Board], *, by_cell: bool = True) -> list[Picture]:
+    """All figures of a sweep: rules by round, bars, one axis against another where there are two, leagues and worst cases.
+
+    Args:
+        results: of the sweep.
+        final: which Acc and ASR they have.
+        of_leagues: its boards.
+        by_cell: whether there are those that have a line or a bar for every cell.
+    """
     taken: set[str] = set()
     found = []
-    for kind, shown, group, figure, text in drawn(results, final):
+    for kind, shown, group, figure, text in drawn(results, final, of_leagues, by_cell):
         name = file_name("-".join(filter(None, (shown, group.suffix))), taken)
         as_svg = svg(figure)
         figure.set_layout_engine("none")  # it stays as it was laid out: that takes as long as drawing
@@ -55,10 +62,13 @@ def pictures(results: Results, final: Final) -> list[Picture]:
     return found
 
 
-def drawn(results: Results, final: Final) -> Iterator[tuple[str, str, Group, Figure, str]]:
+def drawn(
+    results: Results, final: Final, of_leagues: Iterable[Board], by_cell: bool
+) -> Iterator[tuple[str, str, Group, Figure, str]]:
     """Kind, what is shown (for its name), group, figure and caption of each."""
     of_one, of_two = groups(results, two_axes=False), groups(results, two_axes=True)
-    of_one = [group for group in of_one if len(group.cells) > 1] or of_one  # a cell that is alone has its curve anyway
+    # A cell that is alone has its curve anyway.
+    of_one = [group for group in of_one if len(group.cells) > 1] or of_one if by_cell else []
     for group in of_one:
         band = "; means over seeds, bands from the smallest to the largest" if len(results.seeds) > 1 else ""
         text = f"Acc and ASR by round and {group.compares}{band}."
@@ -71,7 +81,7 @@ def drawn(results: Results, final: Final) -> Iterator[tuple[str, str, Group, Fig
             text = f"{name} by {group.compares}: {measured(results, group, final)}."
             shown = f"{measure}_by_{group.rows}_and_{group.columns}"
             yield "against", shown, group, heat_map(results, group, measure, final), text
-    for board in boards(results, final):
+    for board in of_leagues:
         shown = f"{board.measure.name}_by_{board.group.rows}_and_{board.group.columns}-league"
         yield "league", shown, board.group, board.picture(), f"{board.measure.title}. {board.measure.text}"
     for group, measure, figure, text in maps(results, final):

@@ -9,7 +9,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fl_lightning.experiments import ran_on, worst_report
-from fl_lightning.experiments.detection import sections
+from fl_lightning.experiments.detection import Section, sections
 from fl_lightning.experiments.figures import curves, numeric_axes, same_bytes, sensitivity, svg
 from fl_lightning.experiments.final import Final
 from fl_lightning.experiments.league import Board, boards
@@ -25,12 +25,15 @@ from fl_lightning.files.run_files import own_file, write_whole
 from fl_lightning.files.sealed import altered, without_digest
 
 FILES = ("report.html", "table.md", "table.tex", "figures.tex", "cells.csv", "runs.csv", "times.csv")
+"""What a report consists of. All but `times.csv` depend on the runs' results alone, so the same results give the same bytes."""
 
 FOLDERS = ("figures", "curves", "sensitivity")
 
 PICTURES = "pictures.txt"
 """Names the pictures in these folders that are the report's."""
-"""What a report consists of. All but `times.csv` depend on the runs' results alone, so the same results give the same bytes."""
+
+MOST_CELLS = 200
+"""Cells of which each has a picture, a line and a bar: nobody looks at those of more, which take minutes to draw."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,8 @@ class Shown:
         worst: rules under their worst attack, None where the sweep has no plan for that.
         boards: rules against attacks, a board per measure; empty where there is ASR alone to show.
         pictures: the figures for a paper.
-        curves: a picture per cell.
+        curves: a picture per cell; empty where there are more than `MOST_CELLS`.
+        detection: whom the rule turned away, of cells that recorded it; empty likewise.
         sensitivities: by axis, a picture of Acc and ASR by its values.
     """
 
@@ -65,6 +69,7 @@ class Shown:
     boards: list[Board]
     pictures: list[Picture]
     curves: list[str]
+    detection: list[Section]
     sensitivities: dict[str, str]
 
 
@@ -81,15 +86,17 @@ def write_report(results: Results, folder: Path, final: Final = Final.LAST) -> l
         final: which Acc and ASR the LaTeX tables, bars and heat maps have.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    by_cell, of_leagues = len(results.cells) <= MOST_CELLS, list(boards(results, final))
     with same_bytes():
         shown = Shown(
             results,
             table(results),
             lifespan_table(results),
             worst_report.worst_cases(results, final),
-            list(boards(results, final)),
-            pictures(results, final),
-            [svg(curves(results.group(cell), "")) for cell in range(len(results.cells))],
+            of_leagues,
+            pictures(results, final, of_leagues, by_cell=by_cell),
+            [svg(curves(results.group(cell), "")) for cell in range(len(results.cells))] if by_cell else [],
+            sections(results) if by_cell else [],
             {axis: svg(sensitivity(results, axis)) for axis in numeric_axes(results)},
         )
     as_text = {
@@ -229,11 +236,8 @@ def by_setting(shown: Shown) -> dict[str, Any]:
 def by_cell(shown: Shown) -> dict[str, Any]:
     """Curves and configurations of each cell."""
     results = shown.results
-    cells = [
-        {"name": results.label(i), "curve": curve, "runs": list(configurations(results.group(i)))}
-        for i, curve in enumerate(shown.curves)
-    ]
-    return {"cells": cells}
+    cells = [{"name": results.label(i), "runs": list(configurations(results.group(i)))} for i in range(len(results.cells))]
+    return {"cells": cells, "curves": shown.curves, "most_cells": MOST_CELLS}
 
 
 def where_it_ran(shown: Shown) -> dict[str, Any]:
@@ -244,7 +248,7 @@ def where_it_ran(shown: Shown) -> dict[str, Any]:
 
 def detection(shown: Shown) -> dict[str, Any]:
     """Which clients the rule turned away, of runs that recorded it."""
-    return {"detection": sections(shown.results)}
+    return {"detection": shown.detection}
 
 
 SECTIONS: tuple[Callable[[Shown], dict[str, Any]], ...] = (

@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ import pandas as pd
 from fl_lightning.callbacks.history import FEWEST, LAST
 from fl_lightning.callbacks.lifespan import columns
 from fl_lightning.errors import ConfigurationError
+from fl_lightning.experiments.labels import having
 from fl_lightning.experiments.merging import merged
 from fl_lightning.experiments.planned import POOL, SWEEPS, UNVARIED, Run, prefixes
 from fl_lightning.experiments.prefix import FOLDER, rule_of
-from fl_lightning.experiments.run_folder import RunFolder, State, count, reached
+from fl_lightning.experiments.run_folder import AsItStands, RunFolder, State, count, reached
 from fl_lightning.experiments.sweep import MEASURES, Sweep, read_sweep
 from fl_lightning.experiments.worst_case_plan import WorstCasePlan
 from fl_lightning.files.run_files import own_file, read_json, write_whole
@@ -113,6 +114,25 @@ class Results:
         """The folders of a cell's runs, by seed."""
         return self.folders[cell * len(self.seeds) : (cell + 1) * len(self.seeds)]
 
+    def only(self, labels: Sequence[tuple[str, str]]) -> "Results":
+        """The cells that have one of the labels given for each axis that labels are given for; all without any.
+
+        What they are compared with is the whole sweep's. Worst cases are a matter of all cells, and left out.
+        """
+        if not labels:
+            return self
+        kept = having([{axis: str(cell[axis]) for axis in self.axes} for cell in records(self.cells)], labels)
+        runs = [run for cell in kept for run in range(cell * len(self.seeds), (cell + 1) * len(self.seeds))]
+        part = replace(
+            self,
+            worst_case=None,
+            paper=[self.paper[cell] for cell in kept],
+            folders=[self.folders[run] for run in runs],
+            runs=self.runs.iloc[runs].reset_index(drop=True),
+        )
+        vars(part)["cells"] = self.cells.iloc[kept].reset_index(drop=True)
+        return part
+
     def label(self, cell: int) -> str:
         """A cell's name."""
         return ", ".join(str(self.runs[axis].iloc[cell * len(self.seeds)]) for axis in self.axes) or UNVARIED
@@ -193,7 +213,7 @@ def read_results(folder: Path, *pools: Path) -> Results:
     def chosen(places: list[Path]) -> RunFolder:
         run, note = merged(places)
         notes.extend([note] if note else [])
-        return run
+        return AsItStands(run.path)
 
     for cell in index["cells"]:
         for seed, run_id in cell["runs"].items():

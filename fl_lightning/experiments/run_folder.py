@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +222,18 @@ class RunFolder:
 
 
 # ---- numbers of a record ---------------------------------------------------------------------------------------------
+
+
+class AsItStands(RunFolder):
+    """A run's folder for a report: record and evaluations are read once, so that all of the report is of one moment."""
+
+    @cached_property
+    def record(self) -> dict[str, Any]:  # pyrefly: ignore[bad-override]
+        return super().record
+
+    @cached_property
+    def metrics(self) -> list[dict[str, Any]]:  # pyrefly: ignore[bad-override]
+        return super().metrics
 
 
 def count(value: Any) -> int:

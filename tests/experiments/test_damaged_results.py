@@ -15,7 +15,7 @@ from fl_lightning.files.sealed import sealed, with_digest
 @pytest.fixture(autouse=True)
 def no_figures(monkeypatch):
     """Figures for a paper, which take longest, are of the same numbers as the tables."""
-    monkeypatch.setattr(reports, "pictures", lambda results, final: [])
+    monkeypatch.setattr(reports, "pictures", lambda *_, **__: [])
 
 
 def report(folder, capsys) -> tuple[Any, str]:

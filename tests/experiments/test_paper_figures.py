@@ -16,6 +16,7 @@ from matplotlib.patches import Rectangle
 from fl_lightning.experiments.figures import same_bytes
 from fl_lightning.experiments.final import Final
 from fl_lightning.experiments.groups import groups
+from fl_lightning.experiments.league import boards
 from fl_lightning.experiments.paper_figures import PALETTE, bars, heat_map, luminance, overlay, shortened, style
 from fl_lightning.experiments.pictures import file_name, latex_figures, pdf, pictures
 from fl_lightning.experiments.run_folder import State
@@ -176,7 +177,7 @@ def test_values_are_readable_on_every_shade(tmp_path):
 
 def test_files_are_named_by_what_they_show_and_captions_say_what_it_is(results):
     with same_bytes():
-        found = pictures(results, Final.LAST)
+        found = pictures(results, Final.LAST, boards(results, Final.LAST))
     assert [picture.name for picture in found] == [
         "acc_and_asr_by_round-DBA",
         "acc_and_asr_by_round-none",

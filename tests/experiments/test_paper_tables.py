@@ -9,6 +9,7 @@ from made_sweeps import made
 
 from fl_lightning.experiments.figures import same_bytes
 from fl_lightning.experiments.final import Final
+from fl_lightning.experiments.league import boards
 from fl_lightning.experiments.paper_tables import latex_tables
 from fl_lightning.experiments.pictures import latex_figures, pictures
 from fl_lightning.experiments.results import Results
@@ -181,7 +182,7 @@ def test_labels_are_text_for_latex(hostile):
 def test_plain_pdflatex_takes_tables_and_figures(tmp_path, results, hostile, options):
     assert PDFLATEX is not None
     with same_bytes():
-        found = pictures(results, Final.LAST)
+        found = pictures(results, Final.LAST, boards(results, Final.LAST))
     (tmp_path / "figures").mkdir()
     for picture in found:
         (tmp_path / "figures" / f"{picture.name}.pdf").write_bytes(picture.pdf)

@@ -12,6 +12,8 @@ import pytest
 import yaml
 
 from fl_lightning import ConfigurationError
+from fl_lightning.experiments import report as report_module
+from fl_lightning.experiments.command import report as report_command
 from fl_lightning.experiments.figures import by_round, numeric_axes
 from fl_lightning.experiments.plain_text import latex_cell
 from fl_lightning.experiments.report import FILES, write_report
@@ -276,6 +278,45 @@ def test_the_same_results_give_the_same_bytes(tmp_path, report):
     second = write_report(found, tmp_path / "again")
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
     assert len(first) == len(FILES) + 5 + 2 * 4  # a curve per cell, four figures as PDF and SVG
+
+
+def test_a_part_of_a_sweep_is_compared_as_in_the_whole(tmp_path):
+    whole = results(tmp_path)
+    part = whole.only([("tau", "0.4"), ("tau", "0.1")])
+    assert part.cells["tau"].tolist() == ["0.1", "0.4"]
+    pd.testing.assert_frame_equal(part.cells, whole.cells.iloc[[2, 4]].reset_index(drop=True))
+    assert part.cells["asr_reduction"].tolist()[:1] == [0.25]  # from FedAvg, which is not shown
+    assert [folder.path.name for folder in part.group(1)] == part.runs["id"].tolist()[2:] == ["40", "41"]
+    assert whole.only([]) is whole
+    for only, message in (
+        ([("alpha", "1")], "--only alpha: there is no such axis"),
+        ([("tau", "0.3")], "--only tau=0.3: there is no such run; did you mean"),
+        ([("seed", "0")], "--only seed: there is no such axis"),
+        ([("rule", "calm"), ("tau", "0.1")], "no run has all of these labels"),
+    ):
+        with pytest.raises(ConfigurationError, match=re.escape(message)):
+            whole.only(only)
+
+
+def test_of_many_cells_single_ones_are_drawn_where_they_are_asked_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(report_module, "MOST_CELLS", 2)
+    folder = make(tmp_path)
+    (folder / "curves").mkdir(parents=True)
+    (folder / "pictures.txt").write_text("curves/000.svg\n")
+    (folder / "curves" / "000.svg").write_text("of a report before")
+    report_command([str(folder)])
+    said = capsys.readouterr().out
+    assert "Curves and bars are drawn of 2 cells at most; these are 5: choose with --only" in " ".join(said.split())
+    page = " ".join((folder / "report.html").read_text().split())
+    assert "are drawn of 2 cells at most, and here are 5" in page
+    assert "By round" not in page
+    assert page.count("seed_everything: 0") == 5
+    assert not [*(folder / "curves").iterdir()]
+    with pytest.raises(ConfigurationError, match="--only needs --output"):
+        report_command([str(folder), "--only", "rule=calm"])
+    report_command([str(folder), "--only", "rule=calm", "--only", "rule=FedAvg", "--output", str(tmp_path / "part")])
+    assert sorted(path.name for path in (tmp_path / "part" / "curves").iterdir()) == ["000.svg", "001.svg"]
+    assert "cells at most" not in (tmp_path / "part" / "report.html").read_text()
 
 
 def test_csv_files_can_be_read_back(report):
