@@ -15,6 +15,8 @@ import pandas as pd
 
 from fl_lightning.errors import ConfigurationError
 from fl_lightning.experiments.merging import merged
+from fl_lightning.experiments.packs import ENDING, root_of
+from fl_lightning.experiments.packs import named as in_terms_of
 from fl_lightning.experiments.results import outcome
 from fl_lightning.experiments.run_folder import RunFolder
 from fl_lightning.files.round_tables import read_round_tables
@@ -30,7 +32,7 @@ PARTS = {"rule": ("model", "aggregator"), "attacks": ("model", "attacks"), "mode
 """Columns that name classes, and where in a configuration they stand."""
 
 Folders = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
-"""One folder, or several that hold parts of the same runs, as of several machines."""
+"""One folder, or several that hold parts of the same runs, as of several machines; any of them may be a file of `pack`."""
 
 
 def runs(folder: Folders) -> pd.DataFrame:
@@ -39,7 +41,7 @@ def runs(folder: Folders) -> pd.DataFrame:
     Args:
         folder: of a run, of several, or the pool of a sweep. Runs that were put aside (`earlier/`) are left out. Several
             such folders are read as one: a run that lies in several at the same place counts once, as it is finished or
-            furthest; see `merged`.
+            furthest; see `merged`. A file of `fl-lightning pack` stands for the folder that `sweep --runs` filled.
 
     Returns:
         `run` (the folder, relative to the one given), `rule`, `attacks`, `model`, `data` (names of classes), `seed`, `state`,
@@ -115,20 +117,27 @@ def load_model(run: str | os.PathLike[str]) -> nn.Module:
 
 def folders(folder: Folders) -> Iterator[tuple[str, RunFolder]]:
     """The runs in a folder, or in several, by their names relative to it; one of several that is a run has its own name."""
-    roots, places = several(folder), dict[Path, list[Path]]()
+    given, places = several(folder), dict[Path, list[Path]]()
+    roots = [root_of(place) for place in given]
     for root in roots:
         if not root.is_dir():
-            raise ConfigurationError(f"there is no folder {root}; give that of a run, or one with runs in it")
+            raise ConfigurationError(
+                f"there is no folder {root}; give that of a run, one with runs in it, or a file of `pack` (*{ENDING})"
+            )
         found = [file.parent for file in root.rglob("run.json") if EARLIER not in file.relative_to(root).parts]
         if not found:
-            raise ConfigurationError(f"there is no run in {root}: no run.json there or in a folder inside it")
+            said = f"there is no run in {root}: no run.json there or in a folder inside it"
+            raise ConfigurationError(in_terms_of(said, given))
         for path in found:
             name = path.relative_to(root) if path != root or len(roots) == 1 else Path(root.resolve().name)
             places.setdefault(name, []).append(path)
     for name in sorted(places):
-        run, note = merged(places[name])
+        try:
+            run, note = merged(places[name])
+        except ConfigurationError as error:
+            raise ConfigurationError(in_terms_of(str(error), given)) from error
         if note:
-            log.warning("%s", note)
+            log.warning("%s", in_terms_of(note, given))
         yield str(name), run
 
 

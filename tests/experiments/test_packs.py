@@ -7,11 +7,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from made_sweeps import finished
 
 from fl_lightning import ConfigurationError
 from fl_lightning.cli import main
+from fl_lightning.experiments import frames
 from fl_lightning.experiments.packs import KIND, entries_of, portable, root_of, write_pack
 from fl_lightning.experiments.planned import Cell, Run
 from fl_lightning.experiments.pools import read_pools, with_results_of
@@ -302,3 +304,23 @@ def test_the_command_says_what_it_wrote(tmp_path, capsys):
     made(tmp_path / "A", "x0", "y1")
     main(["pack", "A", "some.jsonl.gz", "--sweep", "some"])
     assert capsys.readouterr().out == "some.jsonl.gz: 2 runs, 1 kB; 2 that are not finished are left out\n"
+
+
+def test_data_frames_are_those_of_the_folders(tmp_path):
+    for name, acc in (("a0", 0.25), ("b0", 0.75)):
+        run(tmp_path / "runs" / "pool" / name, acc, seed=0)
+    pack = tmp_path / "some.jsonl.gz"
+    write_pack(pack, [tmp_path / "runs"])
+    of_folders, of_pack = (frames.runs(place) for place in (tmp_path / "runs", pack))
+    assert of_pack["run"].tolist() == ["pool/a0", "pool/b0"]
+    pd.testing.assert_frame_equal(of_pack, of_folders)
+    pd.testing.assert_frame_equal(frames.curves(pack), frames.curves(tmp_path / "runs"))
+    pd.testing.assert_frame_equal(frames.runs([pack, tmp_path / "runs"]), of_folders)  # each counts once
+    shutil.rmtree(tmp_path / "runs" / "pool" / "a0")
+    run(tmp_path / "runs" / "pool" / "a0", 0.25, seed=0, config_hash="0" * 64)
+    with pytest.raises(ConfigurationError, match=r"some\.jsonl\.gz/pool/a0 and .*runs/pool/a0 are not the same experiment"):
+        frames.runs([pack, tmp_path / "runs"])
+    with pytest.raises(ConfigurationError, match=r"no folder .*other.jsonl.gz; give that of a run, .* or a file of `pack`"):
+        frames.runs(tmp_path / "other.jsonl.gz")
+    with pytest.raises(ConfigurationError, match="rows of clients"):
+        frames.clients(pack)
