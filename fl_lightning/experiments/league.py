@@ -212,16 +212,18 @@ def acc_lost(results: Results, final: Final) -> list[float]:
 
     Both are taken right after the last attack, where attacks end before the run does, else as `final` says.
     """
-    rows = records(results.runs)
-    at = {(tuple(str(row[axis]) for axis in results.axes), row["seed"]): place for place, row in enumerate(rows)}
+    whole = results.part_of or results
+    at = {
+        (tuple(str(row[axis]) for axis in results.axes), row["seed"]): (row, folder)
+        for row, folder in zip(records(whole.runs), whole.folders, strict=True)
+    }
     found = []
-    for place, row in enumerate(rows):
+    for row, folder in zip(records(results.runs), results.folders, strict=True):
         labels = {**{axis: str(row[axis]) for axis in results.axes}, **results.attack_free}
         free = at.get((tuple(labels[axis] for axis in results.axes), row["seed"]))
-        kept = results.folders[place].record.get("lifespan")
+        kept = folder.record.get("lifespan")
         over = kept.get("attack_over") if isinstance(kept, dict) and kept.get("asr_end") is not None else None
-        pair = [math.nan if one is None else acc(rows[one], results.folders[one], over, final) for one in (free, place)]
-        found.append(pair[0] - pair[1])
+        found.append((math.nan if free is None else acc(*free, over, final)) - acc(row, folder, over, final))
     return found
 
 

@@ -57,6 +57,7 @@ class Results:
         prefixes: one row per prefix that runs begin with, which is no cell: `id`, `seed`, `rule`, `shared` (by how many runs),
             and the columns of a run from `state` on.
         notes: what is to be said of runs that lie in several pools; see `merged`.
+        part_of: the sweep that these are some cells of; None for all of them.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Results:
     runs: pd.DataFrame
     prefixes: pd.DataFrame
     notes: list[str] = field(default_factory=list)
+    part_of: "Results | None" = None
 
     @cached_property
     def cells(self) -> pd.DataFrame:
@@ -129,6 +131,7 @@ class Results:
             paper=[self.paper[cell] for cell in kept],
             folders=[self.folders[run] for run in runs],
             runs=self.runs.iloc[runs].reset_index(drop=True),
+            part_of=self,
         )
         vars(part)["cells"] = self.cells.iloc[kept].reset_index(drop=True)
         return part

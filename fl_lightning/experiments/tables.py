@@ -67,7 +67,7 @@ def number(value: float, *, sign: bool = False) -> str:
     """
     if math.isnan(value):
         return "-"
-    value = round(value, 3) + 0.0  # no -0
+    value = round(float(value), 3) + 0.0  # no -0; NumPy rounds other numbers than Python up
     text = f"{value:+.3f}" if sign else f"{value:.3f}"
     return text.replace("0.", ".", 1) if text.lstrip("+-").startswith("0.") else text
 

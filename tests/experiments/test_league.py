@@ -68,6 +68,8 @@ def test_asr_and_acc_are_those_right_after_the_last_attack(root):
     lost = acc_lost(results, Final.LAST)
     assert lost[:6] == pytest.approx([0, 0, 0.3, 0.05, 0.3, 0.3])  # after two rounds, not after four
     assert math.isnan(lost[11])
+    part = results.only([("rule", "A"), ("attack", "x")])  # without the cell that it is compared with
+    assert acc_lost(part, Final.LAST) == lost[2:4]
 
 
 def test_boards_by_hand(root):

@@ -7,6 +7,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -188,6 +189,10 @@ def test_columns_that_a_sweep_has_nothing_for_are_left_out(tmp_path):
 )
 def test_numbers_look_as_in_the_paper(value, sign, text):
     assert number(value, sign=sign) == text
+
+
+def test_numbers_of_numpy_are_rounded_as_pythons():
+    assert number(np.float64(0.8625)) == number(0.8625) == ".863"  # NumPy alone makes .862 of it
 
 
 def test_markdown_and_latex_escape_what_they_would_read_as_their_own():
