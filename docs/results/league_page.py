@@ -1,9 +1,9 @@
-"""Collect the league's runs and write the tables of league.md.
+"""Collect the league's runs, and write its pages' tables and heat maps.
 
 python docs/results/league_page.py RUNS [RUNS ...]      # of `sweep --runs`, or files of `pack`: league.csv anew, too
-python docs/results/league_page.py                      # the page alone, from league.csv
+python docs/results/league_page.py                      # pages and pictures alone, from league.csv
 
-Blocks of league.md between `<!-- from league.csv: NAME -->` and `<!-- end -->` are written by this script, the rest by hand.
+Blocks between `<!-- from league.csv: NAME -->` and `<!-- end -->` are written by this script, the rest by hand.
 """
 
 import math
@@ -11,13 +11,17 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import blocks
 import pandas as pd
+from matplotlib.figure import Figure
 
+from fl_lightning.experiments.figures import same_bytes, svg
 from fl_lightning.experiments.final import Final
 from fl_lightning.experiments.league import acc_lost, attacked
 from fl_lightning.experiments.packs import root_of
+from fl_lightning.experiments.paper_figures import value_map
 from fl_lightning.experiments.results import read_results
 from fl_lightning.experiments.sweep import read_sweep
 from fl_lightning.experiments.tables import markdown, number
@@ -27,13 +31,26 @@ SWEEPS = HERE.parents[1] / "configs" / "sweeps" / "league"
 TASKS = {"phishing": "Phishing, stand-in", "digits": "Digits", "cifar10": "CIFAR-10"}
 KEYS = ["task", "rule", "attack", "seed"]
 COLUMNS = [*KEYS, "state", "acc", "asr_end", "asr_last", "acc_lost", "auroc", "lived", "lived_most", "seconds", "run"]
+MEASURES = {
+    "asr": ("asr_end", "ASR right after the last attack"),
+    "acc_lost": ("acc_lost", "Acc lost against the same rule without attack"),
+    "auroc": ("auroc", "AUROC of the rule's verdict"),
+    "lifespan": ("lived", "Rounds before ASR first fell to .5"),
+}
+"""What is drawn of a task, by the end of the picture's name: column and title."""
+
+OPEN = 0.5
+"""The ASR from which on a back door counts as open."""
+
+NONE = "none"
+"""The attack of those that nobody attacks."""
 
 
 def collect(roots: list[Path]) -> pd.DataFrame:
     """A row per finished run of any sweep in these folders whose name ends in `-` and a task, as those of the league do."""
     found = [of_sweep(file.parent, root) for root in roots for file in sorted(root.glob("sweeps/*/sweep.json"))]
-    frame = pd.concat(found, ignore_index=True).drop_duplicates(KEYS)
-    return frame[frame["state"] == "finished"][COLUMNS].sort_values(KEYS)
+    frame = pd.concat(found, ignore_index=True)
+    return frame[frame["state"] == "finished"].drop_duplicates(KEYS)[COLUMNS].sort_values(KEYS)
 
 
 def of_sweep(folder: Path, root: Path) -> pd.DataFrame:
@@ -55,20 +72,111 @@ def of_sweep(folder: Path, root: Path) -> pd.DataFrame:
     return runs.assign(**told)
 
 
-# ---- the page --------------------------------------------------------------------------------------------------------
+# ---- the pages -------------------------------------------------------------------------------------------------------
 
 
-def board(frame: pd.DataFrame, task: str, column: str) -> str:
-    """Means over the seeds that are finished, rules by attacks, in the order of the sweep's file."""
-    part = frame[frame["task"] == task]
-    if part[column].notna().sum() == 0:
-        return "Nothing of it was run."
+def board(frame: pd.DataFrame, task: str, column: str) -> pd.DataFrame:
+    """Means over the seeds that are finished, rules by attacks, in the order of the sweep's file; NaN where none is."""
+    part = frame[(frame["task"] == task) & frame[column].notna()]
     cells = read_sweep(SWEEPS / f"{task}.yaml").cells
     rules, attacks = (list(dict.fromkeys(cell.labels[axis] for cell in cells)) for axis in ("rule", "attack"))
     table = part.pivot_table(index="rule", columns="attack", values=column, aggfunc="mean")
-    table = table.reindex([rule for rule in rules if rule in table.index])[[name for name in attacks if name in table.columns]]
-    shown = table.map(lambda value: "-" if math.isnan(value) else f"{value:.0f}" if column == "lived" else number(value))
-    return markdown(shown.reset_index())
+    return table.reindex([rule for rule in rules if rule in table.index])[[name for name in attacks if name in table.columns]]
+
+
+def heat_map(frame: pd.DataFrame, task: str, name: str) -> Figure:
+    """A board as a picture."""
+    column, title = MEASURES[name]
+    table = board(frame, task, column)
+    most = float(table.max().max()) if name == "lifespan" else 1.0
+    shown = table.map(lambda value: "-" if math.isnan(value) else f"{value:.0f}" if name == "lifespan" else number(value))
+    rows, columns = ("rule", list(table.index)), ("attack", list(table.columns))
+    return value_map(table.to_numpy(), rows, columns, title, most=most, texts=shown.to_numpy().tolist())
+
+
+def by_rule(frame: pd.DataFrame, task: str) -> str:
+    """What each rule withstood, over the attacks that were run; the lowest of the highest ASR first."""
+    asr, lost, auroc, lived = (
+        board(frame, task, column).drop(columns=NONE, errors="ignore") for column, _ in MEASURES.values()
+    )
+    quiet = frame[(frame["task"] == task) & (frame["attack"] == NONE)].groupby("rule")["acc"].mean()
+    lines: list[dict[str, Any]] = []
+    for rule in asr.max(axis=1).sort_values(kind="stable").index:
+        line = {
+            "rule": rule,
+            "worst attack": worst(asr, rule),
+            "attacks": f"{(asr.loc[rule] >= OPEN).sum()} of {asr.loc[rule].count()}",
+        }
+        line |= {"Acc without attack": number(quiet.get(rule, math.nan)), "most Acc lost": worst(lost, rule)}
+        line["AUROC, mean"] = number(auroc.loc[rule].mean()) if rule in auroc.index else "-"
+        lines.append(line | {"longest life": f"{lived.loc[rule].max():.0f}" if rule in lived.index else "-"})
+    names = {"worst attack": "highest ASR", "attacks": f"attacks with ASR of {number(OPEN)} or more"}
+    return markdown(pd.DataFrame(lines).rename(columns=names))
+
+
+def worst(table: pd.DataFrame, rule: str) -> str:
+    """The largest value of a rule and whose it is."""
+    row = table.T[rule].dropna() if rule in table.index else pd.Series(dtype=float)
+    told = "-" if row.empty else number(row.max())
+    return told if told in ("-", number(0.0), number(-0.0)) else f"{told}, {row.idxmax()}"
+
+
+def by_attack(frame: pd.DataFrame, task: str) -> str:
+    """What each attack achieved, over the rules that were run against it."""
+    asr, auroc = (board(frame, task, column).drop(columns=NONE, errors="ignore") for column in ("asr_end", "auroc"))
+    lines = []
+    for attack in asr.columns:
+        values = asr[attack].dropna()
+        line = {"attack": attack, "rules with ASR of .500 or more": f"{(values >= OPEN).sum()} of {len(values)}"}
+        line |= {"ASR, median rule": number(values.median())}
+        line["AUROC, median rule"] = number(auroc[attack].median()) if attack in auroc.columns else "-"
+        line["which rules"] = ", ".join(values.index[values >= OPEN]) or "-"
+        lines.append(line)
+    return markdown(pd.DataFrame(lines))
+
+
+def surprises(frame: pd.DataFrame) -> str:
+    """The figures behind what league_surprises.md says."""
+    asr, lost, auroc, _ = (
+        board(frame, "phishing", column).drop(columns=NONE, errors="ignore") for column, _ in MEASURES.values()
+    )
+
+    def opened(rule: str) -> str:
+        return f"{(asr.loc[rule] >= OPEN).sum()} of {asr.loc[rule].count()}"
+
+    def by(rule: str) -> str:
+        return ", ".join(f"{attack} {number(asr.loc[rule, attack])}" for attack in asr.columns if asr.loc[rule, attack] >= 0.4)
+
+    lower = (asr.loc["TrimmedMean"] < asr.loc["Invariant"]).sum()
+    lines = {
+        "a trimmed mean alone, and behind buckets of two: attacks that get through": "; ".join(
+            opened(rule) for rule in ("TrimmedMean", "Bucketing")
+        ),
+        "Multi-Krum that is told of 2, 4 and 6 attackers, of whom there are 4: the same": "; ".join(
+            opened(rule) for rule in ("MultiKrum f = 2", "MultiKrum", "MultiKrum f = 6")
+        ),
+        **{f"{rule}: ASR of .4 or more": by(rule) for rule in ("FreqFed", "RFLBAT", "MultiMetrics", "FoolsGold", "DnC")},
+        "attacks on the aggregate (ALIE, IPM, MinMax, MinSum, GaussianNoise): highest ASR under any rule": number(
+            asr[["ALIE", "IPM", "MinMax", "MinSum", "GaussianNoise"]].max().max()
+        ),
+        "SignFlip: Acc lost under FedAvg; under the rule that loses most but for that and FLDetector": "; ".join(
+            [number(lost.loc["FedAvg", "SignFlip"]), number(lost["SignFlip"].drop(["FedAvg", "FLDetector"]).max())]
+        ),
+        "MinSum: rules with a verdict, and those whose AUROC is below .4": "; ".join(
+            [str(auroc["MinSum"].count()), str((auroc["MinSum"] < 0.4).sum())]
+        ),
+        "FLDetector: attacks that get through, as under FedAvg; its highest AUROC": "; ".join(
+            [opened("FLDetector"), opened("FedAvg"), number(auroc.loc["FLDetector"].max())]
+        ),
+        "highest ASR under the invariant aggregator, under the trimmed mean, under the mask alone": "; ".join(
+            number(asr.loc[rule].max()) for rule in ("Invariant", "TrimmedMean", "AndMask")
+        ),
+        "attacks under which the trimmed mean has a lower ASR than the invariant aggregator": f"{lower} of {asr.shape[1]}",
+        "MaskedReplacement, which is made against the mask: rules that it gets through": ", ".join(
+            asr.index[asr["MaskedReplacement"] >= OPEN]
+        ),
+    }
+    return markdown(pd.DataFrame(list(lines.items()), columns=["what", "figures"]))
 
 
 def progress(frame: pd.DataFrame) -> str:
@@ -79,22 +187,37 @@ def progress(frame: pd.DataFrame) -> str:
         part = frame[frame["task"] == task]
         rules, attacks = (len({cell.labels[axis] for cell in sweep.cells}) for axis in ("rule", "attack"))
         planned = len(sweep.cells) * len(sweep.seeds)
-        rows.append([title, rules, attacks, planned, len(part), planned - len(part), f"{part['seconds'].sum() / 3600:.2f}"])
-    names = ["task", "rows of rules", "attacks (with none)", "runs", "finished", "pending", "hours of training"]
+        seeds = ", ".join(f"{seed}: {count}" for seed, count in part["seed"].value_counts().sort_index().items()) or "-"
+        hours = f"{part['seconds'].sum() / 3600:.2f}"
+        rows.append([title, rules, attacks, planned, len(part), seeds, planned - len(part), hours])
+    names = ["task", "rows of rules", "attacks (with none)", "runs", "finished", "by seed", "pending", "hours of training"]
     return markdown(pd.DataFrame(rows, columns=names).astype(str))
 
 
-MEASURES = {"ASR": "asr_end", "Acc lost": "acc_lost", "AUROC": "auroc", "lifespan": "lived"}
-BLOCKS: dict[str, Callable[[pd.DataFrame], str]] = {
-    f"{title} {task}": (lambda frame, task=task, column=column: board(frame, task, column))
-    for task in ("phishing", "digits")
-    for title, column in MEASURES.items()
-} | {"progress": progress}
+def pictures(_: pd.DataFrame, task: str) -> str:
+    """The heat maps of a task."""
+    return "\n\n".join(f"![{title}](league_{task}_{name}.svg)" for name, (_, title) in MEASURES.items())
 
 
-def written(text: str, frame: pd.DataFrame) -> str:
+PAGES: dict[str, dict[str, Callable[[pd.DataFrame], str]]] = {
+    "league.md": {"progress": progress},
+    "league_surprises.md": {"surprises": surprises},
+    **{
+        f"league_{task}.md": {
+            "by rule": partial(by_rule, task=task),
+            "by attack": partial(by_attack, task=task),
+            "pictures": partial(pictures, task=task),
+        }
+        for task in ("phishing", "digits")
+    },
+}
+"""What writes each block, by page."""
+
+
+def written(page: str, frame: pd.DataFrame) -> str:
     """A page with its blocks as the table has them."""
-    return blocks.written(text, "league.csv", {name: partial(block, frame) for name, block in BLOCKS.items()})
+    found = {name: partial(block, frame) for name, block in PAGES[page].items()}
+    return blocks.written((HERE / page).read_text(), "league.csv", found)
 
 
 def runs() -> pd.DataFrame:
@@ -104,9 +227,17 @@ def runs() -> pd.DataFrame:
 
 def main(*roots: str) -> None:
     if roots:
-        collect([root_of(Path(root)) for root in roots]).to_csv(HERE / "league.csv", index=False, float_format="%.5g")
-    page = HERE / "league.md"
-    page.write_text(written(page.read_text(), runs()))
+        found = collect([root_of(Path(root)) for root in roots])
+        others = runs()
+        kept = others[~others["task"].isin(found["task"])]
+        pd.concat([found, kept]).sort_values(KEYS).to_csv(HERE / "league.csv", index=False, float_format="%.5g")
+    frame = runs()
+    for page in PAGES:
+        (HERE / page).write_text(written(page, frame))
+    with same_bytes():
+        for task in ("phishing", "digits"):
+            for name in MEASURES:
+                (HERE / f"league_{task}_{name}.svg").write_text(svg(heat_map(frame, task, name)))
 
 
 if __name__ == "__main__":

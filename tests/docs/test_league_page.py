@@ -1,15 +1,33 @@
-"""The league's page is what its table of runs says."""
+"""The league's pages and pictures are what its table of runs says."""
 
+import math
+import re
+
+import pytest
 from results_pages import RESULTS, script
 
 PAGE = script("league_page")
 
 
-def test_the_page_is_what_the_table_says() -> None:
-    text, frame = (RESULTS / "league.md").read_text(), PAGE["runs"]()
-    assert set(PAGE["blocks"].names(text, "league.csv")) == set(PAGE["BLOCKS"])
-    assert PAGE["written"](text, frame) == text, "write it anew: python docs/results/league_page.py"
+@pytest.mark.parametrize("page", PAGE["PAGES"])
+def test_a_page_is_what_the_table_says(page: str) -> None:
+    text, frame = (RESULTS / page).read_text(), PAGE["runs"]()
+    assert PAGE["blocks"].names(text, "league.csv") == list(PAGE["PAGES"][page])
+    assert PAGE["written"](page, frame) == text, "write it anew: python docs/results/league_page.py"
     assert not frame.duplicated(PAGE["KEYS"]).any()
+
+
+@pytest.mark.parametrize("task", ["phishing", "digits"])
+@pytest.mark.parametrize("name", PAGE["MEASURES"])
+def test_a_heat_map_shows_the_values_of_its_board(task: str, name: str) -> None:
+    table = PAGE["board"](PAGE["runs"](), task, PAGE["MEASURES"][name][0])
+    shown = re.findall(r"<text[^>]*>([^<]*)</text>", (RESULTS / f"league_{task}_{name}.svg").read_text())
+    for value in table.to_numpy().ravel():
+        text = "-" if math.isnan(value) else f"{value:.0f}" if name == "lifespan" else PAGE["number"](value)
+        shown.remove(text.replace("-", "\u2013"))
+    for label in (*table.index, *table.columns):
+        shown.remove(label)
+    assert len(shown) == 3  # what the axes are called, and the title
 
 
 def test_a_board_has_the_order_of_the_sweeps_file_and_means_over_seeds() -> None:
@@ -17,10 +35,18 @@ def test_a_board_has_the_order_of_the_sweeps_file_and_means_over_seeds() -> None
     rows = [("Invariant", "none", 0, 0.5), ("FedAvg", "ValueTrigger", 0, 0.25), ("FedAvg", "ValueTrigger", 1, 0.75)]
     for rule, attack, seed, asr in rows:
         frame.loc[len(frame), ["task", "rule", "attack", "seed", "asr_end"]] = ["phishing", rule, attack, seed, asr]
-    told = PAGE["board"](frame.astype({"asr_end": float}), "phishing", "asr_end").splitlines()
-    assert told == [
-        "| rule | none | ValueTrigger |",
-        "| --- | --- | --- |",
-        "| FedAvg | - | .500 |",
-        "| Invariant | .500 | - |",
-    ]
+    told = PAGE["board"](frame.astype({"asr_end": float}), "phishing", "asr_end")
+    assert (list(told.index), list(told.columns)) == (["FedAvg", "Invariant"], ["none", "ValueTrigger"])
+    assert told.loc["FedAvg", "ValueTrigger"] == told.loc["Invariant", "none"] == 0.5
+    assert math.isnan(told.loc["FedAvg", "none"])
+
+
+def test_a_rule_is_told_by_its_worst_attack() -> None:
+    frame = PAGE["runs"]().iloc[:0]
+    rows = [("none", 0.9, 0.0, 0.99), ("PGD", 0.25, 0.125, 0.9), ("Collude", 0.75, 0.0, 0.9)]
+    for attack, asr, lost, acc in rows:
+        at = ["task", "rule", "attack", "seed", "asr_end", "acc_lost", "acc", "auroc", "lived"]
+        frame.loc[len(frame), at] = ["phishing", "Krum", attack, 0, asr, lost, acc, math.nan, 2.0]
+    frame = frame.astype(dict.fromkeys(("asr_end", "acc_lost", "acc", "auroc", "lived"), float))
+    last = PAGE["by_rule"](frame, "phishing").splitlines()[-1]
+    assert last == "| Krum | .750, Collude | 1 of 2 | .990 | .125, PGD | - | 2 |"
