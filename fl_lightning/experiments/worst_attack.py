@@ -118,7 +118,7 @@ def check_cells(frame: pd.DataFrame, axes: Sequence[str]) -> None:
     """Raise where runs are alike in all axes: their mean would hide what they differ in."""
     twice = frame.duplicated(list(axes))
     if twice.any():
-        cell = ", ".join(f"{axis} = {value}" for axis, value in frame.loc[twice.idxmax(), list(axes)].items())
+        cell = ", ".join(f"{axis} = {value}" for axis, value in frame.loc[twice, list(axes)].iloc[0].items())
         raise ConfigurationError(
             f"worst_case: several runs have {cell}; leave one, or put the column in which they differ before seed, where it "
             "counts as an axis"
