@@ -118,7 +118,7 @@ def test_an_axis_behind_the_seed_is_refused_and_not_averaged_over():
     assert list(frame.columns).index("share") > list(frame.columns).index("seed")
     with pytest.raises(ConfigurationError, match=r"several runs have rule = .*, attack = .*, seed = 0; .* before seed"):
         worst_case(frame, choose_on=[0])
-    with pytest.raises(ConfigurationError, match="several runs have rule = [^\\n]*, attack = [^\\n]*, seed = 0; leave one"):
+    with pytest.raises(ConfigurationError, match=r"several runs have rule = [^\n]*, attack = [^\n]*, seed = 0; leave one"):
         worst_case(pd.concat([drawn(0), drawn(0)]), choose_on=[0])  # rows of the same number
 
 
