@@ -218,6 +218,11 @@ class Tokens(_OfLogits):
         """(n, L) bool, at which positions something is asked for."""
         return targets != self.padding
 
+    def check_label(self, name: str, label: int | None) -> None:
+        """Raise `ConfigurationError` if an attack's setting is padding, of which nothing is learned or measured."""
+        if label == self.padding:
+            raise ConfigurationError(f"{name} is {label}, which is padding in this task and no class; choose another")
+
     def last(self, targets: Tensor) -> Tensor:
         """(n,) int64, the last position that counts."""
         return (self.counted(targets) * torch.arange(targets.shape[1], device=targets.device)).argmax(1)
