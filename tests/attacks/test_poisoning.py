@@ -1,5 +1,7 @@
 """Poisoning batch by batch: how many of a batch, which of them, and that the data themselves stay clean."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -170,7 +172,7 @@ def test_verbs_keep_both_sides():
 
 def test_an_attack_that_gives_no_data_is_named():
     class Forgets(Attack):
-        def poison(self, dataset, attacker):
+        def poison(self, dataset, attacker) -> Any:
             pass
 
     class One(Attack):
