@@ -102,15 +102,7 @@ class Aggregator(Made, nn.Module):
         return self._aggregate(shard)
 
     def _aggregate(self, shard: UpdateShard) -> Tensor:
-        """What `forward` makes of a shard, after seeing that it is one number for each coordinate."""
-        found = super().__call__(shard)
-        if not isinstance(found, Tensor) or found.shape != (shard.width,):
-            what = f"the shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
-            raise ConfigurationError(
-                f"{type(self).__name__}.forward must return a number for each coordinate of the shard, {(shard.width,)}, got "
-                f"{what}; return what shard.map, shard.mean or shard.combine give"
-            )
-        return found
+        return per_coordinate(super().__call__(shard), shard, f"{type(self).__name__}.forward")
 
     def forward(self, shard: UpdateShard) -> Tensor:
         """The rule itself: N finite updates, N >= 1, to (S,) float32."""
@@ -306,3 +298,14 @@ class Aggregator(Made, nn.Module):
         A rejected prediction counts as an error for Acc and as a failure for ASR.
         """
         return torch.ones(len(probabilities), dtype=torch.bool, device=probabilities.device)
+
+
+def per_coordinate(found: Any, shard: UpdateShard, hook: str) -> Tensor:
+    """What a hook of a rule's has made of a shard; raises `ConfigurationError` unless it is one number for each coordinate."""
+    if not isinstance(found, Tensor) or found.shape != (shard.width,):
+        what = f"the shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+        raise ConfigurationError(
+            f"{hook} must return a number for each coordinate of the shard, {(shard.width,)}, got {what}; return what "
+            "shard.map, shard.mean or shard.combine give"
+        )
+    return found
