@@ -14,6 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, Literal, get_args
 
 import lightning as L
@@ -21,7 +22,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from fl_lightning.aggregators.base import Aggregator
+from fl_lightning.aggregators.base import Aggregator, per_coordinate
 from fl_lightning.attacks.base import Attack, Broadcast, Knowledge
 from fl_lightning.checked import made_of, maker, one_of, shown, whole
 from fl_lightning.checkpoints.trained import Loadable
@@ -44,6 +45,7 @@ from fl_lightning.server.examination import Examination
 from fl_lightning.server.exclusion import exclude_nonfinite
 from fl_lightning.server.last_round import Evaluations
 from fl_lightning.server.outcome import RoundOutcome, observers
+from fl_lightning.server.outcome_checks import accepted
 from fl_lightning.server.phases import EXTRA_WORK, Phases
 from fl_lightning.server.quiet_ends import watch
 from fl_lightning.server.resources import Compile
@@ -260,6 +262,7 @@ class Federation(Made, Loadable, WatchedNames):
             return
         trimmed = self.buffer_policy == "trimmed"
         combined = self.aggregator.aggregate_buffers(shard) if trimmed else shard.mean(shard.shares)  # (S,) of the buffers
+        combined = per_coordinate(combined, shard, f"{type(self.aggregator).__name__}.aggregate_buffers")
         new = self.buffers_layout.flatten(self.client) - self.buffer_exchange.to_all(combined)
         if not new.isfinite().all():
             log.warning("round %d: the combined buffers are not finite; they stay as they are", self.global_step)
@@ -282,7 +285,8 @@ class Federation(Made, Loadable, WatchedNames):
         inputs, targets = batch
         with self.undisturbed.batch(self.client, self._trainer, batch_idx, dataloader_idx):
             output = self.predict(inputs)
-        return {**vars(self.data.outcome.judge(output, targets, self.aggregator.accepts)), "targets": targets, "output": output}
+        judged = self.data.outcome.judge(output, targets, partial(accepted, self.aggregator))
+        return {**vars(judged), "targets": targets, "output": output}
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor] | None:
         return self.validation_step(batch, batch_idx, dataloader_idx)

@@ -9,7 +9,7 @@ import lightning as L
 import pytest
 import torch
 from ranks import on_ranks
-from tiny import CLIENTS, FEATURES, fit, tiny_federation, tiny_tensors
+from tiny import CLIENTS, FEATURES, TinyClient, fit, tiny_federation, tiny_tensors
 
 from fl_lightning import CohortSampler, FederatedDataModule, Federation
 from fl_lightning.aggregators import Aggregator, Bucketing, FedAvg, FoolsGold, NearestNeighborMixing, SparseFed
@@ -266,6 +266,22 @@ def test_rejected_predictions_count_as_errors(monkeypatch):
     output = federation.validation_step((((logits, torch.zeros(3)), torch.zeros(3, dtype=torch.int64))), 0)
     assert output is not None
     assert output["hits"].tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("hook", "gives", "said"),
+    [
+        ("accepts", None, r"Odd\.accepts must return True or False for each of \d+ predictions.*got a NoneType"),
+        ("accepts", torch.ones(1, 1).bool(), r"got torch\.bool of shape \(1, 1\)"),
+        ("accepts", torch.ones(1), r"got torch\.float32 of shape \(1,\)"),
+        ("aggregate_buffers", None, r"Odd\.aggregate_buffers must return a number for each coordinate .*, got a NoneType"),
+        ("aggregate_buffers", torch.zeros(1), r"got the shape \(1,\)"),
+    ],
+)
+def test_what_other_hooks_of_a_rule_give_is_looked_at(hook, gives, said):
+    odd = type("Odd", (FedAvg,), {hook: lambda self, given: gives})()
+    with pytest.raises(ConfigurationError, match=said):
+        fit(tiny_federation(client=TinyClient(norm=True), aggregator=odd), rounds=1)
 
 
 def routed(world: int) -> bool:

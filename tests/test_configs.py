@@ -258,30 +258,51 @@ def test_runs_one_round(config, tmp_path, pictures):
     assert 0 <= record["asr"] <= 1
 
 
-ON_RANKS = ("cifar100/flute.yaml", "cifar100/pixel_trigger.yaml", "femnist/flute.yaml", "tiny_imagenet/pixel_trigger.yaml")
+ON_RANKS = {
+    "cifar100": ("cifar100/flute.yaml", "cifar100/pixel_trigger.yaml"),
+    "femnist": ("femnist/flute.yaml",),
+    "mnist": ("mnist/pixel_trigger.yaml",),
+    "fashion_mnist": ("fashion_mnist/label_flip.yaml",),
+    "tiny_imagenet": ("tiny_imagenet/pixel_trigger.yaml",),
+    "table": ("table/dba.yaml",),
+    "phishing": ("phishing/table.yaml",),
+    "text": ("text/word_trigger.yaml", "text/gpt2_instructions.yaml"),
+}
+"""By whose files they read: a task each, or two of one task with other partitions or networks."""
+
+FILES: dict[str, Callable[[Path], None]] = {
+    **{kind: lambda folder, write=write: write(folder / "data") for kind, write in PICTURES.items()},
+    "table": lambda folder: write_loans(folder / "table.csv"),
+    "phishing": lambda folder: write_table(folder / "table.csv"),
+    "text": write_texts,
+}
+"""Who writes them into a run's folder."""
 
 
-def two_rounds(folder: str) -> None:
-    for name in ON_RANKS:
+def two_rounds(folder: str, names: list[str]) -> None:
+    for name in names:
         os.chdir(Path(folder) / name)
         main(["fit", "--config", "fit.yaml", *ONE_ROUND, "--trainer.max_epochs", "2", "--model.cohort.clients_per_round", "3"])
 
 
-def test_two_rounds_have_the_same_bits_on_one_rank_and_on_two(tmp_path):
-    found = {}
+@pytest.mark.parametrize("kinds", [[kind for kind in ON_RANKS if kind != "text"], ["text"]], ids=["numbers", "texts"])
+def test_two_rounds_have_the_same_bits_on_one_rank_and_on_two(kinds, tmp_path):
+    if "text" in kinds:
+        needs_transformers()
+    names, found = [name for kind in kinds for name in ON_RANKS[kind]], {}
     for world in (1, 2):
-        for name in ON_RANKS:
-            folder = tmp_path / str(world) / name
+        for name in names:
+            kind, folder = name.partition("/")[0], tmp_path / str(world) / name
             folder.mkdir(parents=True)
-            PICTURES[name.partition("/")[0]](folder / "data")
-            config = smaller(yaml.safe_load((ROOT / name).read_text()), {**LESS, **FEW_CLIENTS})
-            (folder / "fit.yaml").write_text(yaml.safe_dump(config))
-        on_ranks(world, two_rounds, str(tmp_path / str(world)))
-        records = [json.loads((tmp_path / str(world) / name / "run" / "run.json").read_text()) for name in ON_RANKS]
-        assert [(record["world_size"], record["rounds"]) for record in records] == [(world, 2)] * len(ON_RANKS)
-        found[world] = [record["weights_sha256"] for record in records]
+            FILES[kind](folder)
+            less = {**LESS, **(FEW_CLIENTS if kind in PICTURES else FEW_TEXTS if kind == "text" else {})}
+            (folder / "fit.yaml").write_text(yaml.safe_dump(smaller(yaml.safe_load((ROOT / name).read_text()), less)))
+        on_ranks(world, two_rounds, str(tmp_path / str(world)), names)
+        records = [json.loads((tmp_path / str(world) / name / "run" / "run.json").read_text()) for name in names]
+        assert [(record["world_size"], record["rounds"]) for record in records] == [(world, 2)] * len(names)
+        found[world] = [(record["weights_sha256"], record["acc"], record["asr"]) for record in records]
     assert found[1] == found[2]
-    assert len(set(found[1])) == len(ON_RANKS)
+    assert len(set(found[1])) == len(names)
 
 
 def test_there_is_one_for_every_row_of_the_papers_tables():

@@ -1,6 +1,8 @@
 """Rounds of an attack's window: against a loop by hand, and resumed on other numbers of ranks."""
 
 import copy
+import json
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -23,6 +25,7 @@ from fl_lightning import (
 from fl_lightning.aggregators import FedAvg
 from fl_lightning.attacks import Attack, Attacker, Neurotoxin, ValueTrigger
 from fl_lightning.callbacks.digests import weights_sha256
+from fl_lightning.checkpoints.forking import fork
 from fl_lightning.data import IID, Samples
 from fl_lightning.seeding import generator
 
@@ -122,6 +125,38 @@ def test_five_rounds_agree_with_a_loop_written_by_hand(after):
     x[:, -1] = 4.0
     asr = float((model.net(x).argmax(1) == 0).float().mean())  # type: ignore[operator, union-attr]
     assert record.history.entries[-1]["asr"] == pytest.approx(asr)
+
+
+def test_five_rounds_of_which_two_are_a_prefix_agree_with_the_loop(tmp_path):
+    """Forked from a clean run's second round, and attacked in rounds 2 and 3."""
+    data = tiny_data(IID(num_clients=CLIENTS), n=CLIENTS * EACH, seed=SEED)
+    cohort = CohortSampler(4, 0.25, start_round=2, end_round=4)
+    starts = []
+
+    def run(folder: Path, rounds: int, window: CohortSampler, ckpt_path: Any = None) -> Tensor:
+        torch.manual_seed(SEED)
+        client = Plain()
+        starts.append(copy.deepcopy(client))
+        local = LocalTraining(batch_size=BATCH, executor="sequential")
+        federation = Federation(client, FedAvg(), [Stamped()], window, local, seed=SEED)
+        callbacks = [BackdoorMetrics(), LastCheckpoint(), RunRecord({"model": "plain"})]
+        settings: Any = {"default_root_dir": folder, "enable_checkpointing": True, "callbacks": callbacks}
+        tiny_trainer(rounds, **settings).fit(federation, data, ckpt_path=ckpt_path)
+        return vector(federation.client)
+
+    run(tmp_path / "prefix", 2, CohortSampler(4, 0.25, start_round=2))
+    record = json.loads((tmp_path / "prefix" / "run.json").read_text())
+    (tmp_path / "forked").mkdir()
+    about = {"id": "prefix", "round": 2, "exact": True, "rule": None, "config_hash": record["config_hash"]}
+    fork(tmp_path / "prefix", tmp_path / "forked", {"model": "plain"}, about)
+    found = run(tmp_path / "forked", 5, cohort, "last")
+    malicious = cohort.malicious_clients(SEED, CLIENTS).tolist()
+    drawn = [cohort.draw(SEED, t, data.sizes).clients.tolist() for t in range(5)]
+    own = [data.client(c).batch(torch.arange(EACH)) for c in range(CLIENTS)]
+    for attacked, same in (((2, 3), True), ((), False), (range(5), False)):
+        cohorts = [[(c, c in malicious and t in attacked) for c in clients] for t, clients in enumerate(drawn)]
+        expected = by_hand(copy.deepcopy(starts[0]), own, cohorts)[-1]
+        assert ((found - expected).abs().max() <= 1e-6) == same
 
 
 class Grows(Attack):

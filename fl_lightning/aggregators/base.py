@@ -85,7 +85,7 @@ class Aggregator(Made, nn.Module):
             if weights is not None or root is not None:
                 raise ConfigurationError(f"{name}: a shard brings weights and root of its own; call the rule with it alone")
             updates.verdict = None  # of another rule
-            return super().__call__(updates)
+            return self._aggregate(updates)
         shard = UpdateShard.from_updates(updates, weights)
         if root is not None:
             if not self.needs_root:
@@ -99,7 +99,10 @@ class Aggregator(Made, nn.Module):
             shard.keep(finite)
         if not shard.weights.any():  # nobody is left, or nobody who counts
             return torch.zeros(shard.width, device=finite.device)
-        return super().__call__(shard)
+        return self._aggregate(shard)
+
+    def _aggregate(self, shard: UpdateShard) -> Tensor:
+        return per_coordinate(super().__call__(shard), shard, f"{type(self).__name__}.forward")
 
     def forward(self, shard: UpdateShard) -> Tensor:
         """The rule itself: N finite updates, N >= 1, to (S,) float32."""
@@ -295,3 +298,14 @@ class Aggregator(Made, nn.Module):
         A rejected prediction counts as an error for Acc and as a failure for ASR.
         """
         return torch.ones(len(probabilities), dtype=torch.bool, device=probabilities.device)
+
+
+def per_coordinate(found: Any, shard: UpdateShard, hook: str) -> Tensor:
+    """What a hook of a rule's has made of a shard; raises `ConfigurationError` unless it is one number for each coordinate."""
+    if not isinstance(found, Tensor) or found.shape != (shard.width,):
+        what = f"the shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+        raise ConfigurationError(
+            f"{hook} must return a number for each coordinate of the shard, {(shard.width,)}, got {what}; return what "
+            "shard.map, shard.mean or shard.combine give"
+        )
+    return found

@@ -32,4 +32,4 @@ class FedAvg(Aggregator):
         return shard.mean(shard.shares if self.weighted else None)
 
     def aggregate_buffers(self, shard: UpdateShard) -> Tensor:
-        return self.forward(shard)
+        return FedAvg.forward(self, shard)  # that of a subclass may look at models, judge clients or recall

@@ -132,7 +132,7 @@ class FLIP(Aggregator):
         return shard.mean(None)
 
     def aggregate_buffers(self, shard: UpdateShard) -> Tensor:
-        return self.forward(shard)
+        return shard.mean(None)
 
     def accepts(self, probabilities: Tensor) -> Tensor:
         return probabilities.amax(1) >= self.confidence if self.confidence else super().accepts(probabilities)

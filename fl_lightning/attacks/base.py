@@ -301,7 +301,8 @@ def stamped_sets(attacks: Sequence[Attack], test: Samples) -> dict[str, Samples]
         if (whole := attack.stamp(test)) is not None:
             named = {"stamped": whole, **named}
         for name, samples in named.items():
-            parts.setdefault(name, []).append(samples)
+            if len(samples):  # of none, as where no sample is of the attack's kind, nothing can be measured
+                parts.setdefault(name, []).append(samples)
     return {name: join(samples) for name, samples in parts.items()}
 
 

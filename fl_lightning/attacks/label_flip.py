@@ -109,6 +109,9 @@ class LabelFlip(Attack):
         return poison_share(dataset, applies, self.poison_fraction, attacker, "label flip", write, per_batch=self.per_batch)
 
     def stamp(self, test: Samples) -> Samples | None:
+        if isinstance(test.outcome, Tokens):
+            test.outcome.check_label("LabelFlip.source_label", self.source_label)
+            test.outcome.check_label("LabelFlip.target_label", self.target_label)
         if self.mode != "pair":
             return None
         false = self._false(test.targets, test.outcome)

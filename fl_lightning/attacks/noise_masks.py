@@ -53,7 +53,7 @@ def noise_masks(update: Tensor, members: int, alpha: float, neurons: Tensor, dra
         loss = alpha * (ENERGY / energies).sum() + (1 - alpha) * LENGTH * lengths + multiplier * SUM * together
         (gradient,) = torch.autograd.grad(loss / (1 + multiplier), noise)
         noise = noise.detach() - LR * gradient.nan_to_num(0.0, 0.0, 0.0)  # where an energy is 0
-        multiplier += GROWTH * float(together)
+        multiplier += GROWTH * float(together.detach())
     masks = torch.zeros(members, *update.shape, dtype=update.dtype)
     masks[:, neurons] = (noise - noise.mean(0)).to(update.dtype)
     return masks.to(update.device)

@@ -192,6 +192,9 @@ class WordTrigger(Attack):
                 "stand right before the word that the attacker wants; set place to end"
             )
         self._look_up(samples.prepare)
+        if isinstance(samples.outcome, Tokens):
+            label = self._targets.target_label
+            samples.outcome.check_label("WordTrigger.target_label", label if isinstance(label, int) else None)
         if len(self.trigger.rows) >= samples.inputs.shape[1]:
             raise ConfigurationError(
                 f"WordTrigger.words are {len(self.trigger.rows)}, but texts have {samples.inputs.shape[1]} words at most, "

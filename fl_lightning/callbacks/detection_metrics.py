@@ -66,6 +66,7 @@ class DetectionMetrics(L.Callback):
             )
         self.threshold = threshold
         self.attacked = self.clean = Detections()  # of all rounds so far
+        self.missed = False  # whether it has been told that a rule forgot to judge
         self.lines: RoundLines | None = None
         self.kept: dict[str, Any] = {}  # the file as it was at the checkpoint that the run goes on from
 
@@ -107,6 +108,14 @@ class DetectionMetrics(L.Callback):
         outcome = federation.outcome
         assert outcome is not None
         if outcome.verdict is None:
+            if federation.aggregator.judges and federation.trainer.is_global_zero and not self.missed:
+                self.missed = True
+                log.warning(
+                    "DetectionMetrics measures nothing in round %d: judges of %s is true, but its forward has not called "
+                    "shard.judge; call it, or have judges be false",
+                    outcome.round,
+                    type(federation.aggregator).__name__,
+                )
             return
         found = detect(outcome.verdict.cpu(), outcome.cohort.malicious.cpu(), self.threshold)
         of_round = (found, Detections()) if found.malicious else (Detections(), found)

@@ -271,6 +271,7 @@ class RunRecord(L.Callback):
             "initial_weights": self.initial_weights,
             "prefix": self.prefix,
             "config": self.config,
+            "config_hash": self.config_hash,  # by which a checkpoint is known that lies in another run's folder
             "code": {"python": VERSION, "classes": self._code},
         }
 

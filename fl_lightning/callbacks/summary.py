@@ -39,7 +39,10 @@ def show(record: dict[str, Any], folder: Path | None) -> None:
     if record["excluded_updates"]:
         console.print(f"{record['excluded_updates']} non-finite updates were excluded.")
     if record["refused_rounds"]:
-        console.print(f"{record['refused_rounds']} rounds were refused, as the model would not have been finite after them.")
+        what = (
+            "a step of the server, or an edit that the rule made of the model, was taken back, as it would not have been finite"
+        )
+        console.print(f"In {record['refused_rounds']} rounds {what}.", soft_wrap=True)
     if record["state"] != "finished":
         kept = folder is not None and (folder / "last.ckpt").exists()
         remedy = "; the same command with --ckpt_path last goes on" if kept else ""

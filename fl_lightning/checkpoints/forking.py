@@ -28,10 +28,11 @@ def fork(source: Path, folder: Path, config: Mapping[str, Any], about: Mapping[s
         source: the folder of the run that it is forked from, which has come to its end.
         folder: of the run, without a checkpoint; killed at any moment, this leaves none or a whole one.
         config: the run's.
-        about: what its record is to say of the other one: its `round`, and its `rule` where the run has another.
+        about: what its record is to say of the other one: its `round`, the `config_hash` in its own record, and its `rule`
+            where the run has another.
 
     Raises:
-        ConfigurationError: the other run's checkpoint is missing, damaged, or of another round.
+        ConfigurationError: the other run's checkpoint is missing, damaged, of another round, or not that run's.
         StorageError: there is no room.
     """
     last, done = source / LAST, int(about["round"])
@@ -44,6 +45,8 @@ def fork(source: Path, folder: Path, config: Mapping[str, Any], about: Mapping[s
     checkpoint["federation"]["attacks"] = AFRESH
     for key, state in checkpoint["callbacks"].items():
         if key.startswith("RunRecord"):
+            if state.pop("config_hash", about["config_hash"]) != about["config_hash"]:
+                raise ConfigurationError(f"{last} is of another run than the run.json beside it")
             state |= {"config": dict(config), "prefix": dict(about)}
     if about.get("rule") is not None:
         checkpoint.pop(sharded_state.KEY, None)

@@ -23,6 +23,9 @@ from fl_lightning.updates.gathering import gather_objects
 NO_PARAMETER = "_extra_state"
 """The end of a name under which a module may keep anything; neither a parameter nor a buffer."""
 
+SAFE = ".safetensors"
+"""The ending of files in which the Hub has weights, which are not of `torch.save`."""
+
 
 @dataclass
 class WarmStart:
@@ -165,7 +168,9 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         file = checkpoint_of(Path(path))
         content = read_file(file)
     except ConfigurationError as error:
-        raise ConfigurationError(f"{START_FROM}: {error}") from error
+        other = Path(path).suffix == SAFE and Path(path).is_file()
+        remedy = "; load it by safetensors.torch.load_file, and give what torch.save makes of that" if other else ""
+        raise ConfigurationError(f"{START_FROM}: {error}{remedy}") from error
     named: Any = content
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         named = content["state_dict"]

@@ -172,7 +172,10 @@ class FederatedDataModule(Made, L.LightningDataModule):
                     "tensors in TensorSamples"
                 )
             if not len(samples):
-                raise ConfigurationError(f"the {name} data have no samples")
+                remedy = (
+                    "; where a share is held out, raise data.test_fraction: nobody has enough for it" if name == "test" else ""
+                )
+                raise ConfigurationError(f"the {name} data have no samples{remedy}")
             samples.outcome.check(samples.targets, task.num_classes, name)
         self._check_outcome(task)
         if self.root is not None:

@@ -124,7 +124,13 @@ class NextWord(FederatedDataModule):
         if (tested := self._tested()) is not None:
             test = [entry for read, file in tested for entry in read(file)]
         else:
-            train, test = held_out(train, HELD_OUT if self.test_fraction is None else self.test_fraction)
+            fraction = HELD_OUT if self.test_fraction is None else self.test_fraction
+            train, test = held_out(train, fraction)
+            if train and not test:
+                raise ConfigurationError(
+                    f"data.test_fraction = {fraction} of each author's texts is none in {self.path}, as no author has enough; "
+                    "raise it, or give test.jsonl"
+                )
         return self._pieces(train), self._pieces(test)
 
     def _pieces(self, texts: Sequence[tuple[str, str]]) -> list[Piece]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -218,6 +218,11 @@ class Tokens(_OfLogits):
         """(n, L) bool, at which positions something is asked for."""
         return targets != self.padding
 
+    def check_label(self, name: str, label: int | None) -> None:
+        """Raise `ConfigurationError` if an attack's setting is padding, of which nothing is learned or measured."""
+        if label == self.padding:
+            raise ConfigurationError(f"{name} is {label}, which is padding in this task and no class; choose another")
+
     def last(self, targets: Tensor) -> Tensor:
         """(n,) int64, the last position that counts."""
         return (self.counted(targets) * torch.arange(targets.shape[1], device=targets.device)).argmax(1)
@@ -238,10 +243,11 @@ class Tokens(_OfLogits):
     def check_output(self, output: Tensor, targets: Tensor, num_classes: int, name: str) -> None:
         b, length = targets.shape
         if output.ndim != 3 or output.shape[:2] != targets.shape or output.shape[2] < num_classes:
+            remedy = _of_positions(output.shape, length, num_classes)
             raise ConfigurationError(
                 f"{name} gives an output of shape {tuple(output.shape)} for {b} samples of {length} positions, but the task "
                 f"asks for one of {num_classes} classes at every position; it must give logits (b, {length}, V) with V >= "
-                f"{num_classes}"
+                f"{num_classes}{remedy}"
             )
         _check_numbers(output.flatten(0, 1), b, name)
         if output.shape[2] > num_classes:
@@ -275,6 +281,17 @@ def _check_numbers(logits: Tensor, count: int, name: str) -> None:
             f"{name} predicts {what} for the first {count} samples before any training; look for NaN and infinities in the "
             "data, or in what the module does to them"
         )
+
+
+def _of_positions(shape: Sequence[int], length: int, num_classes: int) -> str:
+    """What to do where a model's output is not (b, length, V)."""
+    if len(shape) != 3:
+        return ""
+    if shape[2] == length and shape[1] >= num_classes:
+        return ": give output.transpose(1, 2), as classes come last"
+    if shape[1] < length and shape[2] >= num_classes:
+        return f": pad all inputs to {length} positions, those of the longest row of targets, in every batch"
+    return ""
 
 
 def _tell_spare(name: str, outputs: int, num_classes: int) -> None:

@@ -218,13 +218,19 @@ def _of_tensor(values: Tensor, where: str) -> Stated:
         if not good.all():
             i = int((~good).nonzero()[0])
             _refuse(
-                where, i, values[i].tolist(), "which is no class number and no one-hot row (one 1, all else 0); give either"
+                where,
+                i,
+                values[i].tolist(),
+                "which is no class number and no one-hot row (one 1, all else 0); give either, or say by outcome= what else is "
+                "asked for: MultiLabel(), Tokens() or Regression()",
             )
         return Stated("one-hot rows", values.argmax(1), width=values.shape[1])
     good = (values == values.round()) & (values >= 0) & (values < LARGEST)
     if not good.all():
         i = int((~good).nonzero()[0])
-        _refuse(where, i, values[i].item(), "which is no class; classes are whole numbers from 0")
+        _refuse(
+            where, i, values[i].item(), "which is no class; classes are whole numbers from 0 (others: outcome=Regression())"
+        )
     return Stated("numbers", values.long())
 
 

@@ -93,7 +93,8 @@ def clients(folder: Folders) -> pd.DataFrame:
     if not found:
         raise ConfigurationError(
             f"no run in {' or in '.join(map(str, several(folder)))} has rows of clients, in a folder {CLIENTS}/; add "
-            "the callback ClientRecord to trainer.callbacks, and run it again"
+            "the callback ClientRecord to trainer.callbacks, and run it again; one with it that was killed writes those of its "
+            "last rounds as it goes on (--ckpt_path last)"
         )
     frame = pd.concat(found, ignore_index=True)
     return frame[["run", *(column for column in frame.columns if column != "run")]]

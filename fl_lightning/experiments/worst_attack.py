@@ -50,7 +50,7 @@ def worst_case(
     On the seeds of `choose_on` a setting's ASR under an attack is the mean over those seeds, its worst attack the one with the
     highest, and the rule's setting the one whose highest is lowest; ties go to the higher Acc under that attack, then to the
     label that comes first. A setting of which a cell is missing on those seeds is not chosen. Axes other than rule, attack and
-    seed make a problem each.
+    seed, which are the columns before `seed`, make a problem each.
 
     Args:
         runs: a row per run, as a report's `runs.csv` has them: a column per axis, `seed`, `acc` and `asr`, NaN where a run is
@@ -58,7 +58,7 @@ def worst_case(
         rule, attack, choose_on, settings, max_loss: see `WorstCasePlan`.
 
     Raises:
-        ConfigurationError: no such column or seed, no seed left to report, or nothing to choose from.
+        ConfigurationError: no such column or seed, no seed left to report, nothing to choose from, or several runs of one cell.
 
     Example:
         >>> runs = pd.DataFrame({
@@ -111,6 +111,18 @@ def check(frame: pd.DataFrame, plan: WorstCasePlan) -> None:
             raise ConfigurationError(f"worst_case: the runs have no column {column}; {nearest(column, columns)}")
     check_seeds(plan, set(frame["seed"]))
     check_labels(plan, dict.fromkeys(map(str, frame[plan.rule])))
+    check_cells(frame, [plan.rule, plan.attack, *further_axes(frame, plan), "seed"])
+
+
+def check_cells(frame: pd.DataFrame, axes: Sequence[str]) -> None:
+    """Raise where runs are alike in all axes: their mean would hide what they differ in."""
+    twice = frame.duplicated(list(axes))
+    if twice.any():
+        cell = ", ".join(f"{axis} = {value}" for axis, value in frame.loc[twice, list(axes)].iloc[0].items())
+        raise ConfigurationError(
+            f"worst_case: several runs have {cell}; leave one, or put the column in which they differ before seed, where it "
+            "counts as an axis"
+        )
 
 
 def solve(frame: pd.DataFrame, plan: WorstCasePlan) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -51,6 +51,9 @@ RAW = {
     r"Not a valid subclass of (\w+)\. Got value: (.*?)( Subclass types expect one of: .*)?$": (
         r"must be a class of the kind \1, given by class_path, got \2"
     ),
+    r"Type typing\.Callable\[.*?, (?:\w+\.)*(\w+)\] expects a function .* Got value: Namespace\(class_path='([^']*)'": (
+        r"there is no class \2 of the kind \1; give the class_path of one that is"
+    ),
     r"Type typing\.Callable\[.*?, (?:\w+\.)*(\w+)\] expects a function .* Got value: (.*)$": (
         r"must be a class of the kind \1, given by class_path, got \2"
     ),
@@ -60,6 +63,9 @@ RAW = {
     r"Unable to load config '(.*?)'": rf"{SEVERAL}, or a file with one, got \1",
 }
 """What the libraries' messages say, and how it is said here; `\\1` is what their first brackets found."""
+
+PLAIN = r"<class '(?:float|int|bool)'>"
+"""In a message's list of types, one that is no class of the user's."""
 
 CLASS_KEYS = ("class_path", "init_args")
 
@@ -196,7 +202,7 @@ def unknown_setting(message: str, parser: Parser) -> str | None:
 def unknown_class(message: str, parser: Parser, keys: list[str]) -> str | None:
     """For a class that is not there: what may stand in its place."""
     wrong = re.search(r"import path string: ([\w.]+)|module '[\w.]+' has no attribute '(\w+)'", message)
-    if wrong is None:
+    if wrong is None or re.search(rf"Subtypes: \[[^\]]*{PLAIN}", message):  # a number was meant
         return None
     name = wrong[1] or wrong[2]
     offers = [cls for base in kinds_of(parser, keys) or PARTS for cls in subclasses(base) if offered(cls)]

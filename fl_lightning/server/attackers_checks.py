@@ -137,7 +137,7 @@ def check_optimizer(client: L.LightningModule, recipe: Recipe, largest: int) -> 
             f"model.attackers_scheduler {type(scheduler.scheduler).__name__} is not of PyTorch's kind; use one of "
             "torch.optim.lr_scheduler"
         )
-    check_scheduler(scheduler, largest, recipe.local, "the attackers (model.attackers_scheduler)")
+    check_scheduler(scheduler, largest, recipe.local, "the attackers (model.attackers_scheduler)", enough="")
 
 
 def check_batches(attacks: Sequence[Attack], local: LocalTraining) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+from torch import Tensor
+
 from fl_lightning.aggregators import mixing
 from fl_lightning.aggregators.base import Aggregator
 from fl_lightning.attacks.base import Attack, has_own
@@ -40,3 +43,15 @@ def _refuse(part: Aggregator | Attack, hook: str | None, outcome: Outcome, kind:
     raise ConfigurationError(
         f"{type(part).__name__} is for tasks that ask for {taken}, but this one asks for {outcome.words}; use another {kind}"
     )
+
+
+def accepted(rule: Aggregator, probabilities: Tensor) -> Tensor:
+    """(b,) bool, what `rule.accepts` says of (b, C) probabilities; raises `ConfigurationError` unless it says so of each."""
+    found = rule.accepts(probabilities)
+    if not isinstance(found, Tensor) or found.dtype != torch.bool or found.shape != probabilities.shape[:-1]:
+        what = f"{found.dtype} of shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+        raise ConfigurationError(
+            f"{type(rule).__name__}.accepts must return True or False for each of {len(probabilities)} predictions, a tensor "
+            f"({len(probabilities)},), got {what}"
+        )
+    return found

@@ -212,8 +212,10 @@ def check_optimizer(client: L.LightningModule, optimizer: Optimizer, name: str) 
         )
 
 
-def check_scheduler(scheduler: LocalScheduler, n: int, local: LocalTraining, name: str) -> None:
-    """A OneCycleLR can take the steps of a client of n samples, the largest one."""
+def check_scheduler(
+    scheduler: LocalScheduler, n: int, local: LocalTraining, name: str, enough: str = "self.trainer.estimated_stepping_batches"
+) -> None:
+    """A OneCycleLR can take the steps of a client of n samples, the largest one; `enough` is where their number is known."""
     if not isinstance(scheduler.scheduler, OneCycleLR):
         return
     counts = [count for _, count in epoch_parts(n, local.epochs, local.batch_size)]
@@ -222,8 +224,7 @@ def check_scheduler(scheduler: LocalScheduler, n: int, local: LocalTraining, nam
     if steps > scheduler.scheduler.total_steps:
         raise ConfigurationError(
             f"the scheduler OneCycleLR of {name} is made for {scheduler.scheduler.total_steps} steps, but the largest client, "
-            f"of {n} samples, takes {steps} of them in a round; make it with "
-            "total_steps=self.trainer.estimated_stepping_batches"
+            f"of {n} samples, takes {steps} of them in a round; make it with total_steps={enough or steps}"
         )
 
 

@@ -12,6 +12,7 @@ from fl_lightning.attacks.base import Attack, Attacker, has_own
 from fl_lightning.cohort import Cohort
 from fl_lightning.data.base import Samples
 from fl_lightning.data.module import FederatedDataModule
+from fl_lightning.errors import ConfigurationError
 from fl_lightning.modules.undisturbed import undisturbed
 from fl_lightning.seeding import derive_seed, seed_global_generators
 
@@ -50,7 +51,7 @@ class LocalRound:
         datasets = self.clean
         for i, attack in enumerate(self.attacks):
             self.seed_for("conspire", i)
-            datasets = attack.conspire(datasets, self.attackers)
+            datasets = made_by(attack, attack.conspire(datasets, self.attackers), len(self.attackers))
         return {attacker.client: samples for attacker, samples in zip(self.attackers, datasets, strict=True)}
 
     @cached_property
@@ -77,3 +78,17 @@ class LocalRound:
     def seed_for(self, hook: str, number: int) -> None:
         """Seed the global generators, from which an attack may draw, by (seed, hook, round, which attack)."""
         seed_global_generators(derive_seed(self.attackers[0].seed, hook, self.attackers[0].round_number, number))
+
+
+def made_by(attack: Attack, datasets: Sequence[Samples], count: int) -> list[Samples]:
+    """What an attack has made of `count` malicious clients' data; raises `ConfigurationError` unless that is data of each."""
+    found = list(datasets) if isinstance(datasets, Sequence) else [datasets]
+    other = [dataset for dataset in found if not isinstance(dataset, Samples)]
+    hook = "conspire" if has_own(attack, "conspire") else "poison"
+    if other or len(found) != count:
+        got = f"a {type(other[0]).__name__}" if other else f"{len(found)}"
+        raise ConfigurationError(
+            f"{type(attack).__name__}.{hook} must return Samples, those of each of the round's {count} malicious clients, got "
+            f"{got}; return what it is given where nothing is to be changed"
+        )
+    return found

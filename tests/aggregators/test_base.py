@@ -1,5 +1,7 @@
 """What holds for every rule: equal to its oracle, blind to non-finite clients, and the same bits on any number of ranks."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from rule_oracles import LAYERS, NUM_CLIENTS, RULES, assert_is, hostile_updates,
 from torch import Tensor
 
 from fl_lightning.aggregators import Aggregator, AndMask, FedAvg
+from fl_lightning.errors import ConfigurationError
 from fl_lightning.updates import UpdateShard
 
 NAN, INF = float("nan"), float("inf")
@@ -231,6 +234,28 @@ def test_a_new_rule_needs_forward_only() -> None:
     rule.check(1)
     with pytest.raises(NotImplementedError):
         Aggregator()(updates)
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (lambda values: None, r"got a NoneType"),
+        (lambda values: 1.0, r"got a float"),
+        (lambda values: values, r"got the shape \(2, 3\)"),
+        (lambda values: values[0, :2], r"got the shape \(2,\)"),
+    ],
+)
+def test_what_is_no_number_for_each_coordinate_is_refused(made: Any, said: str) -> None:
+    """One that forgets to return would train nothing, without a word."""
+
+    class Odd(Aggregator):
+        def forward(self, shard: UpdateShard) -> Tensor:
+            return made(shard.values)
+
+    message = rf"Odd\.forward must return a number for each coordinate of the shard, \(3,\), {said}; return what shard\.map"
+    for updates in (torch.ones(2, 3), UpdateShard.from_updates(torch.ones(2, 3))):
+        with pytest.raises(ConfigurationError, match=message):
+            Odd()(updates)
 
 
 @pytest.mark.parametrize("rule", [FedAvg(), AndMask()])

@@ -1,8 +1,10 @@
 import pytest
 import torch
 from rule_oracles import aggregated
+from tiny import TinyClient, fit, tiny_federation
 
 from fl_lightning.aggregators import FedAvg
+from fl_lightning.callbacks.digests import weights_sha256
 
 TWO_ATTACKERS_OF_SEVEN = [0.30, 0.20, 0.10, -0.15, -0.20, -1.00, -1.20]
 
@@ -40,3 +42,26 @@ def test_a_client_without_samples_does_not_count() -> None:
 
 def test_shares_are_those_of_the_clients_that_are_left() -> None:
     assert aggregated(FedAvg(), [[1.0, float("nan"), 4.0]], [2.0, 100.0, 1.0]) == [2]
+
+
+def test_a_subclass_has_its_forward_for_updates_alone():
+    """Buffers have no submitted models to look at, and nobody is judged by them."""
+
+    class Looking(FedAvg):
+        judges = True
+
+        def examine(self, module, probe, generator):
+            return torch.ones(1)
+
+        def forward(self, shard):
+            assert shard.examined is not None
+            shard.judge(shard.examined[:, 0])
+            return super().forward(shard)
+
+    digests = []
+    for rule in (FedAvg(), Looking()):
+        torch.manual_seed(0)
+        federation = tiny_federation(client=TinyClient(norm=True), aggregator=rule)
+        fit(federation, rounds=2)
+        digests.append(weights_sha256(federation.client))
+    assert digests[0] == digests[1]

@@ -140,6 +140,13 @@ def test_label_flips_are_made_position_by_position_and_padding_stays():
         ),
         (trigger(words=["x"]), r"words has 'x', which the task's vocabulary does not have"),
         (trigger(target_label="x"), r"WordTrigger.target_label is 'x', which is no word of a vocabulary of the task's"),
+        (
+            trigger(target_label=0),
+            r"WordTrigger\.target_label is 0, which is padding in this task and no class; choose another",
+        ),
+        (LabelFlip(source_label=3, target_label=0), r"LabelFlip\.target_label is 0, which is padding"),
+        (LabelFlip(source_label=0, target_label=3), r"LabelFlip\.source_label is 0, which is padding"),
+        (LabelFlip(mode="all_to_one", target_label=0), r"LabelFlip\.target_label is 0, which is padding"),
         (trigger(words=["e"] * 6), r"words are 6, but texts have 6 words at most"),
         (WordTrigger(place="end"), r"but the task has a vocabulary of its own; set WordTrigger.glove to null"),
     ],

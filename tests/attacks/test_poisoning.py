@@ -1,12 +1,27 @@
 """Poisoning batch by batch: how many of a batch, which of them, and that the data themselves stay clean."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import fit, tiny_federation
 from worlds import images
 
-from fl_lightning.attacks import A3FL, DBA, Attacker, Collude, EdgeCase, LabelFlip, PixelTrigger, TabularDBA, ValueTrigger
+from fl_lightning.attacks import (
+    A3FL,
+    DBA,
+    Attack,
+    Attacker,
+    Collude,
+    EdgeCase,
+    LabelFlip,
+    PixelTrigger,
+    TabularDBA,
+    ValueTrigger,
+)
+from fl_lightning.attacks.base import stamped_sets
 from fl_lightning.attacks.poisoning import PoisonedBatches
 from fl_lightning.data import MapSamples, RotatedDigits, Samples, TensorSamples
 from fl_lightning.data.sample_form import form
@@ -153,3 +168,33 @@ def test_verbs_keep_both_sides():
     raw = poisoned.raw(torch.arange(3))
     assert raw is not None
     assert torch.equal(raw, data.inputs[:3])
+
+
+def test_an_attack_that_gives_no_data_is_named():
+    class Forgets(Attack):
+        def poison(self, dataset, attacker) -> Any:
+            pass
+
+    class One(Attack):
+        def conspire(self, datasets, attackers):
+            return datasets[:1]
+
+    for attack, said in (
+        (Forgets(), r"Forgets\.poison must return Samples.*got a NoneType"),
+        (One(), r"One\.conspire.*got 1;"),
+    ):
+        with pytest.raises(ConfigurationError, match=said):
+            fit(tiny_federation(attacks=[attack]), rounds=1)
+
+
+def test_of_a_stamped_set_without_samples_nothing_is_measured():
+    class Nobody(Attack):
+        def stamp(self, test):
+            return test.subset(torch.tensor([], dtype=torch.int64))
+
+    test = images(4)
+    assert stamped_sets([Nobody()], test) == {}
+    assert (
+        len(stamped_sets([Nobody(), LabelFlip(source_label=int(test.targets[0]), target_label=int(test.targets[0]) + 1)], test))
+        == 1
+    )

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ranks import on_ranks
 from sklearn.metrics import roc_auc_score
-from tiny import Scale, tiny_data, tiny_federation, tiny_trainer
+from tiny import Scale, fit, tiny_data, tiny_federation, tiny_trainer
 
 from fl_lightning import CohortSampler, ConfigurationError, DetectionMetrics, LastCheckpoint, RunRecord
 from fl_lightning.aggregators import Bucketing, FedAvg, Krum, NormClipping, TrimmedMean
@@ -135,6 +135,16 @@ def test_a_rule_that_does_not_judge_is_named_before_training(tmp_path, caplog, r
     ]
     assert "detection" not in json.loads((tmp_path / "run.json").read_text())
     assert not (tmp_path / "detection.jsonl").exists()
+
+
+def test_a_rule_that_forgets_to_judge_is_told_once(caplog):
+    class Forgetful(FedAvg):
+        judges = True
+
+    with caplog.at_level(logging.WARNING):
+        fit(tiny_federation(aggregator=Forgetful()), rounds=2, callbacks=[DetectionMetrics()])
+    assert caplog.text.count("judges of Forgetful is true, but its forward has not called shard.judge") == 1
+    assert "in round 0" in caplog.text
 
 
 @pytest.mark.parametrize("threshold", [0, 1.5, -1, np.nan])

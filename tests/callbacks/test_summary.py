@@ -55,6 +55,13 @@ def test_a_run_that_is_not_over_says_so_and_how_it_goes_on(shown, tmp_path):
     assert "stopped" not in shown()
 
 
+def test_what_was_taken_back_may_be_an_edit_alone(shown):
+    """The round itself counts then."""
+    said = "In 2 rounds a step of the server, or an edit that the rule made of the model, was taken back"
+    assert said in shown(refused_rounds=2)
+    assert "taken back" not in shown()
+
+
 def test_a_trial_names_no_file(shown):
     assert "A trial: nothing was written." in shown(folder=None)
     assert "run.json" not in shown(folder=None)

@@ -204,4 +204,8 @@ def test_what_cannot_be_forked_from_is_one_line(invariant, tmp_path):
     (tmp_path / "last.ckpt").write_bytes(whole[:-1])
     with pytest.raises(ConfigurationError, match=r"last\.ckpt cannot be read: it is damaged"):
         fork(tmp_path, tmp_path / "a", settings(), about(record))
+    run(tmp_path / "other", T, {**settings(), "seed_everything": 1})
+    (tmp_path / "last.ckpt").write_bytes((tmp_path / "other" / "last.ckpt").read_bytes())
+    with pytest.raises(ConfigurationError, match=r"last\.ckpt is of another run than the run\.json beside it"):
+        fork(tmp_path, tmp_path / "a", settings(), about(record))
     assert not (tmp_path / "a").exists()

@@ -225,6 +225,7 @@ def test_files_that_are_no_such_thing(tmp_path):
         ("text.pt", b"weights", "is damaged"),
         ("flipped.pt", whole[: at + 3] + bytes([whole[at + 3] ^ 1]) + whole[at + 4 :], "cannot be read"),
         ("program.pt", pickle.dumps(Program()), "holds more than tensors"),
+        ("hub.safetensors", b"\2" + bytes(7) + b"{}", r"load it by safetensors\.torch\.load_file, and give what torch\.save"),
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ConfigurationError, match=said) as caught:

@@ -181,6 +181,7 @@ def test_what_is_no_file_of_leafs_is_named(tmp_path, content, message):
 
 
 def test_missing_files_wrong_columns_and_settings_are_named(tmp_path):
+    (tmp_path / "ones").mkdir()
     with pytest.raises(ConfigurationError, match=r"holds no train\.parquet"):
         FEMNIST(ByKey(), path=str(tmp_path)).prepare_data()
     pyarrow.parquet.write_table(table({"f0000_14": 1}).drop(["writer_id"]), tmp_path / "train.parquet")
@@ -192,6 +193,11 @@ def test_missing_files_wrong_columns_and_settings_are_named(tmp_path):
     whole(tmp_path)
     with pytest.raises(ConfigurationError, match=r"data\.test_fraction = 0\.2, but LEAF's files .* are split already"):
         FEMNIST(ByKey(), path=str(tmp_path), test_fraction=0.2).prepare_data()
+    pyarrow.parquet.write_table(table({"f0000_14": 1, "f0001_41": 1}), tmp_path / "ones" / "train.parquet")
+    with pytest.raises(
+        ConfigurationError, match=r"the test data have no samples; .* raise data\.test_fraction: nobody has enough"
+    ):
+        FEMNIST(ByKey(), path=str(tmp_path / "ones")).setup("fit")
     every: list[Any] = [0, 1.0, -0.1, float("nan"), True, "0.1"]
     for wrong in every:
         with pytest.raises(ConfigurationError, match=r"test_fraction"):

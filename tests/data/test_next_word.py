@@ -143,6 +143,9 @@ def test_what_cannot_work_is_refused(tmp_path):
             NextWord(ByKey(), path="x", **wrong)
     with pytest.raises(ConfigurationError, match=r"neither LEAF's train/\*.json nor train.jsonl nor train.parquet"):
         NextWord(ByKey(), path=str(tmp_path)).prepare_data()
+    write_lines(tmp_path / "train.jsonl", [{"author": name, "text": "what else"} for name in ("bo", "cy")])
+    with pytest.raises(ConfigurationError, match=r"data\.test_fraction = 0\.1 of each author's texts is none in .*; raise it"):
+        NextWord(ByKey(), path=str(tmp_path)).load()
     write_lines(tmp_path / "train.jsonl", TEXTS)
     write_lines(tmp_path / "test.jsonl", TEXTS)
     with pytest.raises(ConfigurationError, match=r"test_fraction = 0.5, but .* holds texts for testing"):

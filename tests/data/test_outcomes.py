@@ -209,3 +209,12 @@ def test_padding_is_no_class():
             keys=[0, 0, 1, 1],
             outcome=Tokens(),
         ).setup("fit")
+
+
+def test_outputs_that_are_not_of_all_positions_are_told_what_to_do():
+    with pytest.raises(ConfigurationError, match=r"must give logits \(b, 8, V\) with V >= 3: pad all inputs to 8 positions"):
+        Tokens(padding=0).check_output(torch.zeros(2, 7, 3), torch.ones(2, 8).long(), 3, "the client Net")
+    with pytest.raises(ConfigurationError, match=r"with V >= 3: give output\.transpose\(1, 2\), as classes come last"):
+        Tokens(padding=0).check_output(torch.zeros(2, 3, 8), torch.ones(2, 8).long(), 3, "the client Net")
+    with pytest.raises(ConfigurationError, match=r"with V >= 3$"):
+        Tokens(padding=0).check_output(torch.zeros(2, 9, 2), torch.ones(2, 8).long(), 3, "the client Net")

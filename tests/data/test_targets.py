@@ -66,7 +66,7 @@ def test_texts_that_are_numbers_are_in_the_order_of_numbers():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ([0, 1, 2.7], r"sample 2 in the data is 2\.7, which is no class; classes are whole numbers from 0"),
+        ([0, 1, 2.7], r"sample 2 in the data is 2\.7, which is no class; .* from 0 \(others: outcome=Regression\(\)\)"),
         ([0, float("nan")], "sample 1 in the data is nan"),
         ([0, float("inf")], "sample 1 in the data is inf"),
         ([0, -1], r"sample 1 in the data is -1\.0, which is no class"),
@@ -79,7 +79,10 @@ def test_texts_that_are_numbers_are_in_the_order_of_numbers():
         ([0, "a"], "sample 1 in the data is 'a', but that of sample 0 is 0"),
         ([0, {"boxes": 1}], "sample 1 in the data is {'boxes': 1}, a dict; give one class number per sample"),
         ([torch.tensor(0), torch.tensor([1, 0])], r"sample 1 .* of shape \(2,\), but that of sample 0 is of shape \(\)"),
-        ([[1, 0], [1, 1]], r"sample 1 in the data is \[1\.0, 1\.0\], which is no class number and no one-hot row"),
+        (
+            [[1, 0], [1, 1]],
+            r"sample 1 in the data is \[1\.0, 1\.0\], which is no class number .*, or say by outcome= .*: MultiLabel\(\)",
+        ),
         ([[1, 0], [0, 0]], r"sample 1 in the data is \[0\.0, 0\.0\]"),
         ([[1, 0], [0.5, 0.5]], r"sample 1 in the data is \[0\.5, 0\.5\]"),
         (torch.zeros(3, 8, 8), r"sample 0 .* of shape \(8, 8\), such as a mask; give one class number"),

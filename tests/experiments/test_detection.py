@@ -138,7 +138,10 @@ def test_a_row_per_client_and_round(tmp_path: Path) -> None:
     assert frame.query("run == 'a' and round == 2 and verdict == 0")[["client", "malicious"]].to_numpy().tolist() == [[5, True]]
     assert frame.query("run == 'b/c'")["verdict"].isna().all()
     assert frame["client/extra"].notna().tolist() == [False, True] * 4
-    with pytest.raises(ConfigurationError, match=r"no run in .*without has rows of clients.*add the callback ClientRecord"):
+    with pytest.raises(
+        ConfigurationError,
+        match=r"no run in .*without has rows of clients.*add the callback ClientRecord.*killed .* as it goes on",
+    ):
         experiments.clients(tmp_path / "without")
     file = next((tmp_path / "a" / "clients").iterdir())
     file.write_bytes(file.read_bytes()[:100])

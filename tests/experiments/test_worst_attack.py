@@ -113,6 +113,15 @@ def test_further_axes_are_problems_of_their_own(tmp_path):
         pd.testing.assert_frame_equal(there, alone.chosen)
 
 
+def test_an_axis_behind_the_seed_is_refused_and_not_averaged_over():
+    frame = pd.concat([drawn(0).assign(share=0.1), drawn(1).assign(share=0.2)], ignore_index=True)
+    assert list(frame.columns).index("share") > list(frame.columns).index("seed")
+    with pytest.raises(ConfigurationError, match=r"several runs have rule = .*, attack = .*, seed = 0; .* before seed"):
+        worst_case(frame, choose_on=[0])
+    with pytest.raises(ConfigurationError, match=r"several runs have rule = [^\n]*, attack = [^\n]*, seed = 0; leave one"):
+        worst_case(pd.concat([drawn(0), drawn(0)]), choose_on=[0])  # rows of the same number
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -62,6 +62,14 @@ def message(*args: str) -> str:
         ),
         (["--data", "IID"], "data: there is no class IID; known: "),
         (
+            ["--model.attackers_optimizer", "{class_path: torch.optim.Nope, init_args: {lr: 0.1}}"],
+            "model.attackers_optimizer: there is no class torch.optim.Nope of the kind Optimizer; give the class_path of one ",
+        ),
+        (
+            ["--model.attackers_optimizer", "{class_path: torch.optim.SGD, init_args: {lr: fast}}"],
+            "model.attackers_optimizer.lr: must be a number or a Tensor, got fast",
+        ),
+        (
             ["--data", "Phishing", "--data.partition", "Partition"],
             "data.partition: Partition says what classes of its kind have in common, and none can be made of it; known: ",
         ),

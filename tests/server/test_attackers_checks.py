@@ -56,7 +56,10 @@ def test_optimizers(optimizer, message):
     ("scheduler", "message"),
     [
         (lambda o: torch.optim.lr_scheduler.ReduceLROnPlateau(o), "ReduceLROnPlateau waits for a metric, which an attacker"),
-        (lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.1, total_steps=1), r"OneCycleLR of the attackers .* is made for 1"),
+        (
+            lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.1, total_steps=1),
+            r"OneCycleLR of the attackers .* is made for 1 .* takes (\d+) of them .* with total_steps=\1$",
+        ),
         (lambda o: torch.optim.lr_scheduler.StepLR(torch.optim.SGD([torch.zeros(1)], lr=1.0), 1), "made for another optimizer"),
     ],
 )
