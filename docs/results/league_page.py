@@ -145,7 +145,8 @@ def surprises(frame: pd.DataFrame) -> str:
         return f"{(asr.loc[rule] >= OPEN).sum()} of {asr.loc[rule].count()}"
 
     def by(rule: str) -> str:
-        return ", ".join(f"{attack} {number(asr.loc[rule, attack])}" for attack in asr.columns if asr.loc[rule, attack] >= 0.4)
+        row = asr.T[rule]
+        return ", ".join(f"{attack} {number(value)}" for attack, value in row[row >= 0.4].items())
 
     lower = (asr.loc["TrimmedMean"] < asr.loc["Invariant"]).sum()
     lines = {
@@ -160,16 +161,16 @@ def surprises(frame: pd.DataFrame) -> str:
             asr[["ALIE", "IPM", "MinMax", "MinSum", "GaussianNoise"]].max().max()
         ),
         "SignFlip: Acc lost under FedAvg; under the rule that loses most but for that and FLDetector": "; ".join(
-            [number(lost.loc["FedAvg", "SignFlip"]), number(lost["SignFlip"].drop(["FedAvg", "FLDetector"]).max())]
+            [number(lost["SignFlip"]["FedAvg"]), number(lost["SignFlip"].drop(["FedAvg", "FLDetector"]).max())]
         ),
         "MinSum: rules with a verdict, and those whose AUROC is below .4": "; ".join(
             [str(auroc["MinSum"].count()), str((auroc["MinSum"] < 0.4).sum())]
         ),
         "FLDetector: attacks that get through, as under FedAvg; its highest AUROC": "; ".join(
-            [opened("FLDetector"), opened("FedAvg"), number(auroc.loc["FLDetector"].max())]
+            [opened("FLDetector"), opened("FedAvg"), number(auroc.T["FLDetector"].max())]
         ),
         "highest ASR under the invariant aggregator, under the trimmed mean, under the mask alone": "; ".join(
-            number(asr.loc[rule].max()) for rule in ("Invariant", "TrimmedMean", "AndMask")
+            number(asr.T[rule].max()) for rule in ("Invariant", "TrimmedMean", "AndMask")
         ),
         "attacks under which the trimmed mean has a lower ASR than the invariant aggregator": f"{lower} of {asr.shape[1]}",
         "MaskedReplacement, which is made against the mask: rules that it gets through": ", ".join(
