@@ -42,6 +42,11 @@ MEASURES = {
 OPEN = 0.5
 """The ASR from which on a back door counts as open."""
 
+BY_SEED = ("FreqFed", "MultiMetrics", "RFLBAT", "SignSGD", "DnC", "FoolsGold", "AndMask", "Invariant")
+"""Rules of which league_surprises.md speaks seed by seed."""
+
+UNTARGETED = ["ALIE", "IPM", "MinMax", "MinSum", "GaussianNoise"]
+
 NONE = "none"
 """The attack of those that nobody attacks."""
 
@@ -95,22 +100,28 @@ def heat_map(frame: pd.DataFrame, task: str, name: str) -> Figure:
 
 
 def by_rule(frame: pd.DataFrame, task: str) -> str:
-    """What each rule withstood, over the attacks that were run; the lowest of the highest ASR first."""
+    """What each rule withstood, over the attacks that were run; the lowest of the highest ASR of a single run first."""
     asr, lost, auroc, lived = (
         board(frame, task, column).drop(columns=NONE, errors="ignore") for column, _ in MEASURES.values()
     )
     quiet = frame[(frame["task"] == task) & (frame["attack"] == NONE)].groupby("rule")["acc"].mean()
+    single = frame[(frame["task"] == task) & (frame["attack"] != NONE)].groupby("rule")["asr_end"].max()
     lines: list[dict[str, Any]] = []
-    for rule in asr.max(axis=1).sort_values(kind="stable").index:
+    for rule in single.sort_values(kind="stable").index:
         line = {
             "rule": rule,
+            "in one run": number(single[rule]),
             "worst attack": worst(asr, rule),
             "attacks": f"{(asr.loc[rule] >= OPEN).sum()} of {asr.loc[rule].count()}",
         }
         line |= {"Acc without attack": number(quiet.get(rule, math.nan)), "most Acc lost": worst(lost, rule)}
         line["AUROC, mean"] = number(auroc.loc[rule].mean()) if rule in auroc.index else "-"
         lines.append(line | {"longest life": f"{lived.loc[rule].max():.0f}" if rule in lived.index else "-"})
-    names = {"worst attack": "highest ASR", "attacks": f"attacks with ASR of {number(OPEN)} or more"}
+    names = {
+        "in one run": "highest ASR of a run",
+        "worst attack": "highest mean ASR",
+        "attacks": f"attacks with mean ASR of {number(OPEN)} or more",
+    }
     return markdown(pd.DataFrame(lines).rename(columns=names))
 
 
@@ -140,42 +151,43 @@ def surprises(frame: pd.DataFrame) -> str:
     asr, lost, auroc, _ = (
         board(frame, "phishing", column).drop(columns=NONE, errors="ignore") for column, _ in MEASURES.values()
     )
+    attacked_runs = frame[(frame["task"] == "phishing") & (frame["attack"] != NONE)]
 
-    def opened(rule: str) -> str:
-        return f"{(asr.loc[rule] >= OPEN).sum()} of {asr.loc[rule].count()}"
+    def opened(*rules: str) -> str:
+        return "; ".join(f"{(asr.loc[rule] >= OPEN).sum()} of {asr.loc[rule].count()}" for rule in rules)
 
-    def by(rule: str) -> str:
-        row = asr.T[rule]
-        return ", ".join(f"{attack} {number(value)}" for attack, value in row[row >= 0.4].items())
+    def by_seed(rule: str) -> str:
+        of_rule = attacked_runs[attacked_runs["rule"] == rule]
+        return ", ".join(str(count) for count in (of_rule["asr_end"] >= OPEN).groupby(of_rule["seed"]).sum())
 
-    lower = (asr.loc["TrimmedMean"] < asr.loc["Invariant"]).sum()
+    def highest(*rules: str) -> str:
+        return "; ".join(number(asr.T[rule].max()) for rule in rules)
+
+    costly, of_runs = lost["SignFlip"], attacked_runs.set_index(["attack", "seed"])
+    alike = of_runs[of_runs["rule"] == "DeepSight"]["asr_end"] == of_runs[of_runs["rule"] == "NormClipping"]["asr_end"]
     lines = {
-        "a trimmed mean alone, and behind buckets of two: attacks that get through": "; ".join(
-            opened(rule) for rule in ("TrimmedMean", "Bucketing")
+        "a trimmed mean alone, and behind buckets of two: attacks that get through": opened("TrimmedMean", "Bucketing"),
+        "Multi-Krum told of 2, 4 and 6 attackers, of whom there are 4: attacks that get through": opened(
+            "MultiKrum f = 2", "MultiKrum", "MultiKrum f = 6"
         ),
-        "Multi-Krum that is told of 2, 4 and 6 attackers, of whom there are 4: the same": "; ".join(
-            opened(rule) for rule in ("MultiKrum f = 2", "MultiKrum", "MultiKrum f = 6")
+        **{f"{rule}: attacks that get through, by seed": by_seed(rule) for rule in BY_SEED},
+        "ALIE, IPM, MinMax, MinSum, GaussianNoise: highest ASR under any rule": number(asr[UNTARGETED].max().max()),
+        "SignFlip: Acc lost under FedAvg, under FLDetector, and under the next": "; ".join(
+            [number(costly["FedAvg"]), number(costly["FLDetector"]), number(costly.drop(["FedAvg", "FLDetector"]).max())]
         ),
-        **{f"{rule}: ASR of .4 or more": by(rule) for rule in ("FreqFed", "RFLBAT", "MultiMetrics", "FoolsGold", "DnC")},
-        "attacks on the aggregate (ALIE, IPM, MinMax, MinSum, GaussianNoise): highest ASR under any rule": number(
-            asr[["ALIE", "IPM", "MinMax", "MinSum", "GaussianNoise"]].max().max()
-        ),
-        "SignFlip: Acc lost under FedAvg; under the rule that loses most but for that and FLDetector": "; ".join(
-            [number(lost["SignFlip"]["FedAvg"]), number(lost["SignFlip"].drop(["FedAvg", "FLDetector"]).max())]
-        ),
-        "MinSum: rules with a verdict, and those whose AUROC is below .4": "; ".join(
+        "MinSum: rules with an AUROC, and those with one below .4": "; ".join(
             [str(auroc["MinSum"].count()), str((auroc["MinSum"] < 0.4).sum())]
         ),
-        "FLDetector: attacks that get through, as under FedAvg; its highest AUROC": "; ".join(
-            [opened("FLDetector"), opened("FedAvg"), number(auroc.T["FLDetector"].max())]
+        "FLDetector and FedAvg: attacks that get through": opened("FLDetector", "FedAvg"),
+        "FLDetector: highest AUROC under any attack": number(auroc.T["FLDetector"].max()),
+        "runs under attack in which DeepSight has the ASR of NormClipping": f"{alike.sum()} of {alike.count()}",
+        "highest ASR under the invariant aggregator, the trimmed mean, the mask alone": highest(
+            "Invariant", "TrimmedMean", "AndMask"
         ),
-        "highest ASR under the invariant aggregator, under the trimmed mean, under the mask alone": "; ".join(
-            number(asr.T[rule].max()) for rule in ("Invariant", "TrimmedMean", "AndMask")
+        "attacks under which the trimmed mean has the lower ASR of the first two": (
+            f"{(asr.loc['TrimmedMean'] < asr.loc['Invariant']).sum()} of {asr.shape[1]}"
         ),
-        "attacks under which the trimmed mean has a lower ASR than the invariant aggregator": f"{lower} of {asr.shape[1]}",
-        "MaskedReplacement, which is made against the mask: rules that it gets through": ", ".join(
-            asr.index[asr["MaskedReplacement"] >= OPEN]
-        ),
+        "MaskedReplacement: highest ASR under any rule": worst(asr.T, "MaskedReplacement"),
     }
     return markdown(pd.DataFrame(list(lines.items()), columns=["what", "figures"]))
 

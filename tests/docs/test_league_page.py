@@ -49,4 +49,4 @@ def test_a_rule_is_told_by_its_worst_attack() -> None:
         frame.loc[len(frame), at] = ["phishing", "Krum", attack, 0, asr, lost, acc, math.nan, 2.0]
     frame = frame.astype(dict.fromkeys(("asr_end", "acc_lost", "acc", "auroc", "lived"), float))
     last = PAGE["by_rule"](frame, "phishing").splitlines()[-1]
-    assert last == "| Krum | .750, Collude | 1 of 2 | .990 | .125, PGD | - | 2 |"
+    assert last == "| Krum | .750 | .750, Collude | 1 of 2 | .990 | .125, PGD | - | 2 |"
