@@ -1,6 +1,6 @@
 """Collect the league's runs, and write its pages' tables and heat maps.
 
-python docs/results/league_page.py RUNS [RUNS ...]      # of `sweep --runs`, or files of `pack`: league.csv anew, too
+python docs/results/league_page.py RUNS [RUNS ...]      # of `sweep --runs`, or files of `pack`: into league.csv, too
 python docs/results/league_page.py                      # pages and pictures alone, from league.csv
 
 Blocks between `<!-- from league.csv: NAME -->` and `<!-- end -->` are written by this script, the rest by hand.
@@ -240,10 +240,8 @@ def runs() -> pd.DataFrame:
 
 def main(*roots: str) -> None:
     if roots:
-        found = collect([root_of(Path(root)) for root in roots])
-        others = runs()
-        kept = others[~others["task"].isin(found["task"])]
-        pd.concat([found, kept]).sort_values(KEYS).to_csv(HERE / "league.csv", index=False, float_format="%.5g")
+        found = pd.concat([collect([root_of(Path(root)) for root in roots]), runs()]).drop_duplicates(KEYS)
+        found.sort_values(KEYS).to_csv(HERE / "league.csv", index=False, float_format="%.5g")
     frame = runs()
     for page in PAGES:
         (HERE / page).write_text(written(page, frame))
