@@ -89,6 +89,8 @@ class CellReader:
         made = plainly(lambda: self.reader.make(self.seed, ON_THIS_MACHINE))
         federation = made.model
         federation.warm_start.check(federation.client)
+        federation.aggregator.expect(federation.cohort.malicious_per_round)
+        federation.aggregator.check(federation.cohort.clients_per_round)
         for name, value, remedy in refusals(made.trainer):
             raise ConfigurationError(f"trainer.{name} = {value!r} {remedy}")
         for callback in spent(made.trainer):

@@ -242,6 +242,11 @@ def test_runs_have_all_settings_and_a_folder_of_their_own(tmp_path):
             {},
             r"^x: .*tau must lie in \[0, 1\], got 2",
         ),
+        (
+            "{x: {model: {aggregator: {class_path: Bulyan}, cohort: {clients_per_round: 10}}}}",
+            {},
+            r"^x: .*Bulyan: f = 2 malicious of N = 10 clients in a round, but N >= 4f \+ 3 = 11 is needed",
+        ),
         ("{x: null, y: null}", {}, "'x, seed 0' and 'y, seed 0' are the same run"),
         (
             "{x: null}",
