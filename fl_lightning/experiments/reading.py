@@ -15,6 +15,7 @@ from fl_lightning.federation import Federation
 from fl_lightning.files.yaml_files import as_argument
 from fl_lightning.options.class_settings import taken_out, with_settings
 from fl_lightning.options.trainer_options import refusals
+from fl_lightning.server.round_checks import check_numbers
 
 ON_THIS_MACHINE = {"logger": False, "default_root_dir": None, "accelerator": "cpu", "devices": 1, "num_nodes": 1}
 """Settings of the Trainer in place of a run's own, which may be for another machine."""
@@ -89,8 +90,7 @@ class CellReader:
         made = plainly(lambda: self.reader.make(self.seed, ON_THIS_MACHINE))
         federation = made.model
         federation.warm_start.check(federation.client)
-        federation.aggregator.expect(federation.cohort.malicious_per_round)
-        federation.aggregator.check(federation.cohort.clients_per_round)
+        check_numbers(federation.aggregator, federation.cohort)
         for name, value, remedy in refusals(made.trainer):
             raise ConfigurationError(f"trainer.{name} = {value!r} {remedy}")
         for callback in spent(made.trainer):

@@ -33,6 +33,12 @@ from fl_lightning.training.recipe import Recipe
 from fl_lightning.updates.layout import parameter_layout
 
 
+def check_numbers(rule: Aggregator, cohort: CohortSampler) -> None:
+    """Raise `ConfigurationError` if the rule is not defined for the round's numbers of clients and of malicious ones."""
+    rule.expect(cohort.malicious_per_round)
+    rule.check(cohort.clients_per_round)
+
+
 def check_round(
     client: L.LightningModule,
     data: FederatedDataModule,
@@ -64,8 +70,7 @@ def check_round(
         check_methods(part, Attack if isinstance(part, Attack) else Aggregator)
     check_outcome(data.outcome, rule, attacks)
     cohort.check(len(data.clients))
-    rule.expect(cohort.malicious_per_round)
-    rule.check(cohort.clients_per_round)
+    check_numbers(rule, cohort)
     rule.check_task(data.train, data.task.num_classes)
     if rule.needs_root and data.root_samples is None:
         raise ConfigurationError(

@@ -81,3 +81,13 @@ def test_frozen_from_the_start_is_no_change():
     net[0].requires_grad_(True)
     with pytest.raises(ConfigurationError, match=r"requires_grad of 0\.weight becomes True"):
         before.check(net)
+
+
+def test_what_may_come_is_known_from_then_on():
+    net = network()
+    before = Structure(net)
+    net.append(nn.ReLU())
+    assert not before.same()
+    before.check(net)
+    assert before.same()
+    assert before.parts[-1] is net[-1]
