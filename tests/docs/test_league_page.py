@@ -17,7 +17,7 @@ def test_a_page_is_what_the_table_says(page: str) -> None:
     assert not frame.duplicated(PAGE["KEYS"]).any()
 
 
-@pytest.mark.parametrize("task", ["phishing", "digits"])
+@pytest.mark.parametrize("task", PAGE["DRAWN"])
 @pytest.mark.parametrize("name", PAGE["MEASURES"])
 def test_a_heat_map_shows_the_values_of_its_board(task: str, name: str) -> None:
     table = PAGE["board"](PAGE["runs"](), task, PAGE["MEASURES"][name][0])
