@@ -52,10 +52,12 @@ class Prefix:
     Attributes:
         rounds: t, at least 1; runs go on with round t, counted from 0.
         layers: what the prefix's configuration is read from on top of the run's own.
+        exclude: labels by axis of cells that are run from their start; a cell that has all of one entry's is.
     """
 
     rounds: int
     layers: Sequence[Layer]
+    exclude: Sequence[Mapping[str, str]] = ()
 
     def clean(self, config: Mapping[str, Any], overlaid: Mapping[str, Any]) -> dict[str, Any]:
         """The prefix's configuration.

@@ -28,19 +28,22 @@ class CellReader:
         seed: of the runs that are made, without training them, to see what they would refuse.
         given: settings by `<Class>.<setting>`.
         overrides: further arguments of every `fit`.
-        prefix: the first rounds that runs share, if they do.
     """
 
-    def __init__(self, seed: int, given: Mapping[str, Any], overrides: Sequence[str], prefix: Prefix | None) -> None:
-        self.seed, self.given, self.overrides, self.prefix = seed, given, overrides, prefix
+    def __init__(self, seed: int, given: Mapping[str, Any], overrides: Sequence[str]) -> None:
+        self.seed, self.given, self.overrides = seed, given, overrides
         self.reader = reader()
         self.parts = KnownParts()
         self.begun: dict[str, Begun] = {}
         # A `--with` among these is refused by the settings of a cell as a whole, where no class of it is there.
         self.whole = bool(taken_out(overrides)[1])
 
-    def settle(self, layers: Sequence[Layer]) -> Settled:
+    def settle(self, layers: Sequence[Layer], prefix: Prefix | None) -> Settled:
         """The settings of a cell, once nothing in them would be refused; data are not read.
+
+        Args:
+            layers: the cell's.
+            prefix: the first rounds that it begins with, if it does.
 
         Raises:
             ConfigurationError: there is a mistake in them.
@@ -49,15 +52,15 @@ class CellReader:
             reading = self.read(layers)
             check_ends(reading.config)
             federation = self.make()
-            if self.prefix is None:
+            if prefix is None:
                 return Settled(reading.config, None, reading.classes)
-            if not self.prefix.layers:
-                clean = self.prefix.clean(reading.config, reading.config)
-                self.prefix.check(federation, federation)
+            if not prefix.layers:
+                clean = prefix.clean(reading.config, reading.config)
+                prefix.check(federation, federation)
                 return Settled(reading.config, clean, reading.classes)
-            overlaid = self.read([*layers, *self.prefix.layers])
-            clean = self.prefix.clean(reading.config, overlaid.config)
-            self.prefix.check(federation, self.begin(with_seed(clean, self.seed)))
+            overlaid = self.read([*layers, *prefix.layers])
+            clean = prefix.clean(reading.config, overlaid.config)
+            prefix.check(federation, self.begin(with_seed(clean, self.seed)))
             return Settled(reading.config, clean, sorted({*reading.classes, *overlaid.classes}))
 
     def read(self, layers: Sequence[Layer]) -> Reading:

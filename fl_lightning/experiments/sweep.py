@@ -57,7 +57,7 @@ KEYS = (
 SETTING_KEYS = ("setting", "values")
 """Of an axis that is not given by labels."""
 
-PREFIX_KEYS = ("rounds", "settings")
+PREFIX_KEYS = ("rounds", "settings", "exclude")
 
 MEASURES = ("acc", "asr")
 """What the paper's tables give for a cell."""
@@ -112,15 +112,18 @@ class Sweep:
             ConfigurationError: a cell's configuration has a mistake; the message names the cell.
         """
         given, known, root = dict(given or {}), set(), root.absolute()
-        prefix = None if self.prefix is None else [self.prefix.rounds, self.prefix.layers]
-        cells, forks, reader = KeptCells([self.seeds[0], given, list(overrides), prefix]), Forks(root), None
+        about = [self.seeds[0], given, list(overrides)]
+        whole, forked = KeptCells([*about, None]), KeptCells([*about, self.prefix and [self.prefix.rounds, self.prefix.layers]])
+        forks, reader = Forks(root), None
         runs = []
         for cell in self.cells:
             try:
+                prefix = self.prefix_of(cell)
+                cells = whole if prefix is None else forked
                 settled = cells.find(cell.layers)
                 if settled is None:
-                    reader = reader or cell_reader(self.seeds[0], given, overrides, self.prefix)
-                    settled = reader.settle(cell.layers)
+                    reader = reader or cell_reader(self.seeds[0], given, overrides)
+                    settled = reader.settle(cell.layers, prefix)
                     cells.add(cell.layers, settled)
                 known.update(settled.classes)
                 config, clean = settled.config, settled.clean
@@ -131,18 +134,24 @@ class Sweep:
                     runs.append(Run(cell, seed, placed(seeded, folder), RunFolder(folder), fork))
             except ConfigurationError as error:
                 raise ConfigurationError(f"{cell.name}: {error}") from error
-        cells.keep()
+        whole.keep()
+        forked.keep()
         check_classes(given, known)
         check_distinct(runs)
         return runs
 
+    def prefix_of(self, cell: Cell) -> Prefix | None:
+        """What a cell begins with; None where it is run from its start."""
+        whole = self.prefix is None or any(matches(condition, cell.labels) for condition in self.prefix.exclude)
+        return None if whole else self.prefix
 
-def cell_reader(seed: int, given: Mapping[str, Any], overrides: Sequence[str], prefix: Prefix | None) -> CellReader:
+
+def cell_reader(seed: int, given: Mapping[str, Any], overrides: Sequence[str]) -> CellReader:
     """What reads cells that are not known yet."""
     # With torch and Lightning, which a sweep whose cells are known does without.
     from fl_lightning.experiments.reading import CellReader
 
-    return CellReader(seed, given, overrides, prefix)
+    return CellReader(seed, given, overrides)
 
 
 # ---- reading the file ------------------------------------------------------------------------------------------------
@@ -193,7 +202,7 @@ def parse_sweep(content: Any, path: Path) -> Sweep:
     if {} in priority:
         raise ConfigurationError("priority has an entry that names no axis; leave it out, as runs that none names come last")
     base = parse_layers(content.get("base", []), "base", path)
-    prefix = parse_prefix(content["prefix"], path) if content.get("prefix") is not None else None
+    prefix = parse_prefix(content["prefix"], values, path) if content.get("prefix") is not None else None
     check_number(values, seeds, center)
     cells = []
     for cell in combinations(values, center):
@@ -208,20 +217,24 @@ def parse_sweep(content: Any, path: Path) -> Sweep:
     check_name(name)
     title = " ".join(str(content.get("title", name)).split())
     plan = read_plan(content["worst_case"], values, seeds) if "worst_case" in content else None
-    return Sweep(name, title, cells, seeds, center, baseline, attack_free, plan, prefix, priority)
+    sweep = Sweep(name, title, cells, seeds, center, baseline, attack_free, plan, prefix, priority)
+    if prefix is not None and all(sweep.prefix_of(cell) is None for cell in cells):
+        raise ConfigurationError("prefix.exclude leaves no cell that begins with it; leave prefix out, or exclude fewer")
+    return sweep
 
 
-def parse_prefix(entry: Any, file: Path) -> Prefix:
-    """What stands under `prefix`; `file` is the sweep's."""
+def parse_prefix(entry: Any, values: Mapping[str, Mapping[str, Any]], file: Path) -> Prefix:
+    """What stands under `prefix`; `values` are the axes with their labels, `file` is the sweep's."""
     if not isinstance(entry, dict) or "rounds" not in entry:
-        raise ConfigurationError(f"prefix must have `rounds` and may have `settings`, got {entry}")
+        raise ConfigurationError(f"prefix must have `rounds` and may have `settings` and `exclude`, got {entry}")
     for key in entry:
         if key not in PREFIX_KEYS:
             raise ConfigurationError(f"prefix: unknown key {key}; {nearest(str(key), PREFIX_KEYS)}")
     rounds = entry["rounds"]
     if type(rounds) is not int or rounds < 1:
         raise ConfigurationError(f"prefix.rounds must be a whole number of at least 1, got {rounds!r}")
-    return Prefix(rounds, parse_layers(entry.get("settings"), "prefix.settings", file))
+    exclude = conditions(entry.get("exclude", []), "prefix.exclude", values)
+    return Prefix(rounds, parse_layers(entry.get("settings"), "prefix.settings", file), exclude)
 
 
 def check_number(values: Mapping[str, Mapping[str, Any]], seeds: Sequence[int], center: Mapping[str, str]) -> None:

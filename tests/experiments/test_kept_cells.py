@@ -49,9 +49,9 @@ def read(monkeypatch):
     """Names a cell's layers whenever it is read anew."""
     found, settle = [], CellReader.settle
 
-    def counted(self, layers):
+    def counted(self, layers, prefix):
         found.append(layers)
-        return settle(self, layers)
+        return settle(self, layers, prefix)
 
     monkeypatch.setattr(CellReader, "settle", counted)
     return found

@@ -43,7 +43,7 @@ def files():
 def outcomes(text: str, *, whole: bool, given=None, overrides=()) -> tuple[list[str], int]:
     """What comes of each cell, settings or a message, and how often one is parsed."""
     sweep = parse_sweep(read_yaml(text), Path("some.yaml"))
-    reader, parse, found, parsed = CellReader(3, given or {}, overrides, sweep.prefix), CellReader.parse, [], []
+    reader, parse, found, parsed = CellReader(3, given or {}, overrides), CellReader.parse, [], []
     reader.whole |= whole
 
     def counted(args):
@@ -53,7 +53,7 @@ def outcomes(text: str, *, whole: bool, given=None, overrides=()) -> tuple[list[
     reader.parse = counted
     for cell in sweep.cells:
         try:
-            found.append(json.dumps(asdict(reader.settle(cell.layers))))  # in which order counts
+            found.append(json.dumps(asdict(reader.settle(cell.layers, sweep.prefix_of(cell)))))  # in which order counts
         except ConfigurationError as error:
             found.append(str(error))
     return found, len(parsed)
@@ -84,7 +84,7 @@ def test_cells_come_out_as_if_each_were_parsed_as_a_whole(more, given, overrides
 
 def test_what_classes_are_made_from_is_the_same_too():
     cells = parse_sweep(read_yaml(f"{MIXED}exclude: [{{attack: seed}}]"), Path("some.yaml")).cells
-    reader, found = CellReader(0, {}, [], None), 0
+    reader, found = CellReader(0, {}, []), 0
     for cell in cells:
         if (shared := reader.parts.find(cell.layers)) is None:
             reader.read(cell.layers)

@@ -70,17 +70,39 @@ def test_attacks_may_differ_after_the_prefix(tmp_path):
     assert all(run.id != run_id(run.config) for run in together)
 
 
+def test_some_cells_may_be_run_from_their_start(tmp_path):
+    """Those of rules that must be at work from the first round on: the runs that they are without `prefix`."""
+    fedavg, invariant = planned(tmp_path, FEDAVG_FIRST[:-1] + ", exclude: [{rule: Invariant}]}")
+    assert forked(fedavg).round == 2
+    assert invariant.fork is None
+    assert invariant.id == run_id(invariant.config)
+    # The prefix's own rules do not hold for them.
+    late = "{x: null, y: {model: {cohort: {start_round: 0}}}}"
+    assert [run.fork is None for run in planned(tmp_path, "{rounds: 2, exclude: [{rule: y}]}", rules=late)] == [False, True]
+
+
+def test_cells_with_and_without_a_prefix_are_kept_apart(tmp_path):
+    """A cell that is known as one must not be taken for the other."""
+    for exclude in ("[]", "[{rule: Invariant}]", "[]"):
+        runs = planned(tmp_path, FEDAVG_FIRST[:-1] + f", exclude: {exclude}}}")
+        assert [run.fork is None for run in runs] == [False, exclude != "[]"]
+
+
 ONE = "{x: null}"
 
 
 @pytest.mark.parametrize(
     ("prefix", "message"),
     [
-        ("3", r"prefix must have `rounds` and may have `settings`, got 3"),
+        ("3", r"prefix must have `rounds` and may have `settings` and `exclude`, got 3"),
         ("{settings: null}", r"prefix must have `rounds`"),
         ("{rounds: 0}", r"prefix\.rounds must be a whole number of at least 1, got 0"),
         ("{rounds: true}", r"prefix\.rounds must be .*, got True"),
         ("{rounds: 2, setting: null}", r"prefix: unknown key setting; did you mean settings"),
+        ("{rounds: 2, exclude: {rule: x}}", r"prefix\.exclude must be a list of mappings"),
+        ("{rounds: 2, exclude: [{rule: X}]}", r"prefix\.exclude: axis rule has no X; did you mean x"),
+        ("{rounds: 2, exclude: [{rule: x}]}", r"prefix\.exclude leaves no cell that begins with it; leave prefix out"),
+        ("{rounds: 2, exclude: [{}]}", r"prefix\.exclude leaves no cell"),
         ("{rounds: 2, settings: gone.yaml}", r"prefix\.settings: there is no file .*gone\.yaml"),
         ("{rounds: 2, settings: 3}", r"prefix\.settings must be a file, settings, or a list"),
         ("{rounds: 2, settings: {model: {agregator: FedAvg}}}", r"^x: .*did you mean aggregator"),
