@@ -44,6 +44,7 @@ class LabelFlip(Attack):
 
     Where a class is asked for at every position (`Tokens`), each is relabelled by itself, but for padding: a sample that is
     poisoned is so at all positions that the mode applies to, and ASR is the share of the positions of class `source_label`.
+    If padding is one of the numbers 0 to C - 1, `shift` and `reverse` go round the C - 1 others.
 
     Args:
         mode: which labels become which, see above.
@@ -124,9 +125,22 @@ class LabelFlip(Attack):
     def _false(self, targets: Tensor, outcome: Outcome) -> Tensor:
         """The new labels, of the same shape, if all were changed that the mode applies to."""
         if isinstance(outcome, Tokens):
-            return self._false(targets, Classes()).where(outcome.counted(targets), targets)
+            return self._false_tokens(targets, outcome)
         if self.target_label is not None:  # pair, all_to_one
             one_class = torch.full_like(targets, self.target_label)
             return one_class if self.source_label is None else one_class.where(targets == self.source_label, targets)
         assert self._num_classes is not None, "validate() has not run"
-        return (targets + 1) % self._num_classes if self.mode == "shift" else self._num_classes - 1 - targets
+        return self._moved(targets, self._num_classes)
+
+    def _moved(self, places: Tensor, num: int) -> Tensor:
+        """By `shift` or `reverse`, places in [0, num)."""
+        return (places + 1) % num if self.mode == "shift" else num - 1 - places
+
+    def _false_tokens(self, targets: Tensor, outcome: Tokens) -> Tensor:
+        """The same at every position; padding stays what it is, and no class becomes padding."""
+        counted, padding = outcome.counted(targets), outcome.padding
+        if self.target_label is not None or self._num_classes is None or not 0 <= padding < self._num_classes:
+            return self._false(targets, Classes()).where(counted, targets)
+        places = targets - (targets > padding).long()  # among the classes without padding
+        moved = self._moved(places, self._num_classes - 1)
+        return (moved + (moved >= padding)).where(counted, targets)

@@ -11,6 +11,7 @@ from worlds import Made, same_on_any_number_of_ranks
 
 from fl_lightning.attacks import Attacker, LabelFlip
 from fl_lightning.data import MapSamples, TensorSamples
+from fl_lightning.data.outcomes import Tokens
 from fl_lightning.errors import ConfigurationError
 
 NEW_LABELS: dict[str, tuple[dict[str, Any], int, dict[int, int]]] = {
@@ -86,6 +87,18 @@ def test_stamp_of_a_pair_is_the_clean_source_class_under_the_target_label():
 def test_other_modes_have_no_success_rate(settings):
     assert flip(**settings).stamp(data()) is None
     assert flip(**settings).source_label is None
+
+
+@pytest.mark.parametrize("mode", ["shift", "reverse"])
+@pytest.mark.parametrize("padding", [0, 2, 4, -100, 7])
+def test_no_class_becomes_padding(mode, padding):
+    """A position whose label became padding would be one less to learn from: nothing of the attack."""
+    classes = [y for y in range(5) if y != padding]
+    moved = [*classes[1:], classes[0]] if mode == "shift" else classes[::-1]
+    targets = torch.tensor([[padding, *classes], [*classes, padding]])
+    outcome = Tokens(padding=padding)
+    poisoned = flip(mode=mode).poison(TensorSamples(torch.zeros(2, len(classes) + 1), targets, outcome=outcome), attacker())
+    assert poisoned.targets.tolist() == [[padding, *moved], [*moved, padding]]
 
 
 def test_data_that_is_read_lazily_is_flipped_too():
