@@ -2,8 +2,8 @@
 
 python docs/results/map_runs.py RUNS [RUNS ...]
 
-RUNS are folders as `fl-lightning sweep --runs` was given; map.csv beside this file is written anew. A run that several sweeps
-have is one row. What was not finished has its state and no numbers.
+RUNS are folders as `fl-lightning sweep --runs` was given. A run that several sweeps have is one row. What was not finished has
+its state and no numbers. Runs of map.csv beside this file that are not finished in these folders keep the rows that they have.
 """
 
 import json
@@ -39,11 +39,19 @@ def main(*roots: str) -> None:
                     found = rows.setdefault(run, row(root / "pool" / run, grid.partition("_")[0], int(seed)))
                     found["grids"] = " ".join(sorted({*found.get("grids", "").split(), grid.partition("_")[2]}))
                     found["run"] = run
-    frame = pd.DataFrame(rows.values())
+    frame = with_earlier(pd.DataFrame(rows.values()), pd.read_csv(HERE / "map.csv", dtype={"run": str}))
     order = ["task", "grids", *(column for column in frame.columns if column not in ("task", "grids", "run")), "run"]
     frame = frame[order].sort_values(["task", "grids", "rule", "run"], na_position="last")
     frame.to_csv(HERE / "map.csv", index=False, float_format="%.5g")
     print(frame.groupby("task")["state"].value_counts().to_string())
+
+
+def with_earlier(found: pd.DataFrame, earlier: pd.DataFrame) -> pd.DataFrame:
+    """A row per run: the one that is finished, and of two such the one that was found now."""
+    both = pd.concat([found, earlier], ignore_index=True)
+    grids = both.groupby("run")["grids"].agg(lambda named: " ".join(sorted({*" ".join(named).split()})))
+    both["grids"] = both["run"].map(grids)
+    return both.sort_values("state", key=lambda states: states != "finished", kind="stable").drop_duplicates("run")
 
 
 def row(folder: Path, task: str, seed: int) -> dict[str, Any]:

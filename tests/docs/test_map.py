@@ -37,6 +37,21 @@ def test_the_page_is_what_the_table_says() -> None:
     assert PAGE["written"](text, frame) == text, "write it anew: python docs/results/map_page.py"
 
 
+def test_runs_that_are_found_now_are_added_to_the_table() -> None:
+    """And take nothing from it: their folders may be gone."""
+    columns = ["run", "grids", "state", "asr"]
+    earlier = pd.DataFrame(
+        [("a", "x", "finished", 0.5), ("b", "x", "pending", np.nan), ("c", "y", "pending", np.nan)], columns=columns
+    )
+    found = pd.DataFrame(
+        [("a", "z", "pending", np.nan), ("b", "x", "finished", 0.25), ("d", "z", "pending", np.nan)], columns=columns
+    )
+    rows = script("map_runs")["with_earlier"](found, earlier).set_index("run").sort_index()
+    assert rows["state"].to_dict() == {"a": "finished", "b": "finished", "c": "pending", "d": "pending"}
+    assert rows["grids"].to_dict() == {"a": "x z", "b": "x", "c": "y", "d": "z"}
+    assert rows["asr"].dropna().to_dict() == {"a": 0.5, "b": 0.25}
+
+
 def test_every_picture_is_there_and_no_other() -> None:
     shown = {part.split(")")[0] for part in (RESULTS / "map.md").read_text().split("](")[1:] if part.startswith("map_")}
     assert shown == {path.name for path in RESULTS.glob("map_*.svg")}
