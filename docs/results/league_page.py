@@ -43,7 +43,10 @@ DRAWN = ("phishing",)
 """Tasks that have heat maps: those that are complete, as each map has half a megabyte."""
 
 OPEN = 0.5
-"""The ASR from which on a back door counts as open."""
+"""The ASR from which on an attack has got through, where its trigger has none untaught."""
+
+UNTAUGHT = {"untaught": "digits"}
+"""By the task that rows of untaught.yaml have, the one that they tell of."""
 
 BY_SEED = ("FreqFed", "MultiMetrics", "RFLBAT", "SignSGD", "DnC", "FoolsGold", "AndMask", "Invariant")
 """Rules of which league_surprises.md speaks seed by seed."""
@@ -102,11 +105,25 @@ def heat_map(frame: pd.DataFrame, task: str, name: str) -> Figure:
     return value_map(table.to_numpy(), rows, columns, title, most=most, texts=shown.to_numpy().tolist())
 
 
+def untaught(frame: pd.DataFrame, task: str) -> pd.Series:
+    """By attack, the ASR that its trigger has if nobody teaches a model what it means; of those that were run so."""
+    rows = frame[frame["task"].map(UNTAUGHT) == task]
+    return rows.groupby("attack")["asr_end"].mean()
+
+
+def got_through(frame: pd.DataFrame, task: str) -> pd.DataFrame:
+    """Rules by attacks: whether the mean ASR is half or more of what is left to be taught; NaN where nothing was run."""
+    asr = board(frame, task, "asr_end").drop(columns=NONE, errors="ignore")
+    least = OPEN + (1 - OPEN) * untaught(frame, task).reindex(asr.columns).fillna(0.0)
+    return (asr >= least).where(asr.notna())
+
+
 def by_rule(frame: pd.DataFrame, task: str) -> str:
     """What each rule withstood, over the attacks that were run; the lowest of the highest ASR of a single run first."""
     asr, lost, auroc, lived = (
         board(frame, task, column).drop(columns=NONE, errors="ignore") for column, _ in MEASURES.values()
     )
+    through = got_through(frame, task)
     quiet = frame[(frame["task"] == task) & (frame["attack"] == NONE)].groupby("rule")["acc"].mean()
     single = frame[(frame["task"] == task) & (frame["attack"] != NONE)].groupby("rule")["asr_end"].max()
     lines: list[dict[str, Any]] = []
@@ -115,17 +132,18 @@ def by_rule(frame: pd.DataFrame, task: str) -> str:
             "rule": rule,
             "in one run": number(single[rule]),
             "worst attack": worst(asr, rule),
-            "attacks": f"{(asr.loc[rule] >= OPEN).sum()} of {asr.loc[rule].count()}",
+            "attacks that get through": of_those(through.loc[rule]),
         }
         line |= {"Acc without attack": number(quiet.get(rule, math.nan)), "most Acc lost": worst(lost, rule)}
         line["AUROC, mean"] = number(auroc.loc[rule].mean()) if rule in auroc.index else "-"
         lines.append(line | {"longest life": f"{lived.loc[rule].max():.0f}" if rule in lived.index else "-"})
-    names = {
-        "in one run": "highest ASR of a run",
-        "worst attack": "highest mean ASR",
-        "attacks": f"attacks with mean ASR of {number(OPEN)} or more",
-    }
+    names = {"in one run": "highest ASR of a run", "worst attack": "highest mean ASR"}
     return markdown(pd.DataFrame(lines).rename(columns=names))
+
+
+def of_those(through: pd.Series) -> str:
+    """How many have got through, of how many that were run."""
+    return f"{int(through.sum())} of {through.count()}"
 
 
 def worst(table: pd.DataFrame, rule: str) -> str:
@@ -138,40 +156,49 @@ def worst(table: pd.DataFrame, rule: str) -> str:
 def by_attack(frame: pd.DataFrame, task: str) -> str:
     """What each attack achieved, over the rules that were run against it."""
     asr, auroc = (board(frame, task, column).drop(columns=NONE, errors="ignore") for column in ("asr_end", "auroc"))
+    through, alone = got_through(frame, task), untaught(frame, task)
     lines = []
     for attack in asr.columns:
-        values = asr[attack].dropna()
-        line = {"attack": attack, "rules with ASR of .500 or more": f"{(values >= OPEN).sum()} of {len(values)}"}
-        line |= {"ASR, median rule": number(values.median())}
+        line = {"attack": attack, "rules that it gets through": of_those(through[attack])}
+        line |= {"ASR, median rule": number(asr[attack].median())}
+        if len(alone):
+            line["ASR untaught"] = number(alone[attack]) if attack in alone.index else "-"
         line["AUROC, median rule"] = number(auroc[attack].median()) if attack in auroc.columns else "-"
-        line["which rules"] = ", ".join(values.index[values >= OPEN]) or "-"
+        line["which rules"] = ", ".join(through.index[through[attack].fillna(False).astype(bool)]) or "-"
         lines.append(line)
     return markdown(pd.DataFrame(lines))
 
 
 def surprises(frame: pd.DataFrame) -> str:
-    """The figures behind what league_surprises.md says."""
-    asr, lost, auroc, _ = (
-        board(frame, "phishing", column).drop(columns=NONE, errors="ignore") for column, _ in MEASURES.values()
-    )
-    attacked_runs = frame[(frame["task"] == "phishing") & (frame["attack"] != NONE)]
+    """The figures behind what league_surprises.md says, a column per task."""
+    columns = {TASKS[task]: pd.Series(figures(frame, task)) for task in DRAWN}
+    return markdown(pd.DataFrame(columns).rename_axis("what").reset_index())
+
+
+def figures(frame: pd.DataFrame, task: str) -> dict[str, str]:
+    """What surprised on a task, by what is told."""
+    asr, lost, auroc, _ = (board(frame, task, column).drop(columns=NONE, errors="ignore") for column, _ in MEASURES.values())
+    through, least = got_through(frame, task), OPEN + (1 - OPEN) * untaught(frame, task)
+    runs = frame[(frame["task"] == task) & (frame["attack"] != NONE)]
+    runs = runs.assign(through=runs["asr_end"] >= runs["attack"].map(least).fillna(OPEN))
+    few, many = sorted(rule for rule in asr.index if rule.startswith("MultiKrum f"))
 
     def opened(*rules: str) -> str:
-        return "; ".join(f"{(asr.loc[rule] >= OPEN).sum()} of {asr.loc[rule].count()}" for rule in rules)
+        return "; ".join(of_those(through.T[rule]) for rule in rules)
 
     def by_seed(rule: str) -> str:
-        of_rule = attacked_runs[attacked_runs["rule"] == rule]
-        return ", ".join(str(count) for count in (of_rule["asr_end"] >= OPEN).groupby(of_rule["seed"]).sum())
+        of_rule = runs[runs["rule"] == rule]
+        return ", ".join(str(count) for count in of_rule["through"].groupby(of_rule["seed"]).sum())
 
     def highest(*rules: str) -> str:
-        return "; ".join(number(asr.T[rule].max()) for rule in rules)
+        return "; ".join(worst(asr, rule) for rule in rules)
 
-    costly, of_runs = lost["SignFlip"], attacked_runs.set_index(["attack", "seed"])
+    costly, of_runs = lost["SignFlip"], runs.set_index(["attack", "seed"])
     alike = of_runs[of_runs["rule"] == "DeepSight"]["asr_end"] == of_runs[of_runs["rule"] == "NormClipping"]["asr_end"]
-    lines = {
+    return {
         "a trimmed mean alone, and behind buckets of two: attacks that get through": opened("TrimmedMean", "Bucketing"),
-        "Multi-Krum told of 2, 4 and 6 attackers, of whom there are 4: attacks that get through": opened(
-            "MultiKrum f = 2", "MultiKrum", "MultiKrum f = 6"
+        "Multi-Krum told of half the attackers, of all, of half as many again: attacks that get through": opened(
+            few, "MultiKrum", many
         ),
         **{f"{rule}: attacks that get through, by seed": by_seed(rule) for rule in BY_SEED},
         "ALIE, IPM, MinMax, MinSum, GaussianNoise: highest ASR under any rule": number(asr[UNTARGETED].max().max()),
@@ -184,15 +211,15 @@ def surprises(frame: pd.DataFrame) -> str:
         "FLDetector and FedAvg: attacks that get through": opened("FLDetector", "FedAvg"),
         "FLDetector: highest AUROC under any attack": number(auroc.T["FLDetector"].max()),
         "runs under attack in which DeepSight has the ASR of NormClipping": f"{alike.sum()} of {alike.count()}",
-        "highest ASR under the invariant aggregator, the trimmed mean, the mask alone": highest(
+        "highest mean ASR under the invariant aggregator, the trimmed mean, the mask alone": highest(
             "Invariant", "TrimmedMean", "AndMask"
         ),
+        "these: attacks that get through": opened("Invariant", "TrimmedMean", "AndMask"),
         "attacks under which the trimmed mean has the lower ASR of the first two": (
             f"{(asr.loc['TrimmedMean'] < asr.loc['Invariant']).sum()} of {asr.shape[1]}"
         ),
         "MaskedReplacement: highest ASR under any rule": worst(asr.T, "MaskedReplacement"),
     }
-    return markdown(pd.DataFrame(list(lines.items()), columns=["what", "figures"]))
 
 
 def progress(frame: pd.DataFrame) -> str:

@@ -50,3 +50,17 @@ def test_a_rule_is_told_by_its_worst_attack() -> None:
     frame = frame.astype(dict.fromkeys(("asr_end", "acc_lost", "acc", "auroc", "lived"), float))
     last = PAGE["by_rule"](frame, "phishing").splitlines()[-1]
     assert last == "| Krum | .750 | .750, Collude | 1 of 2 | .990 | .125, PGD | - | 2 |"
+
+
+def test_an_attack_has_got_through_by_half_of_what_is_left_to_be_taught() -> None:
+    """A trigger that a clean model falls for already says nothing of a rule until the ASR is well above that."""
+    frame = PAGE["runs"]().iloc[:0]
+    rows = [("digits", "IBA", 0.7), ("digits", "PixelTrigger", 0.5), ("digits", "none", 1.0), ("untaught", "IBA", 0.5)]
+    for task, attack, asr in rows:
+        frame.loc[len(frame), ["task", "rule", "attack", "seed", "asr_end"]] = [task, "Krum", attack, 0, asr]
+    frame = frame.astype({"asr_end": float})
+    assert PAGE["got_through"](frame, "digits").loc["Krum"].to_dict() == {"PixelTrigger": True, "IBA": False}
+    frame.loc[0, "asr_end"] = 0.75
+    assert PAGE["got_through"](frame, "digits").loc["Krum", "IBA"]
+    assert PAGE["untaught"](frame, "digits").to_dict() == {"IBA": 0.5}
+    assert PAGE["untaught"](frame, "phishing").empty
