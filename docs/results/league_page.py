@@ -39,7 +39,7 @@ MEASURES = {
 }
 """What is drawn of a task, by the end of the picture's name: column and title."""
 
-DRAWN = ("phishing",)
+DRAWN = ("phishing", "digits")
 """Tasks that have heat maps: those that are complete, as each map has half a megabyte."""
 
 OPEN = 0.5
@@ -171,8 +171,10 @@ def by_attack(frame: pd.DataFrame, task: str) -> str:
 
 def surprises(frame: pd.DataFrame) -> str:
     """The figures behind what league_surprises.md says, a column per task."""
-    columns = {TASKS[task]: pd.Series(figures(frame, task)) for task in DRAWN}
-    return markdown(pd.DataFrame(columns).rename_axis("what").reset_index())
+    told = {TASKS[task]: figures(frame, task) for task in DRAWN}
+    names = dict.fromkeys(name for of_task in told.values() for name in of_task)
+    rows = [[name, *(of_task.get(name, "-") for of_task in told.values())] for name in names]
+    return markdown(pd.DataFrame(rows, columns=["what", *told]))
 
 
 def figures(frame: pd.DataFrame, task: str) -> dict[str, str]:
@@ -195,6 +197,14 @@ def figures(frame: pd.DataFrame, task: str) -> dict[str, str]:
 
     costly, of_runs = lost["SignFlip"], runs.set_index(["attack", "seed"])
     alike = of_runs[of_runs["rule"] == "DeepSight"]["asr_end"] == of_runs[of_runs["rule"] == "NormClipping"]["asr_end"]
+    tuned = {attack: of_none for attack, of_none in untaught(frame, task).items() if attack in ("IBA", "A3FL", "EdgeCase")}
+    under = "untaught; under the rule that holds best, the median rule, the invariant aggregator, the trimmed mean"
+    alone = {
+        f"{attack}: ASR {under}": "; ".join(map(number, (of_none, of.min(), of.median(), of["Invariant"], of["TrimmedMean"])))
+        for attack, of_none in tuned.items()
+        for of in [asr[attack]]
+    }
+    quiet = frame[(frame["task"] == task) & (frame["attack"] == NONE)].groupby("rule")["acc"].mean()
     return {
         "a trimmed mean alone, and behind buckets of two: attacks that get through": opened("TrimmedMean", "Bucketing"),
         "Multi-Krum told of half the attackers, of all, of half as many again: attacks that get through": opened(
@@ -219,6 +229,10 @@ def figures(frame: pd.DataFrame, task: str) -> dict[str, str]:
             f"{(asr.loc['TrimmedMean'] < asr.loc['Invariant']).sum()} of {asr.shape[1]}"
         ),
         "MaskedReplacement: highest ASR under any rule": worst(asr.T, "MaskedReplacement"),
+        "Lockdown: attacks that get through; its Acc without attack, and FedAvg's": "; ".join(
+            [opened("Lockdown"), number(quiet["Lockdown"]), number(quiet["FedAvg"])]
+        ),
+        **alone,
     }
 
 

@@ -74,11 +74,11 @@ def write_pack(file: Path, roots: Sequence[Path], names: Sequence[str] = ()) -> 
     for folder in folders:
         check_root(folder, "RUNS")
     try:
-        indices = sweeps_of(folders, names)
+        indices, notes = sweeps_of(folders, names)
     except ConfigurationError as error:
         raise ConfigurationError(named(str(error), roots)) from error
     wanted = {
-        **{f"{POOL}/{run}": None for index in indices.values() for cell in index["cells"] for run in cell["runs"].values()},
+        **{f"{POOL}/{run}": None for index in indices.values() for run in runs_of(index)},
         **{f"{FOLDER}/{prefix['id']}": None for index in indices.values() for prefix in index.get("prefixes", [])},
     }
     if not names:
@@ -87,7 +87,7 @@ def write_pack(file: Path, roots: Sequence[Path], names: Sequence[str] = ()) -> 
     entries: list[dict[str, Any]] = [
         {"place": f"{SWEEPS}/{name}", "index": index_of(indices[name])} for name in sorted(indices)
     ]
-    notes, runs, left_out = [], 0, 0
+    notes, runs, left_out = [named(note, roots) for note in notes], 0, 0
     for place in sorted(filter(PLACE.fullmatch, wanted)):
         try:
             run, note = merged([root / place for root in folders])
@@ -108,18 +108,35 @@ def write_pack(file: Path, roots: Sequence[Path], names: Sequence[str] = ()) -> 
     return runs, left_out, notes
 
 
-def sweeps_of(roots: Sequence[Path], names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The indices of sweeps by name, each from the first root that has it."""
-    found: dict[str, dict[str, Any]] = {}
+def sweeps_of(roots: Sequence[Path], names: Sequence[str]) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """The indices of sweeps by name, and what is to be said of them.
+
+    Of several places that have a sweep, the one counts that has most runs of it, as its file may have got more cells, and of
+    equals the first.
+    """
+    found: dict[str, tuple[Path, dict[str, Any]]] = {}
+    notes = []
     for root in roots:
         for folder in sorted((root / SWEEPS).glob("*/")):
-            if folder.name not in found and (not names or folder.name in names) and own_file(folder / INDEX).exists():
-                found[folder.name] = read_index(folder)
+            if (names and folder.name not in names) or not own_file(folder / INDEX).exists():
+                continue
+            larger, smaller = (root, read_index(folder)), found.get(folder.name)
+            if smaller is not None:
+                larger, smaller = sorted((smaller, larger), key=lambda each: -len(runs_of(each[1])))
+                if lost := runs_of(smaller[1]) - runs_of(larger[1]):
+                    places = f"in {smaller[0]} are in no cell of it in {larger[0]}"
+                    notes.append(f"{folder.name}: {len(lost)} of its runs {places}, whose file was changed; that is shown")
+            found[folder.name] = larger
     for name in names:
         if name not in found:
             listed = " and ".join(str(root / SWEEPS) for root in roots)
             raise ConfigurationError(f"--sweep {name}: there is no such sweep in {listed}; `sweep` writes one as it begins")
-    return found
+    return {name: index for name, (_, index) in found.items()}, notes
+
+
+def runs_of(index: Mapping[str, Any]) -> set[str]:
+    """The ids of a sweep's runs."""
+    return {run for cell in index["cells"] for run in cell["runs"].values()}
 
 
 def index_of(index: Mapping[str, Any]) -> dict[str, Any]:

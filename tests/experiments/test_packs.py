@@ -4,6 +4,7 @@ import gzip
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,35 @@ def test_runs_of_several_machines_in_one_file(tmp_path):
     ]
     with pytest.raises(ConfigurationError, match="--sweep other: there is no such sweep in"):
         write_pack(tmp_path / "all.jsonl.gz", [a], ["other"])
+
+
+def fewer_cells(root: Path) -> Path:
+    """The same folder, from before the sweep got its second cell."""
+    sweep, runs = planned(root)
+    write_index(
+        root / "sweeps" / "some", replace(sweep, cells=sweep.cells[:1]), [run for run in runs if run.cell == sweep.cells[0]]
+    )
+    return root
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_cells_that_a_sweep_has_got_since_are_in_its_tables(tmp_path, first):
+    """In whatever order the places are given."""
+    few, more = fewer_cells(made(tmp_path / "few", "x0", "x1")), made(tmp_path / "more", "x0", "x1", "y1")
+    roots = [few, more] if first == 0 else [more, few]
+    assert write_pack(tmp_path / "some.jsonl.gz", roots) == (3, 1, [])
+    (index,) = [entry["index"] for entry in entries_of(tmp_path / "some.jsonl.gz") if "index" in entry]
+    assert [cell["labels"]["rule"] for cell in index["cells"]] == ["x", "y"]
+
+
+def test_a_sweep_whose_cells_have_become_others_is_told(tmp_path):
+    one, other = made(tmp_path / "one", "x0", "x1", "y1"), fewer_cells(made(tmp_path / "other", "x0", "x1"))
+    file = other / "sweeps" / "some" / "sweep.json"
+    content = json.loads(file.read_text())
+    content["cells"][0]["runs"]["0"] = "z0"
+    file.write_text(json.dumps(sealed({key: value for key, value in content.items() if key != "sha256"})))
+    _, _, (note,) = write_pack(tmp_path / "some.jsonl.gz", [other, one])
+    assert note == f"some: 1 of its runs in {other} are in no cell of it in {one}, whose file was changed; that is shown"
 
 
 def test_what_is_finished_elsewhere_is_not_run_again(tmp_path):
