@@ -228,6 +228,7 @@ COLUMNS: dict[str, dict[str, Callable[[Row], Any]]] = {
         "rule": lambda row: row["rule"],
         "updates": lambda row: f"{row['clients']} x {row['coordinates']:,}",
         "ms": lambda row: spread(row["seconds"], 1e3),
+        "of FedAvg": lambda row: row.get("of_fedavg", ""),
         "of one read": lambda row: row.get("of_one_read", ""),
         "of torch.sort": lambda row: row.get("of_torch_sort", ""),
         "peak MB": lambda row: row.get("peak_mb", ""),
