@@ -111,11 +111,15 @@ def untaught(frame: pd.DataFrame, task: str) -> pd.Series:
     return rows.groupby("attack")["asr_end"].mean()
 
 
+def least(frame: pd.DataFrame, task: str, attacks: pd.Index) -> pd.Series:
+    """The ASR from which on attacks have got through: half or more of what is left to be taught."""
+    return OPEN + (1 - OPEN) * untaught(frame, task).reindex(attacks).fillna(0.0)
+
+
 def got_through(frame: pd.DataFrame, task: str) -> pd.DataFrame:
-    """Rules by attacks: whether the mean ASR is half or more of what is left to be taught; NaN where nothing was run."""
+    """Rules by attacks: whether they have, by the mean ASR; NaN where nothing was run."""
     asr = board(frame, task, "asr_end").drop(columns=NONE, errors="ignore")
-    least = OPEN + (1 - OPEN) * untaught(frame, task).reindex(asr.columns).fillna(0.0)
-    return (asr >= least).where(asr.notna())
+    return (asr >= least(frame, task, asr.columns)).where(asr.notna())
 
 
 def by_rule(frame: pd.DataFrame, task: str) -> str:
@@ -180,9 +184,9 @@ def surprises(frame: pd.DataFrame) -> str:
 def figures(frame: pd.DataFrame, task: str) -> dict[str, str]:
     """What surprised on a task, by what is told."""
     asr, lost, auroc, _ = (board(frame, task, column).drop(columns=NONE, errors="ignore") for column, _ in MEASURES.values())
-    through, least = got_through(frame, task), OPEN + (1 - OPEN) * untaught(frame, task)
+    through = got_through(frame, task)
     runs = frame[(frame["task"] == task) & (frame["attack"] != NONE)]
-    runs = runs.assign(through=runs["asr_end"] >= runs["attack"].map(least).fillna(OPEN))
+    runs = runs.assign(through=runs["asr_end"] >= runs["attack"].map(least(frame, task, asr.columns)))
     few, many = sorted(rule for rule in asr.index if rule.startswith("MultiKrum f"))
 
     def opened(*rules: str) -> str:

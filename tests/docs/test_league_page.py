@@ -4,6 +4,7 @@ import math
 import re
 
 import pytest
+import yaml
 from results_pages import RESULTS, script
 
 PAGE = script("league_page")
@@ -64,3 +65,19 @@ def test_an_attack_has_got_through_by_half_of_what_is_left_to_be_taught() -> Non
     assert PAGE["got_through"](frame, "digits").loc["Krum", "IBA"]
     assert PAGE["untaught"](frame, "digits").to_dict() == {"IBA": 0.5}
     assert PAGE["untaught"](frame, "phishing").empty
+
+
+def test_triggers_that_nobody_teaches_are_those_of_the_league() -> None:
+    """A change of one file alone would compare an attack with another one."""
+    league, alone = (yaml.safe_load((PAGE["SWEEPS"] / f"{name}.yaml").read_text()) for name in ("digits", "untaught"))
+    assert {key: alone["prefix"][key] for key in ("rounds", "settings")} == {
+        key: league["prefix"][key] for key in ("rounds", "settings")
+    }
+    window = ("max_epochs", "check_val_every_n_epoch"), ("cohort",)
+    for part, keys in zip(("trainer", "model"), window, strict=True):
+        assert {key: alone["base"][1][part][key] for key in keys} == {key: league["base"][1][part][key] for key in keys}
+    for label, layer in alone["axes"]["attack"].items():
+        ((key, attacks),) = layer["model"].items()
+        assert attacks.pop()["class_path"] == "IPM"  # next to nothing in the place of each update
+        given = league["axes"]["attack"][label]
+        assert (key, attacks) == (("attacks+", []) if given is None else ("attacks", given["model"]["attacks"]))
