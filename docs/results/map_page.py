@@ -29,7 +29,7 @@ from fl_lightning.experiments.tables import markdown, number
 
 HERE = Path(__file__).parent
 SWEEPS = HERE.parents[1] / "configs" / "sweeps" / "map"
-TASKS = {"phishing": "stand-in", "digits": "digits", "mendeley": "Tan's table", "uci": "UCI's table"}
+TASKS = {"phishing": "stand-in", "digits": "digits", "mendeley": "Tan's table", "uci": "UCI's table", "cifar10": "CIFAR-10"}
 GRIDS = {
     "tau_share": "tau by share of malicious clients",
     "momentum_share": "momentum by share of malicious clients",
