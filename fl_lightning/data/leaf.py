@@ -108,7 +108,8 @@ def read_users(file: Path, kind: type = int) -> Iterator[User]:
         kind: what targets are, one of `KINDS`.
 
     Raises:
-        ConfigurationError: if it is no such file, or a user has not one target of that kind per sample.
+        ConfigurationError: if it is no such file, a user has not one target of that kind per sample, or `num_samples`, which may
+            be left out, says another number of them.
     """
     try:
         content = json.loads(file.read_bytes())
@@ -123,12 +124,17 @@ def read_users(file: Path, kind: type = int) -> Iterator[User]:
     unnamed = [name for name in data if name not in counts]
     if unnamed and counts.total() == len(users):  # whoever has no text for a name comes first
         raise ConfigurationError(f"{file}: user_data has {enumerated(map(repr, unnamed))}, whom users does not name; {REMEDY}")
-    for name in users:
+    numbers = content.get("num_samples", [None] * len(users))
+    if not isinstance(numbers, list) or len(numbers) != len(users):
+        raise ConfigurationError(f"{file}: num_samples must be a list of as many numbers as there are users; {REMEDY}")
+    for name, number in zip(users, numbers, strict=True):
         place = f"{file}, user {name!r}"
         samples = data.get(name) if isinstance(name, str) else None
         inputs, targets = (samples.get("x"), samples.get("y")) if isinstance(samples, dict) else (None, None)
         if not isinstance(inputs, list) or not isinstance(targets, list) or len(inputs) != len(targets):
             raise ConfigurationError(f"{place}: x and y must be lists of the same length; {REMEDY}")
+        if number not in (None, len(inputs)):
+            raise ConfigurationError(f"{place}: num_samples says {number!r}, but x has {len(inputs)} samples; {REMEDY}")
         if not all(type(target) is kind and (kind is not int or abs(target) < 2**63) for target in targets):
             raise ConfigurationError(f"{place}: y must hold {KINDS[kind]}; {REMEDY}")
         yield User(name, place, inputs, targets)

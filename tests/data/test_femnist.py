@@ -168,6 +168,9 @@ def of_one(**changed: Any) -> dict[str, Any]:
         ({"users": [], "user_data": {}}, r"train hold no samples"),
         ({"users": ["u", "v", "u"], "user_data": {"u": GOOD, "v": GOOD}}, r"a\.json: users names 'u' more than once; fetch it"),
         ({"users": ["u"], "user_data": {"u": GOOD, "v": GOOD}}, r"a\.json: user_data has 'v', whom users does not name; fetch"),
+        (of_one() | {"num_samples": 1}, r"a\.json: num_samples must be a list of as many numbers as there are users; fetch"),
+        (of_one() | {"num_samples": [1, 1]}, r"a\.json: num_samples must be a list of as many numbers"),
+        (of_one() | {"num_samples": [2]}, r"user 'u': num_samples says 2, but x has 1 samples; fetch"),
         (of_one(y=[62]), r"labels from 62 to 62, but the task has 62 classes"),
     ],
 )
