@@ -108,8 +108,8 @@ def read_users(file: Path, kind: type = int) -> Iterator[User]:
         kind: what targets are, one of `KINDS`.
 
     Raises:
-        ConfigurationError: if it is no such file, a user has not one target of that kind per sample, or `num_samples`, which may
-            be left out, says another number of them.
+        ConfigurationError: if it is no such file, a user has not one target of that kind per sample, or the file's
+            `num_samples`, if it has them, say otherwise.
     """
     try:
         content = json.loads(file.read_bytes())
