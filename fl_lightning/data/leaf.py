@@ -3,6 +3,9 @@
 S. Caldas, S. M. K. Duddu, P. Wu, T. Li, J. Konecny, H. B. McMahan, V. Smith, A. Talwalkar, "LEAF: A Benchmark for Federated
 Settings", 2018, https://arxiv.org/abs/1812.01097, https://github.com/TalwalkarLab/leaf. A file is an object of `users`, a list
 of names, `num_samples`, a list of as many numbers, and `user_data`, by name `{"x": [sample, ...], "y": [target, ...]}`.
+
+The numbers are not read: LEAF's Reddit has, in every split, those of all splits together. And where LEAF splits each user's
+samples, `user_data` has users of one sample or none as well, empty, whom `users` leaves out.
 """
 
 from __future__ import annotations
@@ -108,8 +111,7 @@ def read_users(file: Path, kind: type = int) -> Iterator[User]:
         kind: what targets are, one of `KINDS`.
 
     Raises:
-        ConfigurationError: if it is no such file, a user has not one target of that kind per sample, or the file's
-            `num_samples`, if it has them, say otherwise.
+        ConfigurationError: if it is no such file, or a user has not one target of that kind per sample.
     """
     try:
         content = json.loads(file.read_bytes())
@@ -121,20 +123,16 @@ def read_users(file: Path, kind: type = int) -> Iterator[User]:
     counts = Counter(name for name in users if isinstance(name, str))
     if twice := [name for name, count in counts.items() if count > 1]:
         raise ConfigurationError(f"{file}: users names {enumerated(map(repr, twice))} more than once; {REMEDY}")
-    unnamed = [name for name in data if name not in counts]
+    empty = {"x": [], "y": []}
+    unnamed = [name for name, samples in data.items() if name not in counts and samples != empty]
     if unnamed and counts.total() == len(users):  # whoever has no text for a name comes first
         raise ConfigurationError(f"{file}: user_data has {enumerated(map(repr, unnamed))}, whom users does not name; {REMEDY}")
-    numbers = content.get("num_samples", [None] * len(users))
-    if not isinstance(numbers, list) or len(numbers) != len(users):
-        raise ConfigurationError(f"{file}: num_samples must be a list of as many numbers as there are users; {REMEDY}")
-    for name, number in zip(users, numbers, strict=True):
+    for name in users:
         place = f"{file}, user {name!r}"
         samples = data.get(name) if isinstance(name, str) else None
         inputs, targets = (samples.get("x"), samples.get("y")) if isinstance(samples, dict) else (None, None)
         if not isinstance(inputs, list) or not isinstance(targets, list) or len(inputs) != len(targets):
             raise ConfigurationError(f"{place}: x and y must be lists of the same length; {REMEDY}")
-        if number not in (None, len(inputs)):
-            raise ConfigurationError(f"{place}: num_samples says {number!r}, but x has {len(inputs)} samples; {REMEDY}")
         if not all(type(target) is kind and (kind is not int or abs(target) < 2**63) for target in targets):
             raise ConfigurationError(f"{place}: y must hold {KINDS[kind]}; {REMEDY}")
         yield User(name, place, inputs, targets)
