@@ -2,9 +2,9 @@
 
 python docs/results/tables_page.py
 
-`paper.csv` has a row per cell of the paper's tables that was run: means, sample standard deviations and ASR by seed of the last
-round, means of the last evaluations, ten at most, and their least and largest ASR. The paper's own values are those of the
-files in configs/sweeps.
+`paper.csv` has a row per cell of the paper's tables that was run, but for the tables of phishing, whose runs are packed: means,
+sample standard deviations and ASR by seed of the last round, means of the last evaluations, ten at most, and their least and
+largest ASR. The paper's own values are those of the files in configs/sweeps.
 """
 
 import math
@@ -17,12 +17,13 @@ import blocks
 import pandas as pd
 
 from fl_lightning.experiments.packs import root_of
-from fl_lightning.experiments.results import read_results
+from fl_lightning.experiments.results import Results, read_results
 from fl_lightning.experiments.sweep import read_sweep
 from fl_lightning.experiments.tables import markdown, number, pair
 
 HERE = Path(__file__).parent
 SWEEPS = HERE.parents[1] / "configs" / "sweeps"
+PHISHING = HERE / "runs" / "phishing.jsonl.gz"
 
 
 def cells() -> pd.DataFrame:
@@ -47,6 +48,9 @@ def by_seed(row: dict[str, Any]) -> str:
 
 
 def rows_of(setting: str, table: str) -> list[dict[str, Any]]:
+    """Of `paper.csv`, or of packed runs."""
+    if setting == "phishing" and table.isdigit():
+        return packed_rows(table)
     frame = cells()
     frame = frame[(frame["setting"] == setting) & (frame["table"] == table)]
     return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
@@ -55,24 +59,65 @@ def rows_of(setting: str, table: str) -> list[dict[str, Any]]:
 # ---- phishing.md -----------------------------------------------------------------------------------------------------
 
 
+def packed(sweep: str) -> Results:
+    """A sweep of the paper's on the stand-in."""
+    root = root_of(PHISHING)
+    return read_results(root / "sweeps" / sweep, root / "pool")
+
+
+def packed_rows(table: str) -> list[dict[str, Any]]:
+    """The cells of a table as rows of `paper.csv`."""
+    results = packed(f"phishing-table{table}")
+    runs = results.runs[results.runs["state"] == "finished"]
+    return [{"row": str(label), **summary(part)} for label, part in runs.groupby(results.axes[0], sort=False)]
+
+
+def summary(part: pd.DataFrame) -> dict[str, Any]:
+    """A cell's runs, a row per seed, in numbers."""
+    row: dict[str, Any] = {"n": len(part), **{f"asr_{seed}": asr for seed, asr in zip(part["seed"], part["asr"], strict=True)}}
+    row |= {name: part[name].mean() for name in ("acc", "asr", "acc_last10", "asr_last10")}
+    return row | {f"{name}_sd": part[name].std() for name in ("acc", "asr")}
+
+
 def phishing(table: str, axis: str) -> str:
-    """One of the paper's tables, with its values and the differences from them."""
+    """One of the paper's tables, with its values, where it has any of phishing, and the differences from them."""
     paper, found = published("phishing", table), rows_of("phishing", table)
     asr = {row["row"]: row["asr"] for row in found}
     lines = []
     for row in found:
-        theirs = paper[row["row"]]
         line = {axis: row["row"], "Acc": spread(row, "acc"), "ASR": spread(row, "asr")}
         line |= {"Acc, last 10": number(row["acc_last10"]), "ASR, last 10": number(row["asr_last10"])}
         line |= {"ASR by seed": by_seed(row), "n": str(row["n"])}
-        line["paper Acc / ASR"] = pair(number(theirs["acc"]), number(theirs["asr"]))
-        differences = (number(row[name] - theirs[name], sign=True) for name in ("acc", "asr"))
-        line["difference"] = pair(*differences)
+        if theirs := paper[row["row"]]:
+            line["paper Acc / ASR"] = pair(number(theirs["acc"]), number(theirs["asr"]))
+            differences = (number(row[name] - theirs[name], sign=True) for name in ("acc", "asr"))
+            line["difference"] = pair(*differences)
         if table == "1":
             reduction = asr["FedAvg"] - row["asr"]
             line["ASR reduction"] = number(reduction, sign=True)
             line["of the excess"] = f"{100 * reduction / (asr['FedAvg'] - asr['no attack']):.1f}%"
         lines.append(line)
+    return markdown(pd.DataFrame(lines))
+
+
+def varied() -> dict[str, dict[str, dict[str, Any]]]:
+    """Figure 6: by setting and value the cells that differ from what is shipped in that one alone."""
+    results = packed("phishing-figure6")
+    center, runs = results.center, results.runs[results.runs["state"] == "finished"]
+    found = {}
+    for axis in results.axes:
+        others = [other for other in results.axes if other != axis]
+        alone = runs[(runs[others] == pd.Series(center)[others]).all(axis=1)]
+        found[axis] = {str(value): summary(part) for value, part in alone.groupby(axis, sort=False)}
+    return found
+
+
+def figure6() -> str:
+    lines = []
+    for axis, values in varied().items():
+        for value, row in values.items():
+            line = {"setting": axis, "value": value, "Acc": spread(row, "acc"), "ASR": spread(row, "asr")}
+            lines.append(line | {"ASR by seed": by_seed(row)})
     return markdown(pd.DataFrame(lines))
 
 
@@ -222,11 +267,20 @@ def flatness() -> str:
 
 PAGES: dict[str, dict[str, dict[str, Callable[[], str]]]] = {
     "phishing.md": {
-        "paper.csv": {
+        "runs/phishing.jsonl.gz": {
             "Table 1": partial(phishing, "1", "rule"),
             "Table 4": partial(phishing, "4", "rule"),
             "Table 5": partial(phishing, "5", "attack"),
-            "other rules": other_rules,
+        },
+        "paper.csv": {"other rules": other_rules},
+    },
+    "phishing_settings.md": {
+        "runs/phishing.jsonl.gz": {
+            "Table 6": partial(phishing, "6", "rule"),
+            "Table 7": partial(phishing, "7", "rule"),
+            "Table 8": partial(phishing, "8", "share of malicious clients"),
+            "Table 10": partial(phishing, "10", "data"),
+            "Figure 6": figure6,
         }
     },
     "cifar10_cnn.md": {

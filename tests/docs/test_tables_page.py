@@ -28,6 +28,20 @@ def test_a_row_of_the_papers_table_has_its_values_and_what_lies_between() -> Non
     assert "| .999 / .999 | +.000 / -.960 | +.954 | 96.2% |" in line
 
 
+def test_packed_tables_of_phishing_are_whole_and_agree_where_they_share_a_cell() -> None:
+    as_shipped, cells = {"1": "Invariant", "4": "Invariant", "5": "trigger", "8": "0.20"}, []
+    for table in ("1", "4", "5", "6", "7", "8", "10"):
+        rows = {row["row"]: row for row in PAGE["rows_of"]("phishing", table)}
+        assert list(rows) == list(PAGE["published"]("phishing", table))
+        assert all(row["n"] == 3 for row in rows.values())
+        cells += [rows[as_shipped[table]]] if table in as_shipped else []
+    figure = PAGE["varied"]()
+    cells += [figure[axis][value] for axis, value in (("tau", "0.6"), ("alpha", "0.25"), ("clients", "20"))]
+    assert {axis: len(values) for axis, values in figure.items()} == {"tau": 9, "alpha": 10, "clients": 6}
+    assert len(cells) == 7
+    assert len({tuple(cell[f"asr_{seed}"] for seed in range(3)) for cell in cells}) == 1
+
+
 def test_a_file_without_a_block_of_a_page_changes_nothing() -> None:
     text = "<!-- from a.csv: one -->\nold\n<!-- end --> <!-- from b.csv: one -->\nkept\n<!-- end -->"
     told = PAGE["blocks"].written(text, "a.csv", {"one": lambda: "new"})
