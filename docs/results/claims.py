@@ -219,9 +219,8 @@ def table10(task: str) -> Result:
 def figure6(task: str) -> Result:
     """From tau .2 and alpha .2 on, where the mask and the trimming do something."""
     if task == "phishing":
-        found = {
-            axis: pd.Series({float(v): row["asr"] for v, row in rows.items()}) for axis, rows in tables_page.varied().items()
-        }
+        alone = tables_page.varied()
+        found = {axis: pd.Series({float(key): row["asr"] for key, row in found_at.items()}) for axis, found_at in alone.items()}
     else:
         found = {"tau": cells(task, "tau"), "alpha, 20 clients a round": cells(task, "alpha", clients=20)}
     found = {axis: asr[asr.index >= (10 if axis == "clients" else 0.2)] for axis, asr in found.items()}
