@@ -7,14 +7,14 @@ check:
 	ruff check
 	pyrefly check
 	lint-imports
-	pytest -n 3
+	pytest -n 2
 
 format:
 	ruff check --fix
 	ruff format
 
 test:
-	pytest -n 3
+	pytest -n 2
 
 zoo: export OMP_NUM_THREADS ?= 1
 zoo:
@@ -32,7 +32,7 @@ newest:
 	.newest/bin/pip install -e '.[test]'
 	.newest/bin/pip install --upgrade lightning torchmetrics datasets 'jsonargparse[signatures]' $(WITH)
 	.newest/bin/pip list | grep -E '^(torch|lightning|torchmetrics|datasets|jsonargparse) '
-	.newest/bin/python -m pytest -n 3 $(TESTS)
+	.newest/bin/python -m pytest -n 2 $(TESTS)
 
 bench: export OMP_NUM_THREADS ?= 1
 bench:

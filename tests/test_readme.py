@@ -7,7 +7,7 @@ README = (Path(__file__).parents[1] / "README.md").read_text()
 
 def test_the_two_commands_are_there() -> None:
     assert "pip install -e . && torchrun --nproc-per-node 2 -m fl_lightning fit --config configs/quickstart.yaml" in README
-    assert "pip install -e '.[test]' && pytest -n 3" in README
+    assert "pip install -e '.[test]' && pytest -n 2" in README
 
 
 def test_it_is_read_in_one_sitting() -> None:
