@@ -11,8 +11,6 @@ import blocks
 import pandas as pd
 import tables_page
 
-from fl_lightning.experiments.packs import root_of
-from fl_lightning.experiments.results import read_results
 from fl_lightning.experiments.tables import markdown, number
 
 HERE = Path(__file__).parent
@@ -21,8 +19,7 @@ PAGE, FILE = HERE / "baselines.md", "runs without attack"
 
 def of_sweep(name: str) -> str:
     """Acc of a sweep of one cell, over its seeds."""
-    root = root_of(HERE / "runs" / "without_attack.jsonl.gz")
-    acc = read_results(root / "sweeps" / name, root / "pool").runs["acc"]
+    acc = tables_page.packed("without_attack.jsonl.gz", name).runs["acc"]
     return f"{number(acc.mean())} ({number(acc.std())}), {len(acc)} seeds"
 
 

@@ -23,7 +23,6 @@ from fl_lightning.experiments.tables import markdown, number, pair
 
 HERE = Path(__file__).parent
 SWEEPS = HERE.parents[1] / "configs" / "sweeps"
-PHISHING = HERE / "runs" / "phishing.jsonl.gz"
 
 
 def cells() -> pd.DataFrame:
@@ -56,18 +55,18 @@ def rows_of(setting: str, table: str) -> list[dict[str, Any]]:
     return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
 
 
-# ---- phishing.md -----------------------------------------------------------------------------------------------------
-
-
-def packed(sweep: str) -> Results:
-    """A sweep of the paper's on the stand-in."""
-    root = root_of(PHISHING)
+def packed(file: str, sweep: str) -> Results:
+    """A sweep of a file of runs."""
+    root = root_of(HERE / "runs" / file)
     return read_results(root / "sweeps" / sweep, root / "pool")
+
+
+# ---- phishing.md -----------------------------------------------------------------------------------------------------
 
 
 def packed_rows(table: str) -> list[dict[str, Any]]:
     """The cells of a table as rows of `paper.csv`."""
-    results = packed(f"phishing-table{table}")
+    results = packed("phishing.jsonl.gz", f"phishing-table{table}")
     runs = results.runs[results.runs["state"] == "finished"]
     return [{"row": str(label), **summary(part)} for label, part in runs.groupby(results.axes[0], sort=False)]
 
@@ -102,7 +101,7 @@ def phishing(table: str, axis: str) -> str:
 
 def varied() -> dict[str, dict[str, dict[str, Any]]]:
     """Figure 6: by setting and value the cells that differ from what is shipped in that one alone."""
-    results = packed("phishing-figure6")
+    results = packed("phishing.jsonl.gz", "phishing-figure6")
     center, runs = results.center, results.runs[results.runs["state"] == "finished"]
     found = {}
     for axis in results.axes:
@@ -175,8 +174,7 @@ def cpu_networks() -> str:
 
 def cpu_choice() -> str:
     """The cells of choose_cpu.yaml that were run."""
-    root = root_of(HERE / "runs" / "cifar10_cpu.jsonl.gz")
-    runs = read_results(root / "sweeps" / "cifar10-choose-cpu", root / "pool").runs
+    runs = packed("cifar10_cpu.jsonl.gz", "cifar10-choose-cpu").runs
     found = runs[runs["state"] == "finished"]
     lines = [
         {"network": row["network"], "rate": row["rate"], "epochs": row["epochs"], "Acc, round 10": number(row["acc"])}
